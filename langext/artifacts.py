@@ -1,0 +1,92 @@
+"""What stages hand to each other: a directory, plus a manifest that is written last.
+
+A directory without `manifest.json` is an unfinished stage. Nothing else marks completion.
+"""
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+MANIFEST = "manifest.json"
+JOB = "job.json"
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A stage directory. Subclasses name the kind, so that wiring can be checked by type."""
+
+    path: Path
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """The record of the finished stage. Raises FileNotFoundError while the stage is not finished."""
+        return read_json(self.path / MANIFEST)
+
+
+class Corpus(Artifact):
+    """Filtered text: `documents/<train|valid>/<language>/<source>.jsonl.gz` of {"text", "id", ...}."""
+
+    def files(self, split: str, language: str) -> list[Path]:
+        """The document files of one language, sorted. `split` is "train" or "valid"."""
+        return sorted((self.path / "documents" / split / language).glob("*.jsonl.gz"))
+
+
+class Tokenizer(Artifact):
+    """`tokenizer/` in Hugging Face format plus `new_tokens.json`: id -> the base ids that the token replaces."""
+
+
+class Model(Artifact):
+    """`model.json` (base folder, method, tokenizer) and `delta.safetensors`: everything that differs from the base."""
+
+
+class Scores(Artifact):
+    """`scores.json`: bits per byte and task results with standard errors, and text samples."""
+
+
+class Checkpoint(Artifact):
+    """`checkpoint/`: a Hugging Face folder that loads without langext, and `export.json` with its verification."""
+
+
+def fingerprint(value: Any) -> str:
+    """Twelve hex digits that change if and only if `value` does. Raises on what has no stable JSON form."""
+    text = json.dumps(value, sort_keys=True, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def sha256_file(path: Path) -> str:
+    """Hex sha256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _sha256(file)
+
+
+def _sha256(file: Any) -> str:  # Python 3.10 has no hashlib.file_digest
+    digest = hashlib.sha256()
+    while block := file.read(1 << 20):
+        digest.update(block)
+    return digest.hexdigest()
+
+
+def read_json(path: Path) -> Any:
+    """Parse a UTF-8 JSON file."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write beside and rename, so that a killed run never leaves half a file."""
+    beside = path.with_name(path.name + ".tmp")
+    with beside.open("w", encoding="utf-8") as file:
+        json.dump(value, file, indent=2, sort_keys=True, ensure_ascii=False)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(beside, path)
+
+
+def list_files(root: Path) -> list[dict[str, Any]]:
+    """Name, size in bytes and sha256 of every payload file below `root`, for a manifest."""
+    skip = {MANIFEST, JOB}
+    files = [p for p in sorted(root.rglob("*")) if p.is_file() and p.name not in skip]
+    return [{"name": str(p.relative_to(root)), "bytes": p.stat().st_size, "sha256": sha256_file(p)} for p in files]

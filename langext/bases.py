@@ -1,0 +1,168 @@
+"""Base models: a hub id, a local folder, a .gguf file or an asset -> a local folder of config, tokenizer and safetensors."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from langext import assets
+from langext.artifacts import MANIFEST, Model, list_files, read_json, sha256_file, write_json
+from langext.console import say
+from langext.spec import ConfigError
+
+HUB_FILES = ["*.json", "*.safetensors", "tokenizer.model", "merges.txt", "*.jinja"]
+
+
+def check(base: str) -> None:
+    """Raise ConfigError when a local base is not there or is no causal language model with a tokenizer."""
+    path = _local(base)
+    if path is None:
+        return
+    if not path.exists():
+        raise ConfigError(f"base_model: {base}: no such file or folder")
+    if path.is_file() and path.suffix != ".gguf":
+        raise ConfigError(f"base_model: {base}: expected a Hugging Face folder or a .gguf file")
+    if path.is_dir():
+        from langext import families, modeling
+
+        config = modeling.load_config(path)
+        families.of(config)
+        modeling.load_tokenizer(path)
+
+
+def check_same(out: Path, base: str, revision: str | None) -> None:
+    """Raise ConfigError when a run folder already holds another base."""
+    if (out / MANIFEST).exists():
+        had = read_json(out / MANIFEST)["identity"]
+        if had != {"base_model": base, "revision": revision}:
+            raise ConfigError(
+                f"{out}: this run has base model {had['base_model']} (revision {had['revision']}), the pipeline now says "
+                f"{base} (revision {revision}). Choose another --out."
+            )
+
+
+def prepare(base: str, revision: str | None, out: Path) -> Model:
+    """Make the base available as the Model artifact `out`, once. The hub commit and the hashes are recorded."""
+    from langext import families, modeling
+
+    if (out / MANIFEST).exists():
+        return Model(out)
+    out.mkdir(parents=True, exist_ok=True)
+    path = _local(base)
+    commit = None
+    if path is None:
+        folder = _from_hub(base, revision)
+        commit = folder.name
+    elif path.suffix == ".gguf":
+        say(f"base: converting {path.name} to safetensors")
+        folder = _from_gguf(path, out / "model")
+    else:
+        folder = path.resolve()
+    families.of(modeling.load_config(folder))
+    modeling.load_tokenizer(folder)
+    modeling.write_record(out, folder, None, None)
+    manifest = {
+        "kind": "Model",
+        "identity": {"base_model": base, "revision": revision},
+        "commit": commit,
+        "folder": str(folder),
+        "files": list_files(folder),
+    }
+    write_json(out / MANIFEST, manifest)
+    return Model(out)
+
+
+def config_if_here(base: str, revision: str | None) -> Any:
+    """The transformers config of a base, from this machine alone; None when that would take a download."""
+    path = _local_or_none(base)
+    if path is None:
+        from huggingface_hub import try_to_load_from_cache
+
+        cached = try_to_load_from_cache(base, "config.json", revision=revision)
+        path = Path(cached).parent if isinstance(cached, str) else None
+    if path is None or not path.exists():
+        return None
+    if path.suffix == ".gguf":
+        from transformers import AutoConfig
+
+        return AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
+    from langext import modeling
+
+    return modeling.load_config(path)
+
+
+def _local(base: str) -> Path | None:
+    """The local path that a base names; None when it is a hub id. Raises ConfigError for an asset that is not here."""
+    if base.startswith(assets.PREFIX):
+        return assets.resolve(base)
+    looks_local = base.startswith(("/", ".", "~")) or base.endswith(".gguf") or Path(base).exists() or base.count("/") != 1
+    return Path(base).expanduser() if looks_local else None
+
+
+def _local_or_none(base: str) -> Path | None:
+    try:
+        return _local(base)
+    except ConfigError:
+        return None
+
+
+def _from_hub(repo: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    try:
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=HUB_FILES))
+    except GatedRepoError:
+        raise ConfigError(f"base_model: {repo} is gated; accept its licence on the hub and log in with `hf auth login`") from None
+    except RepositoryNotFoundError:
+        raise ConfigError(f"base_model: {repo}: no such folder here and no such model on the hub") from None
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        raise ConfigError(
+            f"base_model: {repo}: no such folder here, and the hub could not be reached ({type(error).__name__}). "
+            "Give a local folder or a .gguf file, or try again with a connection."
+        ) from None
+
+
+def _from_gguf(path: Path, out: Path) -> Path:
+    """Dequantise a GGUF file into a safetensors folder in bfloat16, written beside and renamed."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    with path.open("rb") as file:
+        if file.read(4) != b"GGUF":
+            raise ConfigError(f"base_model: {path}: not a GGUF file")
+    source: dict[str, Any] = {"pretrained_model_name_or_path": path.parent, "gguf_file": path.name}
+    tensors = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32).state_dict()
+    config = AutoConfig.from_pretrained(**source)
+    config.__dict__.pop("quantization_config", None)  # the weights are plain now; saving refuses while it is there
+    config.dtype = torch.bfloat16
+    with torch.device("meta"):
+        net = AutoModelForCausalLM.from_config(config)
+    net.load_state_dict({k: v.to(torch.bfloat16) for k, v in tensors.items()}, assign=True)
+    net.tie_weights()
+    beside = out.with_name(out.name + ".tmp")
+    shutil.rmtree(beside, ignore_errors=True)
+    net.save_pretrained(beside)
+    AutoTokenizer.from_pretrained(**source).save_pretrained(beside)
+    _split_digits(beside / "tokenizer.json", path)
+    origin = {"file": path.name, "sha256": sha256_file(path), "note": "dequantised from GGUF"}
+    write_json(beside / "langext_origin.json", origin)
+    shutil.rmtree(out, ignore_errors=True)
+    os.replace(beside, out)
+    return out
+
+
+def _split_digits(tokenizer_json: Path, gguf: Path) -> None:
+    """Give back the pre-tokenizer that a GGUF file only names: SmolLM's splits numbers into digits, and transformers 5.23
+    writes a plain byte-level one for it (https://huggingface.co/HuggingFaceTB/SmolLM2-135M/blob/main/tokenizer.json)."""
+    from gguf import GGUFReader
+
+    field = GGUFReader(str(gguf)).get_field("tokenizer.ggml.pre")
+    if field is None or field.contents() != "smollm":
+        return
+    state = json.loads(tokenizer_json.read_text(encoding="utf-8"))
+    if state["pre_tokenizer"]["type"] == "ByteLevel":
+        digits = {"type": "Digits", "individual_digits": True}
+        state["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [digits, state["pre_tokenizer"]]}
+        write_json(tokenizer_json, state)

@@ -1,0 +1,116 @@
+"""Bits per byte: how many bits a model needs for one byte of UTF-8 text, comparable across tokenizers.
+
+    bpb = sum over tokens of -log2 p(token | before) / number of bytes of the text
+
+The byte count is that of the text itself, never of decoded tokens: tokens that are not valid UTF-8 by themselves would
+decode to replacement characters and be counted wrongly.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from langext import losses, vocabulary
+
+
+@dataclass(frozen=True)
+class Bits:
+    """Per-passage figures, in the order of the passages."""
+
+    bits: np.ndarray
+    num_bytes: np.ndarray
+
+    @property
+    def per_byte(self) -> float:
+        """Bits per byte over all passages."""
+        return float(self.bits.sum() / self.num_bytes.sum())
+
+    def stderr(self, resamples: int = 1000, seed: int = 0) -> float:
+        """Standard error of `per_byte` by bootstrap over passages; nan for a single passage."""
+        if len(self.bits) < 2:
+            return float("nan")
+        picks = np.random.default_rng(seed).integers(len(self.bits), size=(resamples, len(self.bits)))
+        return float((self.bits[picks].sum(1) / self.num_bytes[picks].sum(1)).std(ddof=1))
+
+
+def passages(texts: Sequence[str], passage_bytes: int, total_bytes: int) -> list[str]:
+    """Cut documents into passages of about `passage_bytes`, at line or word ends, up to `total_bytes` in all.
+
+    Whole passages only, taken in turn from every document, so that a long document does not stand for all of them.
+    """
+    cut = [_cut(text, passage_bytes) for text in texts]
+    chosen, used = [], 0
+    for turn in range(max(map(len, cut), default=0)):
+        for pieces in cut:
+            if turn < len(pieces):
+                if used >= total_bytes:
+                    return chosen
+                chosen.append(pieces[turn])
+                used += len(pieces[turn].encode())
+    return chosen
+
+
+def _cut(text: str, passage_bytes: int) -> list[str]:
+    pieces, at = [], 0
+    while at < len(text):
+        end = at + passage_bytes
+        if end < len(text):
+            breaks = [text.rfind(sep, at + passage_bytes // 2, end) for sep in ("\n\n", "\n", ". ", " ")]
+            end = next((b + 1 for b in breaks if b > 0), end)
+        piece = text[at:end].strip()
+        if piece:
+            pieces.append(piece)
+        at = end
+    return pieces
+
+
+@torch.no_grad()
+def measure(
+    net: Any,
+    tokenizer: Any,
+    texts: Sequence[str],
+    window: int = 512,
+    batch_tokens: int = 4096,
+    observe: Callable[[torch.Tensor], None] | None = None,
+) -> Bits:
+    """Bits and bytes of each text under a model (in evaluation mode). Every token is predicted, none is cut off.
+
+    A text longer than `window` tokens is read in windows that overlap by half, each token scored once, with at least half a
+    window before it. The first token is predicted from the tokenizer's start (or end-of-text) token. `observe` is called after
+    each forward pass with a (B, T) mask of the tokens that were scored.
+    """
+    start = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+    windows = []  # (text index, ids, first scored position)
+    for i, text in enumerate(texts):
+        ids = [start, *tokenizer(text, add_special_tokens=False).input_ids]
+        windows.append((i, ids[:window], 1))
+        at = window
+        while at < len(ids):
+            begin = at - window // 2
+            windows.append((i, ids[begin : begin + window], window // 2))
+            at = begin + window
+    bits = np.zeros(len(texts))
+    order = sorted(range(len(windows)), key=lambda w: len(windows[w][1]))
+    device = net.get_input_embeddings().weight.device
+    weight = vocabulary.head_weight(net.get_output_embeddings())
+    while order:
+        longest = len(windows[order[-1]][1])
+        take = [order.pop() for _ in range(min(len(order), max(1, batch_tokens // longest)))]
+        ids_BT = torch.zeros(len(take), longest, dtype=torch.long)
+        labels_BT = torch.full((len(take), longest), losses.IGNORE)
+        for row, w in enumerate(take):
+            _, ids, first = windows[w]
+            ids_BT[row, : len(ids)] = torch.tensor(ids)
+            labels_BT[row, first - 1 : len(ids) - 1] = torch.tensor(ids[first:])
+        hidden_BTD = net.base_model(input_ids=ids_BT.to(device), use_cache=False).last_hidden_state
+        flat = hidden_BTD.reshape(-1, hidden_BTD.shape[-1])
+        _, losses_N = losses.cross_entropy(flat, weight, labels_BT.to(device).reshape(-1), 1.0)
+        if observe:
+            observe(labels_BT != losses.IGNORE)
+        nats = losses_N.reshape(ids_BT.shape).sum(1).double().cpu().numpy()
+        for row, w in enumerate(take):
+            bits[windows[w][0]] += nats[row] / np.log(2)
+    return Bits(bits, np.array([len(text.encode()) for text in texts]))

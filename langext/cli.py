@@ -1,0 +1,117 @@
+"""langext run | plan | report | export | fetch | doctor. Turns ConfigError into one clean message and exit code 2.
+
+Modules that import slowly are imported inside the commands, so that --help is instant.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from langext.pipeline import Pipeline
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__.split(".")[0])
+File = Annotated[Path, typer.Argument(help="Pipeline file (YAML).")]
+Set = Annotated[list[str] | None, typer.Option("--set", help="Override one value, e.g. train.lr=3e-4. Repeatable.")]
+Out = Annotated[Path | None, typer.Option(help="Run folder. Default: runs/<pipeline name>.")]
+RunFolder = Annotated[Path, typer.Argument(help="Run folder, e.g. runs/quickstart.")]
+
+
+@app.command()
+def run(
+    file: File,
+    overrides: Set = None,
+    out: Out = None,
+    redo: Annotated[str | None, typer.Option(help="Do this stage again, and what depends on it.")] = None,
+) -> None:
+    """Run a pipeline. Finished stages are skipped, interrupted ones go on."""
+    with _clean_errors():
+        from langext import pipeline, report
+
+        spec, root = _load(file, overrides, out)
+        pipeline.run(spec, root, redo=redo)
+        page = report.build(root)
+        typer.echo("\n" + report.headline(root, page))
+
+
+@app.command()
+def plan(file: File, overrides: Set = None, out: Out = None) -> None:
+    """Show what would run: wiring, what is done, size, memory, disk and exports. Needs no GPU and downloads nothing."""
+    with _clean_errors():
+        from langext import estimate
+
+        spec, root = _load(file, overrides, out)
+        estimate.show(spec, root)
+
+
+@app.command("report")
+def report_(root: RunFolder) -> None:
+    """Write <run>/report.html from what the stages left, and print the headline."""
+    with _clean_errors():
+        from langext import report
+
+        page = report.build(root)
+        typer.echo(report.headline(root, page))
+
+
+@app.command()
+def export(
+    root: RunFolder,
+    to: Annotated[Path, typer.Option(help="Folder to write; must not exist yet.")],
+    form: Annotated[str, typer.Option("--format", help="auto, native or remote.")] = "auto",
+) -> None:
+    """Write the newest trained model of a run as a checkpoint that loads without langext, and verify it."""
+    with _clean_errors():
+        from langext import exports
+
+        exports.from_run(root, to, form)
+
+
+@app.command()
+def fetch(what: Annotated[str, typer.Argument(help="quickstart, or the name of one asset.")]) -> None:
+    """Bring small models and texts to this machine, verified; afterwards no network is needed."""
+    with _clean_errors():
+        from langext import assets
+
+        for name in assets.names(what):
+            assets.fetch(name)
+
+
+@app.command()
+def doctor(
+    fields: Annotated[bool, typer.Option("--fields", help="Explain every key of a pipeline file instead.")] = False,
+) -> None:
+    """Say what this machine has and what will not work on it."""
+    with _clean_errors():
+        from langext import health
+
+        raise typer.Exit(health.fields() if fields else health.show())
+
+
+def _load(file: Path, overrides: list[str] | None, out: Path | None) -> "tuple[Pipeline, Path]":
+    from langext.pipeline import Pipeline
+    from langext.spec import load
+
+    spec = load(file, Pipeline, overrides or [])
+    return spec, (out or Path("runs") / spec.name).resolve()
+
+
+@contextmanager
+def _clean_errors() -> Iterator[None]:
+    from langext.spec import ConfigError
+
+    try:
+        yield
+    except ConfigError as error:
+        typer.secho(f"error: {error}", fg="red", err=True)
+        raise typer.Exit(2) from None
+    except KeyboardInterrupt:
+        typer.secho("interrupted; run the same command again to go on", err=True)
+        raise typer.Exit(130) from None
+
+
+if __name__ == "__main__":
+    app()

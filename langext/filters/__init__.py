@@ -1,0 +1,1 @@
+"""Steps that documents go through before training; each is a datatrove pipeline step."""

@@ -1,0 +1,131 @@
+"""The only importer of lm_eval: public tasks by name, and our own continuation task made from held-out text."""
+
+import contextlib
+import io
+import logging
+import os
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from langext.spec import ConfigError, near
+
+CHOICES = 4
+
+
+def check_tasks(tasks: Sequence[str], include: Path | None) -> None:
+    """Raise ConfigError for task names that lm-eval does not know."""
+    if not tasks:
+        return
+    known = set(_manager(include).all_tasks)
+    unknown = [task for task in tasks if task not in known]
+    if unknown:
+        raise ConfigError(f"tasks: lm-eval has no {unknown[0]!r}.{near(unknown[0], known)} List them with: lm-eval ls tasks")
+
+
+def continuation_items(texts: Sequence[str], count: int, seed: int) -> list[dict[str, Any]]:
+    """Multiple-choice items out of documents: the first half of a paragraph, and which of four second halves is its own.
+
+    The three others are second halves of other paragraphs, of like length. At most `count` items of
+    {"query", "choices", "gold"}; fewer when the documents are few.
+    """
+    halves = [cut for text in texts for paragraph in text.split("\n\n") if (cut := _halves(paragraph))]
+    dice = random.Random(seed)
+    dice.shuffle(halves)
+    items = []
+    for i, (first, second) in enumerate(halves[:count]):
+        others = [h for j, (_, h) in enumerate(halves) if j != i and h != second]
+        others.sort(key=lambda h: abs(len(h) - len(second)))
+        if len(others) < CHOICES - 1:
+            continue
+        choices = [second, *dice.sample(others[:20], CHOICES - 1)]
+        dice.shuffle(choices)
+        items.append({"query": first, "choices": choices, "gold": choices.index(second)})
+    return items
+
+
+def _halves(paragraph: str) -> tuple[str, str] | None:
+    words = paragraph.split()
+    if not 16 <= len(words) <= 120:
+        return None
+    middle = len(words) // 2
+    return " ".join(words[:middle]), " ".join(words[middle:])
+
+
+def evaluate(
+    live: Any, tasks: Sequence[str], own: dict[str, list[dict[str, Any]]], *, num_fewshot: int | None, limit: int | None,
+    batch_size: int, include: Path | None,
+) -> dict[str, dict[str, dict[str, float]]]:  # fmt: skip
+    """Run tasks on a live model: task -> metric -> {"value", "stderr", "items"}. `own` holds items by task name."""
+    results: dict[str, dict[str, dict[str, float]]] = {}
+    if not tasks and not own:
+        return results
+    with _quiet():
+        from lm_eval import simple_evaluate
+        from lm_eval.models.huggingface import HFLM
+
+        model = HFLM(pretrained=live.net, tokenizer=live.tokenizer, batch_size=batch_size, max_length=1024)
+        runs: list[tuple[list[Any], Any]] = []
+        if own:
+            runs.append(([_task(name, items) for name, items in own.items()], None))
+        if tasks:
+            runs.append((list(tasks), _manager(include)))
+        for wanted, manager in runs:
+            found = simple_evaluate(
+                model=model, tasks=wanted, num_fewshot=num_fewshot if manager else None, limit=limit if manager else None,
+                task_manager=manager, bootstrap_iters=0 if manager is None else 1000, log_samples=False,
+            )  # fmt: skip
+            assert found is not None, "lm-eval returns results on rank 0, and evaluation runs as one process"
+            for task, figures in found["results"].items():
+                items = found["n-samples"].get(task, {}).get("effective", 0)
+                results[task] = _metrics(figures, items)
+    return results
+
+
+def _task(name: str, items: list[dict[str, Any]]) -> Any:
+    from datasets import Dataset
+    from lm_eval.api.task import ConfigurableTask
+
+    rows = Dataset.from_list(items)
+    return ConfigurableTask(
+        config={
+            "task": name,
+            "custom_dataset": lambda **_: {"test": rows},
+            "output_type": "multiple_choice",
+            "test_split": "test",
+            "doc_to_text": "query",
+            "doc_to_choice": "choices",
+            "doc_to_target": "gold",
+            "metric_list": [
+                {"metric": metric, "aggregation": "mean", "higher_is_better": True} for metric in ("acc", "acc_norm")
+            ],
+        }
+    )
+
+
+def _metrics(figures: dict[str, Any], items: int) -> dict[str, dict[str, float]]:
+    found = {}
+    for key, value in figures.items():
+        metric, _, rest = key.partition(",")
+        if rest and not metric.endswith("_stderr") and isinstance(value, int | float):
+            stderr = figures.get(f"{metric}_stderr,{rest}")
+            stderr = float(stderr) if isinstance(stderr, int | float) else float("nan")
+            found[metric] = {"value": float(value), "stderr": stderr, "items": items}
+    return found
+
+
+def _manager(include: Path | None) -> Any:
+    with _quiet():
+        from lm_eval.tasks import TaskManager
+
+        return TaskManager(include_path=str(include) if include else None)
+
+
+@contextlib.contextmanager
+def _quiet() -> Any:
+    """lm-eval asks git for a version, draws bars and logs every task; errors still come as exceptions."""
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    os.environ.setdefault("LOGLEVEL", "ERROR")
+    with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
+        yield

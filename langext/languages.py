@@ -1,0 +1,105 @@
+"""Language codes. langext writes them FLORES-200 style (`fra_Latn`); `fr`, `fra` and `French` resolve to that.
+
+The table follows FLORES-200 (https://github.com/facebookresearch/flores/tree/main/flores200): code, ISO 639-1 code or -, name.
+"""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from langext.spec import ConfigError, near
+
+_TABLE = """
+ace_Latn - Acehnese|acm_Arab - Mesopotamian Arabic|afr_Latn af Afrikaans|aka_Latn ak Akan|als_Latn sq Albanian|amh_Ethi am Amharic
+arb_Arab ar Arabic|arz_Arab - Egyptian Arabic|asm_Beng as Assamese|ast_Latn - Asturian|awa_Deva - Awadhi|ayr_Latn ay Aymara
+azb_Arab - South Azerbaijani|azj_Latn az Azerbaijani|bak_Cyrl ba Bashkir|bam_Latn bm Bambara|ban_Latn - Balinese
+bel_Cyrl be Belarusian|bem_Latn - Bemba|ben_Beng bn Bengali|bho_Deva - Bhojpuri|bod_Tibt bo Tibetan|bos_Latn bs Bosnian
+bul_Cyrl bg Bulgarian|cat_Latn ca Catalan|ceb_Latn - Cebuano|ces_Latn cs Czech|ckb_Arab - Central Kurdish|cym_Latn cy Welsh
+dan_Latn da Danish|deu_Latn de German|dyu_Latn - Dyula|dzo_Tibt dz Dzongkha|ell_Grek el Greek|eng_Latn en English
+epo_Latn eo Esperanto|est_Latn et Estonian|eus_Latn eu Basque|ewe_Latn ee Ewe|fao_Latn fo Faroese|fij_Latn fj Fijian
+fin_Latn fi Finnish|fon_Latn - Fon|fra_Latn fr French|fur_Latn - Friulian|fuv_Latn ff Fulfulde|gaz_Latn om Oromo
+gla_Latn gd Scottish Gaelic|gle_Latn ga Irish|glg_Latn gl Galician|grn_Latn gn Guarani|guj_Gujr gu Gujarati
+hat_Latn ht Haitian Creole|hau_Latn ha Hausa|heb_Hebr he Hebrew|hin_Deva hi Hindi|hrv_Latn hr Croatian|hun_Latn hu Hungarian
+hye_Armn hy Armenian|ibo_Latn ig Igbo|ilo_Latn - Ilocano|ind_Latn id Indonesian|isl_Latn is Icelandic|ita_Latn it Italian
+jav_Latn jv Javanese|jpn_Jpan ja Japanese|kab_Latn - Kabyle|kan_Knda kn Kannada|kas_Arab ks Kashmiri|kat_Geor ka Georgian
+kaz_Cyrl kk Kazakh|khk_Cyrl mn Mongolian|khm_Khmr km Khmer|kik_Latn ki Kikuyu|kin_Latn rw Kinyarwanda|kir_Cyrl ky Kyrgyz
+kmb_Latn - Kimbundu|kmr_Latn ku Northern Kurdish|kon_Latn kg Kikongo|kor_Hang ko Korean|lao_Laoo lo Lao|lij_Latn - Ligurian
+lim_Latn li Limburgish|lin_Latn ln Lingala|lit_Latn lt Lithuanian|lmo_Latn - Lombard|ltz_Latn lb Luxembourgish|lug_Latn lg Ganda
+luo_Latn - Luo|lus_Latn - Mizo|lvs_Latn lv Latvian|mag_Deva - Magahi|mai_Deva - Maithili|mal_Mlym ml Malayalam
+mar_Deva mr Marathi|min_Latn - Minangkabau|mkd_Cyrl mk Macedonian|mlt_Latn mt Maltese|mni_Beng - Meitei|mos_Latn - Mossi
+mri_Latn mi Maori|mya_Mymr my Burmese|nld_Latn nl Dutch|nno_Latn nn Norwegian Nynorsk|nob_Latn no Norwegian Bokmal
+npi_Deva ne Nepali|nso_Latn - Northern Sotho|nus_Latn - Nuer|nya_Latn ny Nyanja|oci_Latn oc Occitan|ory_Orya or Odia
+pag_Latn - Pangasinan|pan_Guru pa Punjabi|pap_Latn - Papiamento|pbt_Arab ps Pashto|pes_Arab fa Persian|plt_Latn mg Malagasy
+pol_Latn pl Polish|por_Latn pt Portuguese|prs_Arab - Dari|quy_Latn qu Quechua|ron_Latn ro Romanian|run_Latn rn Rundi
+rus_Cyrl ru Russian|sag_Latn sg Sango|san_Deva sa Sanskrit|sat_Olck - Santali|scn_Latn - Sicilian|shn_Mymr - Shan
+sin_Sinh si Sinhala|slk_Latn sk Slovak|slv_Latn sl Slovenian|smo_Latn sm Samoan|sna_Latn sn Shona|snd_Arab sd Sindhi
+som_Latn so Somali|sot_Latn st Southern Sotho|spa_Latn es Spanish|srd_Latn sc Sardinian|srp_Cyrl sr Serbian|ssw_Latn ss Swati
+sun_Latn su Sundanese|swe_Latn sv Swedish|swh_Latn sw Swahili|szl_Latn - Silesian|tam_Taml ta Tamil|tat_Cyrl tt Tatar
+tel_Telu te Telugu|tgk_Cyrl tg Tajik|tgl_Latn tl Tagalog|tha_Thai th Thai|tir_Ethi ti Tigrinya|tpi_Latn - Tok Pisin
+tsn_Latn tn Tswana|tso_Latn ts Tsonga|tuk_Latn tk Turkmen|tum_Latn - Tumbuka|tur_Latn tr Turkish|twi_Latn tw Twi
+uig_Arab ug Uyghur|ukr_Cyrl uk Ukrainian|umb_Latn - Umbundu|urd_Arab ur Urdu|uzn_Latn uz Uzbek|vec_Latn - Venetian
+vie_Latn vi Vietnamese|war_Latn - Waray|wol_Latn wo Wolof|xho_Latn xh Xhosa|ydd_Hebr yi Yiddish|yor_Latn yo Yoruba
+yue_Hant - Cantonese|zho_Hans zh Chinese (Simplified)|zho_Hant - Chinese (Traditional)|zsm_Latn ms Malay|zul_Latn zu Zulu
+"""
+
+_RIGHT_TO_LEFT = {"Arab", "Hebr", "Thaa", "Syrc", "Nkoo"}
+_CODE = re.compile(r"[a-z]{3}_[A-Z][a-z]{3}")
+
+
+@dataclass(frozen=True)
+class Language:
+    """One language in one script."""
+
+    code: str
+    """FLORES-200 style, e.g. fra_Latn."""
+    iso1: str | None
+    """Two-letter ISO 639-1 code, where there is one."""
+    name: str
+
+    @property
+    def iso3(self) -> str:
+        """Three-letter ISO 639-3 code."""
+        return self.code[:3]
+
+    @property
+    def direction(self) -> str:
+        """Writing direction as HTML wants it: ltr or rtl."""
+        return "rtl" if self.code[4:] in _RIGHT_TO_LEFT else "ltr"
+
+
+def _row(entry: str) -> Language:
+    code, iso1, name = entry.strip().split(" ", 2)
+    return Language(code, None if iso1 == "-" else iso1, name)
+
+
+LANGUAGES = {row.code: row for row in map(_row, _TABLE.strip().replace("\n", "|").split("|"))}
+
+
+def find(code: str) -> Language:
+    """The language of a code or English name. A well-formed code beyond the table (xxx_Scrp) is taken as it is.
+
+    Raises ConfigError with near matches otherwise.
+    """
+    if code in LANGUAGES:
+        return LANGUAGES[code]
+    wanted = code.strip().lower()
+    for language in LANGUAGES.values():
+        if wanted in (language.iso1, language.iso3, language.name.lower(), language.code.lower()):
+            return language
+    if _CODE.fullmatch(code):
+        return Language(code, None, code)
+    names = {w for row in LANGUAGES.values() for w in (row.code, row.iso3, row.name.lower()) if w}
+    raise ConfigError(f"unknown language {code!r}.{near(wanted, names)} Write fra_Latn (FLORES-200), fr, fra or French.")
+
+
+def label_of(language: Language, labels: Iterable[str]) -> str:
+    """The label a language-ID model uses for a language: fra_Latn, fra or fr. Raises ConfigError with near matches."""
+    known = {label.removeprefix("__label__"): label for label in labels}
+    candidates = [language.code, language.iso1, language.iso3]
+    if language.iso1 is None:  # another script or variety of a language in the table, such as zho_Hant or srp_Latn
+        candidates += [row.iso1 for row in LANGUAGES.values() if row.iso3 == language.iso3]
+    for candidate in candidates:
+        if candidate in known:
+            return known[candidate]
+    close = near(language.code, known) or near(language.iso3, known)
+    raise ConfigError(f"the language-ID model has no label for {language.code} ({language.name}).{close}")

@@ -1,0 +1,255 @@
+"""A pipeline is a list of stages. This module plans the wiring and runs what is not done."""
+
+import fcntl
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, field_validator, model_validator
+
+from langext import bases, languages
+from langext.artifacts import JOB, MANIFEST, Artifact, Model, fingerprint, read_json, write_json
+from langext.console import duration, say
+from langext.spec import ConfigError, Spec, near
+from langext.stage import Context
+from langext.stages import AnyStage, makes, reads
+from langext.worker import EXIT_CONFIG
+
+BASE = "base"
+
+
+class Pipeline(Spec):
+    """The whole of a run, in one file."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9._-]+$")
+    """Names the run folder, runs/<name>."""
+    language: str
+    """The language to add, FLORES-200 style (swh_Latn); sw, swh and Swahili are understood."""
+    original_languages: list[str] = ["eng_Latn"]
+    """The languages that the base model speaks and must not lose."""
+    base_model: str
+    """A hub id, a local Hugging Face folder, a .gguf file, or asset:<name>."""
+    revision: str | None = None
+    """Commit, tag or branch of a hub model. The commit it stood for is recorded in the run."""
+    seed: int = Field(17, ge=0)
+    """Start of every random draw of the run."""
+    stages: list[AnyStage] = Field(min_length=1)
+    """What happens, in order."""
+
+    @field_validator("language")
+    @classmethod
+    def _language(cls, value: str) -> str:
+        return languages.find(value).code
+
+    @field_validator("original_languages")
+    @classmethod
+    def _originals(cls, value: list[str]) -> list[str]:
+        return [languages.find(code).code for code in value]
+
+    @model_validator(mode="after")
+    def _distinct(self) -> "Pipeline":
+        if self.language in self.original_languages:
+            raise ValueError(f"language {self.language} is also in original_languages")
+        return self
+
+    def context(self, out: Path) -> Context:
+        """What a stage of this pipeline may know."""
+        return Context(out, self.seed, self.language, tuple(self.original_languages))
+
+
+@dataclass(frozen=True)
+class Step:
+    """One planned stage: where it writes, what it reads, and its identity."""
+
+    name: str
+    stage: AnyStage
+    out: Path
+    inputs: dict[str, tuple[str, Path, str]]
+    """Argument -> (stage name, folder, fingerprint)."""
+    fingerprint: str
+    identity: dict[str, Any]
+
+    @property
+    def recorded(self) -> dict[str, Any] | None:
+        """The manifest, if the stage is finished."""
+        return Artifact(self.out).manifest if (self.out / MANIFEST).exists() else None
+
+    @property
+    def begun(self) -> dict[str, Any] | None:
+        """The job, if the stage was ever started."""
+        return read_json(self.out / JOB) if (self.out / JOB).exists() else None
+
+    @property
+    def state(self) -> str:
+        """done, changed, interrupted or to do."""
+        if self.recorded:
+            return "done" if self.recorded["fingerprint"] == self.fingerprint else "changed"
+        return "interrupted" if self.begun else "to do"
+
+
+def plan(pipeline: Pipeline, root: Path) -> list[Step]:
+    """Resolve every stage's inputs and fingerprint. Runs nothing, downloads nothing."""
+    common = {"language": pipeline.language, "original_languages": pipeline.original_languages, "seed": pipeline.seed}
+    base = fingerprint([pipeline.base_model, pipeline.revision])
+    made: list[tuple[str, type[Artifact], Path, str]] = [(BASE, Model, root / BASE, base)]
+    steps = []
+    for number, stage in enumerate(pipeline.stages, 1):
+        name = stage.name or stage.uses
+        if name in {other for other, *_ in made}:
+            raise ConfigError(f"two stages are named {name!r}; give one of them another `name:`")
+        wired = _wire(name, stage, made)
+        identity = {**common, **stage.identity(), "inputs": {arg: w[2] for arg, w in wired.items()}}
+        step = Step(name, stage, root / f"{number:02d}-{name}", wired, fingerprint(identity), identity)
+        steps.append(step)
+        made.append((name, makes(stage), step.out, step.fingerprint))
+    return steps
+
+
+def _wire(name: str, stage: AnyStage, made: list[tuple[str, type[Artifact], Path, str]]) -> dict[str, Any]:
+    kinds = reads(stage)
+    for arg in stage.inputs:
+        if arg not in kinds:
+            raise ConfigError(f"stage {name!r}: inputs: it reads no {arg!r}.{near(arg, kinds)} It reads: {', '.join(kinds)}.")
+    wired = {}
+    for arg, takes in kinds.items():
+        pin = stage.inputs.get(arg)
+        found = [m for m in made if m[1] is takes.kind and pin in (None, m[0])]
+        if not found and pin is None and not takes.required:
+            continue
+        if not found:
+            have = ", ".join(f"{n} ({k.__name__})" for n, k, *_ in made)
+            wanted = takes.kind.__name__ + (f" named {pin!r}" if pin else "")
+            raise ConfigError(f"stage {name!r} needs {arg}: {wanted}; earlier stages offer: {have}")
+        at = found[-1]
+        wired[arg] = (at[0], at[2], at[3])
+    return wired
+
+
+def check(pipeline: Pipeline, steps: list[Step]) -> None:
+    """Raise ConfigError for whatever can be seen to be wrong before hours of work: files, labels, tasks, devices."""
+    bases.check(pipeline.base_model)
+    for step in steps:
+        try:
+            step.stage.check(pipeline.context(step.out))
+        except ConfigError as error:
+            raise ConfigError(f"stage {step.name!r}: {error}") from None
+
+
+def run(pipeline: Pipeline, root: Path, *, redo: str | None = None) -> list[Step]:
+    """Run each unfinished step in order; refuse when a finished or interrupted step has another recipe. Returns the steps."""
+    steps = plan(pipeline, root)
+    names = [step.name for step in steps]
+    if redo is not None and redo not in names:
+        raise ConfigError(f"--redo {redo}: no such stage.{near(redo, names)} Stages: {', '.join(names)}.")
+    with _only_run(root):
+        bases.check_same(root / BASE, pipeline.base_model, pipeline.revision)
+        redone: set[Path] = set()
+        todo = []
+        for step in steps:
+            if step.name == redo or any(path in redone for _, path, _ in step.inputs.values()):
+                redone.add(step.out)
+                todo.append(step)
+                continue
+            before = step.recorded or step.begun
+            if before and before["fingerprint"] != step.fingerprint:
+                raise ConfigError(_changed(step, before))
+            if not step.recorded:
+                todo.append(step)
+            elif drift := step.stage.drift(step.recorded):
+                raise ConfigError(f"stage {step.name!r}: {drift}. Use --redo {step.name} to read it again.")
+        check(pipeline, todo)
+        for path in redone:
+            shutil.rmtree(path, ignore_errors=True)
+        bases.prepare(pipeline.base_model, pipeline.revision, root / BASE)
+        for number, step in enumerate(steps, 1):
+            label = f"[{number}/{len(steps)}] {step.name}"
+            if step not in todo:
+                say(f"{label}: done already ({duration(step.recorded['seconds'])})")  # type: ignore[index]
+                continue
+            say(f"{label}: " + ("going on" if step.begun else "started"))
+            _start(step, pipeline)
+            say(f"{label}: finished in {duration(step.recorded['seconds'])}")  # type: ignore[index]
+    return steps
+
+
+def _start(step: Step, pipeline: Pipeline) -> None:
+    step.out.mkdir(parents=True, exist_ok=True)
+    job = {
+        "stage": step.stage.model_dump(mode="json"),
+        "inputs": {arg: {"stage": n, "path": str(p), "fingerprint": f} for arg, (n, p, f) in step.inputs.items()},
+        "language": pipeline.language,
+        "original_languages": pipeline.original_languages,
+        "seed": pipeline.seed,
+        "fingerprint": step.fingerprint,
+        "identity": step.identity,
+    }
+    write_json(step.out / JOB, job)
+    code = launch(step)
+    if code == EXIT_CONFIG:
+        raise SystemExit(EXIT_CONFIG)  # the worker has said what is wrong
+    if code != 0:
+        raise StageFailed(f"stage {step.name!r} ended with exit code {code}. Run the same command again to go on from there.")
+
+
+class StageFailed(RuntimeError):
+    """A worker died: killed, out of memory, or a bug whose traceback it has printed."""
+
+
+def launch(step: Step) -> int:
+    """Run a step's worker, alone or under the DeepSpeed launcher, and return its exit code. Signals are passed on to it."""
+    runtime = step.stage.runtime
+    command = [sys.executable, "-m", "langext.worker", str(step.out)]
+    env = os.environ | {"TOKENIZERS_PARALLELISM": "true"}
+    if runtime.gpus == 0:
+        # glibc gives big freed blocks back to the system at once and then faults every page in again: 1.1x slower training.
+        env = {"DS_ACCELERATOR": "cpu", "MALLOC_MMAP_THRESHOLD_": str(8 << 30), "MALLOC_TRIM_THRESHOLD_": str(16 << 30)} | env
+        env["CUDA_VISIBLE_DEVICES"] = ""
+    if runtime.processes > 1:
+        runner = [sys.executable, "-m", "deepspeed.launcher.runner", "--num_gpus", str(runtime.gpus or runtime.cpu_processes)]
+        if runtime.hostfile:
+            runner += ["--hostfile", str(runtime.hostfile), "--num_nodes", str(runtime.nodes)]
+        command = [*runner, "--module", "langext.worker", str(step.out)]
+    worker = subprocess.Popen(command, env=env)
+    before = signal.signal(signal.SIGTERM, lambda *_: worker.terminate())
+    try:
+        return worker.wait()
+    except KeyboardInterrupt:
+        worker.wait()  # Ctrl-C reached it too
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def _only_run(root: Path) -> Iterator[None]:
+    """Hold the run folder, so that two runs never write into it at once."""
+    root.mkdir(parents=True, exist_ok=True)
+    with (root / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(f"{root}: another langext run is working here; wait for it or choose another --out") from None
+        yield
+
+
+def _changed(step: Step, before: dict[str, Any]) -> str:
+    old, new = before["identity"], step.identity
+    keys = [k for k in sorted({*old, *new}) if old.get(k) != new.get(k)]
+    lines = [f"  {k}: {_short(old.get(k))} -> {_short(new.get(k))}" for k in keys]
+    what = "finished" if step.recorded else "was interrupted"
+    return (
+        f"stage {step.name!r} already {what} at {step.out} with another recipe:\n" + "\n".join(lines)
+        + f"\nDo it again, and what depends on it, with --redo {step.name}, or choose another --out."
+    )  # fmt: skip
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 160 else text[:157] + "..."

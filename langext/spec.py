@@ -1,0 +1,162 @@
+"""Typed configuration: YAML text -> frozen pydantic objects, with errors that point at the line.
+
+Every knob in langext is a field of a `Spec`. There is no second configuration layer: the object that is validated is the
+object that runs, so `width: 64` in a pipeline file is `self.width` in the code.
+"""
+
+import difflib
+from collections.abc import Iterable, Sequence
+from io import StringIO
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+S = TypeVar("S", bound="Spec")
+Loc = tuple[str | int, ...]
+
+
+class ConfigError(ValueError):
+    """Something the user wrote or gave is wrong. The message says what, where and what is allowed; no traceback needed."""
+
+
+class Spec(BaseModel):
+    """Base of every configuration object: immutable, and a misspelt key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+def near(word: str, options: Iterable[str]) -> str:
+    """' Did you mean a, b?' for the closest options, or an empty string."""
+    close = difflib.get_close_matches(word, list(options), n=3, cutoff=0.6)
+    return f" Did you mean {', '.join(close)}?" if close else ""
+
+
+def load(path: Path, cls: type[S], overrides: Sequence[str] = ()) -> S:
+    """Read `path`, apply `a.b=value` overrides and validate as `cls`. Raises ConfigError with one line per problem."""
+    if not path.is_file():
+        raise ConfigError(f"{path}: no such file")
+    doc = _parse(path.read_text(encoding="utf-8"), str(path), "rt")
+    plain = _parse(path.read_text(encoding="utf-8"), str(path), "safe")
+    if not isinstance(plain, dict):
+        raise ConfigError(f"{path}: expected a mapping of keys to values, got {type(plain).__name__}")
+    set_at: dict[Loc, str] = {}
+    for item in overrides:
+        key, equals, value = item.partition("=")
+        if not equals:
+            raise ConfigError(f"--set {item}: expected key=value, for example train.steps=10")
+        where = assign(plain, key.split("."), _parse(value, f"--set {item}", "safe"), item)
+        set_at[where] = f"--set {item}"
+    try:
+        return cls.model_validate(plain)
+    except ValidationError as error:
+        problems = [_problem(e, cls, doc, set_at) for e in error.errors()]
+        raise ConfigError(f"{path}: {len(problems)} problem(s)\n" + "\n".join(problems)) from None
+
+
+def _parse(text: str, where: str, kind: str) -> Any:
+    """YAML 1.2: `no` stays the string "no" (Norwegian), `3e-4` is a number, duplicate keys are errors."""
+    try:
+        return YAML(typ=kind, pure=True).load(StringIO(text))
+    except YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f": line {mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or str(error)
+        raise ConfigError(f"{where}{line}: not valid YAML: {problem}") from None
+
+
+def assign(node: Any, keys: list[str], value: Any, shown: str) -> Loc:
+    """Set a nested value in place and return its location. Inside a list of stages a key selects the stage of that name."""
+    loc: list[str | int] = []
+    if isinstance(node, dict) and keys[0] not in node and "stages" in node:
+        named = [s.get("name") or s.get("uses") for s in node["stages"] if isinstance(s, dict)]
+        if keys[0] in named:  # `train.lr=1e-4` is short for `stages.train.lr=1e-4`
+            node, loc = node["stages"], ["stages"]
+        elif len(keys) > 1:
+            raise ConfigError(f"--set {shown}: no stage named {keys[0]!r}; stages: {', '.join(map(str, named))}.")
+    for key in keys[:-1]:
+        part: str | int = _index(node, key, shown) if isinstance(node, list) else key
+        if isinstance(node, dict):
+            node.setdefault(key, {})
+        node = node[part]  # type: ignore[index]
+        loc.append(part)
+        if not isinstance(node, dict | list):
+            raise ConfigError(f"--set {shown}: {key!r} is a plain value, it has no keys below it")
+    last: str | int = _index(node, keys[-1], shown) if isinstance(node, list) else keys[-1]
+    node[last] = value
+    return (*loc, last)
+
+
+def _index(items: list[Any], key: str, shown: str) -> int:
+    names = [s.get("name") or s.get("uses") if isinstance(s, dict) else str(i) for i, s in enumerate(items)]
+    if key.isdigit() and int(key) < len(items):
+        return int(key)
+    if names.count(key) != 1:
+        raise ConfigError(f"--set {shown}: {key!r} must name one entry of the list; it has: {', '.join(map(str, names))}.")
+    return names.index(key)
+
+
+def _problem(error: Any, cls: type[Spec], doc: Any, set_at: dict[Loc, str]) -> str:
+    loc: Loc = error["loc"]
+    line, written = _trace(doc, loc)
+    where = next((text for at, text in set_at.items() if _within(at, loc)), f"line {line}")
+    name = ".".join(str(p) for p in written) or "."
+    if error["type"] == "extra_forbidden":
+        allowed = fields_at(cls, loc[:-1])
+        what = f"unknown key {loc[-1]!r}.{near(str(loc[-1]), allowed)} Allowed: {', '.join(sorted(allowed))}."
+    elif error["type"] == "union_tag_invalid":
+        tags = [t.strip().strip("'") for t in error["ctx"]["expected_tags"].split(",")]
+        what = f"unknown {error['ctx']['discriminator']} {error['ctx']['tag']!r}.{near(error['ctx']['tag'], tags)}"
+        what += f" Known: {', '.join(tags)}."
+    elif error["type"] == "missing":
+        what = f"key {loc[-1]!r} is required"
+    else:
+        what = f"{error['msg'].removeprefix('Value error, ')}"
+        if error["type"] != "value_error":
+            what += f" (got {error['input']!r:.60})"
+    return f"  {where}: {name}: {what}"
+
+
+def _within(at: Loc, loc: Loc) -> bool:
+    """Does `at` occur in `loc` once the union tags that pydantic adds are left out?"""
+    rest = iter(loc)
+    return all(part in rest for part in at)
+
+
+def _trace(doc: Any, loc: Loc) -> tuple[int, list[str | int]]:
+    """1-based line of a pydantic error location and the location as written (union tags are not in the file)."""
+    line, written = 0, []
+    for i, part in enumerate(loc):
+        try:
+            line = (doc.lc.key(part) if hasattr(doc, "keys") else doc.lc.item(part))[0]
+            doc = doc[part]
+            written.append(part)
+        except (KeyError, IndexError, AttributeError, TypeError):
+            if i == len(loc) - 1:
+                written.append(part)
+    return line + 1, written
+
+
+def fields_at(cls: Any, loc: Loc) -> list[str]:
+    """Names of the fields allowed at a pydantic error location below `cls`."""
+    for part in loc:
+        members = _members(cls)
+        if isinstance(part, int):
+            cls = get_args(cls)[0] if get_args(cls) else cls
+            continue
+        tagged = [m for m in members if any(part in get_args(f.annotation) for f in m.model_fields.values())]
+        if len(members) > 1 and tagged:
+            cls = tagged[0]
+        elif members and part in members[0].model_fields:
+            cls = members[0].model_fields[part].annotation
+    members = _members(cls)
+    return list(members[0].model_fields) if members else []
+
+
+def _members(annotation: Any) -> list[type[Spec]]:
+    """The Spec classes that an annotation (a class, a union, a list of either) may hold."""
+    if isinstance(annotation, type) and issubclass(annotation, Spec):
+        return [annotation]
+    return [m for arg in get_args(annotation) for m in _members(arg)]

@@ -1,0 +1,82 @@
+"""The Stage contract: a frozen config that knows how to run itself."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from langext.spec import Spec
+
+
+class Runtime(Spec):
+    """Where and how fast a stage runs. Never part of its identity: change it and nothing runs again."""
+
+    gpus: int = Field(0, ge=0)
+    """Processes to launch on each node, one per GPU. 0 runs on the CPU."""
+    cpu_processes: int = Field(1, ge=1)
+    """Processes when `gpus` is 0. More than one only helps when there are cores to spare."""
+    nodes: int = Field(1, ge=1)
+    """Machines to train on. More than one needs `hostfile`."""
+    hostfile: Path | None = None
+    """DeepSpeed host file, one `name slots=N` per line; see configs/hostfile.example."""
+    deepspeed: Path = Path("configs/deepspeed/cpu.json")
+    """DeepSpeed configuration. Batch sizes, clipping and precision come from the stage and must not be in it."""
+    micro_batch: int = Field(4, ge=1)
+    """Sequences per process in one forward pass. Raise it until memory is full; results do not change."""
+    workers: int = Field(1, ge=1)
+    """Processes for reading and filtering text."""
+
+    @property
+    def processes(self) -> int:
+        """Processes in all, over every node."""
+        return (self.gpus or self.cpu_processes) * self.nodes
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a stage may touch besides its own fields and inputs."""
+
+    out: Path
+    """The stage's own directory, the only place it writes."""
+    seed: int
+    language: str
+    """The new language, FLORES style."""
+    original_languages: tuple[str, ...]
+    """The languages that the model must not lose."""
+    rank: int = 0
+    world_size: int = 1
+    summary: dict[str, Any] = field(default_factory=dict)
+    """Small figures that belong in the manifest; the report reads them."""
+
+    @property
+    def languages(self) -> tuple[str, ...]:
+        """New language first, then the original ones."""
+        return (self.language, *self.original_languages)
+
+
+class Stage(Spec):
+    """Subclass it, add `uses: Literal["..."]`, your fields, and
+
+        def run(self, ctx: Context, <input>: <Artifact kind>, ...) -> <Artifact kind>
+
+    That signature is the wiring: there is nothing else to declare.
+    """
+
+    name: str = Field("", pattern=r"^[A-Za-z0-9_-]*$")
+    """How this stage is called in this pipeline; defaults to `uses`."""
+    inputs: dict[str, str] = {}
+    """Pin an input to a stage by name; otherwise the newest earlier artifact of its kind is used."""
+    runtime: Runtime = Runtime()
+    """Where and how fast this stage runs."""
+
+    def identity(self) -> dict[str, Any]:
+        """The fields that decide what this stage produces."""
+        return self.model_dump(mode="json", exclude={"runtime", "name", "inputs"})
+
+    def drift(self, manifest: dict[str, Any]) -> str:
+        """What has changed outside since the stage finished (a source file, say), or an empty string."""
+        return ""
+
+    def check(self, ctx: Context) -> None:
+        """Raise ConfigError for what can be seen to be wrong before anything runs: missing files, unknown tasks."""

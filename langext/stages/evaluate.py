@@ -1,0 +1,117 @@
+"""Stage evaluate: bits per byte, multiple-choice tasks and text samples of one model, in every language of the run."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
+
+from langext.artifacts import Corpus, Model, Scores, write_json
+from langext.console import say
+from langext.spec import ConfigError
+from langext.stage import Context, Stage
+
+if TYPE_CHECKING:
+    from langext.modeling import LiveModel
+
+SCORES = "scores.json"
+
+
+class Evaluate(Stage):
+    """Measure a model. Give it `inputs: {model: base}` to measure the untouched base."""
+
+    uses: Literal["evaluate"]
+    bpb_bytes: int = Field(200_000, ge=1000)
+    """Held-out bytes per language and domain for bits per byte."""
+    continuation_items: int = Field(200, ge=0)
+    """Items per language of the continuation task (which second half of a paragraph is right, out of four); 0 leaves it out."""
+    tasks: list[str] = []
+    """lm-eval tasks by name. Their data comes from the hub."""
+    include_path: Path | None = None
+    """Folder of further lm-eval task files."""
+    num_fewshot: int | None = Field(None, ge=0)
+    """Examples before each item of `tasks`; the task's own default when not given."""
+    limit: int | None = Field(None, ge=1)
+    """Items of each of `tasks`; all when not given."""
+    batch_size: int = Field(8, ge=1)
+    """Sequences in one forward pass of lm-eval."""
+    samples: int = Field(2, ge=0)
+    """Texts to write per language, each from the start of a held-out document."""
+    sample_tokens: int = Field(60, ge=1)
+    """Length of each written text."""
+    precision: Literal["bf16", "fp32"] = "bf16"
+    """Of the weights."""
+
+    def check(self, ctx: Context) -> None:
+        """Every task name is known to lm-eval."""
+        from langext.harness import check_tasks
+
+        if self.include_path and not self.include_path.is_dir():
+            raise ConfigError(f"include_path: {self.include_path}: no such folder")
+        check_tasks(self.tasks, self.include_path)
+
+    def run(self, ctx: Context, model: Model, corpus: Corpus) -> Scores:
+        """Write scores.json: bits_per_byte, tasks, samples, each by name with standard errors."""
+        import torch
+
+        from langext import documents, harness, modeling
+
+        torch.manual_seed(ctx.seed)
+        dtype = torch.bfloat16 if self.precision == "bf16" else torch.float32
+        live = modeling.load(model, dtype, "cuda" if self.runtime.gpus else "cpu")
+        heldout = documents.heldout(corpus, ctx.languages)
+        bits = {name: self._bits(live, name, texts) for name, texts in heldout.items()}
+        by_language = {c: [t for name, ts in heldout.items() if name.startswith(c) for t in ts] for c in ctx.languages}
+        own = {f"continuation_{c}": harness.continuation_items(ts, self.continuation_items, ctx.seed)
+               for c, ts in by_language.items() if self.continuation_items}  # fmt: skip
+        empty = [name for name, items in own.items() if not items]
+        if empty:
+            say(f"  {', '.join(empty)}: too little held-out text for an item; left out")
+        own = {name: items for name, items in own.items() if items}
+        if own or self.tasks:
+            say(f"  lm-eval: {', '.join([*own, *self.tasks])}")
+        tasks = harness.evaluate(
+            live, self.tasks, own, num_fewshot=self.num_fewshot, limit=self.limit, batch_size=self.batch_size,
+            include=self.include_path,
+        )  # fmt: skip
+        for name, metrics in tasks.items():
+            say(f"  {name}: " + ", ".join(f"{m} {f['value']:.3f} ± {f['stderr']:.3f}" for m, f in metrics.items()))
+        samples = [self._sample(live, c, text) for c, ts in by_language.items() for text in ts[: self.samples]]
+        write_json(ctx.out / SCORES, {"bits_per_byte": bits, "tasks": tasks, "samples": samples})
+        ctx.summary.update(bits_per_byte={name: row["value"] for name, row in bits.items()}, own_items=bool(own))
+        return Scores(ctx.out)
+
+    def _bits(self, live: "LiveModel", name: str, texts: list[str]) -> dict[str, Any]:
+        from langext import bpb
+        from langext.diagnostics import Observer
+
+        passages = bpb.passages(texts, 1000, self.bpb_bytes)
+        seen = Observer(live)
+        measured = bpb.measure(live.net, live.tokenizer, passages, observe=seen)
+        say(f"  {name}: {measured.per_byte:.4f} ± {measured.stderr():.4f} bits per byte on {measured.num_bytes.sum():,} bytes")
+        return {
+            "value": measured.per_byte,
+            "stderr": measured.stderr(),
+            "bytes": int(measured.num_bytes.sum()),
+            "passages": len(passages),
+            "bits_each": [round(b, 3) for b in measured.bits.tolist()],
+            "bytes_each": measured.num_bytes.tolist(),
+            **seen.layers(),
+        }
+
+    def _sample(self, live: "LiveModel", language: str, text: str) -> dict[str, str]:
+        """Greedy continuation of the first words of a held-out document."""
+        import torch
+
+        body = next((p for p in text.split("\n\n") if len(p.split()) >= 24), text)
+        prompt = " ".join(body.split()[:12])
+        ids = live.tokenizer(prompt, return_tensors="pt", add_special_tokens=False).input_ids.to(live.net.device)
+        with torch.no_grad():
+            out = live.net.generate(
+                input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=self.sample_tokens, do_sample=False,
+                repetition_penalty=1.1, pad_token_id=live.tokenizer.eos_token_id,
+            )  # fmt: skip
+        return {
+            "language": language,
+            "prompt": prompt,
+            "text": live.tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True),
+        }

@@ -1,0 +1,45 @@
+"""Stage extend: add a method's modules (and new vocabulary rows) to the base; afterwards it still computes the same."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from langext.artifacts import Model, Tokenizer
+from langext.console import say
+from langext.methods import AnyMethod
+from langext.stage import Context, Stage
+
+
+class Extend(Stage):
+    """Extend the base model by a method."""
+
+    uses: Literal["extend"]
+    method: AnyMethod = Field()
+    """How the model is extended: `name` chooses the method, the other keys are the method's own."""
+
+    def run(self, ctx: Context, model: Model, tokenizer: Tokenizer | None = None) -> Model:
+        """Write the untrained delta. New token rows are the mean of the base tokens that spelt them."""
+        import torch
+
+        from langext import modeling
+        from tokenizer_tools.rows import subtoken_mean
+
+        torch.manual_seed(ctx.seed)
+        base = modeling.base_folder(model)
+        folder = tokenizer.path / "tokenizer" if tokenizer else None
+        modeling.write_record(ctx.out, base, self.method, folder)
+        net = modeling.load_base(base, torch.bfloat16)
+        num_base = net.num_parameters()
+        spelt = modeling.read_new_tokens(tokenizer) if tokenizer else {}
+        live = modeling.build(net, modeling.load_tokenizer(folder or base), self.method, len(spelt))
+        if spelt:
+            pieces = [spelt[i] for i in sorted(spelt)]
+            for module in {net.get_input_embeddings(), net.get_output_embeddings()}:
+                module.new_weight.data.copy_(subtoken_mean(module.weight.data, pieces))
+        delta = live.delta()
+        if self.method.name != "full":  # every weight would be written: the base already has them
+            modeling.save_delta(ctx.out, delta)
+        learns = sum(t.numel() for t in delta.values())
+        ctx.summary.update(base_parameters=num_base, trainable_parameters=learns, new_tokens=len(spelt))
+        say(f"  {self.method.name}: {learns / 1e6:.1f} M trainable parameters on a base of {num_base / 1e6:.1f} M")
+        return Model(ctx.out)

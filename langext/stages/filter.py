@@ -1,0 +1,228 @@
+"""Stage filter: raw text of the new and the original languages -> documents in the right language, split for training."""
+
+import contextlib
+import os
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from langext import assets, languages
+from langext.artifacts import Corpus, read_json
+from langext.console import say, warn
+from langext.spec import ConfigError, Spec
+from langext.stage import Context, Stage
+
+if TYPE_CHECKING:
+    from langext.filters.language import LanguageId
+
+MAX_TASKS = 64
+
+
+class Source(Spec):
+    """Where text of one language comes from."""
+
+    language: str
+    """Language of the text: the new one or one of the original ones."""
+    path: str | None = None
+    """A file or folder (.txt .jsonl .parquet, .gz), or asset:<name>."""
+    hub: str | None = None
+    """Instead of `path`: a dataset on the Hugging Face hub, streamed."""
+    config: str | None = None
+    """Configuration of the hub dataset, e.g. fra_Latn."""
+    split: str = "train"
+    """Split of the hub dataset."""
+    revision: str | None = None
+    """Commit, tag or branch of the hub dataset."""
+    text_column: str = "text"
+    """The field that holds the text."""
+    name: str = Field("", pattern=r"^[A-Za-z0-9_-]*$")
+    """What to call this domain in scores and reports; made from the path or dataset if empty."""
+    max_documents: int | None = Field(None, ge=1)
+    """Read no more than this many documents."""
+    heldout_only: bool = False
+    """Use it for measuring alone: nothing of it is trained on."""
+
+    @field_validator("language")
+    @classmethod
+    def _language(cls, value: str) -> str:
+        return languages.find(value).code
+
+    @model_validator(mode="after")
+    def _one_place(self) -> "Source":
+        if (self.path is None) == (self.hub is None):
+            raise ValueError("a source needs either path or hub")
+        if self.path is not None and (self.config or self.revision):
+            raise ValueError("config and revision belong to hub sources, this one has a path")
+        return self
+
+    @property
+    def domain(self) -> str:
+        """`name`, or a name made from where the text is."""
+        raw = self.name or (self.hub or Path(self.path or "").name.split(".")[0].removeprefix(assets.PREFIX))
+        return "".join(c if c.isalnum() or c in "_-" else "-" for c in raw)
+
+    def local(self) -> Path | None:
+        """The local path; None for a hub source."""
+        if self.path is None:
+            return None
+        return assets.resolve(self.path) if self.path.startswith(assets.PREFIX) else Path(self.path).expanduser()
+
+
+class Filter(Stage):
+    """Language identification with fastText over every source, rejects kept, and a held-out split."""
+
+    uses: Literal["filter"]
+    sources: list[Source] = Field(min_length=1)
+    """Text of the new language and of every original one."""
+    lid_model: str = "asset:lid.176"
+    """fastText model for language identification: a file, asset:lid.176 or asset:glotlid."""
+    threshold: float = Field(0.65, ge=0, le=1)
+    """Least probability of the expected language. Raise it for cleaner and less text."""
+    level: Literal["document", "paragraph"] = "document"
+    """What is judged: whole documents, or each paragraph, dropping those in another language out of mixed documents."""
+    heldout_frac: float = Field(0.01, gt=0, lt=1)
+    """Share of the documents kept away from training, chosen by a hash of their text."""
+
+    @model_validator(mode="after")
+    def _distinct_domains(self) -> "Filter":
+        seen = Counter((s.language, s.domain) for s in self.sources)
+        twice = [f"{domain} ({language})" for (language, domain), n in seen.items() if n > 1]
+        if twice:
+            raise ValueError(f"two sources are called {', '.join(twice)}; give them a name each")
+        return self
+
+    def check(self, ctx: Context) -> None:
+        """Files are there, labels exist, and every language of the run has something to train on."""
+        from langext.filters.reading import find_files
+
+        for source in self.sources:
+            if source.language not in ctx.languages:
+                raise ConfigError(f"source {source.domain}: {source.language} is not of this run ({', '.join(ctx.languages)})")
+            if local := source.local():
+                find_files(local)
+        trained = {s.language for s in self.sources if not s.heldout_only}
+        if ctx.language not in trained:
+            raise ConfigError(f"sources: none has text of the new language {ctx.language} to train on")
+        self._labels(self._lid(), ctx)
+
+    def drift(self, manifest: dict[str, Any]) -> str:
+        """Names the first source file that still exists and has another size than when it was read."""
+        for file in manifest["summary"]["source_files"]:
+            path = Path(file["path"])
+            if path.is_file() and path.stat().st_size != file["bytes"]:
+                return f"source file {path} has changed since it was filtered"
+        return ""
+
+    def _lid(self) -> "LanguageId":
+        from langext.filters.language import LanguageId
+
+        path = assets.resolve(self.lid_model) if self.lid_model.startswith(assets.PREFIX) else Path(self.lid_model)
+        if not path.is_file():
+            raise ConfigError(f"lid_model: {path}: no such file")
+        return LanguageId(path)
+
+    def _labels(self, lid: "LanguageId", ctx: Context) -> dict[str, str]:
+        return {code: languages.label_of(languages.find(code), lid.labels()) for code in ctx.languages}
+
+    def run(self, ctx: Context) -> Corpus:
+        """Write documents/<split>/<language>/<domain>.NNNNN.jsonl.gz and rejects/<language>/<domain>.NNNNN.jsonl.gz."""
+        lid = self._lid()
+        labels = self._labels(lid, ctx)
+        funnel = []
+        for source in self.sources:
+            row = {"language": source.language, "domain": source.domain, **self._filter(ctx, source, lid, labels)}
+            funnel.append(row)
+            kept = row["train_documents"] + row["valid_documents"]
+            say(
+                f"  {source.domain} ({source.language}): {row['documents_read']} documents read, {kept} kept, "
+                f"{row['train_bytes'] / 1e6:.2f} MB to train on, {row['valid_bytes'] / 1e6:.2f} MB held out"
+            )
+            if not kept:
+                reasons = ", ".join(f"{n} {reason}" for reason, n in row["dropped"].items()) or "the source is empty"
+                raise ConfigError(f"source {source.domain}: nothing of {source.language} is left ({reasons})")
+        for code in ctx.languages:
+            _demand(code, [row for row in funnel if row["language"] == code])
+        ctx.summary["funnel"] = funnel
+        ctx.summary["source_files"] = self._source_files()
+        return Corpus(ctx.out)
+
+    def _filter(self, ctx: Context, source: Source, lid: "LanguageId", labels: dict[str, str]) -> dict[str, Any]:
+        from datatrove.pipeline.writers.jsonl import JsonlWriter
+
+        from langext.filters.language import HoldOut, JoinParagraphs, LanguageFilter, SplitParagraphs
+
+        log = ctx.out / "log" / source.language / source.domain
+        log.mkdir(parents=True, exist_ok=True)
+        reader, tasks = self._reader(source, log)
+        place = f"{source.language}/{source.domain}.${{rank}}.jsonl.gz"
+        rejects = JsonlWriter(str(ctx.out / "rejects"), place)
+        judge = LanguageFilter(lid, labels[source.language], self.threshold, rejects)
+        keep = JsonlWriter(str(ctx.out / "documents"), "${split}/" + place)
+        hold_out = HoldOut(1.0 if source.heldout_only else self.heldout_frac)
+        filters = [SplitParagraphs(), judge, JoinParagraphs()] if self.level == "paragraph" else [judge]
+        _execute([reader, *filters, hold_out, keep], tasks, self.runtime.workers, log)
+        return _count(log)
+
+    def _reader(self, source: Source, log: Path) -> tuple[Any, int]:
+        """A reader and the number of tasks to share its files among. The number never depends on `runtime`."""
+        from langext.filters import reading
+
+        limit = source.max_documents or -1
+        local = source.local()
+        if local is None:
+            options = {"name": source.config, "split": source.split, "revision": source.revision}
+            reader = reading.HubReader(source.text_column, source.hub, options, streaming=True, limit=limit)
+            return reader, 1 if source.max_documents else MAX_TASKS
+        files = reading.find_files(local)
+        folder = local.parent if local.is_file() else local
+        listing = log / "files.txt"
+        listing.write_text("".join(f"{f.relative_to(folder)}\n" for f in files), encoding="utf-8")
+        tasks = 1 if source.max_documents else min(len(files), MAX_TASKS)
+        kinds = {f.suffix == ".parquet" for f in files}
+        if len(kinds) > 1:
+            raise ConfigError(f"{local}: holds both Parquet and text files; name them in two sources")
+        if kinds == {True}:
+            return reading.TableReader(source.text_column, str(folder), str(listing), limit), tasks
+        total = sum(f.stat().st_size for f in files) // tasks
+        return reading.TextReader(source.text_column, folder, listing, limit, source.domain, total), tasks
+
+    def _source_files(self) -> list[dict[str, Any]]:
+        from langext.filters.reading import find_files
+
+        paths = [path.resolve() for source in self.sources if (local := source.local()) for path in find_files(local)]
+        return [{"path": str(path), "bytes": path.stat().st_size} for path in paths]
+
+
+def _execute(steps: list[Any], tasks: int, workers: int, log: Path) -> None:
+    """Run datatrove steps on this machine. A finished task is not repeated after an interruption."""
+    from datatrove.executor import LocalPipelineExecutor
+
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):  # everything is in the task logs
+        LocalPipelineExecutor(steps, tasks=tasks, workers=min(workers, tasks), logging_dir=str(log)).run()
+
+
+def _count(log: Path) -> dict[str, Any]:
+    """Add up what the steps counted, over all tasks."""
+    total: Counter[str] = Counter()
+    for path in sorted((log / "stats").glob("*.json")):
+        for step in read_json(path):
+            for key, stat in step["stats"].items():
+                value = stat["total"] if isinstance(stat, dict) else stat
+                total[f"{key}@{step['name'].split(': ')[-1]}" if key in ("total", "forwarded") else key] += int(value)
+    judged = sum(n for key, n in total.items() if key.startswith("total@"))
+    return {
+        "documents_read": total["documents_read"] or judged,
+        "judged": judged,
+        "bytes_read": total["bytes_read"],
+        "dropped": {k.removeprefix("dropped_"): n for k, n in total.most_common() if k.startswith("dropped_")},
+        **{f"{split}_{unit}": total[f"{split}_{unit}"] for split in ("train", "valid") for unit in ("documents", "bytes")},
+    }
+
+
+def _demand(code: str, rows: list[dict[str, Any]]) -> None:
+    if rows and not any(row["valid_documents"] for row in rows):
+        raise ConfigError(f"no document of {code} fell into the held-out part; raise heldout_frac or give more text")
+    if not rows:
+        warn(f"no source for the original language {code}: nothing replays it and nothing measures it")

@@ -1,0 +1,72 @@
+"""Stage extend_tokenizer: more tokens for the new language, every base id unchanged."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from langext.artifacts import Corpus, Model, Tokenizer, write_json
+from langext.console import say
+from langext.spec import ConfigError
+from langext.stage import Context, Stage
+
+
+class ExtendTokenizer(Stage):
+    """Continue the merges of the base's byte-level BPE on new-language text."""
+
+    uses: Literal["extend_tokenizer"]
+    new_tokens: int = Field(8000, ge=1)
+    """Tokens to add. More make new-language text shorter and the embedding matrix larger."""
+    sample_bytes: int = Field(100_000_000, ge=1000)
+    """Training text that is looked at; the first bytes of the corpus."""
+    min_count: int = Field(10, ge=2)
+    """A pair of tokens seen less often than this never becomes a token."""
+
+    def run(self, ctx: Context, model: Model, corpus: Corpus) -> Tokenizer:
+        """Write tokenizer/ and new_tokens.json; the gain in both languages goes into the manifest."""
+        from langext import documents, modeling
+        from tokenizer_tools.merges import continue_merges, extended, word_counts
+
+        base = modeling.load_tokenizer(modeling.base_folder(model))
+        state = base.backend_tokenizer
+        words = word_counts(state, _some(documents.batches(corpus.files("train", ctx.language), 256), self.sample_bytes))
+        try:
+            found = continue_merges(state, words, self.new_tokens, self.min_count)
+        except ValueError as error:
+            raise ConfigError(f"{modeling.base_folder(model)}: {error}") from None
+        if not found:
+            raise ConfigError(f"no pair of tokens occurs {self.min_count} times in the text; give more text or lower min_count")
+        if len(found) < self.new_tokens:
+            say(f"  only {len(found)} of {self.new_tokens} tokens: the rest would be rarer than min_count {self.min_count}")
+        bigger = extended(base, found)
+        bigger.save_pretrained(ctx.out / "tokenizer")
+        first = len(base)
+        write_json(ctx.out / "new_tokens.json", {str(first + i): token.base_ids for i, token in enumerate(found)})
+        gains = {c: _gain(base, bigger, documents.heldout(corpus, [c])) for c in ctx.languages}
+        ctx.summary.update(new_tokens=len(found), heldout=gains)
+        for code, gain in gains.items():
+            say(
+                f"  {code}: {gain['bytes_per_token_before']:.2f} -> {gain['bytes_per_token_after']:.2f} bytes per token, "
+                f"{gain['identical_documents_frac']:.0%} of documents encoded as before"
+            )
+        return Tokenizer(ctx.out)
+
+
+def _some(batches: object, sample_bytes: int) -> object:
+    used = 0
+    for batch in batches:  # type: ignore[attr-defined]
+        yield from batch
+        used += sum(len(text.encode()) for text in batch)
+        if used >= sample_bytes:
+            return
+
+
+def _gain(base: object, bigger: object, heldout: dict[str, list[str]]) -> dict[str, float]:
+    texts = [text for texts in heldout.values() for text in texts]
+    before = [base(t, add_special_tokens=False).input_ids for t in texts]  # type: ignore[operator]
+    after = [bigger(t, add_special_tokens=False).input_ids for t in texts]  # type: ignore[operator]
+    size = sum(len(t.encode()) for t in texts)
+    return {
+        "bytes_per_token_before": size / max(1, sum(map(len, before))),
+        "bytes_per_token_after": size / max(1, sum(map(len, after))),
+        "identical_documents_frac": sum(a == b for a, b in zip(after, before, strict=True)) / max(1, len(texts)),
+    }

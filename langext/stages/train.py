@@ -1,0 +1,368 @@
+"""Stage train: language-model loss on a mixture of new and original text plus the method's penalties, under DeepSpeed.
+
+The loop is one function that reads from top to bottom. Everything it logs goes to metrics.jsonl; the report reads that.
+"""
+
+import json
+import math
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field, field_validator
+
+from langext.artifacts import Corpus, Model
+from langext.console import duration, say
+from langext.spec import ConfigError
+from langext.stage import Context, Stage
+
+if TYPE_CHECKING:
+    from langext.mixture import Mixture
+    from langext.modeling import LiveModel
+
+METRICS = "metrics.jsonl"
+
+
+class Train(Stage):
+    """Train what the method made trainable."""
+
+    uses: Literal["train"]
+    steps: int = Field(gt=0)
+    """Optimizer steps."""
+    sequence_length: int = Field(1024, ge=16)
+    """Tokens in a packed sequence. Documents in it do not see each other."""
+    batch_sequences: int = Field(64, ge=1)
+    """Sequences in one optimizer step, over all processes."""
+    lr: float = Field(gt=0)
+    """Peak learning rate. New blocks want far more (1e-3 to 1e-2) than full fine-tuning (1e-5 to 1e-4)."""
+    warmup_steps: int = Field(10, ge=0)
+    """Steps of linear warmup from zero."""
+    min_lr_frac: float = Field(0.1, ge=0, le=1)
+    """The cosine schedule ends at this share of the peak."""
+    original_frac: float = Field(0.1, ge=0, lt=1)
+    """Share of training tokens in the original languages. The paper's p = 0.1."""
+    weight_decay: float = Field(0.0, ge=0)
+    """AdamW's decoupled weight decay."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """AdamW's moment decays."""
+    clip: float = Field(1.0, gt=0)
+    """Gradient norm above which gradients are scaled down."""
+    precision: Literal["bf16", "fp32"] = "bf16"
+    """bf16 keeps float32 masters of what learns."""
+    log_every: int = Field(10, ge=1)
+    """Steps between lines of progress."""
+    eval_every: int = Field(100, ge=1)
+    """Steps between measurements of bits per byte on held-out text."""
+    eval_bytes: int = Field(20_000, ge=1000)
+    """Held-out bytes per language and domain that are measured during training."""
+    save_every: int = Field(100, ge=1)
+    """Steps between checkpoints."""
+
+    @field_validator("betas")
+    @classmethod
+    def _betas(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if not all(0 <= beta < 1 for beta in value):
+            raise ValueError("betas must be in [0, 1)")
+        return value
+
+    def check(self, ctx: Context) -> None:
+        """The DeepSpeed file is readable, the batch can be shared out, and the GPUs exist."""
+        from langext.engine import read_deepspeed
+
+        read_deepspeed(self.runtime.deepspeed)
+        self.accumulate()
+        if self.runtime.nodes > 1 and self.runtime.hostfile is None:
+            raise ConfigError("runtime.nodes > 1 needs runtime.hostfile")
+        if self.runtime.hostfile and not self.runtime.hostfile.is_file():
+            raise ConfigError(f"runtime.hostfile: {self.runtime.hostfile}: no such file")
+        if self.runtime.gpus and self.runtime.nodes == 1:
+            import torch
+
+            if self.runtime.gpus > torch.cuda.device_count():
+                raise ConfigError(f"runtime.gpus: {self.runtime.gpus} asked for, {torch.cuda.device_count()} on this machine")
+
+    def accumulate(self) -> int:
+        """Micro-batches per optimizer step and process. Raises ConfigError when the batch cannot be cut evenly."""
+        whole, processes, micro = self.batch_sequences, self.runtime.processes, self.runtime.micro_batch
+        if whole % (processes * micro):
+            raise ConfigError(f"batch_sequences {whole} is no multiple of {processes} processes x micro_batch {micro}")
+        return whole // (processes * micro)
+
+    def lr_at(self, step: int) -> float:
+        """Learning rate of the 0-based `step`: linear warmup, then cosine down to min_lr_frac * lr at the last step."""
+        if step < self.warmup_steps:
+            return self.lr * (step + 1) / self.warmup_steps
+        done = (step - self.warmup_steps) / max(1, self.steps - 1 - self.warmup_steps)
+        return self.lr * (self.min_lr_frac + (1 - self.min_lr_frac) * (1 + math.cos(math.pi * min(1.0, done))) / 2)
+
+    def run(self, ctx: Context, model: Model, corpus: Corpus) -> Model:
+        """Train, resuming from a checkpoint if there is one, and write the delta."""
+        import torch
+
+        from langext import engine, losses, modeling
+
+        device = engine.join_processes()
+        torch.manual_seed(ctx.seed)
+        live = modeling.load(model, torch.bfloat16 if self.precision == "bf16" else torch.float32)
+        if live.method is None:
+            raise ConfigError("the model is the untouched base; put an extend stage before train")
+        live.freeze()
+        mixture = self._mixture(ctx, corpus, live)
+        probes = self._probes(ctx, corpus)
+        accumulate = self.accumulate()
+        objective = losses.Objective(live.net.to(device), live.method)  # type: ignore[arg-type]
+        runner = engine.Engine(
+            objective, live.net, engine.read_deepspeed(self.runtime.deepspeed), micro_batch=self.runtime.micro_batch,
+            accumulate=accumulate, clip=self.clip, bf16=self.precision == "bf16", betas=self.betas,
+            weight_decay=self.weight_decay,
+        )  # fmt: skip
+        state = runner.load(ctx.out / "checkpoints") or {"step": 0, "seconds": 0.0}
+        log = Log(ctx, state["step"])
+        if state["step"]:
+            log.say(f"  resuming at step {state['step']} of {self.steps}")
+        stop = Stop()
+        step_tokens = self.batch_sequences * self.sequence_length
+        began, first = time.monotonic() - state["seconds"], state["step"]
+        resumed, evaluating = time.monotonic(), 0.0
+
+        for step in range(first, self.steps + 1):
+            if step % self.eval_every == 0 or step == self.steps:
+                at = time.monotonic()
+                log.write(step, "eval", self._evaluate(ctx, live, probes), tokens=step * step_tokens)
+                evaluating += time.monotonic() - at
+            seconds = time.monotonic() - began
+            if (step % self.save_every == 0 and step > first) or stop.asked:
+                runner.save(ctx.out / "checkpoints", step, {"step": step, "seconds": seconds})
+            if stop.asked:
+                log.say(f"  stopped at step {step}; everything is saved. Run the same command again to go on.")
+                sys.exit(128 + stop.asked)
+            if step == self.steps:
+                break
+
+            objective.train()
+            tally = Tally(ctx.original_languages)
+            share = _original_tokens(mixture, step, self) or 1
+            rate = self.lr_at(step)
+
+            def micro_losses(step: int = step, tally: Tally = tally, share: int = share) -> Iterator[torch.Tensor]:
+                for batch in _micro_batches(mixture, step, self, ctx):
+                    original = torch.tensor([name in ctx.original_languages for name in batch.languages], device=device)
+                    weight = original.sum().item() * self.sequence_length / share
+                    loss, each, penalties = runner(
+                        batch.input_ids.to(device), batch.labels.to(device), batch.position_ids.to(device), original,
+                        1.0 / step_tokens, weight,
+                    )  # fmt: skip
+                    tally.add(batch, each, penalties)
+                    yield loss * accumulate * ctx.world_size  # DeepSpeed takes the mean over both; the loss is a sum
+
+            norm = runner.step(micro_losses(), rate)
+            if (step + 1) % self.log_every == 0 or step == first or step + 1 == self.steps:
+                figures = tally.figures()
+                if not all(math.isfinite(v) for v in [norm, *figures.values()]):
+                    saved = f"the last checkpoint is of step {step // self.save_every * self.save_every}"
+                    raise ConfigError(f"the loss is not finite at step {step + 1} ({figures}); {saved}. Try a lower lr.")
+                training = time.monotonic() - resumed - evaluating
+                speed = (step + 1 - first) * step_tokens / training
+                left = (self.steps - step - 1) * step_tokens / speed
+                log.write(step + 1, "train", figures, lr=rate, grad_norm=norm, tokens_per_second=speed, eta_seconds=left)
+                shown = "  ".join(f"{name} {value:.3f}" for name, value in figures.items())
+                log.say(f"  step {step + 1}/{self.steps}  {shown}  {speed:.0f} tokens/s  ETA {duration(left)}")
+
+        self._finish(ctx, model, runner, live, mixture, log, seconds)
+        return Model(ctx.out)
+
+    def _finish(self, ctx: Context, model: Model, runner: Any, live: "LiveModel", mixture: "Mixture", log: "Log", seconds: float) -> None:
+        import shutil
+
+        from langext import modeling
+
+        delta = runner.masters()
+        if ctx.rank:
+            return
+        modeling.save_delta(ctx.out, delta)
+        recorded = modeling.tokenizer_folder(model) if modeling.new_tokens(model) else None
+        modeling.write_record(ctx.out, modeling.base_folder(model), live.method, recorded)
+        shutil.rmtree(ctx.out / "checkpoints", ignore_errors=True)
+        ctx.summary.update(
+            steps=self.steps,
+            tokens=len(mixture) * self.sequence_length,
+            seconds=round(seconds, 1),
+            tokens_per_second=log.last["train"].get("tokens_per_second"),
+            epochs=mixture.epochs(),
+            shares={name: float((mixture.owner == k).mean()) for k, name in enumerate(mixture.names)},
+            bits_per_byte=log.last["eval"],
+        )
+
+    def _mixture(self, ctx: Context, corpus: Corpus, live: "LiveModel") -> "Mixture":
+        from langext.mixture import Mixture
+
+        files = {code: _tokenise(ctx, corpus, code, live.tokenizer) for code in ctx.languages}
+        sizes = {code: file.num_sequences(self.sequence_length) for code, file in files.items()}
+        originals = [code for code in ctx.original_languages if sizes[code]]
+        if not sizes[ctx.language]:
+            raise ConfigError(f"less than one sequence of {self.sequence_length} tokens of {ctx.language} to train on")
+        if self.original_frac and not originals:
+            raise ConfigError(
+                f"original_frac is {self.original_frac}, but there is no training text of {', '.join(ctx.original_languages)}; "
+                "add a source or set original_frac to 0"
+            )
+        weights = {ctx.language: 1 - self.original_frac}
+        weights |= {code: self.original_frac / len(originals) for code in originals}
+        used = {code: files[code] for code in weights}
+        mixture = Mixture(used, weights, self.sequence_length, self.steps * self.batch_sequences, ctx.seed)
+        if ctx.rank == 0:
+            shown = ", ".join(f"{c} {weights[c]:.0%}, {epochs:.2f} epochs" for c, epochs in mixture.epochs().items())
+            say(f"  {len(mixture) * self.sequence_length:,} tokens: {shown}")
+        return mixture
+
+    def _probes(self, ctx: Context, corpus: Corpus) -> dict[str, list[str]]:
+        """Held-out passages by `<language>/<domain>`."""
+        from langext import bpb, documents
+
+        found = documents.heldout(corpus, ctx.languages)
+        return {name: bpb.passages(texts, 1000, self.eval_bytes) for name, texts in found.items()}
+
+    def _evaluate(self, ctx: Context, live: "LiveModel", probes: dict[str, list[str]]) -> dict[str, Any]:
+        """Bits per byte of every probe and, where the method has gates, the share of open tokens per layer. All ranks do it."""
+        from langext import bpb
+        from langext.diagnostics import Observer
+
+        live.net.eval()
+        figures: dict[str, Any] = {}
+        for name, texts in probes.items():
+            seen = Observer(live)
+            figures[name] = {"bits_per_byte": bpb.measure(live.net, live.tokenizer, texts, observe=seen).per_byte, **seen.layers()}
+        if ctx.rank == 0:
+            shown = "  ".join(f"{name} {f['bits_per_byte']:.4f}" for name, f in figures.items())
+            say(f"  held-out bits per byte: {shown}")
+        return figures
+
+
+class Stop:
+    """Notes SIGINT and SIGTERM, so that the loop can save and leave between two steps."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._note)
+
+    def _note(self, number: int, _frame: Any) -> None:
+        self.asked = number
+
+
+class Log:
+    """metrics.jsonl of rank 0. After a resume the lines beyond the checkpoint are dropped: their steps happen again."""
+
+    def __init__(self, ctx: Context, step: int):
+        self.rank, self.path = ctx.rank, ctx.out / METRICS
+        self.last: dict[str, dict[str, Any]] = {"train": {}, "eval": {}}
+        if self.rank == 0:
+            kept = [row for row in _rows(self.path) if row["step"] < step or (row["step"] == step and row["kind"] == "train")]
+            self.path.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+
+    def write(self, step: int, kind: str, figures: dict[str, Any], **more: Any) -> None:
+        """Append one line."""
+        self.last[kind] = figures | (more if kind == "train" else {})
+        if self.rank == 0:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": step, "kind": kind, "time": time.time(), **more, "figures": figures}) + "\n")
+
+    def say(self, text: str) -> None:
+        """One line on the terminal, from rank 0."""
+        if self.rank == 0:
+            say(text)
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    return [json.loads(line) for line in lines if line.endswith("\n")]  # a kill may have cut the last one
+
+
+class Batch:
+    """Micro-batch tensors, (B, T) each, and the language of every row."""
+
+    def __init__(self, rows: list[Any]):
+        import numpy as np
+        import torch
+
+        self.languages = [name for name, _ in rows]
+        stack = lambda field: torch.from_numpy(np.stack([getattr(seq, field) for _, seq in rows]))  # noqa: E731
+        self.input_ids, self.labels, self.position_ids = stack("input_ids"), stack("labels"), stack("position_ids")
+
+
+def _micro_batches(mixture: "Mixture", step: int, train: Train, ctx: Context) -> Iterator[Batch]:
+    """This process's micro-batches of a step: the step's sequences in their global order, cut by micro-batch, dealt by rank."""
+    size, first = train.runtime.micro_batch, step * train.batch_sequences
+    for at in range(first + ctx.rank * size, first + train.batch_sequences, size * ctx.world_size):
+        yield Batch([mixture.sequence(i) for i in range(at, at + size)])
+
+
+def _original_tokens(mixture: "Mixture", step: int, train: Train) -> int:
+    """Original-language tokens in a whole step, over all processes."""
+    owners = mixture.owner[step * train.batch_sequences : (step + 1) * train.batch_sequences]
+    return sum(int((owners == k).sum()) for k in range(1, len(mixture.names))) * train.sequence_length
+
+
+class Tally:
+    """Sums of a step's losses by language, over micro-batches and processes."""
+
+    def __init__(self, originals: tuple[str, ...]):
+        self.sums: dict[str, list[float]] = {}
+        self.penalties: dict[str, float] = {}
+        self.originals = originals
+
+    def add(self, batch: Batch, losses_BT: Any, penalties: dict[str, Any]) -> None:
+        """Count one micro-batch."""
+        for row, name in enumerate(batch.languages):
+            total = self.sums.setdefault(name, [0.0, 0.0])
+            total[0] += float(losses_BT[row].sum())
+            total[1] += int((batch.labels[row] >= 0).sum())
+        for name, value in penalties.items():
+            self.penalties[name] = self.penalties.get(name, 0.0) + float(value.detach())
+
+    def figures(self) -> dict[str, float]:
+        """Mean loss per token (nats) by language and the weighted penalties, over all processes."""
+        from torch import distributed
+
+        everyone: list[Any] = [None] * distributed.get_world_size()
+        distributed.all_gather_object(everyone, (self.sums, self.penalties))
+        losses: dict[str, list[float]] = {}
+        penalties: dict[str, float] = {}
+        for sums, theirs in everyone:
+            for name, (total, count) in sums.items():
+                mine = losses.setdefault(name, [0.0, 0.0])
+                mine[0], mine[1] = mine[0] + total, mine[1] + count
+            for name, value in theirs.items():
+                penalties[name] = penalties.get(name, 0.0) + value
+        return {f"loss/{n}": total / max(1, count) for n, (total, count) in sorted(losses.items())} | penalties
+
+
+def _tokenise(ctx: Context, corpus: Corpus, code: str, tokenizer: Any) -> Any:
+    """The token file of one language; made once, by rank 0, and found again after an interruption."""
+    from torch import distributed
+
+    from langext import documents
+    from langext.console import Progress
+    from langext.mixture import TokenFile
+
+    folder = ctx.out / "tokens" / code
+    if ctx.rank == 0 and not (folder / "done.json").is_file():
+        total = sum(f["train_bytes"] for f in corpus.manifest["summary"]["funnel"] if f["language"] == code)
+        progress, done = Progress(f"tokenising {code}", max(1, total)), 0
+
+        def ids() -> Iterator[list[int]]:
+            nonlocal done
+            for texts in documents.batches(corpus.files("train", code), 256):
+                for text, row in zip(texts, tokenizer(texts, add_special_tokens=False).input_ids, strict=True):
+                    done += len(text.encode())
+                    yield [*row, tokenizer.eos_token_id]
+                progress.at(done)
+
+        TokenFile.write(folder, ids())
+    distributed.barrier()
+    return TokenFile.open(folder)

@@ -1,0 +1,81 @@
+"""New vocabulary rows as a small table of their own, so that they can learn while every base row stays frozen.
+
+The base matrices keep their names and values; `new_weight` holds the new rows. Works for tied and untied heads and for
+matrices that the base padded beyond its tokenizer: new ids begin right after the tokenizer's last one and hide the padding.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+NEW_ROWS = "new_weight"
+
+
+class ExtendedEmbedding(nn.Module):
+    """An embedding whose ids from `first_new` on live in `new_weight` (num_new, D)."""
+
+    def __init__(self, base: nn.Embedding, first_new: int, new: nn.Parameter):
+        super().__init__()
+        self.weight, self.first_new = base.weight, first_new
+        self.new_weight = new
+        self.padding_idx = base.padding_idx
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """(B, T) ids -> (B, T, D)."""
+        is_new = ids >= self.first_new
+        old = F.embedding(ids.clamp(max=self.first_new - 1), self.weight)
+        new = F.embedding((ids - self.first_new).clamp(min=0), self.new_weight)
+        return torch.where(is_new[..., None], new, old)
+
+
+class ExtendedHead(nn.Module):
+    """A language-model head with `new_weight` (num_new, D) below the base rows that are in use."""
+
+    def __init__(self, base: nn.Linear, first_new: int, new: nn.Parameter):
+        super().__init__()
+        self.weight, self.first_new = base.weight, first_new
+        self.new_weight = new
+        self.bias = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., D) -> (..., first_new + num_new) logits."""
+        return F.linear(x, head_weight(self))
+
+
+def head_weight(head: Any) -> Tensor:
+    """The (V, D) matrix of a head, new rows included."""
+    if isinstance(head, ExtendedHead):
+        return torch.cat([head.weight[: head.first_new], head.new_weight])
+    return head.weight
+
+
+def extend(model: Any, first_new: int, num_new: int) -> None:
+    """Give a model room for `num_new` more tokens, in place; the new rows are zero until they are filled."""
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    assert head.bias is None, "heads with a bias are not supported"
+    tied = head.weight is embedding.weight
+    rows = nn.Parameter(embedding.weight.new_zeros(num_new, embedding.weight.shape[1]))
+    head_rows = rows if tied else nn.Parameter(torch.zeros_like(rows))
+    model.set_input_embeddings(ExtendedEmbedding(embedding, first_new, rows))
+    model.set_output_embeddings(ExtendedHead(head, first_new, head_rows))
+    model.config.vocab_size = first_new + num_new
+
+
+def fold(model: Any) -> None:
+    """Turn the two tables back into one matrix, in place: the stock form, for export."""
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    if not isinstance(head, ExtendedHead):
+        return
+    first_new, tied = head.first_new, head.new_weight is embedding.new_weight
+    for module, kind in ((embedding, nn.Embedding), (head, nn.Linear)):
+        whole = nn.Parameter(torch.cat([module.weight[:first_new], module.new_weight]).detach())
+        if kind is nn.Embedding:
+            stock: Any = nn.Embedding(*whole.shape, device="meta", padding_idx=embedding.padding_idx)
+            stock.weight = whole
+            model.set_input_embeddings(stock)
+        else:
+            stock = nn.Linear(whole.shape[1], whole.shape[0], bias=False, device="meta")
+            stock.weight = model.get_input_embeddings().weight if tied else whole
+            model.set_output_embeddings(stock)

@@ -1,0 +1,1 @@
+"""Pure functions on tokenizers and tensors. Imports nothing from langext, so it is useful by itself."""

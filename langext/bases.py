@@ -75,7 +75,10 @@ def prepare(base: str, revision: str | None, out: Path) -> Model:
 
 def config_if_here(base: str, revision: str | None) -> Any:
     """The transformers config of a base, from this machine alone; None when that would take a download."""
-    path = _local_or_none(base)
+    try:
+        path = _local(base)
+    except ConfigError:  # an asset that has not been fetched
+        return None
     if path is None:
         from huggingface_hub import try_to_load_from_cache
 
@@ -98,13 +101,6 @@ def _local(base: str) -> Path | None:
         return assets.resolve(base)
     looks_local = base.startswith(("/", ".", "~")) or base.endswith(".gguf") or Path(base).exists() or base.count("/") != 1
     return Path(base).expanduser() if looks_local else None
-
-
-def _local_or_none(base: str) -> Path | None:
-    try:
-        return _local(base)
-    except ConfigError:
-        return None
 
 
 def _from_hub(repo: str, revision: str | None) -> Path:

@@ -48,7 +48,7 @@ def join_processes() -> torch.device:
 
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     # Its shared-memory all-reduce is compiled on first use and needs a C++ compiler; gloo does the same work without one.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm_op"] = False
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     backend = "nccl" if torch.cuda.is_available() else "gloo"
     if "RANK" not in os.environ:  # a file instead of a port, so that two runs on one machine cannot meet
         store = Path(tempfile.mkdtemp(prefix="langext-")) / "store"

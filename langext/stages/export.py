@@ -1,7 +1,36 @@
+"""Stage export: the trained model as a Hugging Face folder that loads without langext, verified."""
+
 from typing import Literal
-from langext.artifacts import Model, Checkpoint
+
+from langext import exports
+from langext.artifacts import Checkpoint, Corpus, Model, Scores
+from langext.console import say
 from langext.stage import Context, Stage
+
+
 class Export(Stage):
+    """Write checkpoint/ and prove that it is the model that was trained."""
+
     uses: Literal["export"]
-    def run(self, ctx: Context, model: Model) -> Checkpoint:
+    format: Literal["auto", "native", "remote"] = "auto"
+    """native is a stock architecture of transformers; remote travels with its own code; auto takes the best that is exact."""
+
+    def run(
+        self, ctx: Context, model: Model, corpus: Corpus, scores: Scores | None = None, before: Scores | None = None
+    ) -> Checkpoint:
+        """Write checkpoint/ with export.json and a model card. `before` is pinned to the evaluation of the base."""
+        import shutil
+
+        folder = ctx.out / "checkpoint"
+        shutil.rmtree(folder, ignore_errors=True)  # of an interrupted attempt: a finished one is never run again
+        if before == scores:
+            before = None
+        card = exports.describe(model, ctx.languages, corpus, before, scores)
+        record = exports.write(model, folder, self.format, exports.verification_texts(corpus, ctx.languages), card)
+        ctx.summary.update(record)
+        say(
+            f"  {record['class']} ({record['format']}): max |logit difference| {record['max_abs_difference']:.1e}, "
+            f"KL {record['kl_per_token_nats']:.1e}, same top token {record['top1_agreement']:.2%}, "
+            f"same greedy text {record['greedy_equal']}/{record['texts']}"
+        )
         return Checkpoint(ctx.out)

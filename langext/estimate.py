@@ -1,0 +1,125 @@
+"""What a pipeline will take, before anything runs: parameters, tokens, FLOPs, memory and disk. Downloads nothing.
+
+The figures are estimates from shapes; activations and text sizes are rough, and the output says so.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from langext import bases, console, exports, languages, pipeline
+from langext.methods.base import Method
+from langext.pipeline import Pipeline
+from langext.spec import ConfigError
+from langext.stages import makes
+from langext.stages.export import Export
+from langext.stages.extend import Extend
+from langext.stages.tokenizer import ExtendTokenizer
+from langext.stages.train import Train
+
+GiB = 2**30
+
+
+@dataclass(frozen=True)
+class Size:
+    """Numbers of parameters."""
+
+    base: int
+    total: int
+    trainable: int
+
+
+def size(config: Any, method: Method, new_tokens: int) -> Size:
+    """Parameters of a base and of its extension, from shapes alone: the model is built without memory for its weights."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from langext import vocabulary
+
+    with torch.device("meta"):
+        net = AutoModelForCausalLM.from_config(config)
+    net.tie_weights()
+    base = sum(p.numel() for p in net.parameters())
+    if new_tokens:
+        vocabulary.extend(net, first_new=config.vocab_size, num_new=new_tokens)
+    method.extend(net)
+    learns = [p.numel() for n, p in net.named_parameters() if n.endswith(vocabulary.NEW_ROWS) or method.trainable(n)]
+    return Size(base, sum(p.numel() for p in net.parameters()), sum(learns))
+
+
+def training(config: Any, numbers: Size, train: Train) -> dict[str, float]:
+    """Tokens, FLOPs, bytes of memory per process and bytes of disk for a train stage.
+
+    FLOPs per token: 2 P forward, 2 P backward through all weights, 2 more for each weight that learns (Kaplan et al. 2020,
+    https://arxiv.org/abs/2001.08361), attention left out. Memory: 2 bytes a weight, 2 for gradients and 12 for the float32
+    master and AdamW's moments of what learns, the last shared out by ZeRO; activations as 34 B T D L bytes without
+    checkpointing (Korthikanti et al. 2022, https://arxiv.org/abs/2205.05198), attention scores left out.
+    """
+    from langext.engine import read_deepspeed
+
+    tokens = train.steps * train.batch_sequences * train.sequence_length
+    flops = tokens * (4 * numbers.total + 2 * numbers.trainable)
+    width = 2 if train.precision == "bf16" else 4
+    stage = read_deepspeed(train.runtime.deepspeed).get("zero_optimization", {}).get("stage", 0)
+    processes = train.runtime.processes
+    weights = numbers.total * width / (processes if stage == 3 else 1)
+    gradients = numbers.trainable * width / (processes if stage >= 2 else 1)
+    moments = numbers.trainable * 12 / (processes if stage >= 1 else 1)
+    per_token = 34 * config.hidden_size * config.num_hidden_layers
+    activations = train.runtime.micro_batch * train.sequence_length * per_token * width / 2
+    return {
+        "tokens": tokens,
+        "flops": flops,
+        "memory": weights + gradients + moments + activations,
+        "disk": numbers.trainable * (2 * 14 + 4),  # a checkpoint being written beside the last one, and the delta
+    }
+
+
+def show(spec: Pipeline, root: Path) -> None:
+    """Print the plan: stages with their wiring and state, then the estimates, then what is missing on this machine."""
+    steps = pipeline.plan(spec, root)
+    originals = ", ".join(languages.find(code).name for code in spec.original_languages)
+    console.say(f"{spec.name}: {languages.find(spec.language).name} added to {spec.base_model}, keeping {originals}")
+    rows = []
+    for step in steps:
+        wired = ", ".join(f"{arg} <- {name}" for arg, (name, _, _) in step.inputs.items()) or "-"
+        rows.append((step.out.name, step.stage.uses, wired, makes(step.stage).__name__, step.state))
+    console.table(f"run folder {root}", ("stage", "uses", "reads", "makes", "state"), rows)
+    config = bases.config_if_here(spec.base_model, spec.revision)
+    if config is None:
+        console.say("The base's config is not on this machine, so parameters, FLOPs and memory are unknown until the first run.")
+    new_tokens = sum(step.stage.new_tokens for step in steps if isinstance(step.stage, ExtendTokenizer))
+    method: Method | None = None
+    for step in steps:
+        if isinstance(step.stage, Extend):
+            method = step.stage.method
+        if isinstance(step.stage, Train):
+            _show_training(step.name, step.stage, config, method, new_tokens)
+        if isinstance(step.stage, Export) and method is not None:
+            kind = config.model_type if config is not None else "llama"
+            form = exports.choose(kind, method, step.stage.format)
+            possible = "; ".join(f"{f}: {exports.architecture(method, f)}" for f in method.export_formats())
+            console.say(f"{step.name}: {form}, {exports.architecture(method, form)} (possible here: {possible})")
+    try:
+        pipeline.check(spec, [step for step in steps if step.state != "done"])
+    except ConfigError as error:
+        console.say(f"not ready to run: {error}")
+    else:
+        console.say("ready to run")
+
+
+def _show_training(name: str, train: Train, config: Any, method: Method | None, new_tokens: int) -> None:
+    tokens = train.steps * train.batch_sequences * train.sequence_length
+    if config is None or method is None:
+        console.say(f"{name}: {tokens:,} tokens in {train.steps} steps")
+        return
+    numbers = size(config, method, new_tokens)
+    cost = training(config, numbers, train)
+    console.say(
+        f"{name}: {tokens:,} tokens in {train.steps} steps ({train.original_frac:.0%} original), "
+        f"{numbers.trainable / 1e6:.1f} M parameters learn of {numbers.total / 1e6:.1f} M (base {numbers.base / 1e6:.1f} M)"
+    )
+    console.say(
+        f"{name}: about {cost['flops']:.1e} FLOPs, {cost['memory'] / GiB:.1f} GiB of memory for each of "
+        f"{train.runtime.processes} process(es), {cost['disk'] / GiB:.2f} GiB of disk"
+    )

@@ -1,0 +1,92 @@
+"""Pico models, tokenizers and texts, made here: the tests need no network and no files from elsewhere."""
+
+import gzip
+import json
+import random
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+FRENCH = (
+    "le la les un une des petit grand chat chien maison rue ville jour nuit soleil pluie dort mange voit aime parle "
+    "toujours jamais dans sous avec pour sans être avoir très déjà où école élève français été forêt garçon façon"
+).split()
+ENGLISH = (
+    "the a an some small big cat dog house street town day night sun rain sleeps eats sees loves speaks "
+    "always never in under with for without being having very already where school pupil English summer forest boy way"
+).split()
+
+
+def sentences(words: list[str], count: int, seed: int) -> list[str]:
+    dice = random.Random(seed)
+    return [" ".join(dice.choices(words, k=dice.randint(18, 40))).capitalize() + "." for _ in range(count)]
+
+
+def documents(words: list[str], count: int, seed: int) -> list[str]:
+    return ["\n\n".join(sentences(words, 3, seed * 1000 + i)) for i in range(count)]
+
+
+def write_jsonl(path: Path, texts: list[str], column: str = "text") -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    opener = gzip.open if path.suffix == ".gz" else open
+    with opener(path, "wt", encoding="utf-8") as file:
+        for i, text in enumerate(texts):
+            file.write(json.dumps({"id": str(i), column: text}, ensure_ascii=False) + "\n")
+    return path
+
+
+def make_tokenizer() -> PreTrainedTokenizerFast:
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=320, special_tokens=["<|end|>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+    )
+    tokenizer.train_from_iterator(sentences(ENGLISH, 200, 1), trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|end|>", pad_token="<|end|>")
+
+
+def make_llama(vocab_size: int, tied: bool = True, **more: object) -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=vocab_size, hidden_size=64, intermediate_size=96, num_hidden_layers=3, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=256, tie_word_embeddings=tied, initializer_range=0.1, eos_token_id=0,
+        bos_token_id=0, pad_token_id=0, **more,
+    )  # fmt: skip
+    return LlamaForCausalLM(config).to(torch.bfloat16)
+
+
+@pytest.fixture(scope="session")
+def pico(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A pico Llama with its tokenizer, as a Hugging Face folder."""
+    folder = tmp_path_factory.mktemp("pico")
+    tokenizer = make_tokenizer()
+    make_llama(len(tokenizer)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def lid(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A fastText model that tells the toy French from the toy English."""
+    import fasttext
+
+    folder = tmp_path_factory.mktemp("lid")
+    lines = [f"__label__fr {s}" for s in sentences(FRENCH, 400, 2)] + [f"__label__en {s}" for s in sentences(ENGLISH, 400, 3)]
+    (folder / "train.txt").write_text("\n".join(lines), encoding="utf-8")
+    model = fasttext.train_supervised(str(folder / "train.txt"), epoch=10, dim=8, thread=1, verbose=0, seed=1)
+    model.save_model(str(folder / "lid.bin"))
+    return folder / "lid.bin"
+
+
+@pytest.fixture(scope="session")
+def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """fr.jsonl.gz, en.jsonl.gz and other.txt (English of another seed)."""
+    folder = tmp_path_factory.mktemp("texts")
+    write_jsonl(folder / "fr.jsonl.gz", documents(FRENCH, 150, 4) + documents(ENGLISH, 10, 5))
+    write_jsonl(folder / "en.jsonl.gz", documents(ENGLISH, 150, 6))
+    (folder / "other.txt").write_text("\n\n".join(sentences(ENGLISH, 30, 7)), encoding="utf-8")
+    return folder

@@ -1,0 +1,98 @@
+"""Every gate, exported and reloaded by stock transformers where langext cannot be imported."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from langext import exports, modeling
+from langext.artifacts import Model, write_json
+from langext.methods import Full, NeutralResidues
+from langext.methods.neutral_residues import residues
+from langext.spec import ConfigError
+
+TEXTS = ["The small cat sleeps in the house with a dog. " * 4, "Le petit chat dort dans la maison avec un chien. " * 4]
+CARD = {
+    "languages": ("fra_Latn", "eng_Latn"), "base": "pico", "base_commit": None, "base_architecture": "LlamaForCausalLM",
+    "method": {"name": "neutral_residues"}, "paper": "", "training": {"tokens": 1, "steps": 1, "shares": {}, "epochs": {}}, "funnel": [],
+    "before": None, "after": None,
+}  # fmt: skip
+
+
+def extended(tmp_path: Path, pico: Path, method) -> Model:
+    """An extended model whose blocks do something: random output weights, as after training."""
+    net = modeling.load_base(pico, torch.bfloat16)
+    live = modeling.build(net, modeling.load_tokenizer(pico), method)
+    torch.manual_seed(5)
+    if isinstance(method, NeutralResidues):
+        for block in residues(net):
+            block.down_proj.weight.data.normal_(0, 0.3)
+            if block.router is not None:
+                block.router.weight.data.normal_(0, 1)
+    else:
+        for parameter in net.parameters():
+            parameter.data.add_(torch.randn_like(parameter) * 0.02)
+    out = tmp_path / "model"
+    out.mkdir()
+    modeling.save_delta(out, live.delta())
+    write_json(out / "x.json", {})
+    return modeling.write_record(out, pico, method, None)
+
+
+@pytest.mark.parametrize(
+    ("gate", "form", "expected"),
+    [
+        ("hard_sigmoid", "native", "Glm4MoeForCausalLM"),
+        ("sigmoid", "native", "GraniteMoeSharedForCausalLM"),
+        ("none", "native", "LlamaForCausalLM"),
+        ("relu", "remote", "NeutralResidueForCausalLM"),
+        ("hard_sigmoid", "remote", "NeutralResidueForCausalLM"),
+    ],
+)
+def test_export_equals_the_trained_model(tmp_path, pico, gate, form, expected):
+    model = extended(tmp_path, pico, NeutralResidues(name="neutral_residues", gate=gate, width=40))
+    record = exports.write(model, tmp_path / "out", form, TEXTS, CARD)
+    assert record["class"] == expected
+    assert record["max_abs_difference"] < 1e-4 < record["logit_std"]
+    assert record["top1_agreement"] == 1.0
+    assert (tmp_path / "out" / "README.md").read_text().startswith("---\nlanguage:\n- fr\n- en\n")
+
+
+def test_full_fine_tuning_keeps_the_architecture(tmp_path, pico):
+    record = exports.write(extended(tmp_path, pico, Full(name="full")), tmp_path / "out", "auto", TEXTS, CARD)
+    assert record["class"] == "LlamaForCausalLM"
+    assert record["max_abs_difference"] < 1e-5
+
+
+def test_config_has_the_rope_keys_of_both_major_versions(tmp_path, pico):
+    model = extended(tmp_path, pico, NeutralResidues(name="neutral_residues", gate="hard_sigmoid", width=32))
+    exports.write(model, tmp_path / "out", "auto", TEXTS, CARD)
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["rope_theta"] == config["rope_parameters"]["rope_theta"]
+    assert config["partial_rotary_factor"] == 1.0
+
+
+def test_a_different_export_fails_and_leaves_nothing(tmp_path, pico, monkeypatch):
+    from langext.exports import native
+
+    model = extended(tmp_path, pico, NeutralResidues(name="neutral_residues", gate="hard_sigmoid", width=32))
+    right = native._expert
+    monkeypatch.setattr(native, "_expert", lambda block: (right(block)[0], right(block)[1] * 1.05, right(block)[2]))
+    with pytest.raises(ConfigError, match="differs from the trained model"):
+        exports.write(model, tmp_path / "out", "native", TEXTS, CARD)
+    assert not (tmp_path / "out").exists()
+
+
+def test_relu_has_no_native_form():
+    method = NeutralResidues(name="neutral_residues", gate="relu")
+    with pytest.raises(ConfigError, match="no stock architecture computes neutral_residues with a relu gate; possible: remote"):
+        exports.choose("llama", method, "native")
+    assert exports.choose("llama", method, "auto") == "remote"
+
+
+def test_an_existing_folder_is_not_overwritten(tmp_path, pico):
+    (tmp_path / "out").mkdir()
+    model = extended(tmp_path, pico, Full(name="full"))
+    with pytest.raises(ConfigError, match="exists already"):
+        exports.write(model, tmp_path / "out", "auto", TEXTS, CARD)

@@ -101,10 +101,13 @@ def _load(file: Path, overrides: list[str] | None, out: Path | None) -> "tuple[P
 
 @contextmanager
 def _clean_errors() -> Iterator[None]:
-    from langext.spec import ConfigError
+    from langext.spec import ConfigError, RunFailed
 
     try:
         yield
+    except RunFailed as error:
+        typer.secho(f"error: {error}", fg="red", err=True)
+        raise typer.Exit(1) from None
     except ConfigError as error:
         typer.secho(f"error: {error}", fg="red", err=True)
         raise typer.Exit(2) from None

@@ -17,7 +17,7 @@ from pydantic import Field, field_validator, model_validator
 from langext import bases, languages
 from langext.artifacts import JOB, MANIFEST, Artifact, Model, fingerprint, read_json, write_json
 from langext.console import duration, say
-from langext.spec import ConfigError, Spec, near
+from langext.spec import ConfigError, RunFailed, Spec, near
 from langext.stage import Context
 from langext.stages import AnyStage, makes, reads
 from langext.worker import EXIT_CONFIG
@@ -195,11 +195,8 @@ def _start(step: Step, pipeline: Pipeline) -> None:
     if code == EXIT_CONFIG:
         raise SystemExit(EXIT_CONFIG)  # the worker has said what is wrong
     if code != 0:
-        raise StageFailed(f"stage {step.name!r} ended with exit code {code}. Run the same command again to go on from there.")
-
-
-class StageFailed(RuntimeError):
-    """A worker died: killed, out of memory, or a bug whose traceback it has printed."""
+        how = f"was stopped by signal {-code if code < 0 else code - 128}" if code < 0 or code > 128 else f"failed (exit code {code})"
+        raise RunFailed(f"stage {step.name!r} {how}. Nothing half-done counts as done; run the same command again to go on.")
 
 
 def launch(step: Step) -> int:

@@ -22,6 +22,10 @@ class ConfigError(ValueError):
     """Something the user wrote or gave is wrong. The message says what, where and what is allowed; no traceback needed."""
 
 
+class RunFailed(RuntimeError):
+    """Work has stopped for another reason than a wrong configuration. The message says where and how to go on."""
+
+
 class Spec(BaseModel):
     """Base of every configuration object: immutable, and a misspelt key is an error."""
 

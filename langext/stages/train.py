@@ -159,7 +159,7 @@ class Train(Stage):
                     yield loss * accumulate * ctx.world_size  # DeepSpeed takes the mean over both; the loss is a sum
 
             norm = runner.step(micro_losses(), rate)
-            if (step + 1) % self.log_every == 0 or step == first or step + 1 == self.steps:
+            if (step + 1) % self.log_every == 0 or step == 0 or step + 1 == self.steps:
                 figures = tally.figures()
                 if not all(math.isfinite(v) for v in [norm, *figures.values()]):
                     saved = f"the last checkpoint is of step {step // self.save_every * self.save_every}"

@@ -1,0 +1,170 @@
+"""The whole job on pico models, through the command line and the very file that users copy."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+def langext(*args: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "langext.cli", *args], cwd=cwd, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def overrides(pico: Path, lid: Path, texts: Path) -> list[str]:
+    """add_language.yaml on a pico model and local files, on the CPU."""
+    source = "{{language: {}, path: {}, name: {}{}}}"
+    sources = [
+        source.format("fra_Latn", texts / "fr.jsonl.gz", "book", ""),
+        source.format("eng_Latn", texts / "en.jsonl.gz", "book", ""),
+        source.format("eng_Latn", texts / "other.txt", "other", ", heldout_only: true"),
+    ]
+    values = {
+        "language": "fra_Latn", "base_model": pico, "revision": "null",
+        "filter.sources": f"[{', '.join(sources)}]", "filter.lid_model": lid, "filter.heldout_frac": 0.2,
+        "filter.runtime.workers": 1, "filter.level": "paragraph",
+        "evaluate_base.tasks": "[]", "evaluate_base.runtime.gpus": 0, "evaluate_base.precision": "fp32",
+        "evaluate_base.continuation_items": 8, "evaluate_base.sample_tokens": 8,
+        "evaluate.tasks": "[]", "evaluate.runtime.gpus": 0, "evaluate.precision": "fp32", "evaluate.continuation_items": 8,
+        "evaluate.sample_tokens": 8, "extend.method.init": "lecun",
+        "train.steps": 30, "train.sequence_length": 64, "train.batch_sequences": 8, "train.lr": 1e-2, "train.warmup_steps": 2,
+        "train.eval_every": 15, "train.eval_bytes": 3000, "train.save_every": 10, "train.log_every": 5,
+        "train.runtime": "{gpus: 0, deepspeed: configs/deepspeed/cpu.json, micro_batch: 4}",
+    }  # fmt: skip
+    return [part for key, value in values.items() for part in ("--set", f"{key}={value}")]
+
+
+@pytest.fixture(scope="module")
+def done(overrides: list[str], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A finished run of pipelines/add_language.yaml and what it printed."""
+    out = tmp_path_factory.mktemp("runs") / "run"
+    result = langext("run", "pipelines/add_language.yaml", "--out", str(out), *overrides)
+    assert result.returncode == 0, result.stderr + result.stdout
+    return out, result.stdout
+
+
+def scores(run: Path, stage: str) -> dict:
+    return json.loads((run / stage / "scores.json").read_text())
+
+
+def test_learns_the_new_language_and_reports_it(done):
+    run, said = done
+    before, after = scores(run, "02-evaluate_base"), scores(run, "05-evaluate")
+    learned = "fra_Latn/book"
+    assert after["bits_per_byte"][learned]["value"] < 0.8 * before["bits_per_byte"][learned]["value"]
+    assert set(after["bits_per_byte"]) == {learned, "eng_Latn/book", "eng_Latn/other"}
+    assert set(after["tasks"]) == {"continuation_fra_Latn", "continuation_eng_Latn"}
+    assert "learned: French, book" in said and "checkpoint" in said and "ETA" in said
+    page = (run / "report.html").read_text()
+    assert "<svg" in page and "http-equiv" not in page and "src=" not in page
+
+
+def test_every_manifest_is_complete(done):
+    run, _ = done
+    manifests = sorted(run.glob("*/manifest.json"))
+    assert [m.parent.name for m in manifests] == [
+        "01-filter", "02-evaluate_base", "03-extend", "04-train", "05-evaluate", "06-export", "base",
+    ]  # fmt: skip
+    for path in manifests[:-1]:
+        manifest = json.loads(path.read_text())
+        assert manifest["fingerprint"] and manifest["files"] and manifest["versions"]["torch"]
+        assert all((path.parent / file["name"]).stat().st_size == file["bytes"] for file in manifest["files"])
+
+
+def test_checkpoint_loads_with_stock_transformers_and_writes(done):
+    checkpoint = done[0] / "06-export" / "checkpoint"
+    code = (
+        "import sys; from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline\n"
+        f"m = AutoModelForCausalLM.from_pretrained({str(checkpoint)!r}); t = AutoTokenizer.from_pretrained({str(checkpoint)!r})\n"
+        "out = m.generate(**t('Le petit chat', return_tensors='pt'), max_new_tokens=8)\n"
+        "assert out.shape[1] > 3 and 'langext' not in sys.modules; print(type(m).__name__)"
+    )
+    result = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.strip() == "Glm4MoeForCausalLM"
+    assert "base | this model" in (checkpoint / "README.md").read_text()
+
+
+def test_again_skips_everything(done, overrides):
+    run, _ = done
+    before = {p: p.stat().st_mtime_ns for p in run.glob("*/manifest.json")}
+    result = langext("run", "pipelines/add_language.yaml", "--out", str(run), *overrides)
+    assert result.returncode == 0 and result.stdout.count("done already") == 6
+    assert before == {p: p.stat().st_mtime_ns for p in run.glob("*/manifest.json")}
+
+
+def test_runtime_changes_nothing_and_a_recipe_change_is_refused(done, overrides):
+    run, _ = done
+    again = langext("plan", "pipelines/add_language.yaml", "--out", str(run), *overrides, "--set", "train.runtime.micro_batch=2")
+    assert again.stdout.count(" done ") == 6
+    changed = langext("run", "pipelines/add_language.yaml", "--out", str(run), *overrides, "--set", "train.lr=2e-2")
+    assert changed.returncode == 2
+    assert "lr: 0.01 -> 0.02" in changed.stderr and "--redo train" in changed.stderr
+
+
+def test_redo_runs_the_stage_and_what_depends_on_it(done, overrides, tmp_path):
+    run = tmp_path / "copy"
+    shutil.copytree(done[0], run)
+    result = langext("run", "pipelines/add_language.yaml", "--out", str(run), *overrides, "--redo", "evaluate")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("done already") == 4  # filter, evaluate_base, extend, train
+
+
+def test_export_command(done, tmp_path):
+    to = tmp_path / "remote"
+    result = langext("export", str(done[0]), "--to", str(to), "--format", "remote")
+    assert result.returncode == 0, result.stderr
+    assert (to / "modeling_neutral_residue.py").is_file()
+    again = langext("export", str(done[0]), "--to", str(to))
+    assert again.returncode == 2 and "exists already" in again.stderr
+
+
+def test_killed_training_ends_with_the_same_weights(done, overrides, tmp_path):
+    run = tmp_path / "killed"
+    run.mkdir()
+    for name in ("base", "01-filter", "02-evaluate_base", "03-extend"):
+        shutil.copytree(done[0] / name, run / name)
+    for number in (signal.SIGKILL, signal.SIGTERM):
+        command = [sys.executable, "-m", "langext.cli", "run", "pipelines/add_language.yaml", "--out", str(run), *overrides]
+        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+        assert process.stdout is not None
+        wanted = "step 15/30" if number == signal.SIGKILL else "step 25/30"
+        for line in process.stdout:
+            if wanted in line:
+                break
+        worker = subprocess.run(["pgrep", "-f", f"langext.worker {run}"], capture_output=True, text=True).stdout.split()
+        subprocess.run(["kill", f"-{int(number)}", *worker], check=False)
+        process.wait(timeout=120)
+        assert process.returncode != 0
+        assert not (run / "04-train" / "manifest.json").exists()
+        time.sleep(0.2)
+    result = langext("run", "pipelines/add_language.yaml", "--out", str(run), *overrides)
+    assert result.returncode == 0, result.stderr
+    assert "resuming at step" in result.stdout
+    one, two = (folder / "04-train" / "delta.safetensors" for folder in (done[0], run))
+    assert one.read_bytes() == two.read_bytes()
+    steps = [json.loads(line)["step"] for line in (run / "04-train" / "metrics.jsonl").read_text().splitlines()]
+    assert steps == [json.loads(line)["step"] for line in (done[0] / "04-train" / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_two_processes_train_like_one(done, overrides, tmp_path):
+    run = tmp_path / "two"
+    run.mkdir()
+    for name in ("base", "01-filter", "02-evaluate_base", "03-extend"):
+        shutil.copytree(done[0] / name, run / name)
+    more = ["--set", "train.runtime.cpu_processes=2", "--set", "train.runtime.micro_batch=2"]
+    result = langext("run", "pipelines/add_language.yaml", "--out", str(run), *overrides, *more)
+    assert result.returncode == 0, result.stderr + result.stdout
+
+    def losses(folder: Path) -> list[float]:
+        rows = [json.loads(line) for line in (folder / "04-train" / "metrics.jsonl").read_text().splitlines()]
+        return [row["figures"]["loss/fra_Latn"] for row in rows if row["kind"] == "train"]
+
+    assert losses(run) == pytest.approx(losses(done[0]), rel=0.02)  # bf16 sums in another order

@@ -136,6 +136,7 @@ class HubText:
     def bring(self, out: Path) -> str:
         """Stream the documents into JSON Lines."""
         import datasets
+        from datasets.exceptions import DatasetNotFoundError
         from huggingface_hub.errors import HfHubHTTPError
 
         try:
@@ -143,7 +144,7 @@ class HubText:
             with gzip.open(out / "documents.jsonl.gz", "wt", encoding="utf-8") as file:
                 for row in rows:
                     file.write(json.dumps({"id": row["id"], "text": row["text"]}, ensure_ascii=False) + "\n")
-        except (HfHubHTTPError, datasets.exceptions.DatasetNotFoundError, OSError) as error:
+        except (HfHubHTTPError, DatasetNotFoundError, OSError) as error:
             raise CarrierFailed(f"the hub did not give {self.repo} ({type(error).__name__})") from None
         return f"the first {self.documents} documents of {self.repo} ({self.config}) on the Hugging Face hub"
 

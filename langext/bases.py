@@ -110,7 +110,9 @@ def _from_hub(repo: str, revision: str | None) -> Path:
     try:
         return Path(snapshot_download(repo, revision=revision, allow_patterns=HUB_FILES))
     except GatedRepoError:
-        raise ConfigError(f"base_model: {repo} is gated; accept its licence on the hub and log in with `hf auth login`") from None
+        raise ConfigError(
+            f"base_model: {repo} is gated; accept its licence on the hub and log in with `hf auth login`"
+        ) from None
     except RepositoryNotFoundError:
         raise ConfigError(f"base_model: {repo}: no such folder here and no such model on the hub") from None
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
@@ -151,7 +153,8 @@ def _from_gguf(path: Path, out: Path) -> Path:
 
 def _split_digits(tokenizer_json: Path, gguf: Path) -> None:
     """Give back the pre-tokenizer that a GGUF file only names: SmolLM's splits numbers into digits, and transformers 5.23
-    writes a plain byte-level one for it (https://huggingface.co/HuggingFaceTB/SmolLM2-135M/blob/main/tokenizer.json)."""
+    writes a plain byte-level one for it (https://huggingface.co/HuggingFaceTB/SmolLM2-135M/blob/main/tokenizer.json).
+    """
     from gguf import GGUFReader
 
     field = GGUFReader(str(gguf)).get_field("tokenizer.ggml.pre")

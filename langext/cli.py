@@ -13,7 +13,12 @@ import typer
 if TYPE_CHECKING:
     from langext.pipeline import Pipeline
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__.split(".")[0])
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Extend a language model to a new language without losing the old one.",
+)
 File = Annotated[Path, typer.Argument(help="Pipeline file (YAML).")]
 Set = Annotated[list[str] | None, typer.Option("--set", help="Override one value, e.g. train.lr=3e-4. Repeatable.")]
 Out = Annotated[Path | None, typer.Option(help="Run folder. Default: runs/<pipeline name>.")]

@@ -17,6 +17,7 @@ class Observer:
         self.tokens, self.closed = 0, 0
 
     def __call__(self, mask_BT: torch.Tensor) -> None:
+        """Add up the diagnostics of the last forward pass over the tokens that `mask_BT` marks."""
         if self.live.method is None:
             return
         found = self.live.method.diagnostics(self.live.net)

@@ -61,8 +61,10 @@ def join_processes() -> torch.device:
 class Engine:
     """A model under DeepSpeed with AdamW on its trainable parameters."""
 
-    def __init__(self, objective: Any, net: Any, config: dict[str, Any], *, micro_batch: int, accumulate: int, clip: float, bf16: bool,
-                 betas: tuple[float, float], weight_decay: float):  # fmt: skip
+    def __init__(
+        self, objective: Any, net: Any, config: dict[str, Any], *, micro_batch: int, accumulate: int, clip: float, bf16: bool,
+        betas: tuple[float, float], weight_decay: float,
+    ):  # fmt: skip
         import deepspeed
 
         trained = [p for p in net.parameters() if p.requires_grad]
@@ -76,7 +78,13 @@ class Engine:
             "bf16": {"enabled": bf16},
             "steps_per_print": 10**9,
         }
-        self.deepspeed, self.optimizer, _, _ = deepspeed.initialize(model=objective, optimizer=optimizer, config=full)
+        buffers = {name: buffer.clone() for name, buffer in objective.named_buffers()}
+        runner: Any
+        runner, *_ = deepspeed.initialize(model=objective, optimizer=optimizer, config=full)
+        for name, buffer in buffers.items():  # DeepSpeed rounds them with the weights, and rotary frequencies must not be
+            owner, _, own = name.rpartition(".")
+            objective.get_submodule(owner)._buffers[own] = buffer.to(runner.device)
+        self.deepspeed = runner
         self.net = net
 
     def __call__(self, *inputs: Any) -> Any:
@@ -85,13 +93,21 @@ class Engine:
 
     def step(self, losses: Any, rate: float) -> float:
         """One optimizer step at learning rate `rate` over the micro-batch losses that an iterator yields. Returns the norm."""
-        for group in self.optimizer.param_groups:
+        for group in self.deepspeed.optimizer.param_groups:
             group["lr"] = rate
         for loss in losses:
             self.deepspeed.backward(loss)
             self.deepspeed.step()
         norm = self.deepspeed.get_global_grad_norm()
         return float(norm) if norm is not None else float("nan")
+
+    def agree(self, value: int) -> int:
+        """The largest `value` of any process, so that all of them stop at the same step when one was asked to."""
+        if distributed.get_world_size() == 1:
+            return value
+        shared = torch.tensor([value], device=self.deepspeed.device)
+        distributed.all_reduce(shared, distributed.ReduceOp.MAX)
+        return int(shared)
 
     def masters(self) -> dict[str, Tensor]:
         """The trainable parameters in full, in float32 where DeepSpeed keeps masters, on rank 0 as on every other."""
@@ -149,7 +165,7 @@ class Engine:
 
 
 def _random_state() -> dict[str, Any]:
-    numpy_state = np.random.get_state(legacy=True)
+    numpy_state: Any = np.random.get_state(legacy=True)
     return {
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],

@@ -87,7 +87,9 @@ def show(spec: Pipeline, root: Path) -> None:
     console.table(f"run folder {root}", ("stage", "uses", "reads", "makes", "state"), rows)
     config = bases.config_if_here(spec.base_model, spec.revision)
     if config is None:
-        console.say("The base's config is not on this machine, so parameters, FLOPs and memory are unknown until the first run.")
+        console.say(
+            "The base's config is not on this machine, so parameters, FLOPs and memory are unknown until the first run."
+        )
     new_tokens = sum(step.stage.new_tokens for step in steps if isinstance(step.stage, ExtendTokenizer))
     method: Method | None = None
     for step in steps:

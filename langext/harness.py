@@ -66,16 +66,16 @@ def evaluate(
         from lm_eval.models.huggingface import HFLM
         from lm_eval.tasks import TaskManager
 
-        model = HFLM(pretrained=live.net, tokenizer=live.tokenizer, batch_size=batch_size, max_length=1024)
+        lm: Any = HFLM
+        run: Any = simple_evaluate
+        model = lm(pretrained=live.net, tokenizer=live.tokenizer, batch_size=batch_size, max_length=1024)
         runs: list[tuple[list[Any], Any, dict[str, Any]]] = []
         if own:  # without lm-eval's own index, which takes ten seconds to read
             runs.append(([_task(name, items) for name, items in own.items()], TaskManager(include_defaults=False), {}))
         if tasks:
             runs.append((list(tasks), _manager(include), {"num_fewshot": num_fewshot, "limit": limit}))
         for wanted, manager, options in runs:
-            found = simple_evaluate(
-                model=model, tasks=wanted, task_manager=manager, bootstrap_iters=1000, log_samples=False, **options
-            )
+            found = run(model=model, tasks=wanted, task_manager=manager, bootstrap_iters=1000, log_samples=False, **options)
             assert found is not None, "lm-eval returns results on rank 0, and evaluation runs as one process"
             for task, figures in found["results"].items():
                 items = found["n-samples"].get(task, {}).get("effective", 0)

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from langext.spec import ConfigError, near
 
 _TABLE = """
-ace_Latn - Acehnese|acm_Arab - Mesopotamian Arabic|afr_Latn af Afrikaans|aka_Latn ak Akan|als_Latn sq Albanian|amh_Ethi am Amharic
-arb_Arab ar Arabic|arz_Arab - Egyptian Arabic|asm_Beng as Assamese|ast_Latn - Asturian|awa_Deva - Awadhi|ayr_Latn ay Aymara
+ace_Latn - Acehnese|acm_Arab - Mesopotamian Arabic|afr_Latn af Afrikaans|aka_Latn ak Akan|als_Latn sq Albanian
+amh_Ethi am Amharic|arb_Arab ar Arabic|arz_Arab - Egyptian Arabic
+asm_Beng as Assamese|ast_Latn - Asturian|awa_Deva - Awadhi|ayr_Latn ay Aymara
 azb_Arab - South Azerbaijani|azj_Latn az Azerbaijani|bak_Cyrl ba Bashkir|bam_Latn bm Bambara|ban_Latn - Balinese
 bel_Cyrl be Belarusian|bem_Latn - Bemba|ben_Beng bn Bengali|bho_Deva - Bhojpuri|bod_Tibt bo Tibetan|bos_Latn bs Bosnian
 bul_Cyrl bg Bulgarian|cat_Latn ca Catalan|ceb_Latn - Cebuano|ces_Latn cs Czech|ckb_Arab - Central Kurdish|cym_Latn cy Welsh
@@ -39,6 +40,13 @@ tel_Telu te Telugu|tgk_Cyrl tg Tajik|tgl_Latn tl Tagalog|tha_Thai th Thai|tir_Et
 tsn_Latn tn Tswana|tso_Latn ts Tsonga|tuk_Latn tk Turkmen|tum_Latn - Tumbuka|tur_Latn tr Turkish|twi_Latn tw Twi
 uig_Arab ug Uyghur|ukr_Cyrl uk Ukrainian|umb_Latn - Umbundu|urd_Arab ur Urdu|uzn_Latn uz Uzbek|vec_Latn - Venetian
 vie_Latn vi Vietnamese|war_Latn - Waray|wol_Latn wo Wolof|xho_Latn xh Xhosa|ydd_Hebr yi Yiddish|yor_Latn yo Yoruba
+ace_Arab - Acehnese (Arabic script)|acq_Arab - Ta'izzi-Adeni Arabic|aeb_Arab - Tunisian Arabic|ajp_Arab - South Levantine Arabic
+apc_Arab - North Levantine Arabic|arb_Latn - Arabic (romanised)|ars_Arab - Najdi Arabic|ary_Arab - Moroccan Arabic
+bjn_Arab - Banjar (Arabic script)|bjn_Latn - Banjar|bug_Latn - Buginese|cjk_Latn - Chokwe|crh_Latn - Crimean Tatar
+dik_Latn - Southwestern Dinka|hne_Deva - Chhattisgarhi|kac_Latn - Jingpho|kam_Latn - Kamba|kas_Deva - Kashmiri (Devanagari)
+kbp_Latn - Kabiye|kea_Latn - Kabuverdianu|knc_Arab - Central Kanuri (Arabic script)|knc_Latn - Central Kanuri
+lua_Latn - Luba-Kasai|ltg_Latn - Latgalian|min_Arab - Minangkabau (Arabic script)|taq_Latn - Tamasheq
+taq_Tfng - Tamasheq (Tifinagh)|tzm_Tfng - Central Atlas Tamazight
 yue_Hant - Cantonese|zho_Hans zh Chinese (Simplified)|zho_Hant - Chinese (Traditional)|zsm_Latn ms Malay|zul_Latn zu Zulu
 """
 

@@ -5,11 +5,12 @@ or how large their micro-batches are, and the whole state is one number: the seq
 """
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from langext.artifacts import read_json, write_json
 
@@ -117,3 +118,30 @@ class Mixture:
             generator = np.random.default_rng([self.seed, k, epoch])
             self._permutations[k, epoch] = generator.permutation(file.num_sequences(self.length))
         return self.names[k], file.sequence(int(self._permutations[k, epoch][place]), self.length)
+
+    def micro_batches(self, step: int, batch: int, micro: int, rank: int, world_size: int) -> "Iterator[Batch]":
+        """One process's part of a step: its `batch` sequences in their global order, cut by `micro`, dealt out by rank."""
+        first = step * batch
+        for at in range(first + rank * micro, first + batch, micro * world_size):
+            yield Batch.of([self.sequence(i) for i in range(at, at + micro)])
+
+    def count(self, step: int, batch: int, names: Collection[str]) -> int:
+        """Sequences of the named languages in a whole step, over all processes."""
+        owners = self.owner[step * batch : (step + 1) * batch]
+        return sum(int((owners == k).sum()) for k, name in enumerate(self.names) if name in names)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A micro-batch: (B, T) int64 tensors and the language of every row."""
+
+    languages: list[str]
+    input_ids: torch.Tensor
+    labels: torch.Tensor
+    position_ids: torch.Tensor
+
+    @staticmethod
+    def of(rows: "list[tuple[str, Sequence]]") -> "Batch":
+        """Stack sequences."""
+        stacked = [np.stack(field) for field in zip(*((s.input_ids, s.labels, s.position_ids) for _, s in rows), strict=True)]
+        return Batch([name for name, _ in rows], *map(torch.from_numpy, stacked))

@@ -13,7 +13,7 @@ from pydantic import TypeAdapter
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from langext import vocabulary
 from langext.artifacts import Model, Tokenizer, read_json, write_json
@@ -29,8 +29,10 @@ RECORD = "model.json"
 class LiveModel:
     """A model in memory with what is needed to use and save it."""
 
-    net: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
+    net: Any
+    """A transformers causal language model; Any, because its classes are typed too loosely to check against."""
+    tokenizer: Any
+    """A transformers tokenizer."""
     method: Method | None
     """None for the untouched base."""
 
@@ -82,7 +84,7 @@ def tokenizer_folder(model: Model) -> Path:
     return (model.path / recorded).resolve() if recorded else base_folder(model)
 
 
-def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+def load_tokenizer(folder: Path) -> Any:
     """Read a tokenizer from a local folder. Raises ConfigError when there is none."""
     if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
         raise ConfigError(f"{folder}: no tokenizer here (looked for tokenizer.json, tokenizer.model, vocab.json)")
@@ -103,7 +105,7 @@ def load_config(folder: Path) -> Any:
     return config
 
 
-def load_base(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
+def load_base(folder: Path, dtype: torch.dtype) -> Any:
     """Read a base model from a local folder, safetensors only, in evaluation mode."""
     config = load_config(folder)
     if not any(folder.glob("*.safetensors")):
@@ -123,14 +125,14 @@ def load(model: Model, dtype: torch.dtype, device: str = "cpu") -> LiveModel:
     tokenizer = load_tokenizer(tokenizer_folder(model))
     method = method_of(model)
     if method is None:
-        return LiveModel(net.to(device), tokenizer, None)  # type: ignore[arg-type]
+        return LiveModel(net.to(device), tokenizer, None)
     live = build(net, tokenizer, method, len(new_tokens(model)))
     load_delta(live, model.path / DELTA)
-    live.net.to(device).eval()  # type: ignore[arg-type]
+    live.net.to(device).eval()
     return live
 
 
-def build(net: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, method: Method, num_new: int = 0) -> LiveModel:
+def build(net: Any, tokenizer: Any, method: Method, num_new: int = 0) -> LiveModel:
     """Extend a base in place: room for the tokenizer's `num_new` last tokens, then the method's own modules."""
     if num_new:
         vocabulary.extend(net, first_new=len(tokenizer) - num_new, num_new=num_new)

@@ -195,7 +195,11 @@ def _start(step: Step, pipeline: Pipeline) -> None:
     if code == EXIT_CONFIG:
         raise SystemExit(EXIT_CONFIG)  # the worker has said what is wrong
     if code != 0:
-        how = f"was stopped by signal {-code if code < 0 else code - 128}" if code < 0 or code > 128 else f"failed (exit code {code})"
+        how = (
+            f"was stopped by signal {-code if code < 0 else code - 128}"
+            if code < 0 or code > 128
+            else f"failed (exit code {code})"
+        )
         raise RunFailed(f"stage {step.name!r} {how}. Nothing half-done counts as done; run the same command again to go on.")
 
 

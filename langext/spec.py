@@ -88,7 +88,7 @@ def assign(node: Any, keys: list[str], value: Any, shown: str) -> Loc:
         loc.append(part)
         if not isinstance(node, dict | list):
             raise ConfigError(f"--set {shown}: {key!r} is a plain value, it has no keys below it")
-    last: str | int = _index(node, keys[-1], shown) if isinstance(node, list) else keys[-1]
+    last: Any = _index(node, keys[-1], shown) if isinstance(node, list) else keys[-1]
     node[last] = value
     return (*loc, last)
 
@@ -112,7 +112,8 @@ def _problem(error: Any, cls: type[Spec], doc: Any, set_at: dict[Loc, str]) -> s
         what = f"unknown key {loc[-1]!r}.{near(str(loc[-1]), allowed)} Allowed: {', '.join(sorted(allowed))}."
     elif error["type"] == "union_tag_invalid":
         tags = [t.strip().strip("'") for t in error["ctx"]["expected_tags"].split(",")]
-        what = f"unknown {error['ctx']['discriminator']} {error['ctx']['tag']!r}.{near(error['ctx']['tag'], tags)}"
+        kind, tag = error["ctx"]["discriminator"].strip("'"), error["ctx"]["tag"]
+        what = f"unknown {kind} {tag!r}.{near(tag, tags)}"
         what += f" Known: {', '.join(tags)}."
     elif error["type"] == "missing":
         what = f"key {loc[-1]!r} is required"

@@ -12,19 +12,19 @@ from langext.spec import Spec
 class Runtime(Spec):
     """Where and how fast a stage runs. Never part of its identity: change it and nothing runs again."""
 
-    gpus: int = Field(0, ge=0)
+    gpus: int = Field(default=0, ge=0)
     """Processes to launch on each node, one per GPU. 0 runs on the CPU."""
-    cpu_processes: int = Field(1, ge=1)
+    cpu_processes: int = Field(default=1, ge=1)
     """Processes when `gpus` is 0. More than one only helps when there are cores to spare."""
-    nodes: int = Field(1, ge=1)
+    nodes: int = Field(default=1, ge=1)
     """Machines to train on. More than one needs `hostfile`."""
     hostfile: Path | None = None
     """DeepSpeed host file, one `name slots=N` per line; see configs/hostfile.example."""
     deepspeed: Path = Path("configs/deepspeed/cpu.json")
     """DeepSpeed configuration. Batch sizes, clipping and precision come from the stage and must not be in it."""
-    micro_batch: int = Field(4, ge=1)
+    micro_batch: int = Field(default=4, ge=1)
     """Sequences per process in one forward pass. Raise it until memory is full; results do not change."""
-    workers: int = Field(1, ge=1)
+    workers: int = Field(default=1, ge=1)
     """Processes for reading and filtering text."""
 
     @property

@@ -57,7 +57,10 @@ def make_llama(vocab_size: int, tied: bool = True, **more: object) -> LlamaForCa
         num_key_value_heads=2, max_position_embeddings=256, tie_word_embeddings=tied, initializer_range=0.1, eos_token_id=0,
         bos_token_id=0, pad_token_id=0, **more,
     )  # fmt: skip
-    return LlamaForCausalLM(config).to(torch.bfloat16)
+    net = LlamaForCausalLM(config)
+    for parameter in net.parameters():  # net.to() would round the rotary frequencies as well
+        parameter.data = parameter.data.to(torch.bfloat16)
+    return net
 
 
 @pytest.fixture(scope="session")

@@ -81,8 +81,8 @@ def test_every_manifest_is_complete(done):
 def test_checkpoint_loads_with_stock_transformers_and_writes(done):
     checkpoint = done[0] / "06-export" / "checkpoint"
     code = (
-        "import sys; from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline\n"
-        f"m = AutoModelForCausalLM.from_pretrained({str(checkpoint)!r}); t = AutoTokenizer.from_pretrained({str(checkpoint)!r})\n"
+        "import sys; from transformers import AutoModelForCausalLM, AutoTokenizer\n"
+        f"m, t = (kind.from_pretrained({str(checkpoint)!r}) for kind in (AutoModelForCausalLM, AutoTokenizer))\n"
         "out = m.generate(**t('Le petit chat', return_tensors='pt'), max_new_tokens=8)\n"
         "assert out.shape[1] > 3 and 'langext' not in sys.modules; print(type(m).__name__)"
     )
@@ -102,7 +102,9 @@ def test_again_skips_everything(done, overrides):
 
 def test_runtime_changes_nothing_and_a_recipe_change_is_refused(done, overrides):
     run, _ = done
-    again = langext("plan", "pipelines/add_language.yaml", "--out", str(run), *overrides, "--set", "train.runtime.micro_batch=2")
+    again = langext(
+        "plan", "pipelines/add_language.yaml", "--out", str(run), *overrides, "--set", "train.runtime.micro_batch=2"
+    )
     assert again.stdout.count(" done ") == 6
     changed = langext("run", "pipelines/add_language.yaml", "--out", str(run), *overrides, "--set", "train.lr=2e-2")
     assert changed.returncode == 2

@@ -7,6 +7,7 @@ BPE for text: Sennrich et al. 2016, https://arxiv.org/abs/1508.07909.
 
 import copy
 import heapq
+import itertools
 import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable
@@ -48,7 +49,7 @@ def continue_merges(tokenizer: Tokenizer, words: Counter[str], num_new: int, min
     """The next `num_new` merges by frequency; fewer when no pair occurs `min_count` times any more.
 
     Ties go to the pair that sorts first, so the result depends on the counts alone. A pair whose text is a base token already
-    is left out: joining it would let base merges act where they did not before. Raises ValueError for anything but byte-level BPE.
+    is left out: joining it would let base merges act where they did not before. Raises ValueError unless it is byte-level BPE.
     """
     state = json.loads(tokenizer.to_str())
     if state["model"]["type"] != "BPE" or '"ByteLevel"' not in json.dumps(state["pre_tokenizer"]):
@@ -66,7 +67,7 @@ def continue_merges(tokenizer: Tokenizer, words: Counter[str], num_new: int, min
     pairs: Counter[tuple[str, str]] = Counter()
     where: defaultdict[tuple[str, str], set[int]] = defaultdict(set)
     for i, tokens in enumerate(split):
-        for pair in zip(tokens, tokens[1:], strict=False):
+        for pair in itertools.pairwise(tokens):
             pairs[pair] += counts[i]
             where[pair].add(i)
     heap = [(-count, pair) for pair, count in pairs.items()]
@@ -101,7 +102,7 @@ def _join(pair: Any, joined: str, split: Any, counts: Any, pairs: Any, where: An
                 after.append(token)
         split[i] = after
         for tokens, sign in ((before, -1), (after, 1)):
-            for neighbour in zip(tokens, tokens[1:], strict=False):
+            for neighbour in itertools.pairwise(tokens):
                 pairs[neighbour] += sign * counts[i]
                 changed.add(neighbour)
                 if sign == 1:

@@ -30,7 +30,11 @@ def architecture(method: Any, form: str) -> str:
     """The architecture a checkpoint will have, in words, for `langext plan` and the model card."""
     if form == "remote":
         return "NeutralResidueLlama (remote code in the folder)"
-    stock = {"sigmoid": "GraniteMoeShared", "hard_sigmoid": "Glm4Moe", "none": "the base's own, with a wider feed-forward network"}
+    stock = {
+        "sigmoid": "GraniteMoeShared",
+        "hard_sigmoid": "Glm4Moe",
+        "none": "the base's own, with a wider feed-forward network",
+    }
     return stock.get(getattr(method, "gate", ""), "the base's own")
 
 
@@ -66,7 +70,7 @@ def write(model: Model, out: Path, form: str, texts: list[str], card: dict[str, 
 
 
 def _both_rope_keys(path: Path) -> None:
-    """transformers 5 writes `rope_parameters` alone, and version 4 then falls back to a wrong rope_theta without a word."""
+    """Transformers 5 writes `rope_parameters` alone, and version 4 then falls back to a wrong rope_theta without a word."""
     config = read_json(path)
     rope = dict(config.get("rope_parameters") or {})
     if "rope_theta" in rope:
@@ -100,7 +104,7 @@ def from_run(root: Path, out: Path, form: str) -> Checkpoint:
     languages = (job["language"], *job["original_languages"])
     card = describe(Model(models[-1]), languages, Corpus(corpora[-1]), None, None)
     record = write(Model(models[-1]), out, form, verification_texts(Corpus(corpora[-1]), languages), card)
-    say(f"{out}: {record['architecture']}; differs from the trained model by at most {record['max_abs_difference']:.1e} in a logit")
+    say(f"{out}: {record['architecture']}, largest logit difference to the trained model {record['max_abs_difference']:.1e}")
     return Checkpoint(out)
 
 

@@ -11,7 +11,11 @@ from langext import languages
 def write(out: Path, record: dict[str, Any], card: dict[str, Any]) -> None:
     """Render README.md from the verification record and what `exports.describe` found."""
     env = Environment(
-        loader=PackageLoader("langext", "exports"), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=False
+        loader=PackageLoader("langext", "exports"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        autoescape=False,
     )
     named = [languages.find(code) for code in card["languages"]]
     text = env.get_template("modelcard.md.j2").render(**card, record=record, named=named, rows=_rows(card))

@@ -10,6 +10,7 @@ The mappings (FFN is the base's feed-forward network, A the block, z = w . x its
 - full fine-tuning: the base's own architecture.
 """
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,7 @@ def _shared_tensors(net: Any) -> dict[str, Tensor]:
 def _wider(net: Any) -> tuple[Any, dict[str, Tensor]]:
     tensors = _shared_tensors(net)
     width = 0
-    for i, (ffn, block) in enumerate(zip(families.ffns(net), residues(net), strict=True)):
+    for i, (ffn, block) in enumerate(_pairs(net)):
         for name, dim in (("gate_proj", 0), ("up_proj", 0), ("down_proj", 1)):
             both = [getattr(ffn, name).weight.detach(), getattr(block, name).weight.detach()]
             tensors[f"model.layers.{i}.mlp.{name}.weight"] = torch.cat(both, dim)
@@ -71,7 +72,7 @@ def _granite(net: Any) -> tuple[Any, dict[str, Tensor]]:
     _plain_llama(net, "GraniteMoeShared")
     tensors = _shared_tensors(net)
     hidden = ffn_width = 0
-    for i, (ffn, block) in enumerate(zip(families.ffns(net), residues(net), strict=True)):
+    for i, (ffn, block) in enumerate(_pairs(net)):
         at = f"model.layers.{i}"
         tensors[f"{at}.shared_mlp.input_linear.weight"] = torch.cat([ffn.gate_proj.weight, ffn.up_proj.weight]).detach()
         tensors[f"{at}.shared_mlp.output_linear.weight"] = ffn.down_proj.weight.detach()
@@ -93,7 +94,7 @@ def _granite(net: Any) -> tuple[Any, dict[str, Tensor]]:
 def _glm(net: Any) -> tuple[Any, dict[str, Tensor]]:
     tensors = _shared_tensors(net)
     hidden = num_shared = 0
-    for i, (ffn, block) in enumerate(zip(families.ffns(net), residues(net), strict=True)):
+    for i, (ffn, block) in enumerate(_pairs(net)):
         at = f"model.layers.{i}.mlp"
         hidden = block.gate_proj.weight.shape[0]
         num_shared = -(-ffn.gate_proj.weight.shape[0] // hidden)
@@ -107,15 +108,21 @@ def _glm(net: Any) -> tuple[Any, dict[str, Tensor]]:
         tensors[f"{at}.gate.e_score_correction_bias"] = torch.zeros(2)
     kept = _common(net)
     kept["rope_parameters"]["partial_rotary_factor"] = 1.0
-    config = Glm4MoeConfig(
-        **kept, head_dim=net.config.head_dim, intermediate_size=num_shared * hidden, moe_intermediate_size=hidden,
+    own: dict[str, Any] = dict(
+        head_dim=net.config.head_dim, intermediate_size=num_shared * hidden, moe_intermediate_size=hidden,
         n_shared_experts=num_shared, n_routed_experts=2, num_experts_per_tok=1, n_group=1, topk_group=1,
         norm_topk_prob=False, routed_scaling_factor=1.0, first_k_dense_replace=0, num_nextn_predict_layers=0,
         use_qk_norm=False, attention_bias=bool(getattr(net.config, "attention_bias", False)),
         tie_word_embeddings=False,  # vLLM's glm4_moe reads an untied head only
     )  # fmt: skip
+    config = Glm4MoeConfig(**kept, **own)
     tensors["lm_head.weight"] = tensors["lm_head.weight"].clone()
     return config, tensors
+
+
+def _pairs(net: Any) -> Iterator[tuple[Any, Any]]:
+    """The feed-forward network and the block of every layer."""
+    return zip(families.ffns(net), residues(net), strict=True)
 
 
 def _expert(block: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -134,5 +141,3 @@ def _plain_llama(net: Any, target: str) -> None:
     config = net.config
     plain = config.hidden_size == config.num_attention_heads * config.head_dim and not config.attention_bias
     assert plain, f"{target} has no explicit head_dim and no attention biases"
-
-

@@ -60,10 +60,14 @@ def compare(folder: Path, expected: Expected, form: str) -> dict[str, Any]:
         job.write_text(
             json.dumps(
                 {
-                    "folder": str(folder), "ids": expected.ids, "greedy": expected.greedy, "new_tokens": NEW_TOKENS,
-                    "remote": form == "remote", "modules": os.path.join(scratch, "modules"),
+                    "folder": str(folder),
+                    "ids": expected.ids,
+                    "greedy": expected.greedy,
+                    "new_tokens": NEW_TOKENS,
+                    "remote": form == "remote",
+                    "modules": os.path.join(scratch, "modules"),
                 }
-            )  # fmt: skip
+            )
         )
         env = os.environ | {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": os.path.join(scratch, "modules")}
         done = subprocess.run([sys.executable, "-I", reload.__file__, str(job)], capture_output=True, text=True, env=env)

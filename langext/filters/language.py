@@ -86,7 +86,7 @@ class JoinParagraphs(PipelineStep):
 
     def run(self, data: Any, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
         """Paragraphs of one document follow one another, so only one document is held."""
-        parent, parts = None, []
+        parent, parts = "", []
         for paragraph in data:
             if paragraph.metadata[PARENT] != parent:
                 if parts:
@@ -115,6 +115,7 @@ class LanguageFilter(BaseFilter):
         verdicts: list[bool | tuple[bool, str]] = []
         for doc, (label, score) in zip(batch, self.model.predict([d.text for d in batch]), strict=True):
             doc.metadata["language_label"], doc.metadata["language_score"] = label.removeprefix(LABEL), round(score, 4)
+            self.stat_update("judged")
             self.stat_update("bytes_read", value=len(doc.text.encode()))
             if not doc.text.strip():
                 verdicts.append((False, "empty"))

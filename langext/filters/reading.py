@@ -40,7 +40,7 @@ class _Strict:
     """What all readers share: a missing text column is an error; an empty text passes, for the filter to count."""
 
     def __init__(self, text_column: str, *args: Any, **options: Any):
-        super().__init__(*args, text_key=text_column, **options)
+        super().__init__(*args, text_key=text_column, **options)  # pyright: ignore[reportCallIssue]
 
     def get_document_from_dict(self, data: dict[str, Any], source_file: str, id_in_file: int | str) -> Document:
         """One entry of a source as a document. Raises ConfigError when the text column is missing or not text."""

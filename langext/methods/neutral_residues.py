@@ -14,7 +14,6 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import PreTrainedModel
 
 from langext import families
 from langext.methods.base import Method
@@ -76,6 +75,11 @@ def _open(z: Tensor, kind: Gate) -> Tensor:
     return torch.sigmoid(z) * (z > 0) if kind == "hard_sigmoid" else torch.sigmoid(z)
 
 
+def _last(kept: Tensor | None) -> Tensor:
+    assert kept is not None, "the model has not run yet"
+    return kept
+
+
 def residues(model: Any) -> list[NeutralResidue]:
     """The blocks of an extended model, first layer first."""
     return [getattr(ffn, ATTRIBUTE) for ffn in families.ffns(model)]
@@ -97,7 +101,7 @@ class NeutralResidues(Method):
     width: int | None = Field(None, ge=1)
     """Hidden units of each block, instead of `extra_params_frac`. More learn more and cost more."""
     init: Literal["low_variance", "lecun", "he"] = "low_variance"
-    """Variance of the new input weights: 1/(D L) (the paper's), 1/D (faster in short runs) or 2/D. The output starts at zero."""
+    """Variance of the input weights: 1/(D L) (the paper's), 1/D (faster in short runs) or 2/D. The output starts at zero."""
     local_loss: Literal["l1", "none"] = "l1"
     """The penalty on original-language tokens: mean over layers and tokens of |g(x) A(x)|_1 / D."""
     alpha: float = Field(0.01, ge=0)
@@ -127,7 +131,7 @@ class NeutralResidues(Method):
         if config.hidden_act != "silu":
             raise ConfigError(f"neutral_residues needs a base with SiLU activations, this one has {config.hidden_act!r}")
 
-    def extend(self, model: PreTrainedModel) -> None:
+    def extend(self, model: Any) -> None:
         """Attach a block to every feed-forward network by a forward hook, so that no base parameter changes its name."""
         self.check(model.config)
         hidden = self.hidden(model.config, model.num_parameters())
@@ -150,15 +154,15 @@ class NeutralResidues(Method):
         """Only the blocks learn."""
         return f".{ATTRIBUTE}." in name
 
-    def penalty(self, model: PreTrainedModel, original_BT: Tensor) -> dict[str, Tensor]:
-        """alpha * mean over layers and original-language tokens of |g(x) A(x)|_1 / D."""
+    def penalty(self, model: Any, original_BT: Tensor) -> dict[str, Tensor]:
+        """Alpha * mean over layers and original-language tokens of |g(x) A(x)|_1 / D."""
         if self.local_loss == "none" or self.alpha == 0:
             return {}
         share_BT = original_BT.float() / original_BT.sum().clamp(min=1)
-        layers = [(block.added_BT * share_BT).sum() for block in residues(model)]  # type: ignore[operator]
+        layers = [(_last(block.added_BT) * share_BT).sum() for block in residues(model)]
         return {"local": self.alpha * torch.stack(layers).mean()}
 
-    def diagnostics(self, model: PreTrainedModel) -> dict[str, Tensor]:
+    def diagnostics(self, model: Any) -> dict[str, Tensor]:
         """`gate` and `open` (1.0 where the gate is not zero; above one half for a sigmoid), each (L, B, T)."""
-        gate_LBT = torch.stack([block.gate_BT.float() for block in residues(model)])  # type: ignore[union-attr]
+        gate_LBT = torch.stack([_last(block.gate_BT).float() for block in residues(model)])
         return {"gate": gate_LBT, "open": (gate_LBT > (0.5 if self.gate == "sigmoid" else 0)).float()}

@@ -153,7 +153,11 @@ def build(root: Path) -> Path:
     """Write <run>/report.html and return its path."""
     run = gather(root)
     env = Environment(
-        loader=PackageLoader("langext", "report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=PackageLoader("langext", "report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     env.filters["duration"] = duration
     curves = Markup(plots.curves(run.metrics, run.new.code)) if run.metrics else ""  # our own SVG, its texts escaped

@@ -13,7 +13,9 @@ INK = "#808080"
 
 
 def _figure(width: float, height: float, count: int) -> tuple[Figure, list[Any]]:
-    matplotlib.rcParams.update({"svg.fonttype": "none", "font.family": "sans-serif", "font.size": 10, "svg.hashsalt": "langext"})
+    matplotlib.rcParams.update(
+        {"svg.fonttype": "none", "font.family": "sans-serif", "font.size": 10, "svg.hashsalt": "langext"}
+    )
     figure = Figure(figsize=(width, height), layout="constrained")
     axes = figure.subplots(1, count, squeeze=False)[0]
     for axis in axes:
@@ -28,8 +30,9 @@ def _figure(width: float, height: float, count: int) -> tuple[Figure, list[Any]]
 
 def _svg(figure: Figure, alt: str) -> str:
     out = io.StringIO()
-    figure.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Title": alt})
+    figure.savefig(out, format="svg", transparent=True, metadata={"Date": None})
     svg = re.sub(r"^.*?(<svg)", r"\1", out.getvalue(), count=1, flags=re.S)
+    svg = re.sub(r"<metadata>.*?</metadata>", f"<title>{alt}</title>", svg, count=1, flags=re.S)
     svg = re.sub(r'width="[\d.]+pt" height="[\d.]+pt"', f'role="img" aria-label="{alt}"', svg, count=1)
     return svg.replace(INK, "currentColor")
 

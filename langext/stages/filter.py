@@ -209,12 +209,10 @@ def _count(log: Path) -> dict[str, Any]:
     for path in sorted((log / "stats").glob("*.json")):
         for step in read_json(path):
             for key, stat in step["stats"].items():
-                value = stat["total"] if isinstance(stat, dict) else stat
-                total[f"{key}@{step['name'].split(': ')[-1]}" if key in ("total", "forwarded") else key] += int(value)
-    judged = sum(n for key, n in total.items() if key.startswith("total@"))
+                total[key] += int(stat["total"] if isinstance(stat, dict) else stat)
     return {
-        "documents_read": total["documents_read"] or judged,
-        "judged": judged,
+        "documents_read": total["documents_read"] or total["judged"],
+        "judged": total["judged"],
         "bytes_read": total["bytes_read"],
         "dropped": {k.removeprefix("dropped_"): n for k, n in total.most_common() if k.startswith("dropped_")},
         **{f"{split}_{unit}": total[f"{split}_{unit}"] for split in ("train", "valid") for unit in ("documents", "bytes")},

@@ -1,6 +1,7 @@
 """Stage extend_tokenizer: more tokens for the new language, every base id unchanged."""
 
-from typing import Literal
+from collections.abc import Iterable, Iterator
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -51,19 +52,19 @@ class ExtendTokenizer(Stage):
         return Tokenizer(ctx.out)
 
 
-def _some(batches: object, sample_bytes: int) -> object:
+def _some(batches: Iterable[list[str]], sample_bytes: int) -> Iterator[str]:
     used = 0
-    for batch in batches:  # type: ignore[attr-defined]
+    for batch in batches:
         yield from batch
         used += sum(len(text.encode()) for text in batch)
         if used >= sample_bytes:
             return
 
 
-def _gain(base: object, bigger: object, heldout: dict[str, list[str]]) -> dict[str, float]:
+def _gain(base: Any, bigger: Any, heldout: dict[str, list[str]]) -> dict[str, float]:
     texts = [text for texts in heldout.values() for text in texts]
-    before = [base(t, add_special_tokens=False).input_ids for t in texts]  # type: ignore[operator]
-    after = [bigger(t, add_special_tokens=False).input_ids for t in texts]  # type: ignore[operator]
+    before = [base(t, add_special_tokens=False).input_ids for t in texts]
+    after = [bigger(t, add_special_tokens=False).input_ids for t in texts]
     size = sum(len(t.encode()) for t in texts)
     return {
         "bytes_per_token_before": size / max(1, sum(map(len, before))),

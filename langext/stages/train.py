@@ -3,19 +3,18 @@
 The loop is one function that reads from top to bottom. Everything it logs goes to metrics.jsonl; the report reads that.
 """
 
-import json
 import math
 import signal
 import sys
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, field_validator
 
 from langext.artifacts import Corpus, Model
 from langext.console import duration, say
+from langext.metrics import Log, Tally
 from langext.spec import ConfigError
 from langext.stage import Context, Stage
 
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
     from langext.mixture import Mixture
     from langext.modeling import LiveModel
 
-METRICS = "metrics.jsonl"
+CHECKPOINTS = "checkpoints"
 
 
 class Train(Stage):
@@ -113,20 +112,20 @@ class Train(Stage):
         mixture = self._mixture(ctx, corpus, live)
         probes = self._probes(ctx, corpus)
         accumulate = self.accumulate()
-        objective = losses.Objective(live.net.to(device), live.method)  # type: ignore[arg-type]
+        objective = losses.Objective(live.net.to(device), live.method)
         runner = engine.Engine(
             objective, live.net, engine.read_deepspeed(self.runtime.deepspeed), micro_batch=self.runtime.micro_batch,
             accumulate=accumulate, clip=self.clip, bf16=self.precision == "bf16", betas=self.betas,
             weight_decay=self.weight_decay,
         )  # fmt: skip
-        state = runner.load(ctx.out / "checkpoints") or {"step": 0, "seconds": 0.0}
+        state = runner.load(ctx.out / CHECKPOINTS) or {"step": 0, "seconds": 0.0}
         log = Log(ctx, state["step"])
         if state["step"]:
             log.say(f"  resuming at step {state['step']} of {self.steps}")
         stop = Stop()
         step_tokens = self.batch_sequences * self.sequence_length
         began, first = time.monotonic() - state["seconds"], state["step"]
-        resumed, evaluating = time.monotonic(), 0.0
+        resumed, evaluating, seconds = time.monotonic(), 0.0, 0.0
 
         for step in range(first, self.steps + 1):
             if step % self.eval_every == 0 or step == self.steps:
@@ -134,36 +133,38 @@ class Train(Stage):
                 log.write(step, "eval", self._evaluate(ctx, live, probes), tokens=step * step_tokens)
                 evaluating += time.monotonic() - at
             seconds = time.monotonic() - began
-            if (step % self.save_every == 0 and step > first) or stop.asked:
-                runner.save(ctx.out / "checkpoints", step, {"step": step, "seconds": seconds})
-            if stop.asked:
+            asked = runner.agree(stop.asked)
+            if (step % self.save_every == 0 and step > first) or asked:
+                runner.save(ctx.out / CHECKPOINTS, step, {"step": step, "seconds": seconds})
+            if asked:
                 log.say(f"  stopped at step {step}; everything is saved. Run the same command again to go on.")
-                sys.exit(128 + stop.asked)
+                sys.exit(128 + asked)
             if step == self.steps:
                 break
 
             objective.train()
-            tally = Tally(ctx.original_languages)
-            share = _original_tokens(mixture, step, self) or 1
+            tally = Tally()
+            originals = mixture.count(step, self.batch_sequences, ctx.original_languages)
             rate = self.lr_at(step)
 
-            def micro_losses(step: int = step, tally: Tally = tally, share: int = share) -> Iterator[torch.Tensor]:
-                for batch in _micro_batches(mixture, step, self, ctx):
-                    original = torch.tensor([name in ctx.original_languages for name in batch.languages], device=device)
-                    weight = original.sum().item() * self.sequence_length / share
-                    loss, each, penalties = runner(
-                        batch.input_ids.to(device), batch.labels.to(device), batch.position_ids.to(device), original,
-                        1.0 / step_tokens, weight,
-                    )  # fmt: skip
-                    tally.add(batch, each, penalties)
+            def micro_losses(step: int = step, tally: Tally = tally, originals: int = originals) -> Iterator[torch.Tensor]:
+                micro = self.runtime.micro_batch
+                for batch in mixture.micro_batches(step, self.batch_sequences, micro, ctx.rank, ctx.world_size):
+                    original_B = torch.tensor([name in ctx.original_languages for name in batch.languages], device=device)
+                    share = int(original_B.sum()) / max(1, originals)
+                    tensors = (t.to(device) for t in (batch.input_ids, batch.labels, batch.position_ids))
+                    loss, losses_BT, penalties = runner(*tensors, original_B, 1.0 / step_tokens, share)
+                    tally.add(batch, losses_BT, penalties)
                     yield loss * accumulate * ctx.world_size  # DeepSpeed takes the mean over both; the loss is a sum
 
             norm = runner.step(micro_losses(), rate)
+            if not math.isfinite(norm):
+                raise ConfigError(
+                    f"the gradient is not finite at step {step + 1}; the last checkpoint is of step "
+                    f"{step // self.save_every * self.save_every} in {ctx.out / CHECKPOINTS}. Try a lower lr with --redo."
+                )
             if (step + 1) % self.log_every == 0 or step == 0 or step + 1 == self.steps:
                 figures = tally.figures()
-                if not all(math.isfinite(v) for v in [norm, *figures.values()]):
-                    saved = f"the last checkpoint is of step {step // self.save_every * self.save_every}"
-                    raise ConfigError(f"the loss is not finite at step {step + 1} ({figures}); {saved}. Try a lower lr.")
                 training = time.monotonic() - resumed - evaluating
                 speed = (step + 1 - first) * step_tokens / training
                 left = (self.steps - step - 1) * step_tokens / speed
@@ -174,7 +175,7 @@ class Train(Stage):
         self._finish(ctx, model, runner, live, mixture, log, seconds)
         return Model(ctx.out)
 
-    def _finish(self, ctx: Context, model: Model, runner: Any, live: "LiveModel", mixture: "Mixture", log: "Log", seconds: float) -> None:
+    def _finish(self, ctx: Context, model: Model, runner: Any, live: Any, mixture: "Mixture", log: Log, seconds: float) -> None:
         import shutil
 
         from langext import modeling
@@ -185,7 +186,7 @@ class Train(Stage):
         modeling.save_delta(ctx.out, delta)
         recorded = modeling.tokenizer_folder(model) if modeling.new_tokens(model) else None
         modeling.write_record(ctx.out, modeling.base_folder(model), live.method, recorded)
-        shutil.rmtree(ctx.out / "checkpoints", ignore_errors=True)
+        shutil.rmtree(ctx.out / CHECKPOINTS, ignore_errors=True)
         ctx.summary.update(
             steps=self.steps,
             tokens=len(mixture) * self.sequence_length,
@@ -197,9 +198,10 @@ class Train(Stage):
         )
 
     def _mixture(self, ctx: Context, corpus: Corpus, live: "LiveModel") -> "Mixture":
+        from langext import documents
         from langext.mixture import Mixture
 
-        files = {code: _tokenise(ctx, corpus, code, live.tokenizer) for code in ctx.languages}
+        files = {code: documents.tokenise(ctx, corpus, code, live.tokenizer) for code in ctx.languages}
         sizes = {code: file.num_sequences(self.sequence_length) for code, file in files.items()}
         originals = [code for code in ctx.original_languages if sizes[code]]
         if not sizes[ctx.language]:
@@ -234,7 +236,10 @@ class Train(Stage):
         figures: dict[str, Any] = {}
         for name, texts in probes.items():
             seen = Observer(live)
-            figures[name] = {"bits_per_byte": bpb.measure(live.net, live.tokenizer, texts, observe=seen).per_byte, **seen.layers()}
+            figures[name] = {
+                "bits_per_byte": bpb.measure(live.net, live.tokenizer, texts, observe=seen).per_byte,
+                **seen.layers(),
+            }
         if ctx.rank == 0:
             shown = "  ".join(f"{name} {f['bits_per_byte']:.4f}" for name, f in figures.items())
             say(f"  held-out bits per byte: {shown}")
@@ -251,118 +256,3 @@ class Stop:
 
     def _note(self, number: int, _frame: Any) -> None:
         self.asked = number
-
-
-class Log:
-    """metrics.jsonl of rank 0. After a resume the lines beyond the checkpoint are dropped: their steps happen again."""
-
-    def __init__(self, ctx: Context, step: int):
-        self.rank, self.path = ctx.rank, ctx.out / METRICS
-        self.last: dict[str, dict[str, Any]] = {"train": {}, "eval": {}}
-        if self.rank == 0:
-            kept = [row for row in _rows(self.path) if row["step"] < step or (row["step"] == step and row["kind"] == "train")]
-            self.path.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
-
-    def write(self, step: int, kind: str, figures: dict[str, Any], **more: Any) -> None:
-        """Append one line."""
-        self.last[kind] = figures | (more if kind == "train" else {})
-        if self.rank == 0:
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"step": step, "kind": kind, "time": time.time(), **more, "figures": figures}) + "\n")
-
-    def say(self, text: str) -> None:
-        """One line on the terminal, from rank 0."""
-        if self.rank == 0:
-            say(text)
-
-
-def _rows(path: Path) -> list[dict[str, Any]]:
-    if not path.exists():
-        return []
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("\n")]  # a kill may have cut the last one
-
-
-class Batch:
-    """Micro-batch tensors, (B, T) each, and the language of every row."""
-
-    def __init__(self, rows: list[Any]):
-        import numpy as np
-        import torch
-
-        self.languages = [name for name, _ in rows]
-        stack = lambda field: torch.from_numpy(np.stack([getattr(seq, field) for _, seq in rows]))  # noqa: E731
-        self.input_ids, self.labels, self.position_ids = stack("input_ids"), stack("labels"), stack("position_ids")
-
-
-def _micro_batches(mixture: "Mixture", step: int, train: Train, ctx: Context) -> Iterator[Batch]:
-    """This process's micro-batches of a step: the step's sequences in their global order, cut by micro-batch, dealt by rank."""
-    size, first = train.runtime.micro_batch, step * train.batch_sequences
-    for at in range(first + ctx.rank * size, first + train.batch_sequences, size * ctx.world_size):
-        yield Batch([mixture.sequence(i) for i in range(at, at + size)])
-
-
-def _original_tokens(mixture: "Mixture", step: int, train: Train) -> int:
-    """Original-language tokens in a whole step, over all processes."""
-    owners = mixture.owner[step * train.batch_sequences : (step + 1) * train.batch_sequences]
-    return sum(int((owners == k).sum()) for k in range(1, len(mixture.names))) * train.sequence_length
-
-
-class Tally:
-    """Sums of a step's losses by language, over micro-batches and processes."""
-
-    def __init__(self, originals: tuple[str, ...]):
-        self.sums: dict[str, list[float]] = {}
-        self.penalties: dict[str, float] = {}
-        self.originals = originals
-
-    def add(self, batch: Batch, losses_BT: Any, penalties: dict[str, Any]) -> None:
-        """Count one micro-batch."""
-        for row, name in enumerate(batch.languages):
-            total = self.sums.setdefault(name, [0.0, 0.0])
-            total[0] += float(losses_BT[row].sum())
-            total[1] += int((batch.labels[row] >= 0).sum())
-        for name, value in penalties.items():
-            self.penalties[name] = self.penalties.get(name, 0.0) + float(value.detach())
-
-    def figures(self) -> dict[str, float]:
-        """Mean loss per token (nats) by language and the weighted penalties, over all processes."""
-        from torch import distributed
-
-        everyone: list[Any] = [None] * distributed.get_world_size()
-        distributed.all_gather_object(everyone, (self.sums, self.penalties))
-        losses: dict[str, list[float]] = {}
-        penalties: dict[str, float] = {}
-        for sums, theirs in everyone:
-            for name, (total, count) in sums.items():
-                mine = losses.setdefault(name, [0.0, 0.0])
-                mine[0], mine[1] = mine[0] + total, mine[1] + count
-            for name, value in theirs.items():
-                penalties[name] = penalties.get(name, 0.0) + value
-        return {f"loss/{n}": total / max(1, count) for n, (total, count) in sorted(losses.items())} | penalties
-
-
-def _tokenise(ctx: Context, corpus: Corpus, code: str, tokenizer: Any) -> Any:
-    """The token file of one language; made once, by rank 0, and found again after an interruption."""
-    from torch import distributed
-
-    from langext import documents
-    from langext.console import Progress
-    from langext.mixture import TokenFile
-
-    folder = ctx.out / "tokens" / code
-    if ctx.rank == 0 and not (folder / "done.json").is_file():
-        total = sum(f["train_bytes"] for f in corpus.manifest["summary"]["funnel"] if f["language"] == code)
-        progress, done = Progress(f"tokenising {code}", max(1, total)), 0
-
-        def ids() -> Iterator[list[int]]:
-            nonlocal done
-            for texts in documents.batches(corpus.files("train", code), 256):
-                for text, row in zip(texts, tokenizer(texts, add_special_tokens=False).input_ids, strict=True):
-                    done += len(text.encode())
-                    yield [*row, tokenizer.eos_token_id]
-                progress.at(done)
-
-        TokenFile.write(folder, ids())
-    distributed.barrier()
-    return TokenFile.open(folder)

@@ -15,8 +15,8 @@ from langext.spec import ConfigError
 TEXTS = ["The small cat sleeps in the house with a dog. " * 4, "Le petit chat dort dans la maison avec un chien. " * 4]
 CARD = {
     "languages": ("fra_Latn", "eng_Latn"), "base": "pico", "base_commit": None, "base_architecture": "LlamaForCausalLM",
-    "method": {"name": "neutral_residues"}, "paper": "", "training": {"tokens": 1, "steps": 1, "shares": {}, "epochs": {}}, "funnel": [],
-    "before": None, "after": None,
+    "method": {"name": "neutral_residues"}, "paper": "", "funnel": [], "before": None, "after": None,
+    "training": {"tokens": 1, "steps": 1, "shares": {}, "epochs": {}},
 }  # fmt: skip
 
 

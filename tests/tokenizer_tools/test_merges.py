@@ -1,0 +1,97 @@
+"""Continued merges: every base id stays, texts survive the round trip, and the result is what plain BPE would give."""
+
+import itertools
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import ENGLISH, FRENCH, make_tokenizer, sentences
+from tokenizers import Tokenizer, models
+
+from tokenizer_tools.merges import continue_merges, extended, word_counts
+from tokenizer_tools.rows import subtoken_mean
+
+
+@pytest.fixture(scope="module")
+def pair():
+    base = make_tokenizer()
+    words = word_counts(base.backend_tokenizer, sentences(FRENCH, 300, 9))
+    found = continue_merges(base.backend_tokenizer, words, 60, 5)
+    return base, found, extended(base, found)
+
+
+def test_base_ids_and_special_tokens_are_unchanged(pair):
+    base, found, bigger = pair
+    before, after = base.get_vocab(), bigger.get_vocab()
+    assert all(after[token] == i for token, i in before.items())
+    assert len(bigger) == len(base) + len(found)
+    assert [after[token.text] for token in found] == list(range(len(base), len(base) + len(found)))
+    assert bigger.eos_token_id == base.eos_token_id
+
+
+def test_round_trip_and_shorter_new_language(pair):
+    base, _, bigger = pair
+    for text in [*sentences(FRENCH, 20, 10), *sentences(ENGLISH, 20, 11), "naïve — ça coûte 3 €\n\n\t日本 🙂<|end|>"]:
+        assert bigger.decode(bigger(text).input_ids) == text
+    text = " ".join(sentences(FRENCH, 50, 12))
+    assert len(bigger(text).input_ids) < 0.7 * len(base(text).input_ids)
+
+
+def test_new_tokens_stand_for_what_the_base_wrote(pair):
+    base, found, bigger = pair
+    first = len(base)
+    text = " ".join(sentences(FRENCH, 30, 13))
+    spelt = []
+    for i in bigger(text).input_ids:
+        spelt += found[i - first].base_ids if i >= first else [i]
+    assert spelt == base(text).input_ids
+
+
+def test_merges_are_the_most_frequent_first(pair):
+    """Against a slow reference: count all pairs anew after every merge."""
+    base, found, _ = pair
+    words = word_counts(base.backend_tokenizer, sentences(FRENCH, 300, 9))
+    split = {w: [t.value for t in base.backend_tokenizer.model.tokenize(w)] for w in words}
+    for token in found[:12]:
+        counts = {}
+        for word, parts in split.items():
+            for a, b in itertools.pairwise(parts):
+                counts[a, b] = counts.get((a, b), 0) + words[word]
+        assert counts[token.left, token.right] == max(n for (a, b), n in counts.items() if a + b not in base.get_vocab())
+        for word, parts in split.items():
+            joined = []
+            for part in parts:
+                if joined and joined[-1] == token.left and part == token.right:
+                    joined[-1] = token.text
+                else:
+                    joined.append(part)
+            split[word] = joined
+
+
+def test_saved_and_loaded_it_is_the_same(pair, tmp_path):
+    from transformers import AutoTokenizer
+
+    _, _, bigger = pair
+    bigger.save_pretrained(tmp_path)
+    text = " ".join(sentences(FRENCH, 5, 14))
+    assert AutoTokenizer.from_pretrained(tmp_path)(text).input_ids == bigger(text).input_ids
+
+
+def test_other_kinds_of_tokenizers_are_refused():
+    with pytest.raises(ValueError, match="byte-level BPE only"):
+        continue_merges(
+            Tokenizer(models.WordLevel({"a": 0}, unk_token="a")), word_counts(make_tokenizer().backend_tokenizer, ["a"]), 1, 2
+        )
+
+
+def test_rows_are_means_of_their_parts():
+    weight = torch.randn(10, 4)
+    rows = subtoken_mean(weight, [[1, 2], [3, 3, 5]])
+    assert torch.allclose(rows[0], (weight[1] + weight[2]) / 2)
+    assert torch.allclose(rows[1], (2 * weight[3] + weight[5]) / 3)
+
+
+def test_it_does_not_import_langext():
+    code = "import sys, tokenizer_tools.merges, tokenizer_tools.rows; sys.exit('langext' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

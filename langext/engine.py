@@ -78,12 +78,8 @@ class Engine:
             "bf16": {"enabled": bf16},
             "steps_per_print": 10**9,
         }
-        buffers = {name: buffer.clone() for name, buffer in objective.named_buffers()}
         runner: Any
         runner, *_ = deepspeed.initialize(model=objective, optimizer=optimizer, config=full)
-        for name, buffer in buffers.items():  # DeepSpeed rounds them with the weights, and rotary frequencies must not be
-            owner, _, own = name.rpartition(".")
-            objective.get_submodule(owner)._buffers[own] = buffer.to(runner.device)
         self.deepspeed = runner
         self.net = net
 

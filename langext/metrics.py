@@ -5,6 +5,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from torch import distributed
+
 from langext.console import say
 from langext.stage import Context
 
@@ -46,33 +48,39 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 class Tally:
-    """Sums of a step's losses by language, over micro-batches and processes."""
+    """Sums of the losses by language since the last line of the log, over micro-batches, steps and processes."""
 
     def __init__(self) -> None:
-        self.sums: dict[str, list[float]] = {}
-        self.penalties: dict[str, float] = {}
+        self.losses: dict[str, list[float]] = {}
+        self.penalties: dict[str, list[float]] = {}
 
     def add(self, batch: "Batch", losses_BT: Any, penalties: dict[str, Any]) -> None:
         """Count one micro-batch."""
         for row, name in enumerate(batch.languages):
-            total = self.sums.setdefault(name, [0.0, 0.0])
-            total[0] += float(losses_BT[row].sum())
-            total[1] += int((batch.labels[row] >= 0).sum())
+            _count(self.losses, name, float(losses_BT[row].sum()), int((batch.labels[row] >= 0).sum()))
         for name, value in penalties.items():
-            self.penalties[name] = self.penalties.get(name, 0.0) + float(value.detach())
+            _count(self.penalties, name, float(value.detach()), 1)
 
-    def figures(self) -> dict[str, float]:
-        """Mean loss per token (nats) by language and the weighted penalties, over all processes."""
-        from torch import distributed
+    def take(self) -> dict[str, float]:
+        """Mean loss per token (nats) by language and mean weighted penalties, over all processes; starts again at zero.
 
+        Penalties are means over the micro-batches that have original-language text.
+        """
         everyone: list[Any] = [None] * distributed.get_world_size()
-        distributed.all_gather_object(everyone, (self.sums, self.penalties))
+        distributed.all_gather_object(everyone, (self.losses, self.penalties))
         losses: dict[str, list[float]] = {}
-        penalties: dict[str, float] = {}
-        for sums, theirs in everyone:
-            for name, (total, count) in sums.items():
-                mine = losses.setdefault(name, [0.0, 0.0])
-                mine[0], mine[1] = mine[0] + total, mine[1] + count
-            for name, value in theirs.items():
-                penalties[name] = penalties.get(name, 0.0) + value
-        return {f"loss/{n}": total / max(1, count) for n, (total, count) in sorted(losses.items())} | penalties
+        penalties: dict[str, list[float]] = {}
+        for theirs in everyone:
+            for mine, given in zip((losses, penalties), theirs, strict=True):
+                for name, (total, count) in given.items():
+                    _count(mine, name, total, count)
+        self.__init__()
+        return {f"loss/{n}": t / max(1, c) for n, (t, c) in sorted(losses.items())} | {
+            n: t / c for n, (t, c) in penalties.items()
+        }
+
+
+def _count(sums: dict[str, list[float]], name: str, total: float, count: int) -> None:
+    so_far = sums.setdefault(name, [0.0, 0])
+    so_far[0] += total
+    so_far[1] += count

@@ -30,9 +30,9 @@ def overrides(pico: Path, lid: Path, texts: Path) -> list[str]:
         "language": "fra_Latn", "base_model": pico, "revision": "null",
         "filter.sources": f"[{', '.join(sources)}]", "filter.lid_model": lid, "filter.heldout_frac": 0.2,
         "filter.runtime.workers": 1, "filter.level": "paragraph",
-        "evaluate_base.tasks": "[]", "evaluate_base.runtime.gpus": 0, "evaluate_base.precision": "fp32",
+        "evaluate_base.tasks": "[]", "evaluate_base.runtime.gpus": 0, "evaluate_base.bpb_bytes": 3000,
         "evaluate_base.continuation_items": 8, "evaluate_base.sample_tokens": 8,
-        "evaluate.tasks": "[]", "evaluate.runtime.gpus": 0, "evaluate.precision": "fp32", "evaluate.continuation_items": 8,
+        "evaluate.tasks": "[]", "evaluate.runtime.gpus": 0, "evaluate.bpb_bytes": 3000, "evaluate.continuation_items": 8,
         "evaluate.sample_tokens": 8, "extend.method.init": "lecun",
         "train.steps": 30, "train.sequence_length": 64, "train.batch_sequences": 8, "train.lr": 1e-2, "train.warmup_steps": 2,
         "train.eval_every": 15, "train.eval_bytes": 3000, "train.save_every": 10, "train.log_every": 5,
@@ -64,6 +64,16 @@ def test_learns_the_new_language_and_reports_it(done):
     assert "learned: French, book" in said and "checkpoint" in said and "ETA" in said
     page = (run / "report.html").read_text()
     assert "<svg" in page and "http-equiv" not in page and "src=" not in page
+
+
+def test_training_measures_what_evaluation_measures(done):
+    """The same passages, once under DeepSpeed and once loaded from the delta: rounding and nothing else."""
+    run, _ = done
+    rows = [json.loads(line) for line in (run / "04-train" / "metrics.jsonl").read_text().splitlines()]
+    evals = [row["figures"] for row in rows if row["kind"] == "eval"]
+    for stage, figures in (("02-evaluate_base", evals[0]), ("05-evaluate", evals[-1])):
+        for name, measured in scores(run, stage)["bits_per_byte"].items():
+            assert figures[name]["bits_per_byte"] == pytest.approx(measured["value"], rel=1e-4)
 
 
 def test_every_manifest_is_complete(done):

@@ -66,9 +66,14 @@ class Run:
     export: dict[str, Any]
     checkpoint: Path | None
 
-    def change(self, language: str) -> list[Change]:
-        """The bits-per-byte rows of one language."""
-        return [row for row in self.bits if row.name.startswith(language)]
+    def title(self, row: Change) -> str:
+        """A bits-per-byte row in words: learned: French, handbook."""
+        code, domain = row.name.split("/", 1)
+        if code == self.new.code:
+            verb = "learned" if row.after < row.before and not row.in_noise else "not learned"
+        else:
+            verb = "kept" if row.in_noise or row.after < row.before else "forgotten"
+        return f"{verb}: {languages.find(code).name}, {domain}"
 
 
 def gather(root: Path) -> Run:
@@ -86,7 +91,7 @@ def gather(root: Path) -> Run:
         originals=[languages.find(code) for code in job["original_languages"]],
         stages=stages,
         funnel=filtered[1]["summary"]["funnel"] if filtered else [],
-        bits=_bits(before, after),
+        bits=sorted(_bits(before, after), key=lambda row: not row.name.startswith(job["language"])),
         tasks=_tasks(before, after),
         samples=_samples(before, after),
         metrics=_metrics(train[0] / "metrics.jsonl") if train else [],
@@ -162,7 +167,7 @@ def build(root: Path) -> Path:
     env.filters["duration"] = duration
     curves = Markup(plots.curves(run.metrics, run.new.code)) if run.metrics else ""  # our own SVG, its texts escaped
     gates = Markup(plots.gates(run.metrics)) if run.metrics else ""
-    page = env.get_template("report.html.j2").render(run=run, lines=_lines(run), curves=curves, gates=gates)
+    page = env.get_template("report.html.j2").render(run=run, curves=curves, gates=gates)
     beside = root / (PAGE + ".tmp")
     beside.write_text(page, encoding="utf-8")
     beside.replace(root / PAGE)
@@ -172,14 +177,10 @@ def build(root: Path) -> Path:
 def _lines(run: Run) -> list[tuple[str, str]]:
     """The headline: what was learned, what was forgotten."""
     lines = []
-    for language, verb in [(run.new, "learned"), *((o, "kept") for o in run.originals)]:
-        for row in run.change(language.code):
-            change = "no change beyond noise" if row.in_noise else f"{row.relative:+.1%}"
-            if verb == "kept" and not row.in_noise and row.after > row.before:
-                verb = "forgotten"
-            text = f"{row.before:.3f} -> {row.after:.3f} bits per byte ({change}; standard error {row.difference_stderr:.3f})"
-            lines.append((f"{verb}: {language.name}, {row.name.split('/', 1)[1]}", text))
-            verb = "kept" if verb == "forgotten" else verb
+    for row in run.bits:
+        change = "no change beyond noise" if row.in_noise else f"{row.relative:+.1%}"
+        text = f"{row.before:.3f} -> {row.after:.3f} bits per byte ({change}; standard error {row.difference_stderr:.3f})"
+        lines.append((run.title(row), text))
     return lines
 
 

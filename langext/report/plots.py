@@ -51,7 +51,7 @@ def curves(metrics: list[dict[str, Any]], new: str) -> str:
     """Held-out bits per byte relative to the base by domain, and training loss by language, over tokens or steps."""
     figure, (left, right) = _figure(9.5, 3.3, 2)
     evals = [row for row in metrics if row["kind"] == "eval"]
-    names = list(evals[0]["figures"]) if evals else []
+    names = sorted(evals[0]["figures"], key=lambda n: not n.startswith(new)) if evals else []
     for colour, name in zip(COLOURS, names, strict=False):
         start = evals[0]["figures"][name]["bits_per_byte"]
         change = [100 * (row["figures"][name]["bits_per_byte"] / start - 1) for row in evals]

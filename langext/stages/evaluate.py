@@ -35,7 +35,7 @@ class Evaluate(Stage):
     batch_size: int = Field(8, ge=1)
     """Sequences in one forward pass of lm-eval."""
     samples: int = Field(2, ge=0)
-    """Texts to write per language, each from the start of a held-out document."""
+    """Texts to write per language, each from the start of a paragraph of another held-out document."""
     sample_tokens: int = Field(60, ge=1)
     """Length of each written text."""
     precision: Literal["bf16", "fp32"] = "bf16"
@@ -75,7 +75,7 @@ class Evaluate(Stage):
         )  # fmt: skip
         for name, metrics in tasks.items():
             say(f"  {name}: " + ", ".join(f"{m} {f['value']:.3f} ± {f['stderr']:.3f}" for m, f in metrics.items()))
-        samples = [self._sample(live, c, text) for c, ts in by_language.items() for text in ts[: self.samples]]
+        samples = [self._sample(live, c, start) for c, ts in by_language.items() for start in _starts(ts)[: self.samples]]
         write_json(ctx.out / SCORES, {"bits_per_byte": bits, "tasks": tasks, "samples": samples})
         ctx.summary.update(bits_per_byte={name: row["value"] for name, row in bits.items()}, own_items=bool(own))
         return Scores(ctx.out)
@@ -98,12 +98,10 @@ class Evaluate(Stage):
             **seen.layers(),
         }
 
-    def _sample(self, live: "LiveModel", language: str, text: str) -> dict[str, str]:
-        """Greedy continuation of the first words of a held-out document."""
+    def _sample(self, live: "LiveModel", language: str, prompt: str) -> dict[str, str]:
+        """Greedy continuation of a prompt."""
         import torch
 
-        body = next((p for p in text.split("\n\n") if len(p.split()) >= 24), text)
-        prompt = " ".join(body.split()[:12])
         ids = live.tokenizer(prompt, return_tensors="pt", add_special_tokens=False).input_ids.to(live.net.device)
         with torch.no_grad():
             out = live.net.generate(
@@ -113,5 +111,11 @@ class Evaluate(Stage):
         return {
             "language": language,
             "prompt": prompt,
-            "text": live.tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True),
+            "text": live.tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True).strip(),
         }
+
+
+def _starts(texts: list[str]) -> list[str]:
+    """The first twelve words of the first real paragraph of each document that has one."""
+    paragraphs = (next((p for p in text.split("\n\n") if len(p.split()) >= 24), "") for text in texts)
+    return [" ".join(p.split()[:12]) for p in paragraphs if p]

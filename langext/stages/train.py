@@ -125,6 +125,7 @@ class Train(Stage):
         stop = Stop()
         step_tokens = self.batch_sequences * self.sequence_length
         began, first = time.monotonic() - state["seconds"], state["step"]
+        tally = Tally()
         resumed, evaluating, seconds = time.monotonic(), 0.0, 0.0
 
         for step in range(first, self.steps + 1):
@@ -143,11 +144,10 @@ class Train(Stage):
                 break
 
             objective.train()
-            tally = Tally()
             originals = mixture.count(step, self.batch_sequences, ctx.original_languages)
             rate = self.lr_at(step)
 
-            def micro_losses(step: int = step, tally: Tally = tally, originals: int = originals) -> Iterator[torch.Tensor]:
+            def micro_losses(step: int = step, originals: int = originals) -> Iterator[torch.Tensor]:
                 micro = self.runtime.micro_batch
                 for batch in mixture.micro_batches(step, self.batch_sequences, micro, ctx.rank, ctx.world_size):
                     original_B = torch.tensor([name in ctx.original_languages for name in batch.languages], device=device)
@@ -164,7 +164,7 @@ class Train(Stage):
                     f"{step // self.save_every * self.save_every} in {ctx.out / CHECKPOINTS}. Try a lower lr with --redo."
                 )
             if (step + 1) % self.log_every == 0 or step == 0 or step + 1 == self.steps:
-                figures = tally.figures()
+                figures = tally.take()
                 training = time.monotonic() - resumed - evaluating
                 speed = (step + 1 - first) * step_tokens / training
                 left = (self.steps - step - 1) * step_tokens / speed

@@ -98,10 +98,7 @@ def show(spec: Pipeline, root: Path) -> None:
         if isinstance(step.stage, Train):
             _show_training(step.name, step.stage, config, method, new_tokens)
         if isinstance(step.stage, Export) and method is not None:
-            kind = config.model_type if config is not None else "llama"
-            form = exports.choose(kind, method, step.stage.format)
-            possible = "; ".join(f"{f}: {exports.architecture(method, f)}" for f in method.export_formats())
-            console.say(f"{step.name}: {form}, {exports.architecture(method, form)} (possible here: {possible})")
+            _show_export(step.name, step.stage.format, config, method)
     try:
         pipeline.check(spec, [step for step in steps if step.state != "done"])
     except ConfigError as error:
@@ -123,5 +120,17 @@ def _show_training(name: str, train: Train, config: Any, method: Method | None, 
     )
     console.say(
         f"{name}: about {cost['flops']:.1e} FLOPs, {cost['memory'] / GiB:.1f} GiB of memory for each of "
-        f"{train.runtime.processes} process(es), {cost['disk'] / GiB:.2f} GiB of disk"
+        f"{train.runtime.processes} process(es), {cost['disk'] / GiB:.2f} GiB of disk for checkpoints"
     )
+
+
+def _show_export(name: str, form: str, config: Any, method: Method) -> None:
+    possible = []
+    for candidate in exports.FORMATS[1:]:
+        try:
+            exports.choose(config, method, candidate)
+        except ConfigError as error:
+            possible.append(f"not {candidate} ({error})")
+        else:
+            possible.append(f"{candidate}: {exports.architecture(method, candidate)}")
+    console.say(f"{name}: {form}. Possible with this base and method: {'; '.join(possible)}")

@@ -35,6 +35,8 @@ class LiveModel:
     """A transformers tokenizer."""
     method: Method | None
     """None for the untouched base."""
+    base_names: frozenset[str] = frozenset()
+    """Parameters that the base has too."""
 
     def trainable(self, name: str) -> bool:
         """Does the parameter of this name learn?"""
@@ -134,19 +136,23 @@ def load(model: Model, dtype: torch.dtype, device: str = "cpu") -> LiveModel:
 
 def build(net: Any, tokenizer: Any, method: Method, num_new: int = 0) -> LiveModel:
     """Extend a base in place: room for the tokenizer's `num_new` last tokens, then the method's own modules."""
+    base_names = frozenset(name for name, _ in net.named_parameters())
     if num_new:
         vocabulary.extend(net, first_new=len(tokenizer) - num_new, num_new=num_new)
     method.extend(net)
-    live = LiveModel(net, tokenizer, method)
+    live = LiveModel(net, tokenizer, method, base_names)
     live.freeze()
     return live
 
 
 def load_delta(live: LiveModel, path: Path) -> None:
-    """Copy a saved delta into the live model. Raises ConfigError when names or shapes are not the model's own."""
+    """Copy a saved delta into the live model; what it leaves out keeps the base's value.
+
+    Raises ConfigError when names or shapes are not the model's own.
+    """
     saved, wanted = load_file(path), live.delta()
-    if saved.keys() != wanted.keys():
-        odd = sorted(saved.keys() ^ wanted.keys())
+    odd = sorted((saved.keys() - wanted.keys()) | (wanted.keys() - saved.keys() - live.base_names))
+    if odd:
         raise ConfigError(f"{path}: holds other parameters than the method makes, for example {odd[0]}")
     with torch.no_grad():
         for name, tensor in saved.items():

@@ -14,12 +14,15 @@ from typing import Any
 
 from pydantic import Field, field_validator, model_validator
 
-from langext import bases, languages
+from langext import bases, exports, languages
 from langext.artifacts import JOB, MANIFEST, Artifact, Model, fingerprint, read_json, write_json
 from langext.console import duration, say
+from langext.methods.base import Method
 from langext.spec import ConfigError, RunFailed, Spec, near
 from langext.stage import Context
 from langext.stages import AnyStage, makes, reads
+from langext.stages.export import Export
+from langext.stages.extend import Extend
 from langext.worker import EXIT_CONFIG
 
 BASE = "base"
@@ -135,9 +138,15 @@ def _wire(name: str, stage: AnyStage, made: list[tuple[str, type[Artifact], Path
 def check(pipeline: Pipeline, steps: list[Step]) -> None:
     """Raise ConfigError for whatever can be seen to be wrong before hours of work: files, labels, tasks, devices."""
     bases.check(pipeline.base_model)
+    config = bases.config_if_here(pipeline.base_model, pipeline.revision)
+    method: Method | None = next((stage.method for stage in pipeline.stages if isinstance(stage, Extend)), None)
     for step in steps:
         try:
             step.stage.check(pipeline.context(step.out))
+            if method and config is not None:
+                method.check(config)
+            if method and isinstance(step.stage, Export):
+                exports.choose(config, method, step.stage.format)
         except ConfigError as error:
             raise ConfigError(f"stage {step.name!r}: {error}") from None
 

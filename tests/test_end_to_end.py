@@ -180,3 +180,31 @@ def test_two_processes_train_like_one(done, overrides, tmp_path):
         return [row["figures"]["loss/fra_Latn"] for row in rows if row["kind"] == "train"]
 
     assert losses(run) == pytest.approx(losses(done[0]), rel=0.02)  # bf16 sums in another order
+
+
+@pytest.mark.parametrize(
+    ("method", "kind"),
+    [
+        ("{name: full}", "LlamaForCausalLM"),
+        ("{name: neutral_residues, gate: sigmoid, width: 32}", "GraniteMoeSharedForCausalLM"),
+    ],
+)
+def test_with_an_extended_tokenizer(done, overrides, tmp_path, method, kind):
+    """New tokens are learned, exported in one matrix, and the text gets shorter."""
+    pipeline = (ROOT / "pipelines" / "add_language.yaml").read_text()
+    stages = pipeline.replace("  - uses: extend\n", "  - {uses: extend_tokenizer, new_tokens: 40}\n  - uses: extend\n")
+    (tmp_path / "p.yaml").write_text(stages)
+    run = tmp_path / "run"
+    run.mkdir()
+    for name in ("base", "01-filter", "02-evaluate_base"):
+        shutil.copytree(done[0] / name, run / name)
+    short = ["--set", f"extend.method={method}", "--set", "train.steps=8", "--set", "train.lr=3e-3"]
+    kept = [part for pair in zip(overrides[::2], overrides[1::2], strict=True) if "method" not in pair[1] for part in pair]
+    result = langext("run", str(tmp_path / "p.yaml"), "--out", str(run), *kept, *short)
+    assert result.returncode == 0, result.stderr + result.stdout
+    gain = json.loads((run / "03-extend_tokenizer" / "manifest.json").read_text())["summary"]["heldout"]["fra_Latn"]
+    assert gain["bytes_per_token_after"] > 1.3 * gain["bytes_per_token_before"]
+    export = json.loads((run / "07-export" / "checkpoint" / "export.json").read_text())
+    assert export["class"] == kind and export["max_abs_difference"] < 1e-4
+    before, after = scores(run, "02-evaluate_base"), scores(run, "06-evaluate")
+    assert after["bits_per_byte"]["fra_Latn/book"]["value"] < before["bits_per_byte"]["fra_Latn/book"]["value"]

@@ -11,19 +11,36 @@ from langext.spec import ConfigError
 FORMATS = ("auto", "native", "remote")
 
 
-def choose(model_type: str, method: Any, form: str) -> str:
-    """The format to write. Raises ConfigError with the reason when it cannot be exact, and names what can."""
+def choose(config: Any, method: Any, form: str) -> str:
+    """The format to write. Raises ConfigError with the reason when it cannot be exact, and names what can.
+
+    `config` is the base's transformers config, or None while it is not on this machine.
+    """
     if form not in FORMATS:
         raise ConfigError(f"export format {form!r} is not known; choose {', '.join(FORMATS)}")
-    possible = method.export_formats()
+    reasons = {f: _obstacle(config, method, f) for f in FORMATS[1:]}
+    possible = [f for f in FORMATS[1:] if not reasons[f]]
     if form == "auto":
-        return possible[0]
-    if form not in possible:
-        reason = f"no stock architecture computes {method.name}"
-        if getattr(method, "gate", None):
-            reason += f" with a {method.gate} gate"
-        raise ConfigError(f"format {form!r}: {reason if form == 'native' else 'not needed'}; possible: {', '.join(possible)}")
+        form = possible[0] if possible else "native"
+    if reasons[form]:
+        raise ConfigError(f"format {form!r}: {reasons[form]}; possible: {', '.join(possible) or 'none'}")
     return form
+
+
+def _obstacle(config: Any, method: Any, form: str) -> str:
+    """Why a format cannot be exact here, or an empty string."""
+    gate = getattr(method, "gate", None)
+    if form == "remote":
+        return "" if gate else f"{method.name} needs no code of its own"
+    if gate == "relu":
+        return f"no stock architecture computes {method.name} with a relu gate"
+    if config is None or gate in (None, "none"):
+        return ""
+    if getattr(config, "attention_bias", False) or getattr(config, "mlp_bias", False):
+        return f"{architecture(method, form)} has no place for this base's biases"
+    if gate == "sigmoid" and config.hidden_size != config.num_attention_heads * config.head_dim:
+        return f"{architecture(method, form)} has no explicit head_dim"
+    return ""
 
 
 def architecture(method: Any, form: str) -> str:
@@ -54,7 +71,7 @@ def write(model: Model, out: Path, form: str, texts: list[str], card: dict[str, 
     live = modeling.load(model, verify.WEIGHTS)
     if live.method is None:
         raise ConfigError("the model is the untouched base; there is nothing to export")
-    form = choose(live.net.config.model_type, live.method, form)
+    form = choose(live.net.config, live.method, form)
     expected = verify.expect(live, texts)
     vocabulary.fold(live.net)
     (remote if form == "remote" else native).write(live, beside)

@@ -69,7 +69,6 @@ def _wider(net: Any) -> tuple[Any, dict[str, Tensor]]:
 
 
 def _granite(net: Any) -> tuple[Any, dict[str, Tensor]]:
-    _plain_llama(net, "GraniteMoeShared")
     tensors = _shared_tensors(net)
     hidden = ffn_width = 0
     for i, (ffn, block) in enumerate(_pairs(net)):
@@ -112,7 +111,7 @@ def _glm(net: Any) -> tuple[Any, dict[str, Tensor]]:
         head_dim=net.config.head_dim, intermediate_size=num_shared * hidden, moe_intermediate_size=hidden,
         n_shared_experts=num_shared, n_routed_experts=2, num_experts_per_tok=1, n_group=1, topk_group=1,
         norm_topk_prob=False, routed_scaling_factor=1.0, first_k_dense_replace=0, num_nextn_predict_layers=0,
-        use_qk_norm=False, attention_bias=bool(getattr(net.config, "attention_bias", False)),
+        use_qk_norm=False, attention_bias=False,
         tie_word_embeddings=False,  # vLLM's glm4_moe reads an untied head only
     )  # fmt: skip
     config = Glm4MoeConfig(**kept, **own)
@@ -135,9 +134,3 @@ def _pad(weight: Tensor, dim: int, size: int) -> Tensor:
     shape = list(weight.shape)
     shape[dim] = size - shape[dim]
     return torch.cat([weight, weight.new_zeros(shape)], dim)
-
-
-def _plain_llama(net: Any, target: str) -> None:
-    config = net.config
-    plain = config.hidden_size == config.num_attention_heads * config.head_dim and not config.attention_bias
-    assert plain, f"{target} has no explicit head_dim and no attention biases"

@@ -13,12 +13,6 @@ class Method(Spec):
 
     paper: ClassVar[str]
     """Where the method comes from."""
-    exports: ClassVar[tuple[str, ...]] = ("native",)
-    """The export formats that can be exact for this method, the best first."""
-
-    def export_formats(self) -> tuple[str, ...]:
-        """Formats that are exact with these settings, the best first."""
-        return self.exports
 
     def check(self, config: Any) -> None:
         """Raise ConfigError when these settings cannot be applied to a model with this transformers config."""

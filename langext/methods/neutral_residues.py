@@ -113,10 +113,6 @@ class NeutralResidues(Method):
             raise ValueError("give width or extra_params_frac, not both")
         return self
 
-    def export_formats(self) -> tuple[str, ...]:
-        """Sigmoid gates have stock architectures, an ungated block is a wider feed-forward network, relu has neither."""
-        return ("remote",) if self.gate == "relu" else ("native", "remote")
-
     def hidden(self, config: Any, num_base: int) -> int:
         """Width H of each block: frac * P / (3 D L), rounded to 64, or to 256 from D = 1024 on (quantised kernels want it)."""
         if self.width is not None:

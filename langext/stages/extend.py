@@ -18,7 +18,7 @@ class Extend(Stage):
     """How the model is extended: `name` chooses the method, the other keys are the method's own."""
 
     def run(self, ctx: Context, model: Model, tokenizer: Tokenizer | None = None) -> Model:
-        """Write the untrained delta. New token rows are the mean of the base tokens that spelt them."""
+        """Write what the base does not have, untrained. New token rows are means of the base tokens that spelt them."""
         import torch
 
         from langext import modeling
@@ -37,8 +37,7 @@ class Extend(Stage):
             for module in {net.get_input_embeddings(), net.get_output_embeddings()}:
                 module.new_weight.data.copy_(subtoken_mean(module.weight.data, pieces))
         delta = live.delta()
-        if self.method.name != "full":  # every weight would be written: the base already has them
-            modeling.save_delta(ctx.out, delta)
+        modeling.save_delta(ctx.out, {name: tensor for name, tensor in delta.items() if name not in live.base_names})
         learns = sum(t.numel() for t in delta.values())
         ctx.summary.update(base_parameters=num_base, trainable_parameters=learns, new_tokens=len(spelt))
         say(f"  {self.method.name}: {learns / 1e6:.1f} M trainable parameters on a base of {num_base / 1e6:.1f} M")

@@ -87,8 +87,8 @@ def test_a_different_export_fails_and_leaves_nothing(tmp_path, pico, monkeypatch
 def test_relu_has_no_native_form():
     method = NeutralResidues(name="neutral_residues", gate="relu")
     with pytest.raises(ConfigError, match="no stock architecture computes neutral_residues with a relu gate; possible: remote"):
-        exports.choose("llama", method, "native")
-    assert exports.choose("llama", method, "auto") == "remote"
+        exports.choose(None, method, "native")
+    assert exports.choose(None, method, "auto") == "remote"
 
 
 def test_an_existing_folder_is_not_overwritten(tmp_path, pico):
@@ -96,3 +96,27 @@ def test_an_existing_folder_is_not_overwritten(tmp_path, pico):
     model = extended(tmp_path, pico, Full(name="full"))
     with pytest.raises(ConfigError, match="exists already"):
         exports.write(model, tmp_path / "out", "auto", TEXTS, CARD)
+
+
+@pytest.mark.parametrize(
+    ("gate", "change", "expected"),
+    [
+        ("hard_sigmoid", {"attention_bias": True}, "no place for this base's biases; possible: remote"),
+        ("hard_sigmoid", {"mlp_bias": True}, "no place for this base's biases"),
+        ("sigmoid", {"head_dim": 48}, "GraniteMoeShared has no explicit head_dim"),
+    ],
+)
+def test_bases_that_do_not_fit_a_stock_architecture(pico, gate, change, expected):
+    config = modeling.load_config(pico)
+    method = NeutralResidues(name="neutral_residues", gate=gate)
+    assert exports.choose(config, method, "auto") == "native"
+    for key, value in change.items():
+        setattr(config, key, value)
+    with pytest.raises(ConfigError, match=expected):
+        exports.choose(config, method, "native")
+    assert exports.choose(config, method, "auto") == "remote"
+
+
+def test_full_fine_tuning_has_no_remote_form():
+    with pytest.raises(ConfigError, match="needs no code of its own; possible: native"):
+        exports.choose(None, Full(name="full"), "remote")

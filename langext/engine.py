@@ -9,6 +9,7 @@ import os
 import random
 import shutil
 import tempfile
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ OURS = (
     "optimizer", "scheduler", "bf16", "fp16",
 )  # fmt: skip
 LATEST = "latest.json"
+PATIENCE = timedelta(hours=24)
+"""How long processes wait for one another; the first one tokenises alone, and that can take hours."""
 
 
 def read_deepspeed(path: Path) -> dict[str, Any]:
@@ -37,6 +40,8 @@ def read_deepspeed(path: Path) -> dict[str, Any]:
     clash = [key for key in OURS if key in config]
     if clash:
         raise ConfigError(f"{path}: {', '.join(clash)} must not be set here; the train stage decides it")
+    if config.get("zero_optimization", {}).get("stage", 0) == 3:
+        raise ConfigError(f"{path}: ZeRO stage 3 is not supported yet; use stage 0, 1 or 2")
     return config
 
 
@@ -54,7 +59,7 @@ def join_processes() -> torch.device:
         store = Path(tempfile.mkdtemp(prefix="langext-")) / "store"
         distributed.init_process_group(backend, init_method=f"file://{store}", rank=0, world_size=1)
         os.environ.setdefault("LOCAL_RANK", "0")
-    deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
+    deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False, timeout=PATIENCE)
     return torch.device("cuda", int(os.environ["LOCAL_RANK"])) if backend == "nccl" else torch.device("cpu")
 
 

@@ -142,6 +142,8 @@ def check(pipeline: Pipeline, steps: list[Step]) -> None:
     method: Method | None = next((stage.method for stage in pipeline.stages if isinstance(stage, Extend)), None)
     for step in steps:
         try:
+            if step.stage.runtime.processes > 1 and not step.stage.parallel:
+                raise ConfigError(f"{step.stage.uses} runs as one process; set runtime.gpus to 0 or 1 and cpu_processes to 1")
             step.stage.check(pipeline.context(step.out))
             if method and config is not None:
                 method.check(config)
@@ -157,7 +159,7 @@ def run(pipeline: Pipeline, root: Path, *, redo: str | None = None) -> list[Step
     names = [step.name for step in steps]
     if redo is not None and redo not in names:
         raise ConfigError(f"--redo {redo}: no such stage.{near(redo, names)} Stages: {', '.join(names)}.")
-    with _only_run(root):
+    with _only_run(root) as lock:
         bases.check_same(root / BASE, pipeline.base_model, pipeline.revision)
         redone: set[Path] = set()
         todo = []
@@ -183,12 +185,12 @@ def run(pipeline: Pipeline, root: Path, *, redo: str | None = None) -> list[Step
                 say(f"{label}: done already ({duration(step.recorded['seconds'])})")  # type: ignore[index]
                 continue
             say(f"{label}: " + ("going on" if step.begun else "started"))
-            _start(step, pipeline)
+            _start(step, pipeline, lock)
             say(f"{label}: finished in {duration(step.recorded['seconds'])}")  # type: ignore[index]
     return steps
 
 
-def _start(step: Step, pipeline: Pipeline) -> None:
+def _start(step: Step, pipeline: Pipeline, lock: int) -> None:
     step.out.mkdir(parents=True, exist_ok=True)
     job = {
         "stage": step.stage.model_dump(mode="json"),
@@ -200,7 +202,7 @@ def _start(step: Step, pipeline: Pipeline) -> None:
         "identity": step.identity,
     }
     write_json(step.out / JOB, job)
-    code = launch(step)
+    code = launch(step, lock)
     if code == EXIT_CONFIG:
         raise SystemExit(EXIT_CONFIG)  # the worker has said what is wrong
     if code != 0:
@@ -212,8 +214,12 @@ def _start(step: Step, pipeline: Pipeline) -> None:
         raise RunFailed(f"stage {step.name!r} {how}. Nothing half-done counts as done; run the same command again to go on.")
 
 
-def launch(step: Step) -> int:
-    """Run a step's worker, alone or under the DeepSpeed launcher, and return its exit code. Signals are passed on to it."""
+def launch(step: Step, lock: int) -> int:
+    """Run a step's worker, alone or under the DeepSpeed launcher, and return its exit code. Signals are passed on to it.
+
+    The worker inherits the file descriptor `lock`: should this process be killed, the run folder stays locked until the worker
+    has ended too.
+    """
     runtime = step.stage.runtime
     command = [sys.executable, "-m", "langext.worker", str(step.out)]
     env = os.environ | {"TOKENIZERS_PARALLELISM": "true"}
@@ -226,7 +232,7 @@ def launch(step: Step) -> int:
         if runtime.hostfile:
             runner += ["--hostfile", str(runtime.hostfile), "--num_nodes", str(runtime.nodes)]
         command = [*runner, "--module", "langext.worker", str(step.out)]
-    worker = subprocess.Popen(command, env=env)
+    worker = subprocess.Popen(command, env=env, pass_fds=[lock])
     before = signal.signal(signal.SIGTERM, lambda *_: worker.terminate())
     try:
         return worker.wait()
@@ -238,15 +244,15 @@ def launch(step: Step) -> int:
 
 
 @contextmanager
-def _only_run(root: Path) -> Iterator[None]:
-    """Hold the run folder, so that two runs never write into it at once."""
+def _only_run(root: Path) -> Iterator[int]:
+    """Hold the run folder, so that two runs never write into it at once. Yields the lock's file descriptor."""
     root.mkdir(parents=True, exist_ok=True)
     with (root / ".lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ConfigError(f"{root}: another langext run is working here; wait for it or choose another --out") from None
-        yield
+        yield lock.fileno()
 
 
 def _changed(step: Step, before: dict[str, Any]) -> str:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import Field
 
@@ -62,6 +62,9 @@ class Stage(Spec):
 
     That signature is the wiring: there is nothing else to declare.
     """
+
+    parallel: ClassVar[bool] = False
+    """Can it share its work among several processes?"""
 
     name: str = Field("", pattern=r"^[A-Za-z0-9_-]*$")
     """How this stage is called in this pipeline; defaults to `uses`."""

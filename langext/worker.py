@@ -61,6 +61,8 @@ def main() -> None:
     """Entry point of the process that `langext run` starts for a stage."""
     try:
         execute(Path(sys.argv[-1]))
+    except KeyboardInterrupt:  # nothing is written yet that could count as done; the parent says how to go on
+        sys.exit(130)
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         sys.exit(EXIT_CONFIG)

@@ -138,21 +138,73 @@ def test_export_command(done, tmp_path):
     assert again.returncode == 2 and "exists already" in again.stderr
 
 
+def start(*args: str) -> subprocess.Popen[str]:
+    return subprocess.Popen([sys.executable, "-m", "langext.cli", *args], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+
+
+def wait_for(process: subprocess.Popen[str], text: str) -> None:
+    assert process.stdout is not None
+    assert any(text in line for line in process.stdout), f"{text!r} was never printed"
+
+
+def kill_worker(run: Path, number: signal.Signals) -> None:
+    subprocess.run(["kill", f"-{int(number)}", *workers(run)], check=True)
+
+
+def workers(run: Path) -> list[str]:
+    """Process ids of the workers of a run; waits for the first one to appear."""
+    for _ in range(100):
+        found = subprocess.run(["pgrep", "-f", f"langext.worker {run}"], capture_output=True, text=True).stdout.split()
+        if found:
+            return found
+        time.sleep(0.05)
+    raise AssertionError(f"no worker of {run} was started")
+
+
+def test_a_stage_that_is_killed_is_not_done_and_is_done_again(done, overrides, tmp_path):
+    run = tmp_path / "killed"
+    shutil.copytree(done[0], run)
+    for name in ("05-evaluate", "06-export"):
+        (run / name / "manifest.json").unlink()
+    for name in ("05-evaluate", "06-export"):
+        process = start("run", "pipelines/add_language.yaml", "--out", str(run), *overrides)
+        wait_for(process, f"{name[3:]}: going on")
+        time.sleep(2)
+        kill_worker(run, signal.SIGKILL)
+        assert process.wait(timeout=60) == 1
+        assert not (run / name / "manifest.json").exists()
+        if name == "05-evaluate":
+            assert langext("run", "pipelines/add_language.yaml", "--out", str(run), *overrides).returncode == 0
+            (run / "06-export" / "manifest.json").unlink()
+    result = langext("run", "pipelines/add_language.yaml", "--out", str(run), *overrides)
+    assert result.returncode == 0, result.stderr
+    assert (run / "06-export" / "checkpoint" / "export.json").is_file()
+    assert not list((run / "06-export").glob("*.tmp"))
+
+
+def test_a_worker_outlives_its_parent_and_keeps_the_folder(done, overrides, tmp_path):
+    run = tmp_path / "orphan"
+    shutil.copytree(done[0], run)
+    (run / "06-export" / "manifest.json").unlink()
+    process = start("run", "pipelines/add_language.yaml", "--out", str(run), *overrides)
+    wait_for(process, "export: going on")
+    orphans = workers(run)
+    process.kill()
+    process.wait()
+    second = langext("run", "pipelines/add_language.yaml", "--out", str(run), *overrides)
+    assert second.returncode == 2 and "another langext run is working here" in second.stderr
+    subprocess.run(["kill", "-9", *orphans], check=False)
+
+
 def test_killed_training_ends_with_the_same_weights(done, overrides, tmp_path):
     run = tmp_path / "killed"
     run.mkdir()
     for name in ("base", "01-filter", "02-evaluate_base", "03-extend"):
         shutil.copytree(done[0] / name, run / name)
     for number in (signal.SIGKILL, signal.SIGTERM):
-        command = [sys.executable, "-m", "langext.cli", "run", "pipelines/add_language.yaml", "--out", str(run), *overrides]
-        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
-        assert process.stdout is not None
-        wanted = "step 15/30" if number == signal.SIGKILL else "step 25/30"
-        for line in process.stdout:
-            if wanted in line:
-                break
-        worker = subprocess.run(["pgrep", "-f", f"langext.worker {run}"], capture_output=True, text=True).stdout.split()
-        subprocess.run(["kill", f"-{int(number)}", *worker], check=False)
+        process = start("run", "pipelines/add_language.yaml", "--out", str(run), *overrides)
+        wait_for(process, "step 15/30" if number == signal.SIGKILL else "step 25/30")
+        kill_worker(run, number)
         process.wait(timeout=120)
         assert process.returncode != 0
         assert not (run / "04-train" / "manifest.json").exists()

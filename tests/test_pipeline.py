@@ -75,6 +75,23 @@ def test_a_language_cannot_be_new_and_original():
         make(FILTER, language="en")
 
 
+def test_a_stage_that_cannot_share_its_work_is_refused(tmp_path, pico, texts, lid):
+    source = {"language": "fr", "path": str(texts / "fr.jsonl.gz")}
+    first = {"uses": "filter", "sources": [source], "lid_model": str(lid), "runtime": {"cpu_processes": 2}}
+    spec_ = make(first, base_model=str(pico))
+    with pytest.raises(ConfigError, match="stage 'filter': filter runs as one process"):
+        pipeline.check(spec_, pipeline.plan(spec_, tmp_path))
+
+
+def test_an_export_that_cannot_be_exact_is_refused_before_anything_runs(tmp_path, pico):
+    stages = [FILTER, {"uses": "extend", "method": {"name": "neutral_residues"}}, TRAIN, {"uses": "export", "format": "native"}]
+    spec_ = make(*stages, base_model=str(pico))
+    with pytest.raises(
+        ConfigError, match="stage 'export': format 'native': no stock architecture .* relu gate; possible: remote"
+    ):
+        pipeline.check(spec_, pipeline.plan(spec_, tmp_path)[3:])
+
+
 def test_unknown_redo(tmp_path):
     with pytest.raises(ConfigError, match="no such stage. Did you mean train"):
         pipeline.run(make(FILTER, EXTEND, TRAIN), tmp_path, redo="trian")

@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from langext import assets
 from langext.artifacts import Checkpoint, Corpus, Model, read_json, write_json
 from langext.spec import ConfigError
 
@@ -133,9 +134,12 @@ def describe(model: Model, languages: tuple[str, ...], corpus: Corpus | None, be
     base_manifest = read_json(_base_manifest(model))
     method = modeling.method_of(model)
     assert method is not None
+    named = base_manifest["identity"]["base_model"]
+    asset = assets.ASSETS.get(named.removeprefix(assets.PREFIX)) if named.startswith(assets.PREFIX) else None
     return {
         "languages": languages,
-        "base": base_manifest["identity"]["base_model"],
+        "base": asset.about.split(",")[0] if asset else named,
+        "licence": asset.licence if asset else None,
         "base_commit": base_manifest["commit"],
         "base_architecture": (base.get("architectures") or ["?"])[0],
         "method": method.model_dump(mode="json"),

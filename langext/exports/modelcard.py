@@ -28,7 +28,8 @@ def _rows(card: dict[str, Any]) -> list[dict[str, str]]:
     before, after = card["before"], card["after"]
     if not (before and after):
         return rows
-    for name, now in after["bits_per_byte"].items():
+    order = list(card["languages"])
+    for name, now in sorted(after["bits_per_byte"].items(), key=lambda item: order.index(item[0].split("/")[0])):
         if name in before["bits_per_byte"]:
             then = before["bits_per_byte"][name]
             rows.append({"name": f"{name}, bits per byte", "before": _pm(then), "after": _pm(now)})

@@ -8,7 +8,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
@@ -28,6 +28,7 @@ CHECKPOINTS = "checkpoints"
 class Train(Stage):
     """Train what the method made trainable."""
 
+    parallel: ClassVar[bool] = True
     uses: Literal["train"]
     steps: int = Field(gt=0)
     """Optimizer steps."""

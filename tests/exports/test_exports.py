@@ -14,9 +14,9 @@ from langext.spec import ConfigError
 
 TEXTS = ["The small cat sleeps in the house with a dog. " * 4, "Le petit chat dort dans la maison avec un chien. " * 4]
 CARD = {
-    "languages": ("fra_Latn", "eng_Latn"), "base": "pico", "base_commit": None, "base_architecture": "LlamaForCausalLM",
-    "method": {"name": "neutral_residues"}, "paper": "", "funnel": [], "before": None, "after": None,
-    "training": {"tokens": 1, "steps": 1, "shares": {}, "epochs": {}},
+    "languages": ("fra_Latn", "eng_Latn"), "base": "pico", "licence": None, "base_commit": None,
+    "base_architecture": "LlamaForCausalLM", "method": {"name": "neutral_residues"}, "funnel": [], "before": None,
+    "training": {"tokens": 1, "steps": 1, "shares": {}, "epochs": {}}, "paper": "", "after": None,
 }  # fmt: skip
 
 

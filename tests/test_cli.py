@@ -1,0 +1,76 @@
+"""The commands that the README shows, as a person would type them."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.main import get_command
+
+from langext import cli
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+SHOWN = sorted(set(re.findall(r"^(?:\.venv/bin/)?langext (.+?)(?: +#.*)?$", README, flags=re.M)))
+
+
+def langext(*args: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "langext.cli", *args], cwd=ROOT, capture_output=True, text=True)
+
+
+def test_every_command_shown_exists_with_its_options():
+    assert len(SHOWN) >= 6
+    commands = get_command(cli.app).commands  # type: ignore[attr-defined]
+    for line in SHOWN:
+        name, *rest = line.split()
+        options = {option for parameter in commands[name].params for option in parameter.opts}
+        assert {word for word in rest if word.startswith("--")} <= options, line
+        for word in rest:
+            if word.startswith("pipelines/"):
+                assert (ROOT / word).is_file(), line
+
+
+def test_make_targets_shown_exist():
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), flags=re.M))
+    assert set(re.findall(r"^make ([a-z]+)", README, flags=re.M)) <= targets
+
+
+def test_plan_needs_no_download_and_says_what_is_missing(tmp_path, monkeypatch):
+    monkeypatch.setenv("LANGEXT_CACHE", str(tmp_path))
+    result = langext("plan", "pipelines/quickstart.yaml", "--out", str(tmp_path / "run"))
+    assert result.returncode == 0, result.stderr
+    for part in ("04-train", "model <- extend", "225,280 tokens", "Glm4Moe", "not ready to run", "langext fetch"):
+        assert part in result.stdout
+    assert not (tmp_path / "run").exists()
+
+
+def test_doctor_and_the_explanation_of_every_key():
+    assert "torch" in langext("doctor").stdout
+    fields = langext("doctor", "--fields")
+    assert fields.returncode == 0
+    for key in ("original_frac", "extra_params_frac", "heldout_frac", "micro_batch", "neutral_residues"):
+        assert key in fields.stdout
+
+
+@pytest.mark.parametrize(
+    ("args", "expected"),
+    [
+        (("run", "none.yaml"), "none.yaml: no such file"),
+        (("run", "pipelines/quickstart.yaml", "--set", "train.stepz=3"), "unknown key 'stepz'. Did you mean steps"),
+        (("report", "/nowhere"), "/nowhere: no such folder"),
+        (("export", "/nowhere", "--to", "/tmp/x"), "/nowhere: no such folder"),
+        (("fetch", "quickstrat"), "Did you mean quickstart"),
+    ],
+)
+def test_mistakes_end_with_code_2_and_one_message(args, expected):
+    result = langext(*args)
+    assert result.returncode == 2
+    assert expected in result.stderr and "Traceback" not in result.stderr
+
+
+def test_what_a_fresh_machine_lacks_is_said_before_anything_runs(tmp_path, monkeypatch):
+    monkeypatch.setenv("LANGEXT_CACHE", str(tmp_path))
+    result = langext("run", "pipelines/quickstart.yaml", "--out", str(tmp_path / "run"))
+    assert result.returncode == 2 and "langext fetch" in result.stderr
+    assert not list((tmp_path / "run").glob("*/job.json"))

@@ -125,6 +125,9 @@ def _from_hub(repo: str, revision: str | None) -> Path:
 def _from_gguf(path: Path, out: Path) -> Path:
     """Dequantise a GGUF file into a safetensors folder in bfloat16, written beside and renamed."""
     import torch
+
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # transformers imports DeepSpeed, which warns while it looks for one
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     with path.open("rb") as file:

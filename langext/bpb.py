@@ -105,9 +105,10 @@ def measure(
             _, ids, first = windows[w]
             ids_BT[row, : len(ids)] = torch.tensor(ids)
             labels_BT[row, first - 1 : len(ids) - 1] = torch.tensor(ids[first:])
-        hidden_BTD = net.base_model(input_ids=ids_BT.to(device), use_cache=False).last_hidden_state
+        ids_BT, labels_BT = ids_BT.to(device), labels_BT.to(device)
+        hidden_BTD = net.base_model(input_ids=ids_BT, use_cache=False).last_hidden_state
         flat = hidden_BTD.reshape(-1, hidden_BTD.shape[-1])
-        _, losses_N = losses.cross_entropy(flat, weight, labels_BT.to(device).reshape(-1), 1.0)
+        _, losses_N = losses.cross_entropy(flat, weight, labels_BT.reshape(-1), 1.0)
         if observe:
             observe(labels_BT != losses.IGNORE)
         nats = losses_N.reshape(ids_BT.shape).sum(1).double().cpu().numpy()

@@ -124,6 +124,8 @@ class Engine:
     def save(self, folder: Path, step: int, state: dict[str, Any]) -> None:
         """Save beside and rename: trainables, optimizer, random state and `state`. `latest.json` names the newest, last."""
         target, beside = folder / f"step-{step}", folder / f"step-{step}.tmp"
+        if (folder / LATEST).is_file() and read_json(folder / LATEST)["step"] == step:
+            return  # this very state is saved already; every process sees the same file
         rank = distributed.get_rank()
         if rank == 0:
             shutil.rmtree(beside, ignore_errors=True)
@@ -169,7 +171,7 @@ def _random_state() -> dict[str, Any]:
     numpy_state: Any = np.random.get_state(legacy=True)
     return {
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
         "numpy": (torch.from_numpy(numpy_state[1].astype(np.int64)), *numpy_state[2:]),
         "python": random.getstate(),
     }
@@ -177,8 +179,8 @@ def _random_state() -> dict[str, Any]:
 
 def _set_random_state(state: dict[str, Any]) -> None:
     torch.set_rng_state(state["torch"])
-    if state["cuda"]:
-        torch.cuda.set_rng_state_all(state["cuda"])
+    if state["cuda"] is not None:
+        torch.cuda.set_rng_state(state["cuda"])
     keys, *rest = state["numpy"]
     np.random.set_state(("MT19937", keys.numpy().astype(np.uint32), *rest))
     version, internal, gauss = state["python"]

@@ -4,6 +4,7 @@ The delta holds the trainable parameters and nothing else. Only safetensors are 
 """
 
 import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,16 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging as hf_logging
 
 from langext import vocabulary
 from langext.artifacts import Model, Tokenizer, read_json, write_json
 from langext.methods import AnyMethod
 from langext.methods.base import Method
 from langext.spec import ConfigError
+
+if not sys.stderr.isatty():
+    hf_logging.disable_progress_bar()
 
 DELTA = "delta.safetensors"
 RECORD = "model.json"

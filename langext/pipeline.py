@@ -170,12 +170,15 @@ def run(pipeline: Pipeline, root: Path, *, redo: str | None = None) -> list[Step
                 continue
             before = step.recorded or step.begun
             if before and before["fingerprint"] != step.fingerprint:
-                raise ConfigError(_changed(step, before))
+                if not before.get("failed"):
+                    raise ConfigError(_changed(step, before))
+                redone.add(step.out)  # it ended with an error that the new recipe is meant to mend: nothing to keep
             if not step.recorded:
                 todo.append(step)
             elif drift := step.stage.drift(step.recorded):
                 raise ConfigError(f"stage {step.name!r}: {drift}. Use --redo {step.name} to read it again.")
-        check(pipeline, todo)
+        if todo:
+            check(pipeline, todo)
         for path in redone:
             shutil.rmtree(path, ignore_errors=True)
         bases.prepare(pipeline.base_model, pipeline.revision, root / BASE)
@@ -204,6 +207,7 @@ def _start(step: Step, pipeline: Pipeline, lock: int) -> None:
     write_json(step.out / JOB, job)
     code = launch(step, lock)
     if code == EXIT_CONFIG:
+        write_json(step.out / JOB, job | {"failed": True})
         raise SystemExit(EXIT_CONFIG)  # the worker has said what is wrong
     if code != 0:
         how = (

@@ -64,7 +64,7 @@ def main() -> None:
     except KeyboardInterrupt:  # nothing is written yet that could count as done; the parent says how to go on
         sys.exit(130)
     except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
+        print(f"error: {Path(sys.argv[-1]).name}: {error}", file=sys.stderr, flush=True)
         sys.exit(EXIT_CONFIG)
 
 

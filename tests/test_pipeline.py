@@ -106,6 +106,19 @@ def test_an_interrupted_stage_of_another_recipe_is_refused(tmp_path):
         pipeline.run(spec_, tmp_path)
 
 
+def test_a_stage_that_failed_starts_over_when_its_recipe_is_mended(tmp_path, pico, lid, texts, capfd):
+    """No --redo after a mistake: what failed has nothing to keep. With the same recipe it goes on instead."""
+    source = {"language": "fr", "path": str(texts / "fr.jsonl.gz"), "text_column": "body"}
+    stage = {"uses": "filter", "lid_model": str(lid), "heldout_frac": 0.2, "level": "paragraph"}
+    english = {"language": "en", "path": str(texts / "en.jsonl.gz")}
+    with pytest.raises(SystemExit):
+        pipeline.run(make({**stage, "sources": [source, english]}, base_model=str(pico)), tmp_path)
+    assert "01-filter: fr.jsonl.gz: entry 1 has no 'body'" in capfd.readouterr().err
+    right = make({**stage, "sources": [{**source, "text_column": "text"}, english]}, base_model=str(pico))
+    steps = pipeline.run(right, tmp_path)
+    assert steps[0].state == "done"
+
+
 def test_two_runs_never_share_a_folder(tmp_path):
     with pipeline._only_run(tmp_path), pytest.raises(ConfigError, match="another langext run is working here"):
         with pipeline._only_run(tmp_path):

@@ -160,10 +160,8 @@ class Train(Stage):
 
             norm = runner.step(micro_losses(), rate)
             if not math.isfinite(norm):
-                raise ConfigError(
-                    f"the gradient is not finite at step {step + 1}; the last checkpoint is of step "
-                    f"{step // self.save_every * self.save_every} in {ctx.out / CHECKPOINTS}. Try a lower lr with --redo."
-                )
+                kept = f"the last checkpoint is of step {step // self.save_every * self.save_every}"
+                raise ConfigError(f"the gradient is not finite at step {step + 1}; {kept}. Try a lower lr.")
             if (step + 1) % self.log_every == 0 or step == 0 or step + 1 == self.steps:
                 figures = tally.take()
                 training = time.monotonic() - resumed - evaluating

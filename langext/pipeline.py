@@ -91,10 +91,12 @@ class Step:
 
     @property
     def state(self) -> str:
-        """done, changed, interrupted or to do."""
+        """done, changed, failed, interrupted or to do."""
         if self.recorded:
             return "done" if self.recorded["fingerprint"] == self.fingerprint else "changed"
-        return "interrupted" if self.begun else "to do"
+        if self.begun:
+            return "failed" if self.begun.get("failed") else "interrupted"
+        return "to do"
 
 
 def plan(pipeline: Pipeline, root: Path) -> list[Step]:

@@ -29,8 +29,9 @@ class ExtendTokenizer(Stage):
 
         base = modeling.load_tokenizer(modeling.base_folder(model))
         state = base.backend_tokenizer
-        words = word_counts(state, _some(documents.batches(corpus.files("train", ctx.language), 256), self.sample_bytes))
+        texts = _some(documents.batches(corpus.files("train", ctx.language), 256), self.sample_bytes)
         try:
+            words = word_counts(state, texts)
             found = continue_merges(state, words, self.new_tokens, self.min_count)
         except ValueError as error:
             raise ConfigError(f"{modeling.base_folder(model)}: {error}") from None

@@ -12,10 +12,12 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from datasets.exceptions import DatasetNotFoundError
 from datatrove.data import Document
 from datatrove.pipeline.readers.base import BaseDiskReader
 from datatrove.pipeline.readers.huggingface import HuggingFaceDatasetReader
 from datatrove.pipeline.readers.parquet import ParquetReader
+from huggingface_hub.errors import HfHubHTTPError
 
 from langext.console import Progress
 from langext.spec import ConfigError, near
@@ -90,6 +92,16 @@ class TableReader(_Strict, ParquetReader):
 
 class HubReader(_Strict, HuggingFaceDatasetReader):
     """datatrove's reader of datasets on the Hugging Face hub, strict."""
+
+    def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
+        """This task's share of the dataset. Raises ConfigError when the hub does not give it."""
+        try:
+            yield from super().run(data, rank, world_size)
+        except ConfigError:
+            raise
+        except (DatasetNotFoundError, HfHubHTTPError, OSError, ValueError) as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise ConfigError(f"hub dataset {self.dataset} {self.dataset_options}: {reason}") from None
 
 
 def _jsonl(lines: Iterable[str]) -> Iterator[tuple[int, dict[str, Any]]]:

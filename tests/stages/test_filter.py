@@ -94,6 +94,27 @@ def test_heldout_only_and_limits(tmp_path, lid):
     assert not any("probe" in path.name for path in corpus.files("train", "eng_Latn"))
 
 
+def test_a_dataset_in_shards_is_read_once(tmp_path, lid):
+    """A hub source, given as a local dataset folder: 64 tasks share three files; a limit reads no more than it says."""
+    for i in range(3):
+        write_jsonl(tmp_path / "data" / f"train-{i}.jsonl", FR[i::3])
+    english = {"language": "en", "path": str(write_jsonl(tmp_path / "en.jsonl", EN))}
+    source = {"language": "fr", "hub": str(tmp_path / "data"), "name": "web"}
+    corpus, summary = run(tmp_path, lid, [source, english])
+    assert summary["funnel"][0]["documents_read"] == 40
+    assert sorted(texts(corpus.files("train", "fra_Latn")) + texts(corpus.files("valid", "fra_Latn"))) == sorted(FR)
+    (tmp_path / "limited").mkdir()
+    _, summary = run(tmp_path / "limited", lid, [{**source, "max_documents": 9}, english], heldout_frac=0.5)
+    assert summary["funnel"][0]["documents_read"] == 9
+
+
+def test_a_dataset_that_is_not_there(tmp_path, lid, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    english = {"language": "en", "path": str(write_jsonl(tmp_path / "en.jsonl", EN))}
+    with pytest.raises(ConfigError, match="hub dataset .*none"):
+        run(tmp_path, lid, [{"language": "fr", "hub": str(tmp_path / "none")}, english])
+
+
 def test_workers_change_nothing(tmp_path, lid):
     for i in range(3):
         write_jsonl(tmp_path / "fr" / f"{i}.jsonl", FR[i::3])

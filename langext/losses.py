@@ -12,7 +12,7 @@ from langext import vocabulary
 from langext.methods.base import Method
 
 IGNORE = -100
-# Few enough on a CPU that a chunk of logits (128 x 49,152 float32 = 25 MB) is reused in cache: 1.4x the speed of 1,024.
+# On a CPU the fastest of 64, 128 and 256 for a vocabulary of 49,152 (570, 610 and 550 tokens/s of SmolLM2-135M on 2 cores).
 CHUNK_TOKENS = {"cpu": 128, "cuda": 4096}
 
 

@@ -230,7 +230,7 @@ def launch(step: Step, lock: int) -> int:
     command = [sys.executable, "-m", "langext.worker", str(step.out)]
     env = os.environ | {"TOKENIZERS_PARALLELISM": "true"}
     if runtime.gpus == 0:
-        # glibc gives big freed blocks back to the system at once and then faults every page in again: 1.1x slower training.
+        # glibc gives big freed blocks back to the system at once and then faults every page in again: training 1.07x slower.
         env = {"DS_ACCELERATOR": "cpu", "MALLOC_MMAP_THRESHOLD_": str(8 << 30), "MALLOC_TRIM_THRESHOLD_": str(16 << 30)} | env
         env["CUDA_VISIBLE_DEVICES"] = ""
     if runtime.processes > 1:

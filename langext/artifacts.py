@@ -12,6 +12,7 @@ from typing import Any
 
 MANIFEST = "manifest.json"
 JOB = "job.json"
+CHECKPOINTS = "checkpoints"
 
 
 @dataclass(frozen=True)
@@ -84,5 +85,6 @@ def write_json(path: Path, value: Any) -> None:
 def list_files(root: Path) -> list[dict[str, Any]]:
     """Name, size in bytes and sha256 of every payload file below `root`, for a manifest."""
     skip = {MANIFEST, JOB}
-    files = [p for p in sorted(root.rglob("*")) if p.is_file() and p.name not in skip]
+    found = sorted(p for p in root.rglob("*") if CHECKPOINTS not in p.relative_to(root).parts)  # those go once a stage is done
+    files = [p for p in found if p.is_file() and p.name not in skip]
     return [{"name": str(p.relative_to(root)), "bytes": p.stat().st_size, "sha256": sha256_file(p)} for p in files]

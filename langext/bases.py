@@ -23,6 +23,8 @@ def check(base: str) -> None:
         raise ConfigError(f"base_model: {base}: no such file or folder")
     if path.is_file() and path.suffix != ".gguf":
         raise ConfigError(f"base_model: {base}: expected a Hugging Face folder or a .gguf file")
+    if path.is_file():
+        _check_magic(path)
     if path.is_dir():
         from langext import families, modeling
 
@@ -130,9 +132,7 @@ def _from_gguf(path: Path, out: Path) -> Path:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # transformers imports DeepSpeed, which warns while it looks for one
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-    with path.open("rb") as file:
-        if file.read(4) != b"GGUF":
-            raise ConfigError(f"base_model: {path}: not a GGUF file")
+    _check_magic(path)
     source: dict[str, Any] = {"pretrained_model_name_or_path": path.parent, "gguf_file": path.name}
     tensors = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32).state_dict()
     config = AutoConfig.from_pretrained(**source)
@@ -152,6 +152,12 @@ def _from_gguf(path: Path, out: Path) -> Path:
     shutil.rmtree(out, ignore_errors=True)
     os.replace(beside, out)
     return out
+
+
+def _check_magic(path: Path) -> None:
+    with path.open("rb") as file:
+        if file.read(4) != b"GGUF":
+            raise ConfigError(f"base_model: {path}: not a GGUF file")
 
 
 def _split_digits(tokenizer_json: Path, gguf: Path) -> None:

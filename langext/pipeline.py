@@ -15,7 +15,7 @@ from typing import Any
 from pydantic import Field, field_validator, model_validator
 
 from langext import bases, exports, languages
-from langext.artifacts import JOB, MANIFEST, Artifact, Model, fingerprint, read_json, write_json
+from langext.artifacts import CHECKPOINTS, JOB, MANIFEST, Artifact, Model, fingerprint, read_json, write_json
 from langext.console import duration, say
 from langext.methods.base import Method
 from langext.spec import ConfigError, RunFailed, Spec, near
@@ -163,6 +163,9 @@ def run(pipeline: Pipeline, root: Path, *, redo: str | None = None) -> list[Step
         raise ConfigError(f"--redo {redo}: no such stage.{near(redo, names)} Stages: {', '.join(names)}.")
     with _only_run(root) as lock:
         bases.check_same(root / BASE, pipeline.base_model, pipeline.revision)
+        stray = sorted(set(root.glob("[0-9][0-9]-*")) - {step.out for step in steps})
+        if stray:
+            raise ConfigError(f"{stray[0]}: not a stage of this pipeline. Remove it, or choose another --out.")
         redone: set[Path] = set()
         todo = []
         for step in steps:
@@ -171,10 +174,10 @@ def run(pipeline: Pipeline, root: Path, *, redo: str | None = None) -> list[Step
                 todo.append(step)
                 continue
             before = step.recorded or step.begun
-            if before and before["fingerprint"] != step.fingerprint:
-                if not before.get("failed"):
-                    raise ConfigError(_changed(step, before))
-                redone.add(step.out)  # it ended with an error that the new recipe is meant to mend: nothing to keep
+            if step.state == "failed" and not (step.out / CHECKPOINTS).exists():
+                redone.add(step.out)  # it ended with an error, mended in the recipe or in its sources: nothing to keep
+            elif before and before["fingerprint"] != step.fingerprint:
+                raise ConfigError(_changed(step, before))
             if not step.recorded:
                 todo.append(step)
             elif drift := step.stage.drift(step.recorded):
@@ -182,7 +185,7 @@ def run(pipeline: Pipeline, root: Path, *, redo: str | None = None) -> list[Step
         if todo:
             check(pipeline, todo)
         for path in redone:
-            shutil.rmtree(path, ignore_errors=True)
+            _discard(path)
         bases.prepare(pipeline.base_model, pipeline.revision, root / BASE)
         for number, step in enumerate(steps, 1):
             label = f"[{number}/{len(steps)}] {step.name}"
@@ -193,6 +196,15 @@ def run(pipeline: Pipeline, root: Path, *, redo: str | None = None) -> list[Step
             _start(step, pipeline, lock)
             say(f"{label}: finished in {duration(step.recorded['seconds'])}")  # type: ignore[index]
     return steps
+
+
+def _discard(path: Path) -> None:
+    """Remove a stage folder so that no half of it can ever count: it loses its name first, in one step."""
+    if path.exists():
+        aside = path.with_name(f".{path.name}.old")
+        shutil.rmtree(aside, ignore_errors=True)
+        path.rename(aside)
+        shutil.rmtree(aside)
 
 
 def _start(step: Step, pipeline: Pipeline, lock: int) -> None:

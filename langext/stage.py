@@ -77,6 +77,9 @@ class Stage(Spec):
         """The fields that decide what this stage produces."""
         return self.model_dump(mode="json", exclude={"runtime", "name", "inputs"})
 
+    def tidy(self, out: Path) -> None:
+        """Remove what only an unfinished stage needs. Called once the manifest is written, never before."""
+
     def drift(self, manifest: dict[str, Any]) -> str:
         """What has changed outside since the stage finished (a source file, say), or an empty string."""
         return ""

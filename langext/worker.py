@@ -48,6 +48,7 @@ def execute(out: Path) -> None:
         "versions": {name: version(name) for name in PACKAGES} | {"python": platform.python_version()},
     }
     write_json(out / MANIFEST, manifest)
+    stage.tidy(out)
 
 
 def _device() -> str:

@@ -72,11 +72,11 @@ class SplitParagraphs(PipelineStep):
 
     def run(self, data: Any, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
         """Paragraphs are apart by a blank line."""
-        for document in data:
+        for count, document in enumerate(data):
             parts = [p for p in document.text.split("\n\n") if p.strip()] or [""]
             self.stat_update("documents_read")
             for number, part in enumerate(parts):
-                yield Document(text=part, id=f"{document.id}#{number}", metadata={PARENT: document.id})
+                yield Document(text=part, id=f"{document.id}#{number}", metadata={PARENT: (count, document.id)})
 
 
 class JoinParagraphs(PipelineStep):
@@ -86,15 +86,15 @@ class JoinParagraphs(PipelineStep):
 
     def run(self, data: Any, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
         """Paragraphs of one document follow one another, so only one document is held."""
-        parent, parts = "", []
+        parent, parts = (-1, ""), []
         for paragraph in data:
             if paragraph.metadata[PARENT] != parent:
                 if parts:
-                    yield Document(text="\n\n".join(parts), id=parent)
+                    yield Document(text="\n\n".join(parts), id=parent[1])
                 parent, parts = paragraph.metadata[PARENT], []
             parts.append(paragraph.text)
         if parts:
-            yield Document(text="\n\n".join(parts), id=parent)
+            yield Document(text="\n\n".join(parts), id=parent[1])
 
 
 class LanguageFilter(BaseFilter):

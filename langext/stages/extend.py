@@ -7,6 +7,7 @@ from pydantic import Field
 from langext.artifacts import Model, Tokenizer
 from langext.console import say
 from langext.methods import AnyMethod
+from langext.spec import ConfigError
 from langext.stage import Context, Stage
 
 
@@ -24,6 +25,8 @@ class Extend(Stage):
         from langext import modeling
         from tokenizer_tools.rows import subtoken_mean
 
+        if modeling.method_of(model) is not None:
+            raise ConfigError("the model is extended already; extending twice is not supported yet. Pin inputs: {model: base}")
         torch.manual_seed(ctx.seed)
         base = modeling.base_folder(model)
         folder = tokenizer.path / "tokenizer" if tokenizer else None

@@ -4,15 +4,17 @@ The loop is one function that reads from top to bottom. Everything it logs goes 
 """
 
 import math
+import shutil
 import signal
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
-from langext.artifacts import Corpus, Model
+from langext.artifacts import CHECKPOINTS, Corpus, Model
 from langext.console import duration, say
 from langext.metrics import Log, Tally
 from langext.spec import ConfigError
@@ -21,8 +23,6 @@ from langext.stage import Context, Stage
 if TYPE_CHECKING:
     from langext.mixture import Mixture
     from langext.modeling import LiveModel
-
-CHECKPOINTS = "checkpoints"
 
 
 class Train(Stage):
@@ -83,6 +83,10 @@ class Train(Stage):
 
             if self.runtime.gpus > torch.cuda.device_count():
                 raise ConfigError(f"runtime.gpus: {self.runtime.gpus} asked for, {torch.cuda.device_count()} on this machine")
+
+    def tidy(self, out: Path) -> None:
+        """Drop the checkpoints."""
+        shutil.rmtree(out / CHECKPOINTS, ignore_errors=True)
 
     def accumulate(self) -> int:
         """Micro-batches per optimizer step and process. Raises ConfigError when the batch cannot be cut evenly."""
@@ -175,8 +179,6 @@ class Train(Stage):
         return Model(ctx.out)
 
     def _finish(self, ctx: Context, model: Model, runner: Any, live: Any, mixture: "Mixture", log: Log, seconds: float) -> None:
-        import shutil
-
         from langext import modeling
 
         delta = runner.masters()
@@ -185,7 +187,6 @@ class Train(Stage):
         modeling.save_delta(ctx.out, delta)
         recorded = modeling.tokenizer_folder(model) if modeling.new_tokens(model) else None
         modeling.write_record(ctx.out, modeling.base_folder(model), live.method, recorded)
-        shutil.rmtree(ctx.out / CHECKPOINTS, ignore_errors=True)
         ctx.summary.update(
             steps=self.steps,
             tokens=len(mixture) * self.sequence_length,

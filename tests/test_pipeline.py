@@ -119,6 +119,23 @@ def test_a_stage_that_failed_starts_over_when_its_recipe_is_mended(tmp_path, pic
     assert steps[0].state == "done"
 
 
+def test_a_failed_stage_keeps_its_checkpoints(tmp_path):
+    spec_ = make(FILTER, EXTEND, TRAIN)
+    first = pipeline.plan(spec_, tmp_path)[0]
+    (first.out / "checkpoints").mkdir(parents=True)
+    job = {"fingerprint": "other", "identity": {**first.identity, "threshold": 0.1}, "failed": True}
+    (first.out / "job.json").write_text(json.dumps(job))
+    with pytest.raises(ConfigError, match="--redo filter"):
+        pipeline.run(spec_, tmp_path)
+    assert (first.out / "checkpoints").is_dir()
+
+
+def test_stages_of_another_layout_are_refused(tmp_path):
+    (tmp_path / "07-train").mkdir()
+    with pytest.raises(ConfigError, match="07-train: not a stage of this pipeline"):
+        pipeline.run(make(FILTER, EXTEND, TRAIN), tmp_path)
+
+
 def test_two_runs_never_share_a_folder(tmp_path):
     with pipeline._only_run(tmp_path), pytest.raises(ConfigError, match="another langext run is working here"):
         with pipeline._only_run(tmp_path):

@@ -86,6 +86,13 @@ def test_paragraph_level_cuts_the_other_language_out(tmp_path, lid):
     assert summary["funnel"][0]["documents_read"] == 30 and summary["funnel"][0]["dropped"] == {"language_en": 30}
 
 
+def test_documents_with_the_same_id_stay_apart(tmp_path, lid):
+    path = tmp_path / "same.jsonl"
+    path.write_text("".join(json.dumps({"id": None, "text": text}) + "\n" for text in FR))
+    corpus, _ = run(tmp_path, lid, two(tmp_path, path), level="paragraph")
+    assert sorted(texts(corpus.files("train", "fra_Latn")) + texts(corpus.files("valid", "fra_Latn"))) == sorted(FR)
+
+
 def test_heldout_only_and_limits(tmp_path, lid):
     sources = [*two(tmp_path, write_jsonl(tmp_path / "fr.jsonl", FR))]
     sources.append({"language": "en", "path": "en.jsonl", "name": "probe", "heldout_only": True, "max_documents": 7})

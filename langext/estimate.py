@@ -62,7 +62,7 @@ def training(config: Any, numbers: Size, train: Train) -> dict[str, float]:
     width = 2 if train.precision == "bf16" else 4
     stage = read_deepspeed(train.runtime.deepspeed).get("zero_optimization", {}).get("stage", 0)
     processes = train.runtime.processes
-    weights = numbers.total * width / (processes if stage == 3 else 1)
+    weights = numbers.total * width
     gradients = numbers.trainable * width / (processes if stage >= 2 else 1)
     moments = numbers.trainable * 12 / (processes if stage >= 1 else 1)
     per_token = 34 * config.hidden_size * config.num_hidden_layers

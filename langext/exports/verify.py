@@ -65,7 +65,6 @@ def compare(folder: Path, expected: Expected, form: str) -> dict[str, Any]:
                     "greedy": expected.greedy,
                     "new_tokens": NEW_TOKENS,
                     "remote": form == "remote",
-                    "modules": os.path.join(scratch, "modules"),
                 }
             )
         )

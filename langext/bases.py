@@ -1,15 +1,21 @@
-"""Base models: a hub id, a local folder, a .gguf file or an asset -> a local folder of config, tokenizer and safetensors."""
+"""Base models: a hub id, a local folder, a .gguf file, an asset or an earlier run -> a local folder of config, tokenizer and
+safetensors, and what earlier runs have added to it.
+"""
 
 import json
 import os
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from langext import assets
-from langext.artifacts import MANIFEST, Model, list_files, read_json, sha256_file, write_json
+from langext.artifacts import JOB, MANIFEST, Model, list_files, read_json, sha256_file, write_json
 from langext.console import say
 from langext.spec import ConfigError
+
+if TYPE_CHECKING:
+    from langext.methods.base import Method
+    from langext.modeling import Earlier, Record
 
 HUB_FILES = ["*.json", "*.safetensors", "tokenizer.model", "merges.txt", "*.jinja"]
 
@@ -28,20 +34,68 @@ def check(base: str) -> None:
     if path.is_dir():
         from langext import families, modeling
 
-        config = modeling.load_config(path)
+        model = extended(base)
+        folder = modeling.read_record(model).base if model else path
+        config = modeling.load_config(folder)
         families.of(config)
-        modeling.load_tokenizer(path)
+        modeling.load_tokenizer(folder)
+        fixed = next((m for m in methods(base) if not m.stackable), None)
+        if fixed:
+            raise ConfigError(
+                f"base_model: {base}: nothing can be stacked on {fixed.name}; give the checkpoint that its run exported"
+            )
+
+
+def identity(base: str, revision: str | None) -> dict[str, Any]:
+    """What decides which model this is."""
+    model = extended(base)
+    return {"base_model": base, "revision": revision} | ({"model": model.manifest["fingerprint"]} if model else {})
 
 
 def check_same(out: Path, base: str, revision: str | None) -> None:
     """Raise ConfigError when a run folder already holds another base."""
     if (out / MANIFEST).exists():
-        had = read_json(out / MANIFEST)["identity"]
-        if had != {"base_model": base, "revision": revision}:
-            raise ConfigError(
-                f"{out}: this run has base model {had['base_model']} (revision {had['revision']}), the pipeline now says "
-                f"{base} (revision {revision}). Choose another --out."
-            )
+        had, now = read_json(out / MANIFEST)["identity"], identity(base, revision)
+        if had != now:
+            changed = ", ".join(f"{k} {had.get(k)} -> {now.get(k)}" for k in sorted({*had, *now}) if had.get(k) != now.get(k))
+            raise ConfigError(f"{out}: this run was made with another base model: {changed}. Choose another --out.")
+
+
+def extended(base: str) -> Model | None:
+    """The finished model that a base names when it is a run folder, or one of its stage folders; None when it is neither.
+
+    Raises ConfigError for a run without a trained model.
+    """
+    path = None if base.startswith(assets.PREFIX) else _local(base)
+    if path is None or not path.is_dir():
+        return None
+    if (path / "model.json").is_file() and (path / MANIFEST).is_file():
+        return Model(path.resolve())
+    found = [(p.parent, read_json(p)) for p in sorted(path.glob(f"[0-9][0-9]-*/{MANIFEST}"))]
+    if not found:
+        return None
+    trained = [folder for folder, manifest in found if manifest["kind"] == "Model" and manifest["stage"]["uses"] != "extend"]
+    if not trained:
+        raise ConfigError(f"base_model: {base}: a run without a trained model")
+    return Model(trained[-1].resolve())
+
+
+def earlier(base: str) -> "tuple[Earlier, ...]":
+    """The extensions that a base comes with, the first added first; () unless it is an earlier run."""
+    from langext.modeling import DELTA, Earlier, read_record
+
+    model = extended(base)
+    if model is None:
+        return ()
+    record = read_record(model)
+    if record.method is None:
+        return record.earlier
+    return (*record.earlier, Earlier(record.method, model.path / DELTA, read_json(model.path / JOB)["language"]))
+
+
+def methods(base: str) -> "tuple[Method, ...]":
+    """The methods of those extensions."""
+    return tuple(extension.method for extension in earlier(base))
 
 
 def prepare(base: str, revision: str | None, out: Path) -> Model:
@@ -53,7 +107,11 @@ def prepare(base: str, revision: str | None, out: Path) -> Model:
     out.mkdir(parents=True, exist_ok=True)
     path = _local(base)
     commit = None
-    if path is None:
+    model = extended(base)
+    if model is not None:
+        folder = modeling.read_record(model).base
+        commit = read_json(model.path.parent / "base" / MANIFEST)["commit"]
+    elif path is None:
         folder = _from_hub(base, revision)
         commit = folder.name
     elif path.suffix == ".gguf":
@@ -63,16 +121,37 @@ def prepare(base: str, revision: str | None, out: Path) -> Model:
         folder = path.resolve()
     families.of(modeling.load_config(folder))
     modeling.load_tokenizer(folder)
-    modeling.write_record(out, folder, None, None)
+    record = modeling.Record(folder)
+    if model is not None:
+        record = _copied(model, base, out)
+    modeling.write_record(out, record)
     manifest = {
         "kind": "Model",
-        "identity": {"base_model": base, "revision": revision},
+        "identity": identity(base, revision),
         "commit": commit,
         "folder": str(folder),
         "files": list_files(folder),
     }
     write_json(out / MANIFEST, manifest)
     return Model(out)
+
+
+def _copied(model: Model, base: str, out: Path) -> "Record":
+    """Copy what an earlier run added, so that this run needs only the base's own folder from elsewhere."""
+    from langext import modeling
+
+    kept = []
+    for k, extension in enumerate(earlier(base)):
+        target = out / f"earlier-{k}.safetensors"
+        shutil.copyfile(extension.delta, target)
+        kept.append(modeling.Earlier(extension.method, target, extension.language))
+    record = modeling.read_record(model)
+    tokenizer = None
+    if record.tokenizer:
+        tokenizer = out / "vocabulary" / "tokenizer"
+        shutil.copytree(record.tokenizer, tokenizer, dirs_exist_ok=True)
+        shutil.copyfile(record.tokenizer.parent / "new_tokens.json", out / "vocabulary" / "new_tokens.json")
+    return modeling.Record(record.base, None, tokenizer, tuple(kept))
 
 
 def config_if_here(base: str, revision: str | None) -> Any:
@@ -88,6 +167,10 @@ def config_if_here(base: str, revision: str | None) -> Any:
         path = Path(cached).parent if isinstance(cached, str) else None
     if path is None or not path.exists():
         return None
+    if model := extended(base):
+        from langext.modeling import read_record
+
+        path = read_record(model).base
     if path.suffix == ".gguf":
         from transformers import AutoConfig
 

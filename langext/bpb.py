@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from langext import losses, vocabulary
+from langext import families, losses, vocabulary
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ def measure(
         ids_BT, labels_BT = ids_BT.to(device), labels_BT.to(device)
         hidden_BTD = net.base_model(input_ids=ids_BT, use_cache=False).last_hidden_state
         flat = hidden_BTD.reshape(-1, hidden_BTD.shape[-1])
-        _, losses_N = losses.cross_entropy(flat, weight, labels_BT.reshape(-1), 1.0)
+        _, losses_N = losses.cross_entropy(flat, weight, labels_BT.reshape(-1), 1.0, families.softcap(net.config))
         if observe:
             observe(labels_BT != losses.IGNORE)
         nats = losses_N.reshape(ids_BT.shape).sum(1).double().cpu().numpy()

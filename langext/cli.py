@@ -33,7 +33,7 @@ def run(
     redo: Annotated[str | None, typer.Option(help="Do this stage again, and what depends on it.")] = None,
 ) -> None:
     """Run a pipeline. Finished stages are skipped, interrupted ones go on."""
-    with _clean_errors():
+    with _clean_errors(file, overrides):
         from langext import pipeline, report
 
         spec, root = _load(file, overrides, out)
@@ -45,11 +45,11 @@ def run(
 @app.command()
 def plan(file: File, overrides: Set = None, out: Out = None) -> None:
     """Show what would run: wiring, what is done, size, memory, disk and exports. Needs no GPU and downloads nothing."""
-    with _clean_errors():
+    with _clean_errors(file, overrides):
         from langext import estimate
 
         spec, root = _load(file, overrides, out)
-        estimate.show(spec, root)
+        estimate.show(spec, root, file, overrides or [])
 
 
 @app.command("report")
@@ -105,8 +105,8 @@ def _load(file: Path, overrides: list[str] | None, out: Path | None) -> "tuple[P
 
 
 @contextmanager
-def _clean_errors() -> Iterator[None]:
-    from langext.spec import ConfigError, RunFailed
+def _clean_errors(file: Path | None = None, overrides: list[str] | None = None) -> Iterator[None]:
+    from langext.spec import ConfigError, RunFailed, located
 
     try:
         yield
@@ -114,7 +114,7 @@ def _clean_errors() -> Iterator[None]:
         typer.secho(f"error: {error}", fg="red", err=True)
         raise typer.Exit(1) from None
     except ConfigError as error:
-        typer.secho(f"error: {error}", fg="red", err=True)
+        typer.secho(f"error: {located(error, file, overrides or []) if file else error}", fg="red", err=True)
         raise typer.Exit(2) from None
     except KeyboardInterrupt:
         typer.secho("interrupted; run the same command again to go on", err=True)

@@ -9,6 +9,7 @@ import os
 import random
 import shutil
 import tempfile
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -68,12 +69,19 @@ class Engine:
 
     def __init__(
         self, objective: Any, net: Any, config: dict[str, Any], *, micro_batch: int, accumulate: int, clip: float, bf16: bool,
-        betas: tuple[float, float], weight_decay: float,
+        peak: Callable[[str], float], betas: tuple[float, float], weight_decay: float,
     ):  # fmt: skip
+        """`peak` gives the peak learning rate of a parameter by its name."""
         import deepspeed
 
-        trained = [p for p in net.parameters() if p.requires_grad]
-        optimizer = torch.optim.AdamW(trained, lr=0.0, betas=betas, weight_decay=weight_decay, fused=True)
+        groups: dict[float, list[Any]] = {}
+        for name, parameter in net.named_parameters():
+            if parameter.requires_grad:
+                groups.setdefault(peak(name), []).append(parameter)
+        self.peaks = list(groups)
+        optimizer = torch.optim.AdamW(
+            [{"params": members} for members in groups.values()], lr=0.0, betas=betas, weight_decay=weight_decay, fused=True
+        )
         world = distributed.get_world_size()
         full = config | {
             "train_batch_size": micro_batch * accumulate * world,
@@ -92,10 +100,12 @@ class Engine:
         """Forward pass of the objective."""
         return self.deepspeed(*inputs)
 
-    def step(self, losses: Any, rate: float) -> float:
-        """One optimizer step at learning rate `rate` over the micro-batch losses that an iterator yields. Returns the norm."""
-        for group in self.deepspeed.optimizer.param_groups:
-            group["lr"] = rate
+    def step(self, losses: Any, factor: float) -> float:
+        """One optimizer step at `factor` of the peak rates over the micro-batch losses that an iterator yields. Returns the
+        gradient's norm.
+        """
+        for group, peak in zip(self.deepspeed.optimizer.param_groups, self.peaks, strict=True):
+            group["lr"] = peak * factor
         for loss in losses:
             self.deepspeed.backward(loss)
             self.deepspeed.step()

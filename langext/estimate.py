@@ -3,6 +3,8 @@
 The figures are estimates from shapes; activations and text sizes are rough, and the output says so.
 """
 
+import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,10 +12,9 @@ from typing import Any
 from langext import bases, console, exports, languages, pipeline
 from langext.methods.base import Method
 from langext.pipeline import Pipeline
-from langext.spec import ConfigError
+from langext.spec import ConfigError, located
 from langext.stages import makes
 from langext.stages.export import Export
-from langext.stages.extend import Extend
 from langext.stages.tokenizer import ExtendTokenizer
 from langext.stages.train import Train
 
@@ -29,21 +30,29 @@ class Size:
     trainable: int
 
 
-def size(config: Any, method: Method, new_tokens: int) -> Size:
-    """Parameters of a base and of its extension, from shapes alone: the model is built without memory for its weights."""
+def size(config: Any, methods: Sequence[Method], new_tokens: int) -> Size:
+    """Parameters of a base and of its extensions, from shapes alone: the model is built without memory for its weights."""
     import torch
     from transformers import AutoModelForCausalLM
 
     from langext import vocabulary
 
     with torch.device("meta"):
-        net = AutoModelForCausalLM.from_config(config)
+        net = AutoModelForCausalLM.from_config(copy.deepcopy(config))
     net.tie_weights()
     base = sum(p.numel() for p in net.parameters())
     if new_tokens:
         vocabulary.extend(net, first_new=config.vocab_size, num_new=new_tokens)
+    for other in methods[:-1]:
+        other.extend(net)
+    before = {name for name, _ in net.named_parameters()} if len(methods) > 1 else set()
+    method = methods[-1]
     method.extend(net)
-    learns = [p.numel() for n, p in net.named_parameters() if n.endswith(vocabulary.NEW_ROWS) or method.trainable(n)]
+    learns = [
+        p.numel()
+        for name, p in net.named_parameters()
+        if name.endswith(vocabulary.NEW_ROWS) or (method.trainable(name, net.config) and name not in before)
+    ]
     return Size(base, sum(p.numel() for p in net.parameters()), sum(learns))
 
 
@@ -75,7 +84,7 @@ def training(config: Any, numbers: Size, train: Train) -> dict[str, float]:
     }
 
 
-def show(spec: Pipeline, root: Path) -> None:
+def show(spec: Pipeline, root: Path, file: Path, overrides: Sequence[str]) -> None:
     """Print the plan: stages with their wiring and state, then the estimates, then what is missing on this machine."""
     steps = pipeline.plan(spec, root)
     originals = ", ".join(languages.find(code).name for code in spec.original_languages)
@@ -91,28 +100,27 @@ def show(spec: Pipeline, root: Path) -> None:
             "The base's config is not on this machine, so parameters, FLOPs and memory are unknown until the first run."
         )
     new_tokens = sum(step.stage.new_tokens for step in steps if isinstance(step.stage, ExtendTokenizer))
-    method: Method | None = None
+    models = pipeline.lineage(spec, steps)
     for step in steps:
-        if isinstance(step.stage, Extend):
-            method = step.stage.method
+        methods = models[step.inputs["model"][0]] if "model" in step.inputs else ()
         if isinstance(step.stage, Train):
-            _show_training(step.name, step.stage, config, method, new_tokens)
-        if isinstance(step.stage, Export) and method is not None:
-            _show_export(step.name, step.stage.format, config, method)
+            _show_training(step.name, step.stage, config, methods, new_tokens)
+        if isinstance(step.stage, Export) and methods:
+            _show_export(step.name, step.stage.format, config, methods)
     try:
-        pipeline.check(spec, [step for step in steps if step.state != "done"])
+        pipeline.check(spec, steps, [step for step in steps if step.state != "done"])
     except ConfigError as error:
-        console.say(f"not ready to run: {error}")
+        console.say(f"not ready to run: {located(error, file, overrides)}")
     else:
         console.say("ready to run")
 
 
-def _show_training(name: str, train: Train, config: Any, method: Method | None, new_tokens: int) -> None:
+def _show_training(name: str, train: Train, config: Any, methods: Sequence[Method], new_tokens: int) -> None:
     tokens = train.steps * train.batch_sequences * train.sequence_length
-    if config is None or method is None:
+    if config is None or not methods:
         console.say(f"{name}: {tokens:,} tokens in {train.steps} steps")
         return
-    numbers = size(config, method, new_tokens)
+    numbers = size(config, methods, new_tokens)
     cost = training(config, numbers, train)
     console.say(
         f"{name}: {tokens:,} tokens in {train.steps} steps ({train.original_frac:.0%} original), "
@@ -124,13 +132,13 @@ def _show_training(name: str, train: Train, config: Any, method: Method | None, 
     )
 
 
-def _show_export(name: str, form: str, config: Any, method: Method) -> None:
+def _show_export(name: str, form: str, config: Any, methods: Sequence[Method]) -> None:
     possible = []
     for candidate in exports.FORMATS[1:]:
         try:
-            exports.choose(config, method, candidate)
+            exports.choose(config, methods, candidate)
         except ConfigError as error:
             possible.append(f"not {candidate} ({error})")
         else:
-            possible.append(f"{candidate}: {exports.architecture(method, candidate)}")
+            possible.append(f"{candidate}: {exports.architecture(config, methods, candidate)}")
     console.say(f"{name}: {form}. Possible with this base and method: {'; '.join(possible)}")

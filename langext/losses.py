@@ -3,13 +3,16 @@
 Shapes: B sequences, T tokens in each, N = B T, D model width, V vocabulary, C tokens in a chunk.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from langext import vocabulary
+from langext import families, vocabulary
 from langext.methods.base import Method
+from langext.penalties.base import Term
+from langext.portion import Portion
 
 IGNORE = -100
 # On a CPU the fastest of 64, 128 and 256 for a vocabulary of 49,152 (570, 610 and 550 tokens/s of SmolLM2-135M on 2 cores).
@@ -25,7 +28,9 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x_ND: Tensor, weight_VD: Tensor, labels_N: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    def forward(
+        ctx: Any, x_ND: Tensor, weight_VD: Tensor, labels_N: Tensor, scale: float, softcap: float | None
+    ) -> tuple[Tensor, Tensor]:
         needs_x, needs_weight = ctx.needs_input_grad[:2]
         dx_ND = torch.empty_like(x_ND) if needs_x else None
         dweight_VD = torch.zeros_like(weight_VD, dtype=torch.float32) if needs_weight else None
@@ -34,6 +39,9 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         for at in range(0, x_ND.shape[0], size):
             x_CD, labels_C = x_ND[at : at + size], labels_N[at : at + size]
             logits_CV = (x_CD @ weight_VD.T).float()
+            bent_CV = torch.tanh(logits_CV / softcap) if softcap else None
+            if bent_CV is not None and softcap:
+                logits_CV = softcap * bent_CV
             probs_CV = torch.log_softmax(logits_CV, -1)
             picked_C1 = labels_C.clamp(min=0)[:, None]
             counts_C1 = (labels_C != IGNORE)[:, None]
@@ -42,7 +50,10 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                 continue
             dlogits_CV = probs_CV.exp_()
             dlogits_CV.scatter_add_(1, picked_C1, -torch.ones_like(dlogits_CV[:, :1]))
-            dlogits_CV = dlogits_CV.mul_(counts_C1 * scale).to(x_ND.dtype)
+            dlogits_CV = dlogits_CV.mul_(counts_C1 * scale)
+            if bent_CV is not None:
+                dlogits_CV *= 1 - bent_CV.square()
+            dlogits_CV = dlogits_CV.to(x_ND.dtype)
             if dx_ND is not None:
                 dx_ND[at : at + size] = dlogits_CV @ weight_VD
             if dweight_VD is not None:
@@ -52,45 +63,49 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         return losses_N.sum() * scale, losses_N
 
     @staticmethod
-    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, Tensor | None, None, None]:
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, Tensor | None, None, None, None]:
         dx_ND, dweight_VD = ctx.saved_tensors
         up = grads[0]
         dx = dx_ND * up.to(dx_ND.dtype) if dx_ND is not None else None
         dw = dweight_VD * up.to(dweight_VD.dtype) if dweight_VD is not None else None
-        return dx, dw, None, None
+        return dx, dw, None, None, None
 
 
-def cross_entropy(x_ND: Tensor, weight_VD: Tensor, labels_N: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+def cross_entropy(
+    x_ND: Tensor, weight_VD: Tensor, labels_N: Tensor, scale: float, softcap: float | None = None
+) -> tuple[Tensor, Tensor]:
     """`scale` * the summed cross-entropy of a linear head, and each token's own loss (N,) in nats, without a graph.
 
-    Labels equal to IGNORE count zero. Differentiable in `x_ND` and `weight_VD` where they require gradients.
+    Labels equal to IGNORE count zero. `softcap` is that of `families.softcap`. Differentiable in `x_ND` and `weight_VD` where
+    they require gradients.
     """
-    return _ChunkedCrossEntropy.apply(x_ND, weight_VD, labels_N, scale)  # type: ignore[return-value]
+    return _ChunkedCrossEntropy.apply(x_ND, weight_VD, labels_N, scale, softcap)  # type: ignore[return-value]
 
 
 class Objective(nn.Module):
     """A model with its method: one forward pass from token ids to the loss, so that DeepSpeed sees all of it."""
 
-    def __init__(self, net: Any, method: Method):
+    def __init__(self, net: Any, method: Method, terms: Mapping[str, tuple[float, Term]]):
         super().__init__()
-        self.net, self.method = net, method
+        self.net, self.method, self.terms = net, method, dict(terms)
+        """Penalties beside the method's own: name -> (weight, term)."""
 
     def forward(
-        self, input_ids_BT: Tensor, labels_BT: Tensor, position_ids_BT: Tensor, original_B: Tensor, scale: float, share: float
+        self, input_ids_BT: Tensor, labels_BT: Tensor, position_ids_BT: Tensor, portion: Portion
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """Loss of a micro-batch, each token's cross-entropy (B, T) in nats, and the penalties.
+        """Loss of a micro-batch, each token's cross-entropy (B, T) in nats, and the weighted penalties.
 
-        `scale` multiplies the summed cross-entropy; `share` is this micro-batch's part of the step's original-language tokens,
-        so that neither depends on how a batch is cut into micro-batches. Positions that start again at 0 keep packed documents
-        apart: transformers builds a block-diagonal attention mask from them.
+        The sum of all micro-batches' losses is the step's mean cross-entropy plus its penalties. Positions that start again
+        at 0 keep packed documents apart: transformers builds a block-diagonal attention mask from them.
         """
         hidden_BTD = self.net.base_model(
             input_ids=input_ids_BT, position_ids=position_ids_BT, use_cache=False
         ).last_hidden_state
         weight_VD = vocabulary.head_weight(self.net.get_output_embeddings())
-        total, losses_N = cross_entropy(hidden_BTD.flatten(0, 1), weight_VD, labels_BT.flatten(), scale)
-        penalties = {}
-        if share > 0:
-            original_BT = original_B[:, None].expand_as(labels_BT)
-            penalties = {k: v * share for k, v in self.method.penalty(self.net, original_BT).items()}
+        total, losses_N = cross_entropy(
+            hidden_BTD.flatten(0, 1), weight_VD, labels_BT.flatten(), 1 / portion.num_tokens, families.softcap(self.net.config)
+        )
+        penalties = self.method.penalty(self.net, portion)
+        for name, (weight, term) in self.terms.items():
+            penalties[name] = weight * term(portion, input_ids_BT, position_ids_BT)
         return total + sum(penalties.values()), losses_N.view_as(labels_BT), penalties

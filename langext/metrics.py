@@ -52,32 +52,30 @@ class Tally:
 
     def __init__(self) -> None:
         self.losses: dict[str, list[float]] = {}
-        self.penalties: dict[str, list[float]] = {}
+        self.penalties: dict[str, float] = {}
+        self.steps = 0
+        """Optimizer steps that were counted; the loop counts them."""
 
     def add(self, batch: "Batch", losses_BT: Any, penalties: dict[str, Any]) -> None:
         """Count one micro-batch."""
         for row, name in enumerate(batch.languages):
             _count(self.losses, name, float(losses_BT[row].sum()), int((batch.labels[row] >= 0).sum()))
         for name, value in penalties.items():
-            _count(self.penalties, name, float(value.detach()), 1)
+            self.penalties[name] = self.penalties.get(name, 0.0) + float(value.detach())
 
     def take(self) -> dict[str, float]:
-        """Mean loss per token (nats) by language and mean weighted penalties, over all processes; starts again at zero.
-
-        Penalties are means over the micro-batches that have original-language text.
-        """
+        """Mean loss per token (nats) by language and mean weighted penalty per step, over all processes; then all is zero."""
         everyone: list[Any] = [None] * distributed.get_world_size()
         distributed.all_gather_object(everyone, (self.losses, self.penalties))
         losses: dict[str, list[float]] = {}
-        penalties: dict[str, list[float]] = {}
-        for theirs in everyone:
-            for mine, given in zip((losses, penalties), theirs, strict=True):
-                for name, (total, count) in given.items():
-                    _count(mine, name, total, count)
+        penalties: dict[str, float] = {}
+        for their_losses, their_penalties in everyone:
+            for name, (total, count) in their_losses.items():
+                _count(losses, name, total, count)
+            for name, total in their_penalties.items():
+                penalties[name] = penalties.get(name, 0.0) + total / max(1, self.steps)
         self.__init__()
-        return {f"loss/{n}": t / max(1, c) for n, (t, c) in sorted(losses.items())} | {
-            n: t / c for n, (t, c) in penalties.items()
-        }
+        return {f"loss/{n}": t / max(1, c) for n, (t, c) in sorted(losses.items())} | penalties
 
 
 def _count(sums: dict[str, list[float]], name: str, total: float, count: int) -> None:

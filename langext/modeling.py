@@ -1,10 +1,11 @@
-"""Model artifact -> live model and back: base folder + new vocabulary rows + method.extend + delta.
+"""Model artifact -> live model and back: base folder + new vocabulary rows + earlier extensions + method.extend + delta.
 
-The delta holds the trainable parameters and nothing else. Only safetensors are read and written.
+A delta holds the trainable parameters and nothing else. Only safetensors are read and written.
 """
 
 import os
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,29 @@ DELTA = "delta.safetensors"
 RECORD = "model.json"
 
 
+@dataclass(frozen=True)
+class Earlier:
+    """An extension that the base came with: another language, learnt before."""
+
+    method: Method
+    delta: Path
+    language: str
+
+
+@dataclass(frozen=True)
+class Record:
+    """What a Model artifact is made of."""
+
+    base: Path
+    """Hugging Face folder of the base."""
+    method: Method | None = None
+    """None for a base, extended earlier or not."""
+    tokenizer: Path | None = None
+    """Folder of an extended tokenizer; None when the base's own is used."""
+    earlier: tuple[Earlier, ...] = ()
+    """Extensions of earlier languages, the first added first. They are frozen."""
+
+
 @dataclass
 class LiveModel:
     """A model in memory with what is needed to use and save it."""
@@ -38,14 +62,23 @@ class LiveModel:
     """A transformers causal language model; Any, because its classes are typed too loosely to check against."""
     tokenizer: Any
     """A transformers tokenizer."""
-    method: Method | None
-    """None for the untouched base."""
+    methods: tuple[Method, ...] = ()
+    """Of all extensions, the first added first; only the last one's parameters learn. () for the untouched base."""
     base_names: frozenset[str] = frozenset()
     """Parameters that the base has too."""
+    fixed: frozenset[str] = frozenset()
+    """Parameters of earlier extensions and of the base below them: they never learn."""
+
+    @property
+    def method(self) -> Method | None:
+        """The newest extension's method; None for the untouched base."""
+        return self.methods[-1] if self.methods else None
 
     def trainable(self, name: str) -> bool:
         """Does the parameter of this name learn?"""
-        return self.method is not None and (name.endswith(vocabulary.NEW_ROWS) or self.method.trainable(name))
+        if self.method is None or name in self.fixed:
+            return False
+        return name.endswith(vocabulary.NEW_ROWS) or self.method.trainable(name, self.net.config)
 
     def freeze(self) -> None:
         """Let exactly the trainable parameters require gradients."""
@@ -57,38 +90,46 @@ class LiveModel:
         return {n: p.detach() for n, p in self.net.named_parameters() if self.trainable(n)}
 
 
-def base_folder(model: Model) -> Path:
-    """The Hugging Face folder of the base that a Model artifact builds on."""
-    recorded = Path(read_json(model.path / RECORD)["base"])
-    return recorded if recorded.is_absolute() else (model.path / recorded).resolve()
-
-
-def write_record(out: Path, base: Path, method: Method | None, tokenizer: Path | None) -> Model:
+def write_record(out: Path, record: Record) -> Model:
     """Write `model.json`. Paths inside the run folder are stored relative, so that a run folder can be moved."""
 
     def shown(path: Path) -> str:
         inside = path.resolve().is_relative_to(out.resolve().parent)
         return os.path.relpath(path.resolve(), out.resolve()) if inside else str(path.resolve())
 
-    record = {
-        "base": shown(base),
-        "method": method.model_dump(mode="json") if method else None,
-        "tokenizer": shown(tokenizer) if tokenizer else None,
+    value = {
+        "base": shown(record.base),
+        "method": record.method.model_dump(mode="json") if record.method else None,
+        "tokenizer": shown(record.tokenizer) if record.tokenizer else None,
+        "earlier": [
+            {"method": e.method.model_dump(mode="json"), "delta": shown(e.delta), "language": e.language}
+            for e in record.earlier
+        ],
     }
-    write_json(out / RECORD, record)
+    write_json(out / RECORD, value)
     return Model(out)
 
 
-def method_of(model: Model) -> Method | None:
-    """The method recorded in a Model artifact; None for a base."""
-    recorded = read_json(model.path / RECORD)["method"]
-    return TypeAdapter(AnyMethod).validate_python(recorded) if recorded else None
+def read_record(model: Model) -> Record:
+    """Read `model.json` back, with absolute paths."""
+    value = read_json(model.path / RECORD)
+    methods = TypeAdapter(AnyMethod)
+
+    def absolute(path: str) -> Path:
+        return (model.path / path).resolve()  # an absolute path stays what it is
+
+    return Record(
+        absolute(value["base"]),
+        methods.validate_python(value["method"]) if value["method"] else None,
+        absolute(value["tokenizer"]) if value["tokenizer"] else None,
+        tuple(Earlier(methods.validate_python(e["method"]), absolute(e["delta"]), e["language"]) for e in value["earlier"]),
+    )
 
 
 def tokenizer_folder(model: Model) -> Path:
     """The folder of the tokenizer that a model reads with: the extended one, or the base's."""
-    recorded = read_json(model.path / RECORD)["tokenizer"]
-    return (model.path / recorded).resolve() if recorded else base_folder(model)
+    record = read_record(model)
+    return record.tokenizer or record.base
 
 
 def load_tokenizer(folder: Path) -> Any:
@@ -126,26 +167,36 @@ def load_base(folder: Path, dtype: torch.dtype) -> Any:
     return net.eval()
 
 
-def load(model: Model, dtype: torch.dtype, device: str = "cpu") -> LiveModel:
-    """Build the live model of an artifact: base, new rows, method, delta. In evaluation mode."""
-    net = load_base(base_folder(model), dtype)
-    tokenizer = load_tokenizer(tokenizer_folder(model))
-    method = method_of(model)
-    if method is None:
-        return LiveModel(net.to(device), tokenizer, None)
-    live = build(net, tokenizer, method, len(new_tokens(model)))
-    load_delta(live, model.path / DELTA)
+def load(model: Model, dtype: torch.dtype, device: str = "cpu", *, trained: bool = True) -> LiveModel:
+    """Build the live model of an artifact: base, new rows, extensions, delta. In evaluation mode.
+
+    With `trained` False the delta is left out: this is where its training started, but for random new matrices.
+    """
+    record = read_record(model)
+    net = load_base(record.base, dtype)
+    tokenizer = load_tokenizer(record.tokenizer or record.base)
+    live = build(net, tokenizer, record.method, len(new_tokens(model)), record.earlier)
+    if record.method is not None and trained:
+        load_delta(live, model.path / DELTA)
     live.net.to(device).eval()
     return live
 
 
-def build(net: Any, tokenizer: Any, method: Method, num_new: int = 0) -> LiveModel:
-    """Extend a base in place: room for the tokenizer's `num_new` last tokens, then the method's own modules."""
+def build(net: Any, tokenizer: Any, method: Method | None, num_new: int = 0, earlier: Sequence[Earlier] = ()) -> LiveModel:
+    """Extend a base in place: room for the tokenizer's `num_new` last tokens, earlier extensions, then the method's modules."""
     base_names = frozenset(name for name, _ in net.named_parameters())
     if num_new:
         vocabulary.extend(net, first_new=len(tokenizer) - num_new, num_new=num_new)
-    method.extend(net)
-    live = LiveModel(net, tokenizer, method, base_names)
+    fixed: set[str] = set()
+    for extension in earlier:
+        extension.method.extend(net)
+        fixed |= _copy(dict(net.named_parameters()), load_file(extension.delta), extension.delta)
+    if earlier:
+        fixed |= {name for name, _ in net.named_parameters() if not name.endswith(vocabulary.NEW_ROWS)}
+    if method is not None:
+        method.extend(net)
+    methods = (*(e.method for e in earlier), *([method] if method else []))
+    live = LiveModel(net, tokenizer, methods, base_names, frozenset(fixed))
     live.freeze()
     return live
 
@@ -159,11 +210,22 @@ def load_delta(live: LiveModel, path: Path) -> None:
     odd = sorted((saved.keys() - wanted.keys()) | (wanted.keys() - saved.keys() - live.base_names))
     if odd:
         raise ConfigError(f"{path}: holds other parameters than the method makes, for example {odd[0]}")
-    with torch.no_grad():
-        for name, tensor in saved.items():
-            if tensor.shape != wanted[name].shape:
-                raise ConfigError(f"{path}: {name} is {tuple(tensor.shape)}, the model has {tuple(wanted[name].shape)}")
-            wanted[name].copy_(tensor)
+    _copy(wanted, saved, path)
+
+
+def set_delta(live: LiveModel, delta: Mapping[str, Tensor]) -> None:
+    """Give the live model other values for (some of) what it learns."""
+    _copy(live.delta(), delta, Path(DELTA))
+
+
+@torch.no_grad()
+def _copy(into: Mapping[str, Tensor], saved: Mapping[str, Tensor], path: Path) -> set[str]:
+    for name, tensor in saved.items():
+        if name not in into or tensor.shape != into[name].shape:
+            has = tuple(into[name].shape) if name in into else "no such parameter"
+            raise ConfigError(f"{path}: {name} is {tuple(tensor.shape)}, the model has {has}")
+        into[name].copy_(tensor)
+    return set(saved)
 
 
 def save_delta(out: Path, delta: dict[str, Tensor]) -> None:
@@ -175,8 +237,8 @@ def save_delta(out: Path, delta: dict[str, Tensor]) -> None:
 
 def new_tokens(model: Model) -> dict[int, list[int]]:
     """New token id -> the base ids that spelt the same text before; {} when the vocabulary is the base's."""
-    recorded = read_json(model.path / RECORD)["tokenizer"]
-    return read_new_tokens(Tokenizer((model.path / recorded).resolve().parent)) if recorded else {}
+    folder = read_record(model).tokenizer
+    return read_new_tokens(Tokenizer(folder.parent)) if folder else {}
 
 
 def read_new_tokens(tokenizer: Tokenizer) -> dict[int, list[int]]:

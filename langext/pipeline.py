@@ -14,15 +14,15 @@ from typing import Any
 
 from pydantic import Field, field_validator, model_validator
 
-from langext import bases, exports, languages
+from langext import bases, languages
 from langext.artifacts import CHECKPOINTS, JOB, MANIFEST, Artifact, Model, fingerprint, read_json, write_json
 from langext.console import duration, say
 from langext.methods.base import Method
 from langext.spec import ConfigError, RunFailed, Spec, near
 from langext.stage import Context
 from langext.stages import AnyStage, makes, reads
-from langext.stages.export import Export
 from langext.stages.extend import Extend
+from langext.stages.train import Train
 from langext.worker import EXIT_CONFIG
 
 BASE = "base"
@@ -102,7 +102,7 @@ class Step:
 def plan(pipeline: Pipeline, root: Path) -> list[Step]:
     """Resolve every stage's inputs and fingerprint. Runs nothing, downloads nothing."""
     common = {"language": pipeline.language, "original_languages": pipeline.original_languages, "seed": pipeline.seed}
-    base = fingerprint([pipeline.base_model, pipeline.revision])
+    base = fingerprint(bases.identity(pipeline.base_model, pipeline.revision))
     made: list[tuple[str, type[Artifact], Path, str]] = [(BASE, Model, root / BASE, base)]
     steps = []
     for number, stage in enumerate(pipeline.stages, 1):
@@ -137,22 +137,57 @@ def _wire(name: str, stage: AnyStage, made: list[tuple[str, type[Artifact], Path
     return wired
 
 
-def check(pipeline: Pipeline, steps: list[Step]) -> None:
-    """Raise ConfigError for whatever can be seen to be wrong before hours of work: files, labels, tasks, devices."""
+def check(pipeline: Pipeline, steps: list[Step], todo: list[Step]) -> None:
+    """Raise ConfigError for whatever can be seen to be wrong before hours of work: files, labels, tasks, devices.
+
+    `steps` are all of the pipeline's, `todo` those that will run.
+    """
     bases.check(pipeline.base_model)
     config = bases.config_if_here(pipeline.base_model, pipeline.revision)
-    method: Method | None = next((stage.method for stage in pipeline.stages if isinstance(stage, Extend)), None)
-    for step in steps:
+    models = lineage(pipeline, steps)
+    for number, step in enumerate(steps):
         try:
+            given = models[step.inputs["model"][0]] if "model" in step.inputs else ()
+            if given and isinstance(step.stage, Extend) and len(given) > len(models[BASE]):
+                raise ConfigError(
+                    f"the model has {given[-1].name} already, and a model is extended once in a pipeline. To stack a second "
+                    "language, finish this run and give its folder as base_model of the next",
+                    at=("method",),
+                )
+            if isinstance(step.stage, Train) and len(given) == len(models[BASE]):
+                raise ConfigError("the model has nothing to train yet; put an extend stage before train")
+            step.stage.check_model(given, config)
+            if step not in todo:
+                continue
             if step.stage.runtime.processes > 1 and not step.stage.parallel:
                 raise ConfigError(f"{step.stage.uses} runs as one process; set runtime.gpus to 0 or 1 and cpu_processes to 1")
             step.stage.check(pipeline.context(step.out))
-            if method and config is not None:
-                method.check(config)
-            if method and isinstance(step.stage, Export):
-                exports.choose(config, method, step.stage.format)
         except ConfigError as error:
-            raise ConfigError(f"stage {step.name!r}: {error}") from None
+            raise ConfigError(f"stage {step.name!r}: {error}", at=("stages", number, *error.at)) from None
+
+
+def lineage(pipeline: Pipeline, steps: list[Step]) -> dict[str, tuple[Method, ...]]:
+    """Stage name -> the methods that the model it makes is extended by, earlier languages first.
+
+    Raises ConfigError when an earlier language is not among those to keep.
+    """
+    before = bases.earlier(pipeline.base_model)
+    for extension in before:
+        if extension.language == pipeline.language:
+            raise ConfigError(f"language: {pipeline.base_model} has learnt {pipeline.language} already", at=("language",))
+        if extension.language not in pipeline.original_languages:
+            raise ConfigError(
+                f"original_languages: {pipeline.base_model} has learnt {extension.language}, which must be kept too; add it",
+                at=("original_languages",),
+            )
+    models = {BASE: tuple(extension.method for extension in before)}
+    for number, step in enumerate(steps):
+        given = models[step.inputs["model"][0]] if "model" in step.inputs else ()
+        try:
+            models[step.name] = step.stage.methods(given)
+        except ConfigError as error:
+            raise ConfigError(f"stage {step.name!r}: {error}", at=("stages", number, *error.at)) from None
+    return models
 
 
 def run(pipeline: Pipeline, root: Path, *, redo: str | None = None) -> list[Step]:
@@ -183,7 +218,7 @@ def run(pipeline: Pipeline, root: Path, *, redo: str | None = None) -> list[Step
             elif drift := step.stage.drift(step.recorded):
                 raise ConfigError(f"stage {step.name!r}: {drift}. Use --redo {step.name} to read it again.")
         if todo:
-            check(pipeline, todo)
+            check(pipeline, steps, todo)
         for path in redone:
             _discard(path)
         bases.prepare(pipeline.base_model, pipeline.revision, root / BASE)

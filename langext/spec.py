@@ -16,10 +16,16 @@ from ruamel.yaml.error import YAMLError
 
 S = TypeVar("S", bound="Spec")
 Loc = tuple[str | int, ...]
+"""Keys and list indices from the top of a file to a value."""
 
 
 class ConfigError(ValueError):
     """Something the user wrote or gave is wrong. The message says what, where and what is allowed; no traceback needed."""
+
+    def __init__(self, message: str, at: Loc = ()):
+        super().__init__(message)
+        self.at = at
+        """The key that is meant, where one is: with it `located` finds the line."""
 
 
 class RunFailed(RuntimeError):
@@ -122,6 +128,19 @@ def _problem(error: Any, cls: type[Spec], doc: Any, set_at: dict[Loc, str]) -> s
         if error["type"] != "value_error":
             what += f" (got {error['input']!r:.60})"
     return f"  {where}: {name}: {what}"
+
+
+def located(error: ConfigError, path: Path, overrides: Sequence[str] = ()) -> str:
+    """The error's message, with file and line (or the override that set it) in front where it is about a key of the file."""
+    if not error.at:
+        return str(error)
+    doc, plain = (_parse(path.read_text(encoding="utf-8"), str(path), kind) for kind in ("rt", "safe"))
+    for item in overrides:
+        key, _, value = item.partition("=")
+        at = assign(plain, key.split("."), _parse(value, item, "safe"), item)
+        if at[: len(error.at)] == error.at or error.at[: len(at)] == at:
+            return f"{path}: --set {item}: {error}"
+    return f"{path}: line {_trace(doc, error.at)[0]}: {error}"
 
 
 def _within(at: Loc, loc: Loc) -> bool:

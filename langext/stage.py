@@ -2,11 +2,14 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
 from langext.spec import Spec
+
+if TYPE_CHECKING:
+    from langext.methods.base import Method
 
 
 class Runtime(Spec):
@@ -24,6 +27,8 @@ class Runtime(Spec):
     """DeepSpeed configuration. Batch sizes, clipping and precision come from the stage and must not be in it."""
     micro_batch: int = Field(default=4, ge=1)
     """Sequences per process in one forward pass. Raise it until memory is full; results do not change."""
+    activation_checkpointing: bool = False
+    """Keep only the input of each layer and compute the rest again in the backward pass: less memory, about a third slower."""
     workers: int = Field(default=1, ge=1)
     """Processes for reading and filtering text."""
 
@@ -86,3 +91,10 @@ class Stage(Spec):
 
     def check(self, ctx: Context) -> None:
         """Raise ConfigError for what can be seen to be wrong before anything runs: missing files, unknown tasks."""
+
+    def methods(self, given: "tuple[Method, ...]") -> "tuple[Method, ...]":
+        """Methods of the extensions of the model that this stage makes, from those of the model that it reads."""
+        return given
+
+    def check_model(self, given: "tuple[Method, ...]", config: Any) -> None:
+        """Raise ConfigError for what cannot be done to a model of these methods. `config` is the base's, None when unknown."""

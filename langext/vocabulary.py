@@ -14,20 +14,22 @@ NEW_ROWS = "new_weight"
 
 
 class ExtendedEmbedding(nn.Module):
-    """An embedding whose ids from `first_new` on live in `new_weight` (num_new, D)."""
+    """An embedding whose ids from `first_new` on live in `new_weight` (num_new, D). Scales as the base's does (Gemma)."""
 
-    def __init__(self, base: nn.Embedding, first_new: int, new: nn.Parameter):
+    def __init__(self, base: Any, first_new: int, new: nn.Parameter):
         super().__init__()
         self.weight, self.first_new = base.weight, first_new
         self.new_weight = new
-        self.padding_idx = base.padding_idx
+        self.stock = (base,)  # in a tuple, so that its weight is not registered twice
 
     def forward(self, ids: Tensor) -> Tensor:
         """(B, T) ids -> (B, T, D)."""
         is_new = ids >= self.first_new
         old = F.embedding(ids.clamp(max=self.first_new - 1), self.weight)
         new = F.embedding((ids - self.first_new).clamp(min=0), self.new_weight)
-        return torch.where(is_new[..., None], new, old)
+        rows = torch.where(is_new[..., None], new, old)
+        scale = getattr(self.stock[0], "embed_scale", None)
+        return rows if scale is None else rows * scale.to(device=rows.device, dtype=rows.dtype)
 
 
 class ExtendedHead(nn.Module):
@@ -71,9 +73,10 @@ def fold(model: Any) -> None:
     first_new, tied = head.first_new, head.new_weight is embedding.new_weight
     for module, kind in ((embedding, nn.Embedding), (head, nn.Linear)):
         whole = nn.Parameter(torch.cat([module.weight[:first_new], module.new_weight]).detach())
+        stock: Any
         if kind is nn.Embedding:
-            stock: Any = nn.Embedding(*whole.shape, device="meta", padding_idx=embedding.padding_idx)
-            stock.weight = whole
+            stock = embedding.stock[0]
+            stock.weight, stock.num_embeddings = whole, len(whole)
             model.set_input_embeddings(stock)
         else:
             stock = nn.Linear(whole.shape[1], whole.shape[0], bias=False, device="meta")

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 import torch
-from conftest import make_llama
+from toy import make_llama
 
 from langext import bases, modeling
 from langext.spec import ConfigError
@@ -26,7 +26,7 @@ def test_a_local_folder_is_recorded_and_prepared_once(copy, tmp_path):
     model = bases.prepare(str(copy), None, out)
     manifest = json.loads((out / "manifest.json").read_text())
     assert {file["name"] for file in manifest["files"]} >= {"config.json", "model.safetensors", "tokenizer.json"}
-    assert modeling.base_folder(model) == copy
+    assert modeling.read_record(model).base == copy
     stamp = (out / "manifest.json").stat().st_mtime_ns
     bases.prepare(str(copy), None, out)
     assert (out / "manifest.json").stat().st_mtime_ns == stamp
@@ -41,7 +41,10 @@ def test_a_local_folder_is_recorded_and_prepared_once(copy, tmp_path):
         (lambda d: (d / "config.json").unlink(), "no config.json"),
         (lambda d: (d / "tokenizer.json").unlink(), "no tokenizer here"),
         (lambda d: edit(d, architectures=["LlamaForSequenceClassification"]), "not a causal language model"),
-        (lambda d: edit(d, model_type="bert", architectures=["BertForCausalLM"]), "'bert' is not supported.*Known: llama"),
+        (
+            lambda d: edit(d, model_type="bert", architectures=["BertForCausalLM"]),
+            "'bert' is not supported.*Known: gemma",
+        ),
         (lambda d: edit(d, model_type="nonsense"), "config.json"),
     ],
 )
@@ -126,7 +129,7 @@ def test_gguf_is_dequantised_to_the_same_model(tmp_path):
     writer.close()
 
     model = bases.prepare(str(path), None, tmp_path / "base")
-    folder = modeling.base_folder(model)
+    folder = modeling.read_record(model).base
     again = modeling.load_base(folder, torch.float32)
     ids = torch.randint(0, 260, (1, 12))
     with torch.no_grad():

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from conftest import ENGLISH, FRENCH, documents
+from toy import ENGLISH, FRENCH, documents
 
 from langext import harness, modeling
 from langext.modeling import LiveModel

@@ -4,6 +4,7 @@ from torch.nn import functional as F
 
 from langext import losses, modeling, vocabulary
 from langext.methods import NeutralResidues
+from langext.portion import Portion
 
 
 @pytest.mark.parametrize("tokens", [5, 300])
@@ -34,10 +35,10 @@ def test_a_frozen_head_gets_no_gradient():
 def test_the_loss_does_not_depend_on_how_a_batch_is_cut(pico):
     method = NeutralResidues(name="neutral_residues", gate="sigmoid", width=16, init="he", alpha=10.0)
     net = modeling.load_base(pico, torch.float32)
-    live = modeling.build(net, modeling.load_tokenizer(pico), method)
-    for block in (p for n, p in net.named_parameters() if "down_proj" in n and "neutral" in n):
+    modeling.build(net, modeling.load_tokenizer(pico), method)
+    for block in (p for n, p in net.named_parameters() if "down_proj" in n and "residues" in n):
         torch.nn.init.normal_(block, std=0.1)
-    objective = losses.Objective(net, live.method)
+    objective = losses.Objective(net, method, {})
     ids = torch.randint(1, 300, (4, 17), generator=torch.Generator().manual_seed(3))
     original = torch.tensor([True, False, True, True])
 
@@ -45,9 +46,9 @@ def test_the_loss_does_not_depend_on_how_a_batch_is_cut(pico):
         net.zero_grad()
         for at in range(0, 4, micro):
             rows = slice(at, at + micro)
-            share = original[rows].sum().item() / 3
+            portion = Portion(original[rows, None].expand(-1, 16), num_original=48, num_tokens=64, done=0.0)
             positions = torch.arange(16).expand(micro, -1)
-            loss, _, _ = objective(ids[rows, :-1], ids[rows, 1:].contiguous(), positions, original[rows], 1 / 64, share)
+            loss, _, _ = objective(ids[rows, :-1], ids[rows, 1:].contiguous(), positions, portion)
             loss.backward()
         return torch.cat([p.grad.flatten() for p in net.parameters() if p.grad is not None])
 
@@ -57,7 +58,7 @@ def test_the_loss_does_not_depend_on_how_a_batch_is_cut(pico):
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_extended_vocabulary_computes_as_before_and_folds_back(tied):
-    from conftest import make_llama
+    from toy import make_llama
 
     net = make_llama(320, tied=tied).float().eval()
     ids = torch.randint(0, 300, (1, 12))

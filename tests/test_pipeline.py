@@ -80,7 +80,8 @@ def test_a_stage_that_cannot_share_its_work_is_refused(tmp_path, pico, texts, li
     first = {"uses": "filter", "sources": [source], "lid_model": str(lid), "runtime": {"cpu_processes": 2}}
     spec_ = make(first, base_model=str(pico))
     with pytest.raises(ConfigError, match="stage 'filter': filter runs as one process"):
-        pipeline.check(spec_, pipeline.plan(spec_, tmp_path))
+        steps = pipeline.plan(spec_, tmp_path)
+        pipeline.check(spec_, steps, steps)
 
 
 def test_an_export_that_cannot_be_exact_is_refused_before_anything_runs(tmp_path, pico):

@@ -1,6 +1,6 @@
-"""Llama with neutral residues: a gated residual block beside every feed-forward network.
+"""Llama with neutral residues: gated residual blocks beside every feed-forward network.
 
-    out = FFN(x) + g(x) * W_down( silu(W_gate x) * (W_up x) )
+    out = FFN(x) + sum over blocks of g(x) * W_down( act(W_gate x) * (W_up x) )
 
 Talla, Grave and Jegou, https://arxiv.org/abs/2410.02744. Written by langext; needs transformers alone.
 This file travels with the checkpoint and is loaded with trust_remote_code=True.
@@ -14,50 +14,56 @@ from transformers.models.llama.modeling_llama import LlamaMLP
 
 
 class NeutralResidueConfig(LlamaConfig):
-    """A Llama config with the blocks' width and gate."""
+    """The base's config with `residues`: for every extension its `gate`, `size` (hidden units) and `layers`."""
 
     model_type = "neutral_residue_llama"
 
-    residue_size: int = 64
-    residue_gate: str = "relu"
+    residues: list | None = None
 
 
 class NeutralResidue(nn.Module):
-    """One gated block."""
+    """One block."""
 
-    def __init__(self, config: NeutralResidueConfig):
+    def __init__(self, width: int, hidden: int, gate: str):
         super().__init__()
-        width, hidden = config.hidden_size, config.residue_size
-        self.kind = config.residue_gate
+        self.kind = gate
         self.gate_proj = nn.Linear(width, hidden, bias=False)
         self.up_proj = nn.Linear(width, hidden, bias=False)
         self.down_proj = nn.Linear(hidden, width, bias=False)
-        if self.kind != "none":
+        if gate != "none":
             self.router = nn.Linear(width, 1, bias=False)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, act: nn.Module) -> torch.Tensor:
         """(..., width) -> (..., width)."""
-        out = self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        out = self.down_proj(act(self.gate_proj(x)) * self.up_proj(x))
         if self.kind == "none":
             return out
         z = F.linear(x.float(), self.router.weight.float())
         if self.kind == "relu":
             gate = F.relu(z)
+        elif self.kind == "elu":
+            gate = F.elu(z)
         else:
             gate = torch.sigmoid(z) * (z > 0) if self.kind == "hard_sigmoid" else torch.sigmoid(z)
         return gate.to(x.dtype) * out
 
 
 class NeutralResidueMLP(LlamaMLP):
-    """The base's feed-forward network with a block beside it."""
+    """The base's feed-forward network with blocks beside it."""
 
-    def __init__(self, config: NeutralResidueConfig):
+    def __init__(self, config: NeutralResidueConfig, layer: int):
         super().__init__(config)
-        self.neutral_residue = NeutralResidue(config)
+        self.residues = nn.ModuleDict()
+        for i, extension in enumerate(config.residues or []):
+            if layer in extension["layers"]:
+                self.residues[str(i)] = NeutralResidue(config.hidden_size, extension["size"], extension["gate"])
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(..., width) normed input -> (..., width)."""
-        return super().forward(x) + self.neutral_residue(x)
+        out = super().forward(x)
+        for block in self.residues.values():
+            out = out + block(x, self.act_fn)
+        return out
 
 
 class NeutralResidueModel(LlamaModel):
@@ -68,8 +74,8 @@ class NeutralResidueModel(LlamaModel):
 
     def __init__(self, config: NeutralResidueConfig):
         super().__init__(config)
-        for layer in self.layers:
-            layer.mlp = NeutralResidueMLP(config)
+        for i, layer in enumerate(self.layers):
+            layer.mlp = NeutralResidueMLP(config, i)
         self.post_init()
 
 

@@ -1,47 +1,116 @@
-"""Extended models as stock architectures: what no gate, a sigmoid gate and a hard sigmoid gate become.
+"""Extended models as stock architectures: what blocks beside the feed-forward network become, by gate.
 
-The mappings (FFN is the base's feed-forward network, A the block, z = w . x its gate's input):
+The mappings (FFN is the base's feed-forward network, A a block, z = w . x its gate's input, K blocks in a layer):
 
-- no gate: one wider feed-forward network, rows and columns side by side.
-- sigmoid: GraniteMoeShared. FFN is the shared MLP. Two routed experts, both always chosen: zeros with a zero router row, and
-  A with router row w. softmax([0, z]) gives A the weight sigmoid(z).
-- hard sigmoid: Glm4Moe. FFN is the shared expert. Two routed experts, the better one chosen: A with router row w, and zeros
-  with a zero router row. sigmoid(0) = 1/2 is the threshold, so A is chosen exactly when z > 0, with weight sigmoid(z).
-- full fine-tuning: the base's own architecture.
+- no gate, and networks that grew: one wider feed-forward network, rows and columns side by side.
+- one sigmoid: GraniteMoeShared where the base fits. FFN is the shared MLP. Two routed experts, both always chosen: zeros with a
+  zero router row, and A with router row w. softmax([0, z]) gives A the weight sigmoid(z).
+- sigmoids: Glm4Moe. FFN is the shared expert, each A a routed one with router row w, all always chosen with weight sigmoid(z).
+- hard sigmoids: Glm4Moe. FFN is the shared expert. 2 K routed experts, the K best chosen: each A with router row w, and K times
+  zeros with a zero router row. sigmoid(0) = 1/2 is the threshold, so A is chosen exactly when z > 0, with weight sigmoid(z).
+
+Shapes: D model width, H width of the widest block, F width of the feed-forward network, E experts.
 """
 
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, Glm4MoeConfig, GraniteMoeSharedConfig
 
 from langext import families
-from langext.methods.neutral_residues import NeutralResidues, residues
 
 KEPT = (
     "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "hidden_act",
     "max_position_embeddings", "rms_norm_eps", "bos_token_id", "eos_token_id", "pad_token_id", "attention_dropout",
-    "initializer_range",
+    "initializer_range", "tie_word_embeddings",
 )  # fmt: skip
+MATRICES = (("gate_proj", 0), ("up_proj", 0), ("down_proj", 1))
+"""The matrices of a gated feed-forward network, and the dimension along which its hidden units lie."""
 
 
-def write(live: Any, out: Path) -> None:
-    """Save the folded model as safetensors with a config that stock transformers knows."""
-    net = live.net
-    if not isinstance(live.method, NeutralResidues):
-        net.save_pretrained(out)
-        return
-    convert = {"none": _wider, "sigmoid": _granite, "hard_sigmoid": _glm}[live.method.gate]
-    config, tensors = convert(net)
+def architecture(gates: Sequence[str], config: Any) -> str:
+    """The stock architecture for blocks with these gates, in words. `config` is the base's, None while it is not here."""
+    if set(gates) == {"none"}:
+        return "the base's own, with a wider feed-forward network"
+    return "GraniteMoeShared" if list(gates) == ["sigmoid"] and _fits_granite(config) else "Glm4Moe"
+
+
+def obstacle(gates: Sequence[str], config: Any) -> str:
+    """Why no stock architecture computes blocks with these gates on this base; empty when one does."""
+    paper = next((gate for gate in gates if gate in ("relu", "elu")), None)
+    if paper:
+        return f"no stock architecture computes a block with {'an' if paper == 'elu' else 'a'} {paper} gate"
+    if set(gates) == {"none"}:
+        return ""
+    if len(set(gates)) > 1:
+        return f"no stock architecture computes blocks with the gates {', '.join(gates)} side by side"
+    if config is None:
+        return ""
+    if families.of(config).prefix.startswith("Gemma"):
+        return "no stock mixture of experts has Gemma's norms and embeddings"
+    if getattr(config, "mlp_bias", False):
+        return "Glm4Moe has no place for this base's biases in the feed-forward network"
+    if getattr(config, "attention_bias", False):
+        return "Glm4Moe has no place for this base's bias in the attention's output"
+    if getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True):
+        return "Glm4Moe has no sliding-window attention"
+    return ""
+
+
+def _fits_granite(config: Any) -> bool:
+    """Neither biases nor norms in the attention, and heads that share out the width."""
+    if config is None:
+        return True
+    plain = families.of(config).prefix in ("Llama", "Mistral")
+    return plain and config.hidden_size == config.num_attention_heads * _head_dim(config)
+
+
+def _head_dim(config: Any) -> int:
+    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+
+
+def fold(net: Any, stacks: Sequence[Mapping[int, Any]]) -> Any:
+    """A stock model that computes what `net` does, given its blocks by layer for every extension."""
+    gates = [next(iter(stack.values())).gate for stack in stacks]
+    assert not obstacle(gates, net.config), "checked before"
+    if set(gates) == {"none"}:
+        for stack in stacks:
+            for block in stack.values():
+                block.unhang()
+            wider(net, stack)
+        for ffn in families.ffns(net):
+            if hasattr(ffn, "residues"):
+                del ffn.residues
+        return net
+    granite = architecture(gates, net.config) == "GraniteMoeShared"
+    config, tensors = (_granite if granite else _glm)(net, stacks, hard=gates[0] == "hard_sigmoid")
     config.dtype = net.dtype
     with torch.device("meta"):
         stock = AutoModelForCausalLM.from_config(config)
     stock.load_state_dict(tensors, assign=True)
     stock.tie_weights()
-    stock.save_pretrained(out)
+    rotary = stock.model.rotary_emb  # the only buffers that are not saved; made anew, because those on meta are empty
+    stock.model.rotary_emb = type(rotary)(config=config)
+    return stock.eval()
+
+
+def wider(net: Any, parts: Mapping[int, Any]) -> Any:
+    """Put networks beside those of the given layers, in place; the other layers get zeros, for all must be equally wide."""
+    added = max(part.gate_proj.weight.shape[0] for part in parts.values())
+    for layer, ffn in enumerate(families.ffns(net)):
+        for name, dim in MATRICES:
+            linear: Any = getattr(ffn, name)
+            old = linear.weight.data
+            new = getattr(parts[layer], name).weight.data if layer in parts else old.narrow(dim, 0, 0)
+            linear.weight = nn.Parameter(torch.cat([old, _pad(new, dim, added)], dim), requires_grad=False)
+            linear.out_features, linear.in_features = linear.weight.shape
+            if linear.bias is not None and dim == 0:
+                linear.bias = nn.Parameter(_pad(linear.bias.data, 0, len(linear.weight)), requires_grad=False)
+        ffn.intermediate_size = ffn.gate_proj.out_features
+    net.config.intermediate_size += added
+    return net
 
 
 def _common(net: Any) -> dict[str, Any]:
@@ -50,87 +119,86 @@ def _common(net: Any) -> dict[str, Any]:
 
 
 def _shared_tensors(net: Any) -> dict[str, Tensor]:
-    """Everything but the feed-forward networks, under names that the three stock targets share with Llama."""
+    """Everything but the feed-forward networks, under names that the stock targets share with the families."""
     tensors = {n: p.detach() for n, p in net.state_dict().items() if ".mlp." not in n}
     tensors.setdefault("lm_head.weight", net.get_output_embeddings().weight.detach())
     return tensors
 
 
-def _wider(net: Any) -> tuple[Any, dict[str, Tensor]]:
+def _granite(net: Any, stacks: Sequence[Mapping[int, Any]], hard: bool) -> tuple[Any, dict[str, Tensor]]:
+    assert not hard and len(stacks) == 1, "softmax over two experts is one sigmoid"
     tensors = _shared_tensors(net)
-    width = 0
-    for i, (ffn, block) in enumerate(_pairs(net)):
-        for name, dim in (("gate_proj", 0), ("up_proj", 0), ("down_proj", 1)):
-            both = [getattr(ffn, name).weight.detach(), getattr(block, name).weight.detach()]
-            tensors[f"model.layers.{i}.mlp.{name}.weight"] = torch.cat(both, dim)
-        width = ffn.gate_proj.weight.shape[0] + block.gate_proj.weight.shape[0]
-    config = type(net.config).from_dict(net.config.to_dict() | {"intermediate_size": width})
-    return config, tensors
-
-
-def _granite(net: Any) -> tuple[Any, dict[str, Tensor]]:
-    tensors = _shared_tensors(net)
-    hidden = ffn_width = 0
-    for i, (ffn, block) in enumerate(_pairs(net)):
+    hidden = _width(stacks)
+    for i, ffn in enumerate(families.ffns(net)):
         at = f"model.layers.{i}"
         tensors[f"{at}.shared_mlp.input_linear.weight"] = torch.cat([ffn.gate_proj.weight, ffn.up_proj.weight]).detach()
         tensors[f"{at}.shared_mlp.output_linear.weight"] = ffn.down_proj.weight.detach()
-        gate_up, down, row = _expert(block)
-        nothing = [torch.zeros_like(t) for t in (gate_up, down, row)]
-        tensors[f"{at}.block_sparse_moe.experts.gate_up_proj"] = torch.stack([nothing[0], gate_up])
-        tensors[f"{at}.block_sparse_moe.experts.down_proj"] = torch.stack([nothing[1], down])
-        tensors[f"{at}.block_sparse_moe.router.weight"] = torch.cat([nothing[2], row])
-        hidden, ffn_width = block.gate_proj.weight.shape[0], ffn.gate_proj.weight.shape[0]
+        gate_up, down, rows = _experts(ffn, [stack.get(i) for stack in stacks], hidden, empty=1)
+        tensors[f"{at}.block_sparse_moe.experts.gate_up_proj"] = gate_up.flip(0)
+        tensors[f"{at}.block_sparse_moe.experts.down_proj"] = down.flip(0)
+        tensors[f"{at}.block_sparse_moe.router.weight"] = rows.flip(0)
     config = GraniteMoeSharedConfig(
-        **_common(net), intermediate_size=hidden, shared_intermediate_size=ffn_width, num_local_experts=2,
-        num_experts_per_tok=2, attention_multiplier=net.config.head_dim**-0.5, embedding_multiplier=1.0,
+        **_common(net), intermediate_size=hidden, shared_intermediate_size=net.config.intermediate_size, num_local_experts=2,
+        num_experts_per_tok=2, attention_multiplier=_head_dim(net.config) ** -0.5, embedding_multiplier=1.0,
         residual_multiplier=1.0, logits_scaling=1.0, output_router_logits=False, attention_bias=False,
-        tie_word_embeddings=net.config.tie_word_embeddings,
     )  # fmt: skip
     return config, tensors
 
 
-def _glm(net: Any) -> tuple[Any, dict[str, Tensor]]:
+def _glm(net: Any, stacks: Sequence[Mapping[int, Any]], hard: bool) -> tuple[Any, dict[str, Tensor]]:
     tensors = _shared_tensors(net)
-    hidden = num_shared = 0
-    for i, (ffn, block) in enumerate(_pairs(net)):
+    hidden, chosen = _width(stacks), len(stacks)
+    empty = chosen if hard else int(chosen == 1)  # the router wants two experts at least
+    experts = chosen + empty
+    num_shared = -(-net.config.intermediate_size // hidden)
+    for i, ffn in enumerate(families.ffns(net)):
         at = f"model.layers.{i}.mlp"
-        hidden = block.gate_proj.weight.shape[0]
-        num_shared = -(-ffn.gate_proj.weight.shape[0] // hidden)
-        for name, dim in (("gate_proj", 0), ("up_proj", 0), ("down_proj", 1)):
-            weight = getattr(ffn, name).weight.detach()
+        for name, dim in MATRICES:
+            weight: Tensor = getattr(ffn, name).weight.detach()
             tensors[f"{at}.shared_experts.{name}.weight"] = _pad(weight, dim, num_shared * hidden)
-        gate_up, down, row = _expert(block)
-        tensors[f"{at}.experts.gate_up_proj"] = torch.stack([gate_up, torch.zeros_like(gate_up)])
-        tensors[f"{at}.experts.down_proj"] = torch.stack([down, torch.zeros_like(down)])
-        tensors[f"{at}.gate.weight"] = torch.cat([row, torch.zeros_like(row)])
-        tensors[f"{at}.gate.e_score_correction_bias"] = torch.zeros(2)
+        gate_up, down, rows = _experts(ffn, [stack.get(i) for stack in stacks], hidden, empty)
+        tensors[f"{at}.experts.gate_up_proj"], tensors[f"{at}.experts.down_proj"] = gate_up, down
+        tensors[f"{at}.gate.weight"] = rows
+        tensors[f"{at}.gate.e_score_correction_bias"] = torch.zeros(experts)
     kept = _common(net)
     kept["rope_parameters"]["partial_rotary_factor"] = 1.0
+    family = families.of(net.config).prefix
     own: dict[str, Any] = dict(
-        head_dim=net.config.head_dim, intermediate_size=num_shared * hidden, moe_intermediate_size=hidden,
-        n_shared_experts=num_shared, n_routed_experts=2, num_experts_per_tok=1, n_group=1, topk_group=1,
-        norm_topk_prob=False, routed_scaling_factor=1.0, first_k_dense_replace=0, num_nextn_predict_layers=0,
-        use_qk_norm=False, attention_bias=False,
+        head_dim=_head_dim(net.config), intermediate_size=num_shared * hidden, moe_intermediate_size=hidden,
+        n_shared_experts=num_shared, n_routed_experts=experts, num_experts_per_tok=chosen if hard else experts, n_group=1,
+        topk_group=1, first_k_dense_replace=0, norm_topk_prob=False, routed_scaling_factor=1.0,
+        attention_bias=family == "Qwen2", use_qk_norm=family == "Qwen3", num_nextn_predict_layers=0,
         tie_word_embeddings=False,  # vLLM's glm4_moe reads an untied head only
     )  # fmt: skip
-    config = Glm4MoeConfig(**kept, **own)
+    config = Glm4MoeConfig(**(kept | own))
     tensors["lm_head.weight"] = tensors["lm_head.weight"].clone()
     return config, tensors
 
 
-def _pairs(net: Any) -> Iterator[tuple[Any, Any]]:
-    """The feed-forward network and the block of every layer."""
-    return zip(families.ffns(net), residues(net), strict=True)
+def _width(stacks: Sequence[Mapping[int, Any]]) -> int:
+    return max(block.gate_proj.weight.shape[0] for stack in stacks for block in stack.values())
 
 
-def _expert(block: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """(2H, D) gate and up rows, (D, H) down columns, (1, D) router row of a block."""
-    gate_up = torch.cat([block.gate_proj.weight, block.up_proj.weight]).detach()
-    return gate_up, block.down_proj.weight.detach(), block.router.weight.detach()
+def _experts(ffn: Any, blocks: Sequence[Any], hidden: int, empty: int) -> tuple[Tensor, Tensor, Tensor]:
+    """(E, 2H, D) gate and up rows, (E, D, H) down columns and (E, D) router rows: the blocks, then `empty` experts of zeros.
+
+    A layer without a block of some extension gets zeros for it too.
+    """
+    like = ffn.gate_proj.weight.detach()
+    width = like.shape[1]
+    parts = []
+    for block in [*blocks, *[None] * empty]:
+        if block is None:
+            parts.append((like.new_zeros(2 * hidden, width), like.new_zeros(width, hidden), like.new_zeros(width)))
+        else:
+            gate, up, down = (_pad(getattr(block, name).weight.detach(), dim, hidden) for name, dim in MATRICES)
+            parts.append((torch.cat([gate, up]), down, block.router.weight.detach()[0]))
+    gate_up, down, rows = zip(*parts, strict=True)
+    return torch.stack(gate_up), torch.stack(down), torch.stack(rows)
 
 
 def _pad(weight: Tensor, dim: int, size: int) -> Tensor:
+    """Zeros behind `weight` along `dim`, up to `size`."""
     shape = list(weight.shape)
     shape[dim] = size - shape[dim]
     return torch.cat([weight, weight.new_zeros(shape)], dim)

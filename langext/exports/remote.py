@@ -1,37 +1,49 @@
 """Extended models as remote code: the weights under their own names and one modeling file that needs transformers alone."""
 
-import shutil
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save_file
 
+from langext import families
 from langext.artifacts import write_json
 from langext.exports import modeling_neutral_residue as module
-from langext.methods.neutral_residues import NeutralResidues, residues
+from langext.methods.residue import stacks
 
 
-def write(live: Any, out: Path) -> None:
-    """Save safetensors, config.json with `auto_map`, and the modeling file."""
-    net = live.net
-    assert isinstance(live.method, NeutralResidues), "methods without gates export natively"
+def write(net: Any, out: Path) -> None:
+    """Save safetensors, config.json with `auto_map`, and the modeling file, made to derive from the base's own classes."""
     code = Path(module.__file__)
-    shutil.copy(code, out / code.name)
+    family = families.of(net.config)
+    (out / code.name).write_text(source(code.read_text(encoding="utf-8"), family), encoding="utf-8")
     tensors = {name: tensor.contiguous() for name, tensor in net.state_dict().items()}
     if net.config.tie_word_embeddings:
         tensors.pop("lm_head.weight", None)
     save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
+    found = stacks(net)
+    blocks = [next(iter(stack.values())) for stack in found]
     config = net.config.to_dict() | {
-        "model_type": module.NeutralResidueConfig.model_type,
+        "model_type": f"neutral_residue_{family.module}",
         "architectures": [module.NeutralResidueForCausalLM.__name__],
         "auto_map": {
             "AutoConfig": f"{code.stem}.{module.NeutralResidueConfig.__name__}",
             "AutoModel": f"{code.stem}.{module.NeutralResidueModel.__name__}",
             "AutoModelForCausalLM": f"{code.stem}.{module.NeutralResidueForCausalLM.__name__}",
         },
-        "residue_size": residues(net)[0].gate_proj.weight.shape[0],
-        "residue_gate": live.method.gate,
+        "residues": [
+            {"gate": block.gate, "size": block.gate_proj.weight.shape[0], "layers": sorted(stack)}
+            for block, stack in zip(blocks, found, strict=True)
+        ],
         "dtype": str(net.dtype).removeprefix("torch."),
     }
     config.pop("_name_or_path", None)
     write_json(out / "config.json", config)
+
+
+def source(text: str, family: families.Family) -> str:
+    """The modeling file, which is written for Llama, for another family: the names of the classes it derives from change."""
+    for part, name in family.classes.items():
+        text = text.replace(f"Llama{part}", name)
+    text = text.replace("llama.modeling_llama", f"{family.module}.modeling_{family.module}")
+    text = text.replace("neutral_residue_llama", f"neutral_residue_{family.module}")
+    return text.replace("Llama with neutral residues", f"{family.prefix} with neutral residues")

@@ -33,23 +33,40 @@ class Expected:
     greedy: list[list[int]]
 
 
-def expect(live: Any, texts: list[str]) -> Expected:
-    """Run the training model, its weights rounded as they will be exported, in float32."""
-    net = live.net.float().eval()
-    ids = [live.tokenizer(text, add_special_tokens=False).input_ids[:TOKENS] for text in texts]
-    with torch.no_grad():
-        logits = [net(input_ids=torch.tensor([row])).logits[0].clone() for row in ids]
-        greedy = [_greedy(net, row) for row in ids]
-    net.to(WEIGHTS)
-    return Expected(ids, logits, greedy)
+def encode(tokenizer: Any, texts: list[str]) -> list[list[int]]:
+    """Token ids of each text, cut to `TOKENS`."""
+    return [tokenizer(text, add_special_tokens=False).input_ids[:TOKENS] for text in texts]
 
 
-def _greedy(net: Any, row: list[int]) -> list[int]:
+@torch.no_grad()
+def logits(net: Any, ids: list[list[int]]) -> list[Tensor]:
+    """(T, V) logits of each text, as the model computes."""
+    net.eval()
+    return [net(input_ids=torch.tensor([row])).logits[0].clone() for row in ids]
+
+
+@torch.no_grad()
+def greedy(net: Any, row: list[int]) -> list[int]:
+    """A greedy continuation of the first half of a text."""
     prompt = torch.tensor([row[: max(1, len(row) // 2)]])
     out = net.generate(
         input_ids=prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=NEW_TOKENS, do_sample=False, pad_token_id=0
     )
     return out[0, prompt.shape[1] :].tolist()
+
+
+def difference(one: list[Tensor], other: list[Tensor]) -> dict[str, float]:
+    """Largest logit difference, and KL(one || other) per token in nats."""
+    worst = max((a - b).abs().max().item() for a, b in zip(one, other, strict=True))
+    kl = sum((a.softmax(-1) * (a.log_softmax(-1) - b.log_softmax(-1))).sum().item() for a, b in zip(one, other, strict=True))
+    return {"max_abs_difference": worst, "kl_per_token_nats": kl / sum(len(a) for a in one)}
+
+
+def same(trained: list[Tensor], folded: list[Tensor]) -> None:
+    """Raise ConfigError when the stock form, not rounded yet, computes something else than the trained model."""
+    worst, limit = difference(trained, folded)["max_abs_difference"], MAX_DIFFERENCE * max(t.std().item() for t in trained)
+    if not worst <= limit:
+        raise ConfigError(f"the stock form differs from the trained model: a logit by {worst:.2e}, allowed are {limit:.2e}")
 
 
 def compare(folder: Path, expected: Expected, form: str) -> dict[str, Any]:

@@ -12,10 +12,14 @@ from langext.stages.evaluate import Evaluate
 from langext.stages.export import Export
 from langext.stages.extend import Extend
 from langext.stages.filter import Filter
+from langext.stages.merge import Merge
+from langext.stages.rescale import Rescale
 from langext.stages.tokenizer import ExtendTokenizer
 from langext.stages.train import Train
 
-AnyStage = Annotated[Filter | ExtendTokenizer | Extend | Train | Evaluate | Export, Field(discriminator="uses")]
+AnyStage = Annotated[
+    Filter | ExtendTokenizer | Extend | Train | Rescale | Merge | Evaluate | Export, Field(discriminator="uses")
+]
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,14 @@
 """Stage extend: add a method's modules (and new vocabulary rows) to the base; afterwards it still computes the same."""
 
-from typing import Literal
+from dataclasses import replace
+from typing import Any, Literal
 
 from pydantic import Field
 
 from langext.artifacts import Model, Tokenizer
 from langext.console import say
 from langext.methods import AnyMethod
+from langext.methods.base import Method
 from langext.spec import ConfigError
 from langext.stage import Context, Stage
 
@@ -18,6 +20,22 @@ class Extend(Stage):
     method: AnyMethod = Field()
     """How the model is extended: `name` chooses the method, the other keys are the method's own."""
 
+    def methods(self, given: tuple[Method, ...]) -> tuple[Method, ...]:
+        """One more."""
+        return (*given, self.method)
+
+    def check_model(self, given: tuple[Method, ...], config: Any) -> None:
+        """The method fits the base, and can be added to what is there already."""
+        if given and not self.method.stackable:
+            raise ConfigError(
+                f"{self.method.name} cannot be added to a model that has {given[-1].name} already", at=("method",)
+            )
+        if config is not None:
+            try:
+                self.method.check(config)
+            except ConfigError as error:
+                raise ConfigError(str(error), at=("method", *error.at)) from None
+
     def run(self, ctx: Context, model: Model, tokenizer: Tokenizer | None = None) -> Model:
         """Write what the base does not have, untrained. New token rows are means of the base tokens that spelt them."""
         import torch
@@ -25,16 +43,16 @@ class Extend(Stage):
         from langext import modeling
         from tokenizer_tools.rows import subtoken_mean
 
-        if modeling.method_of(model) is not None:
-            raise ConfigError("the model is extended already; extending twice is not supported yet. Pin inputs: {model: base}")
         torch.manual_seed(ctx.seed)
-        base = modeling.base_folder(model)
-        folder = tokenizer.path / "tokenizer" if tokenizer else None
-        modeling.write_record(ctx.out, base, self.method, folder)
-        net = modeling.load_base(base, torch.bfloat16)
+        record = modeling.read_record(model)
+        assert record.method is None, "refused when planning"
+        folder = tokenizer.path / "tokenizer" if tokenizer else record.tokenizer
+        modeling.write_record(ctx.out, replace(record, method=self.method, tokenizer=folder))
+        net = modeling.load_base(record.base, torch.bfloat16)
         num_base = net.num_parameters()
         spelt = modeling.read_new_tokens(tokenizer) if tokenizer else {}
-        live = modeling.build(net, modeling.load_tokenizer(folder or base), self.method, len(spelt))
+        num_new = len(spelt) or len(modeling.new_tokens(model))
+        live = modeling.build(net, modeling.load_tokenizer(folder or record.base), self.method, num_new, record.earlier)
         if spelt:
             pieces = [spelt[i] for i in sorted(spelt)]
             for module in {net.get_input_embeddings(), net.get_output_embeddings()}:

@@ -27,14 +27,17 @@ class ExtendTokenizer(Stage):
         from langext import documents, modeling
         from tokenizer_tools.merges import continue_merges, extended, word_counts
 
-        base = modeling.load_tokenizer(modeling.base_folder(model))
+        folder = modeling.tokenizer_folder(model)
+        if modeling.new_tokens(model):
+            raise ConfigError("the earlier language's run has extended the vocabulary already; it can be extended once")
+        base = modeling.load_tokenizer(folder)
         state = base.backend_tokenizer
         texts = _some(documents.batches(corpus.files("train", ctx.language), 256), self.sample_bytes)
         try:
             words = word_counts(state, texts)
             found = continue_merges(state, words, self.new_tokens, self.min_count)
         except ValueError as error:
-            raise ConfigError(f"{modeling.base_folder(model)}: {error}") from None
+            raise ConfigError(f"{folder}: {error}") from None
         if not found:
             raise ConfigError(f"no pair of tokens occurs {self.min_count} times in the text; give more text or lower min_count")
         if len(found) < self.new_tokens:

@@ -16,7 +16,11 @@ from pydantic import Field, field_validator
 
 from langext.artifacts import CHECKPOINTS, Corpus, Model
 from langext.console import duration, say
+from langext.methods.base import Method
 from langext.metrics import Log, Tally
+from langext.penalties import AnyPenalty
+from langext.penalties.base import Penalty
+from langext.portion import Portion
 from langext.spec import ConfigError
 from langext.stage import Context, Stage
 
@@ -50,6 +54,8 @@ class Train(Stage):
     """AdamW's moment decays."""
     clip: float = Field(1.0, gt=0)
     """Gradient norm above which gradients are scaled down."""
+    penalties: list[AnyPenalty] = []
+    """Terms added to the loss beside the method's own: local, domain_ce, ldifs, l2sp, each with its `weight`."""
     precision: Literal["bf16", "fp32"] = "bf16"
     """bf16 keeps float32 masters of what learns."""
     log_every: int = Field(10, ge=1)
@@ -67,6 +73,22 @@ class Train(Stage):
         if not all(0 <= beta < 1 for beta in value):
             raise ValueError("betas must be in [0, 1)")
         return value
+
+    @field_validator("penalties")
+    @classmethod
+    def _once(cls, value: list[Penalty]) -> list[Penalty]:
+        names = [penalty.name for penalty in value]
+        if len(set(names)) < len(names):
+            raise ValueError("each penalty can be given once")
+        return value
+
+    def check_model(self, given: tuple[Method, ...], config: Any) -> None:
+        """Every penalty means something for the method."""
+        for number, penalty in enumerate(self.penalties if given else ()):
+            try:
+                penalty.check(given[-1])
+            except ConfigError as error:
+                raise ConfigError(str(error), at=("penalties", number)) from None
 
     def check(self, ctx: Context) -> None:
         """The DeepSpeed file is readable, the batch can be shared out, and the GPUs exist."""
@@ -107,21 +129,30 @@ class Train(Stage):
         import torch
 
         from langext import engine, losses, modeling
+        from langext.diagnostics import Watch
 
         device = engine.join_processes()
         torch.manual_seed(ctx.seed)
-        live = modeling.load(model, torch.bfloat16 if self.precision == "bf16" else torch.float32)
-        if live.method is None:
-            raise ConfigError("the model is the untouched base; put an extend stage before train")
+        dtype = torch.bfloat16 if self.precision == "bf16" else torch.float32
+        live = modeling.load(model, dtype, str(device))
+        method = live.method
+        assert method is not None and modeling.read_record(model).method is not None, "refused when planning"
         live.freeze()
+        if self.runtime.activation_checkpointing:
+            live.net.activation_checkpointing_enable({"use_reentrant": False})
         mixture = self._mixture(ctx, corpus, live)
         probes = self._probes(ctx, corpus)
         accumulate = self.accumulate()
-        objective = losses.Objective(live.net.to(device), live.method)
+
+        def base() -> Any:
+            return modeling.load(model, dtype, str(device), trained=False).net.requires_grad_(False)
+
+        watch = Watch(ctx, live, modeling.load_tokenizer(modeling.read_record(model).base), base, probes)
+        terms = {p.name: (p.weight, p.attach(live.net, method, base)) for p in self.penalties}
         runner = engine.Engine(
-            objective, live.net, engine.read_deepspeed(self.runtime.deepspeed), micro_batch=self.runtime.micro_batch,
-            accumulate=accumulate, clip=self.clip, bf16=self.precision == "bf16", betas=self.betas,
-            weight_decay=self.weight_decay,
+            losses.Objective(live.net, method, terms), live.net, engine.read_deepspeed(self.runtime.deepspeed),
+            micro_batch=self.runtime.micro_batch, accumulate=accumulate, clip=self.clip, bf16=self.precision == "bf16",
+            peak=lambda name: method.own_lr(name) or self.lr, betas=self.betas, weight_decay=self.weight_decay,
         )  # fmt: skip
         state = runner.load(ctx.out / CHECKPOINTS) or {"step": 0, "seconds": 0.0}
         log = Log(ctx, state["step"])
@@ -136,7 +167,8 @@ class Train(Stage):
         for step in range(first, self.steps + 1):
             if step % self.eval_every == 0 or step == self.steps:
                 at = time.monotonic()
-                log.write(step, "eval", self._evaluate(ctx, live, probes), tokens=step * step_tokens)
+                figures, more = watch.measure()
+                log.write(step, "eval", figures, tokens=step * step_tokens, **more)
                 evaluating += time.monotonic() - at
             seconds = time.monotonic() - began
             asked = runner.agree(stop.asked)
@@ -148,21 +180,23 @@ class Train(Stage):
             if step == self.steps:
                 break
 
-            objective.train()
-            originals = mixture.count(step, self.batch_sequences, ctx.original_languages)
+            live.net.train()
+            originals = mixture.count(step, self.batch_sequences, ctx.original_languages) * self.sequence_length
             rate = self.lr_at(step)
 
             def micro_losses(step: int = step, originals: int = originals) -> Iterator[torch.Tensor]:
                 micro = self.runtime.micro_batch
                 for batch in mixture.micro_batches(step, self.batch_sequences, micro, ctx.rank, ctx.world_size):
                     original_B = torch.tensor([name in ctx.original_languages for name in batch.languages], device=device)
-                    share = int(original_B.sum()) / max(1, originals)
+                    original_BT = original_B[:, None].expand(batch.labels.shape)
+                    portion = Portion(original_BT, originals, step_tokens, step / self.steps)
                     tensors = (t.to(device) for t in (batch.input_ids, batch.labels, batch.position_ids))
-                    loss, losses_BT, penalties = runner(*tensors, original_B, 1.0 / step_tokens, share)
+                    loss, losses_BT, penalties = runner(*tensors, portion)
                     tally.add(batch, losses_BT, penalties)
                     yield loss * accumulate * ctx.world_size  # DeepSpeed takes the mean over both; the loss is a sum
+                tally.steps += 1
 
-            norm = runner.step(micro_losses(), rate)
+            norm = runner.step(micro_losses(), rate / self.lr)
             if not math.isfinite(norm):
                 kept = f"the last checkpoint is of step {step // self.save_every * self.save_every}"
                 raise ConfigError(f"the gradient is not finite at step {step + 1}; {kept}. Try a lower lr.")
@@ -175,18 +209,17 @@ class Train(Stage):
                 shown = "  ".join(f"{name} {value:.3f}" for name, value in figures.items())
                 log.say(f"  step {step + 1}/{self.steps}  {shown}  {speed:.0f} tokens/s  ETA {duration(left)}")
 
-        self._finish(ctx, model, runner, live, mixture, log, seconds)
+        self._finish(ctx, model, runner, mixture, log, seconds)
         return Model(ctx.out)
 
-    def _finish(self, ctx: Context, model: Model, runner: Any, live: Any, mixture: "Mixture", log: Log, seconds: float) -> None:
+    def _finish(self, ctx: Context, model: Model, runner: Any, mixture: "Mixture", log: Log, seconds: float) -> None:
         from langext import modeling
 
         delta = runner.masters()
         if ctx.rank:
             return
         modeling.save_delta(ctx.out, delta)
-        recorded = modeling.tokenizer_folder(model) if modeling.new_tokens(model) else None
-        modeling.write_record(ctx.out, modeling.base_folder(model), live.method, recorded)
+        modeling.write_record(ctx.out, modeling.read_record(model))
         ctx.summary.update(
             steps=self.steps,
             tokens=len(mixture) * self.sequence_length,
@@ -226,24 +259,6 @@ class Train(Stage):
 
         found = documents.heldout(corpus, ctx.languages)
         return {name: bpb.passages(texts, 1000, self.eval_bytes) for name, texts in found.items()}
-
-    def _evaluate(self, ctx: Context, live: "LiveModel", probes: dict[str, list[str]]) -> dict[str, Any]:
-        """Bits per byte of every probe and, where the method has gates, the share of open tokens per layer. All ranks do it."""
-        from langext import bpb
-        from langext.diagnostics import Observer
-
-        live.net.eval()
-        figures: dict[str, Any] = {}
-        for name, texts in probes.items():
-            seen = Observer(live)
-            figures[name] = {
-                "bits_per_byte": bpb.measure(live.net, live.tokenizer, texts, observe=seen).per_byte,
-                **seen.layers(),
-            }
-        if ctx.rank == 0:
-            shown = "  ".join(f"{name} {f['bits_per_byte']:.4f}" for name, f in figures.items())
-            say(f"  held-out bits per byte: {shown}")
-        return figures
 
 
 class Stop:

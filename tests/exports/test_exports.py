@@ -9,14 +9,14 @@ import torch
 from langext import exports, modeling
 from langext.artifacts import Model, write_json
 from langext.methods import Full, NeutralResidues
-from langext.methods.neutral_residues import residues
+from langext.methods.residue import stacks
 from langext.spec import ConfigError
 
 TEXTS = ["The small cat sleeps in the house with a dog. " * 4, "Le petit chat dort dans la maison avec un chien. " * 4]
 CARD = {
     "languages": ("fra_Latn", "eng_Latn"), "base": "pico", "licence": None, "base_commit": None,
     "base_architecture": "LlamaForCausalLM", "method": {"name": "neutral_residues"}, "funnel": [], "before": None,
-    "training": {"tokens": 1, "steps": 1, "shares": {}, "epochs": {}}, "paper": "", "after": None,
+    "training": {"tokens": 1, "steps": 1, "shares": {}, "epochs": {}}, "afterwards": [], "paper": "", "after": None,
 }  # fmt: skip
 
 
@@ -26,7 +26,7 @@ def extended(tmp_path: Path, pico: Path, method) -> Model:
     live = modeling.build(net, modeling.load_tokenizer(pico), method)
     torch.manual_seed(5)
     if isinstance(method, NeutralResidues):
-        for block in residues(net):
+        for block in stacks(net)[0].values():
             block.down_proj.weight.data.normal_(0, 0.3)
             if block.router is not None:
                 block.router.weight.data.normal_(0, 1)
@@ -37,7 +37,7 @@ def extended(tmp_path: Path, pico: Path, method) -> Model:
     out.mkdir()
     modeling.save_delta(out, live.delta())
     write_json(out / "x.json", {})
-    return modeling.write_record(out, pico, method, None)
+    return modeling.write_record(out, modeling.Record(pico, method))
 
 
 @pytest.mark.parametrize(
@@ -77,18 +77,18 @@ def test_a_different_export_fails_and_leaves_nothing(tmp_path, pico, monkeypatch
     from langext.exports import native
 
     model = extended(tmp_path, pico, NeutralResidues(name="neutral_residues", gate="hard_sigmoid", width=32))
-    right = native._expert
-    monkeypatch.setattr(native, "_expert", lambda block: (right(block)[0], right(block)[1] * 1.05, right(block)[2]))
-    with pytest.raises(ConfigError, match="differs from the trained model"):
+    right = native._experts
+    monkeypatch.setattr(native, "_experts", lambda *a: (right(*a)[0], right(*a)[1] * 1.05, right(*a)[2]))
+    with pytest.raises(ConfigError, match="the stock form differs from the trained model"):
         exports.write(model, tmp_path / "out", "native", TEXTS, CARD)
     assert not (tmp_path / "out").exists()
 
 
 def test_relu_has_no_native_form():
     method = NeutralResidues(name="neutral_residues", gate="relu")
-    with pytest.raises(ConfigError, match="no stock architecture computes neutral_residues with a relu gate; possible: remote"):
-        exports.choose(None, method, "native")
-    assert exports.choose(None, method, "auto") == "remote"
+    with pytest.raises(ConfigError, match="no stock architecture computes a block with a relu gate; possible: remote"):
+        exports.choose(None, [method], "native")
+    assert exports.choose(None, [method], "auto") == "remote"
 
 
 def test_an_existing_folder_is_not_overwritten(tmp_path, pico):
@@ -101,22 +101,22 @@ def test_an_existing_folder_is_not_overwritten(tmp_path, pico):
 @pytest.mark.parametrize(
     ("gate", "change", "expected"),
     [
-        ("hard_sigmoid", {"attention_bias": True}, "no place for this base's biases; possible: remote"),
-        ("hard_sigmoid", {"mlp_bias": True}, "no place for this base's biases"),
-        ("sigmoid", {"head_dim": 48}, "GraniteMoeShared has no explicit head_dim"),
+        ("hard_sigmoid", {"attention_bias": True}, "no place for this base's bias in the attention's output; possible: remote"),
+        ("hard_sigmoid", {"mlp_bias": True}, "no place for this base's biases in the feed-forward network"),
+        ("sigmoid", {"sliding_window": 8}, "Glm4Moe has no sliding-window attention"),
     ],
 )
 def test_bases_that_do_not_fit_a_stock_architecture(pico, gate, change, expected):
     config = modeling.load_config(pico)
     method = NeutralResidues(name="neutral_residues", gate=gate)
-    assert exports.choose(config, method, "auto") == "native"
+    assert exports.choose(config, [method], "auto") == "native"
     for key, value in change.items():
         setattr(config, key, value)
     with pytest.raises(ConfigError, match=expected):
-        exports.choose(config, method, "native")
-    assert exports.choose(config, method, "auto") == "remote"
+        exports.choose(config, [method], "native")
+    assert exports.choose(config, [method], "auto") == "remote"
 
 
 def test_full_fine_tuning_has_no_remote_form():
     with pytest.raises(ConfigError, match="needs no code of its own; possible: native"):
-        exports.choose(None, Full(name="full"), "remote")
+        exports.choose(None, [Full(name="full")], "remote")

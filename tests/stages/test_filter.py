@@ -4,7 +4,7 @@ import gzip
 import json
 
 import pytest
-from conftest import ENGLISH, FRENCH, documents, sentences, write_fasttext, write_jsonl
+from toy import ENGLISH, FRENCH, documents, sentences, write_fasttext, write_jsonl
 
 from langext.filters.language import LanguageId, unit_hash
 from langext.spec import ConfigError

@@ -6,8 +6,8 @@ import sys
 
 import pytest
 import torch
-from conftest import ENGLISH, FRENCH, make_tokenizer, sentences
 from tokenizers import Tokenizer, models
+from toy import ENGLISH, FRENCH, make_tokenizer, sentences
 
 from tokenizer_tools.merges import continue_merges, extended, word_counts
 from tokenizer_tools.rows import subtoken_mean

@@ -1,0 +1,130 @@
+"""Selective LoRA: low-rank changes that a learnt indicator switches on or off, one linear map at a time.
+
+    W = W0 + 1[s >= tau] (alpha / r) B A        loss + lambda * mean |s|
+
+Akbarian Bafghi et al., https://arxiv.org/abs/2501.15377, on the indicator of TAPS, https://arxiv.org/abs/2203.16708: one scalar
+s for each map, and a straight-through gradient (dI/ds = 1). What is off at the end is dropped.
+
+Shapes: r rank, B of (out, r) starts at zero, A of (r, in).
+"""
+
+from typing import Any, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from langext import families
+from langext.methods import extension, layers
+from langext.methods.extension import Extension
+from langext.methods.lora import LowRank
+from langext.portion import Portion
+
+ATTRIBUTE = "selective_lora"
+INITIAL_S = 0.15  # of the TAPS code
+
+
+class _Indicator(torch.autograd.Function):
+    """1[s >= tau], whose gradient passes unchanged."""
+
+    @staticmethod
+    def forward(ctx: Any, s: Tensor, tau: float) -> Tensor:
+        return (s >= tau).to(s.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor, None]:
+        return grads[0], None
+
+
+class SelectiveLowRank(Extension):
+    """The change of one linear map."""
+
+    def __init__(self, stack: int, linear: nn.Linear, rank: int, scale: float, tau: float):
+        super().__init__(stack)
+        self.scale, self.tau = scale, tau
+        like: dict[str, Any] = {"device": linear.weight.device, "dtype": linear.weight.dtype}
+        self.lora_A = nn.Parameter(torch.empty(rank, linear.in_features, **like))
+        self.lora_B = nn.Parameter(torch.zeros(linear.out_features, rank, **like))
+        self.s = nn.Parameter(torch.full((1,), INITIAL_S, **like))
+        if not self.lora_A.is_meta:  # uniform of variance 1 / (3 in), as PEFT starts its A; drawn in float32
+            bound = linear.in_features**-0.5
+            self.lora_A.data.copy_(torch.empty(self.lora_A.shape).uniform_(-bound, bound))
+
+    @property
+    def active(self) -> bool:
+        """Is the change on?"""
+        return bool((self.s >= self.tau).item())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in) -> (..., out) to be added to the linear map's output."""
+        if not torch.is_grad_enabled() and not self.active:
+            out = x.new_zeros(()).expand(*x.shape[:-1], self.lora_B.shape[0])
+        else:
+            out = _Indicator.apply(self.s, self.tau) * ((x @ self.lora_A.T) @ self.lora_B.T * self.scale)
+        self.note(out)
+        return out
+
+    def change(self) -> Tensor:
+        """(out, in) what is added to W0."""
+        return (self.lora_B @ self.lora_A) * self.scale if self.active else torch.zeros_like(self.lora_B @ self.lora_A)
+
+
+class SelectiveLora(LowRank):
+    """LoRA whose blocks must pay to stay."""
+
+    paper: ClassVar[str] = "https://arxiv.org/abs/2501.15377"
+    name: Literal["selective_lora"]
+    tau: float = Field(0.1, gt=0)
+    """A change is on while its s is at least this; s starts at 0.15."""
+    sparsity: float = Field(1.0, ge=0)
+    """Weight lambda of mean |s|. Raise it for fewer active changes."""
+    warmup_frac: float = Field(0.1, ge=0, lt=1)
+    """Share of the training without the sparsity term, in which all changes begin to learn."""
+    s_lr: float = Field(1e-3, gt=0)
+    """Peak learning rate of the s. Under Adam s moves about this much a step, so 0.05 / s_lr steps switch a change off."""
+
+    def extend(self, model: Any) -> None:
+        """Attach a change to every target by a forward hook."""
+        self.check(model.config)
+        stack, blocks = extension.next_stack(model), families.blocks(model)
+        for layer in layers.chosen(self.layers, model.config):
+            for linear in families.linears(blocks[layer], tuple(self.targets)).values():
+                change = SelectiveLowRank(stack, linear, self.rank, self.scale, self.tau)
+                linear.add_module(ATTRIBUTE, change)
+                change.hang(linear, lambda _, inputs, output, change=change: output + change(inputs[0]))
+
+    def trainable(self, name: str, config: Any) -> bool:
+        """The factors and the s learn."""
+        return f".{ATTRIBUTE}." in name
+
+    def own_lr(self, name: str) -> float | None:
+        """The s have a learning rate of their own."""
+        return self.s_lr if name.endswith(f".{ATTRIBUTE}.s") else None
+
+    def penalty(self, model: Any, portion: Portion) -> dict[str, Tensor]:
+        """Lambda * mean |s|, once the warmup is over."""
+        if self.sparsity == 0 or portion.done < self.warmup_frac:
+            return {}
+        return {"sparsity": portion.once(self.sparsity * torch.cat([m.s.abs() for m in self._changes(model)]).mean())}
+
+    def figures(self, model: Any) -> dict[str, float]:
+        """How many changes are on, and of how many."""
+        changes = self._changes(model)
+        return {"active_blocks": float(sum(c.active for c in changes)), "blocks": float(len(changes))}
+
+    def linear_parts(self) -> tuple[str, ...] | None:
+        """The change is proportional to B."""
+        return (f".{ATTRIBUTE}.lora_B",)
+
+    def fold(self, model: Any) -> Any:
+        """Add the active changes to their matrices and drop the rest."""
+        for module in model.modules():
+            change = getattr(module, ATTRIBUTE, None)
+            if isinstance(change, SelectiveLowRank):
+                module.weight.data += change.change().detach()
+                change.unhang()
+                delattr(module, ATTRIBUTE)
+        return model
+
+    def _changes(self, model: Any) -> list[SelectiveLowRank]:
+        return [m for m in self.extensions(model) if isinstance(m, SelectiveLowRank)]

@@ -1,0 +1,34 @@
+"""The Penalty contract: a frozen config that adds one term to the loss, whatever the method."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import Field
+
+from langext.spec import Spec
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from langext.portion import Portion
+
+Term = Callable[["Portion", "Tensor", "Tensor"], "Tensor"]
+"""(portion, input_ids_BT, position_ids_BT) of the micro-batch that has just run -> its unweighted contribution, a scalar."""
+
+
+class Penalty(Spec):
+    """Subclass it, add `name: Literal["..."]`, and override both functions."""
+
+    paper: ClassVar[str]
+    """Where the penalty comes from."""
+    name: Any
+    """Chooses the penalty; a Literal in every subclass."""
+    weight: float = Field(gt=0)
+    """What the term is multiplied by. Raise it for less forgetting and less learning."""
+
+    def check(self, method: Any) -> None:
+        """Raise ConfigError when this penalty means nothing for this method."""
+
+    def attach(self, net: Any, method: Any, reference: Callable[[], Any]) -> Term:
+        """Set up the term on the model as it is before training. `reference` loads a frozen copy of it."""
+        raise NotImplementedError

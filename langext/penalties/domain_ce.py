@@ -1,0 +1,47 @@
+"""Domain cross-entropy: the gates as classifiers of new against original language, https://arxiv.org/abs/2410.02744."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional as F
+
+from langext.penalties.base import Penalty, Term
+from langext.portion import Portion
+from langext.spec import ConfigError
+
+
+def value(modules: Sequence[Any], portion: Portion) -> Tensor:
+    """Contribution to the mean over gates and tokens of the cross-entropy of sigmoid(z): 1 for new, 0 for original."""
+    is_new_BT = (~portion.original_BT).float()
+    each = []
+    for module in modules:
+        if torch.is_grad_enabled() and not module.z_BT.requires_grad:
+            raise RuntimeError("the gates carry no graph: use non-reentrant activation checkpointing")
+        each.append(portion.mean(F.binary_cross_entropy_with_logits(module.z_BT, is_new_BT, reduction="none")))
+    return torch.stack(each).mean()
+
+
+class DomainCE(Penalty):
+    """Teach the gates to tell the new language from the original ones."""
+
+    paper: ClassVar[str] = "https://arxiv.org/abs/2410.02744"
+    name: Literal["domain_ce"]
+    weight: float = Field(0.01, gt=0)
+    """Raise it for gates that separate the languages more sharply."""
+
+    def check(self, method: Any) -> None:
+        """Only a sigmoid is a probability."""
+        gate = getattr(method, "gate", "none")
+        if gate not in ("sigmoid", "hard_sigmoid"):
+            has = f"{method.name} with gate {gate}" if hasattr(method, "gate") else method.name
+            raise ConfigError(f"domain_ce needs neutral_residues with gate sigmoid or hard_sigmoid; this is {has}")
+
+    def attach(self, net: Any, method: Any, reference: Callable[[], Any]) -> Term:
+        """Watch the gates."""
+        modules = method.extensions(net)
+        for module in modules:
+            module.watched = True
+        return lambda portion, ids, positions: value(modules, portion)

@@ -1,0 +1,31 @@
+"""L2-SP: squared distance of the weights to where they started, https://arxiv.org/abs/1802.01483."""
+
+from collections.abc import Callable
+from typing import Any, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from langext.penalties.base import Penalty, Term
+from langext.portion import Portion
+
+
+class L2SP(Penalty):
+    """Keep what learns near its initial values. Holds a copy of them."""
+
+    paper: ClassVar[str] = "https://arxiv.org/abs/1802.01483"
+    name: Literal["l2sp"]
+    weight: float = Field(0.1, gt=0)
+    """The term is weight / 2 times the sum of squared differences of all weights that learn."""
+
+    def attach(self, net: Any, method: Any, reference: Callable[[], Any]) -> Term:
+        """Remember the weights as they are now."""
+        learning = [p for p in net.parameters() if p.requires_grad]
+        start = [p.detach().clone() for p in learning]
+
+        def term(portion: Portion, input_ids_BT: Tensor, position_ids_BT: Tensor) -> Tensor:
+            squares = [(p.float() - p0.float()).square().sum() for p, p0 in zip(learning, start, strict=True)]
+            return portion.once(torch.stack(squares).sum() / 2)
+
+        return term

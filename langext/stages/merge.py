@@ -1,0 +1,163 @@
+"""Stage merge: several extended models of one base -> one model of all their languages."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
+
+from langext import bases
+from langext.artifacts import MANIFEST, Corpus, Model, read_json, sha256_file, write_json
+from langext.console import say
+from langext.methods import Full
+from langext.methods.base import Method
+from langext.spec import ConfigError
+from langext.stage import Context, Stage
+
+if TYPE_CHECKING:
+    pass
+
+
+class Merge(Stage):
+    """Add what several runs have learnt to the base. Finish the runs first, then merge them in a pipeline of its own."""
+
+    uses: Literal["merge"]
+    models: list[str] = Field(min_length=2)
+    """Run folders, or stage folders in them. All must have the same base and the same vocabulary."""
+    rule: Literal["task_arithmetic", "ties", "consensus"] = "ties"
+    """Sum of the changes; the largest changes that agree in sign; or the sum where at least two runs need it."""
+    keep: float = Field(0.2, gt=0, le=1)
+    """ties: share of each run's changes that is kept, the largest."""
+    mask_lambda: float = Field(0.4, gt=0)
+    """consensus: how large a run's own change must be against the others' to count as needed. The paper tries 0.2 to 0.6."""
+    lines: bool = False
+    """Scale by layer: alpha from the changes' norms, and `scale` is beta. https://arxiv.org/abs/2410.17146"""
+    scale: float | Literal["auto"] = "auto"
+    """Factor of the merged change. auto tries 0.1, 0.2, ... 1.0 (1.5 for ties) on held-out text; languages count equally."""
+    eval_bytes: int = Field(50_000, ge=1000)
+    """Held-out bytes per language and domain that auto measures."""
+
+    def identity(self) -> dict[str, Any]:
+        """The models count by what they are, not by where they lie."""
+        found = [bases.extended(name) for name in self.models]
+        prints = [model.manifest["fingerprint"] if model else name for model, name in zip(found, self.models, strict=True)]
+        return super().identity() | {"models": prints}
+
+    def methods(self, given: tuple[Method, ...]) -> tuple[Method, ...]:
+        """Of the merged model: full, or the one method of all where that changes the shapes."""
+        from langext.modeling import read_record
+
+        first = read_record(self._model(0)).method
+        assert first is not None
+        return (Full(name="full") if first.dense() else first,)
+
+    def check(self, ctx: Context) -> None:
+        """The models fit together. Raises ConfigError naming the first that does not."""
+        from langext.modeling import read_record
+
+        if self.scale != "auto" and not 0 < self.scale <= 2:
+            raise ConfigError(f"scale must be auto or in (0, 2] (got {self.scale:g})", at=("scale",))
+        records = [read_record(self._model(i)) for i in range(len(self.models))]
+        weights = [_weights(self._model(i)) for i in range(len(self.models))]
+        vocabularies = [sha256_file(r.tokenizer / "tokenizer.json") if r.tokenizer else None for r in records]
+        for i, record in enumerate(records):
+            name, at = self.models[i], ("models", i)
+            if weights[i] != weights[0]:
+                raise ConfigError(f"models: {name} has another base than {self.models[0]}", at=at)
+            if vocabularies[i] != vocabularies[0]:
+                raise ConfigError(f"models: {name} has another vocabulary than {self.models[0]}", at=at)
+            if record.method is None or record.earlier or record.method.linear_parts() is None:
+                what = record.method.name if record.method else "the base"
+                raise ConfigError(
+                    f"models: {name} ({what}) cannot be merged; stack neutral residues of several languages", at=at
+                )
+            if not record.method.dense() and record.method != records[0].method:
+                raise ConfigError(f"models: {name} ({record.method.name}) has other shapes than {self.models[0]}", at=at)
+            if record.method.dense() != records[0].method.dense():  # type: ignore[union-attr]
+                raise ConfigError(f"models: {name} ({record.method.name}) has other shapes than {self.models[0]}", at=at)
+
+    def run(self, ctx: Context, model: Model, corpus: Corpus) -> Model:
+        """Write the merged delta, and curve.json with bits per byte for every scale that was tried."""
+        import torch
+
+        from langext import merging, modeling
+        from langext.heldout import Ruler
+        from langext.lines import Lines
+
+        models = [self._model(i) for i in range(len(self.models))]
+        if _weights(models[0]) != _weights(model):
+            raise ConfigError(f"models: they have another base than this run, {modeling.read_record(model).base}")
+        (method,) = self.methods(())
+        origin, vectors, rows = _task_vectors(models, method)
+        if self.rule == "ties":
+            merged = merging.ties(vectors, self.keep)
+        elif self.rule == "consensus":
+            merged = merging.consensus(vectors, self.mask_lambda)
+        else:
+            merged = merging.task_arithmetic(vectors)
+        alpha = merging.norm_ratio(vectors, merged) if self.lines else 0.0
+        first = modeling.read_record(models[0])
+        config = modeling.load_config(first.base)
+        modeling.write_record(ctx.out, modeling.Record(first.base, method, first.tokenizer))
+
+        def delta(scale: float) -> dict[str, torch.Tensor]:
+            by = {n: Lines(alpha, scale).factor(method.layer(n, config), n) if self.lines else scale for n in merged}
+            return {name: origin[name] + by[name] * tensor for name, tensor in merged.items()} | rows
+
+        curve: list[dict[str, Any]] = []
+        scale = self.scale
+        if scale == "auto":
+            ruler = Ruler(ctx, corpus, self.eval_bytes)
+            live = modeling.load(Model(ctx.out), torch.bfloat16, "cuda" if self.runtime.gpus else "cpu", trained=False)
+            base = ruler.measure(live.net, live.tokenizer)
+            for value in [i / 10 for i in range(1, 16 if self.rule == "ties" else 11)]:
+                modeling.set_delta(live, delta(value))
+                bits = ruler.measure(live.net, live.tokenizer)
+                score = ruler.every(bits, base)
+                curve.append({"scale": value, "bits_per_byte": bits, "score": score})
+                say(f"  scale {value:.1f}: " + "  ".join(f"{n} {b:.4f}" for n, b in bits.items()) + f"  score {score:.4f}")
+            scale = max(curve, key=lambda row: row["score"])["scale"]
+            say(f"  scale {scale:.1f} is best of {len(curve)}")
+        write_json(ctx.out / "curve.json", curve)
+        modeling.save_delta(ctx.out, delta(scale))
+        ctx.summary.update(
+            scale=scale, curve=curve, models=[str(m.path) for m in models], **({"alpha": alpha} if self.lines else {})
+        )
+        return Model(ctx.out)
+
+    def _model(self, i: int) -> Model:
+        found = bases.extended(self.models[i]) if Path(self.models[i]).is_dir() else None
+        if found is None:
+            raise ConfigError(f"models: {self.models[i]}: no run folder with a trained model", at=("models", i))
+        return found
+
+
+def _weights(model: Model) -> dict[str, str]:
+    """sha256 of the base's weight files by name."""
+    manifest = model.path / MANIFEST if (model.path.name == "base") else model.path.parent / "base" / MANIFEST
+    return {f["name"]: f["sha256"] for f in read_json(manifest)["files"] if f["name"].endswith(".safetensors")}
+
+
+def _task_vectors(models: list[Model], method: Method) -> tuple[dict[str, Any], list[dict[str, Any]], dict[str, Any]]:
+    """(initial weights of what changed, one task vector for each model, mean new vocabulary rows), all in float32."""
+    import torch
+
+    from langext import modeling, vocabulary
+
+    start = modeling.load(models[0], torch.float32, trained=False)
+    if method.dense():
+        start_net = modeling.load_base(modeling.read_record(models[0]).base, torch.float32)
+        origin = {name: p.detach() for name, p in start_net.named_parameters()}
+    else:
+        origin = start.delta()
+    vectors, rows = [], []
+    for model in models:
+        live = modeling.load(model, torch.float32)
+        assert live.method is not None, "checked before"
+        net = live.method.fold(live.net) if method.dense() else live.net
+        trained = {name: p.detach() for name, p in net.named_parameters()}
+        rows.append({name: t for name, t in trained.items() if name.endswith(vocabulary.NEW_ROWS)})
+        changes = ((name, trained[name] - origin[name]) for name in origin if name in trained and name not in rows[-1])
+        vectors.append({name: change for name, change in changes if change.any()})
+    changed = {name for vector in vectors for name in vector}
+    mean = {name: torch.stack([r[name] for r in rows]).mean(0) for name in rows[0]}
+    return {name: origin[name] for name in changed}, vectors, mean

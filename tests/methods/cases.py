@@ -1,0 +1,36 @@
+"""Every method with settings that fit a pico model. A method that is listed without any is tested with its defaults."""
+
+from typing import Any, get_args
+
+from pydantic import TypeAdapter
+
+from langext.methods import AnyMethod
+from langext.methods.base import Method
+
+PICO: dict[str, list[dict[str, Any]]] = {
+    "neutral_residues": [
+        {"gate": "hard_sigmoid", "width": 24, "init": "lecun", "alpha": 1.0},
+        {"gate": "relu", "width": 24, "init": "he", "alpha": 1.0, "layers": [1, 3]},
+        {"gate": "elu", "width": 24, "init": "lecun", "alpha": 1.0},
+        {"gate": "sigmoid", "width": 24, "init": "lecun", "alpha": 1.0, "local_loss": "domain_ce"},
+        {"gate": "none", "width": 24, "init": "low_variance", "alpha": 1.0},
+    ],
+    "adapter": [{"width": 24, "init": "lecun"}],
+    "lora": [{"rank": 4}],
+    "selective_lora": [{"rank": 4}],
+    "grow": [{}, {"train": "all_mlp", "layers": {"top": 2}}, {"k": 3, "layers": [1, 2]}],
+    "expansion_blocks": [{"every": 2}],
+}
+
+
+def label(settings: dict[str, Any]) -> str:
+    told = [str(settings[key]) for key in ("gate", "train", "k") if key in settings]
+    return " ".join([settings["name"], *told])
+
+
+NAMES = [cls.model_fields["name"].annotation.__args__[0] for cls in get_args(get_args(AnyMethod)[0])]
+CASES = [{"name": name, **settings} for name in NAMES for settings in PICO.get(name, [{}])]
+
+
+def method(settings: dict[str, Any]) -> Method:
+    return TypeAdapter(AnyMethod).validate_python(settings)

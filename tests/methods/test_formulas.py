@@ -1,0 +1,359 @@
+"""Every method against plain tensor algebra, written from the papers' formulas in float64 and sharing no code with langext."""
+
+import numpy as np
+import pytest
+import torch
+from toy import make_base
+
+from langext import families, lines, merging, modeling
+from langext.methods import Adapter, ExpansionBlocks, Full, Grow, Lora, NeutralResidues, SelectiveLora
+from langext.methods.grow import shares
+from langext.methods.residue import stacks
+from langext.methods.selective_lora import SelectiveLowRank
+from langext.penalties import L2SP, LDIFS
+from langext.portion import Portion
+
+GATES = ["relu", "elu", "sigmoid", "hard_sigmoid", "none"]
+
+
+def sigmoid(x):
+    return 1 / (1 + np.exp(-x))
+
+
+def numbers(module):
+    return {name: p.detach().double().numpy() for name, p in module.named_parameters()}
+
+
+def activation(x, family):
+    if family.startswith("gemma"):
+        return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+    return x * sigmoid(x)
+
+
+def gated(x, w, family, at=""):
+    hidden = activation(x @ w[f"{at}gate_proj.weight"].T, family) * (x @ w[f"{at}up_proj.weight"].T)
+    return hidden @ w[f"{at}down_proj.weight"].T
+
+
+def gate_value(z, gate):
+    return {
+        "relu": np.maximum(z, 0),
+        "elu": np.where(z > 0, z, np.exp(z) - 1),
+        "sigmoid": sigmoid(z),
+        "hard_sigmoid": np.where(z > 0, sigmoid(z), 0),
+        "none": np.ones_like(z),
+    }[gate]
+
+
+def build(family, method, seed=0):
+    net = make_base(family, 320).float().eval()
+    torch.manual_seed(seed)
+    live = modeling.build(net, None, method)
+    for name, p in net.named_parameters():
+        if live.trainable(name) and not name.endswith(".s"):
+            p.data += 0.1 * torch.randn(p.shape)
+    return net
+
+
+@pytest.mark.parametrize("gate", GATES)
+@pytest.mark.parametrize("family", ["llama", "gemma3_text"])
+@pytest.mark.parametrize("training", [True, False])
+def test_neutral_residue_forward(gate, family, training):
+    net = build(family, NeutralResidues(name="neutral_residues", gate=gate, width=24))
+    ffn, block = families.ffns(net)[1], stacks(net)[0][1]
+    x = torch.randn(2, 7, 64)
+    with torch.set_grad_enabled(training):
+        got = ffn(x).detach().numpy()
+    d, w = x.double().numpy(), numbers(block)
+    g = gate_value(d @ w["router.weight"].T, gate) if gate != "none" else 1.0
+    own = {name: value for name, value in numbers(ffn).items() if "residues" not in name}
+    assert np.allclose(got, gated(d, own, family) + g * gated(d, w, family), atol=1e-5)
+
+
+def test_both_local_losses():
+    """On one micro-batch that is a third of its step."""
+    for loss in ("l1", "domain_ce"):
+        method = NeutralResidues(name="neutral_residues", gate="sigmoid", width=24, local_loss=loss, alpha=0.5)
+        net = build("llama", method)
+        inputs = {}
+        for i, ffn in enumerate(families.ffns(net)):
+            ffn.register_forward_pre_hook(lambda _, x, i=i, to=inputs: to.__setitem__(i, x[0].detach().double().numpy()))
+        net.train()
+        net.base_model(input_ids=torch.randint(0, 320, (2, 5)), use_cache=False)
+        original = torch.tensor([[True] * 5, [False] * 3 + [True] * 2])
+        got = method.penalty(net, Portion(original, num_original=21, num_tokens=30, done=0.0))["local"].item()
+        total, mask = 0.0, original.numpy()
+        for i, block in stacks(net)[0].items():
+            x, w = inputs[i], numbers(block)
+            z = (x @ w["router.weight"].T)[..., 0]
+            if loss == "l1":
+                added = sigmoid(z)[..., None] * gated(x, w, "llama")
+                total += (np.abs(added).sum(-1) / 64)[mask].sum() / 21
+            else:
+                total += -np.where(mask, np.log(1 - sigmoid(z)), np.log(sigmoid(z))).sum() / 30
+        assert got == pytest.approx(0.5 * total / 4, rel=1e-4)
+
+
+@pytest.mark.parametrize("gate", ["relu", "hard_sigmoid"])
+def test_tokens_whose_gates_are_closed_get_the_very_logits_of_the_base(gate):
+    base = make_base("llama", 320).float().eval()
+    ids = torch.randint(0, 320, (1, 20))
+    seen = []
+    for ffn in families.ffns(base):
+        ffn.register_forward_pre_hook(lambda _, args: seen.append(args[0][0].clone()))
+    with torch.no_grad():
+        before = base(input_ids=ids).logits
+    net = build("llama", NeutralResidues(name="neutral_residues", gate=gate, width=24))
+    for block, x in zip(stacks(net)[0].values(), list(seen), strict=True):  # a row that is negative on exactly these tokens
+        block.router.weight.data = torch.linalg.lstsq(x, -torch.ones(20, 1)).solution.T.clone()
+    other = torch.randint(0, 320, (1, 20))
+    with torch.no_grad():
+        assert torch.equal(before, net(input_ids=ids).logits)
+        assert stacks(net)[0][0].gate_BT.max() == 0
+        mixed = net(input_ids=torch.cat([other, ids])).logits
+        assert torch.allclose(mixed[1:], before, atol=1e-5)  # in another batch the base itself rounds otherwise
+        assert not torch.allclose(net(input_ids=other).logits, make_base("llama", 320).float()(input_ids=other).logits)
+
+
+def test_closed_tokens_cost_no_matrix_products():
+    from torch.utils.flop_counter import FlopCounterMode
+
+    block = stacks(build("llama", NeutralResidues(name="neutral_residues", gate="hard_sigmoid", width=24)))[0][0]
+    x = torch.randn(1, 8, 64)
+
+    def flops():
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            block(x)
+        return counter.get_total_flops()
+
+    router = 2 * 8 * 64
+    opened = int((block.router(x) > 0).sum())
+    assert 0 < opened < 8 and flops() == router + opened * 3 * 2 * 64 * 24
+    block.router.weight.data.zero_()
+    assert flops() == router
+
+
+@pytest.mark.parametrize("k", [2, 3, 4])
+@pytest.mark.parametrize("train", ["new_copy", "all_mlp"])
+def test_grow(k, train):
+    """k networks side by side, whose output matrices sum to the base's; and what they compute once the copies have moved."""
+    base = make_base("qwen3", 320).float()
+    before = numbers(families.ffns(base)[0])
+    ffn = families.ffns(build("qwen3", Grow(name="grow", k=k, train=train), seed=3))[0]
+    start = make_base("qwen3", 320).float()
+    modeling.build(start, None, Grow(name="grow", k=k, train=train))
+    new = numbers(families.ffns(start)[0].grown)
+    kept = {"new_copy": shares(k)[0], "all_mlp": 1.0}[train] * numbers(families.ffns(start)[0])["down_proj.weight"]
+    parts = [kept, *np.split(new["down_proj.weight"], k - 1, 1)]
+    assert np.array_equal(sum(parts), before["down_proj.weight"])  # exactly, not nearly
+    assert np.array_equal(new["gate_proj.weight"], np.tile(before["gate_proj.weight"], (k - 1, 1)))
+    x = np.random.default_rng(0).normal(size=(3, 64))
+    w = numbers(ffn)
+    scale = shares(k)[0] if train == "new_copy" else 1.0
+    wanted = scale * gated(x, w, "qwen3") + gated(x, w, "qwen3", "grown.")
+    assert np.allclose(ffn(torch.tensor(x).float()).detach().numpy(), wanted, atol=1e-5)
+
+
+def test_shares_are_those_of_the_paper_where_they_are_exact():
+    assert shares(2) == [1 / 2] * 2 and shares(4) == [1 / 4] * 4 and shares(3) == [1 / 2, 1 / 4, 1 / 4]
+
+
+def test_grown_copies_come_apart():
+    """With equal halves they never would: same values, same gradients."""
+    for train in ("new_copy", "all_mlp"):
+        net = make_base("llama", 320).float()
+        method = Grow(name="grow", train=train)
+        live = modeling.build(net, None, method)
+        optimizer = torch.optim.AdamW([p for p in net.parameters() if p.requires_grad], lr=1e-2)
+        for _ in range(3):
+            optimizer.zero_grad()
+            ids = torch.randint(0, 320, (4, 16))
+            net(input_ids=ids, labels=ids).loss.backward()
+            optimizer.step()
+        ffn = families.ffns(live.net)[0]
+        assert not torch.allclose(ffn.up_proj.weight, ffn.grown.up_proj.weight, atol=1e-3)
+
+
+@pytest.mark.parametrize("switched", [0.05, 0.15])
+def test_taps_forward_and_straight_through_gradient(switched):
+    """W = W0 + 1[s >= tau] B A, dI/ds = 1: s gets <dL/dW, B A> whether the block is on or off, A and B only when it is on."""
+    linear = torch.nn.Linear(6, 5, bias=False)
+    change = SelectiveLowRank(0, linear, rank=2, scale=1.5, tau=0.1)
+    change.lora_B.data.normal_()
+    change.s.data.fill_(switched)
+    x, up = torch.randn(4, 6), torch.randn(4, 5)
+    out = linear(x) + change(x)
+    out.backward(up)
+    on = float(switched >= 0.1)
+    w0, a, b, xd, ud = (t.detach().double().numpy() for t in (linear.weight, change.lora_A, change.lora_B, x, up))
+    assert np.allclose(out.detach().numpy(), xd @ (w0 + on * 1.5 * b @ a).T, atol=1e-5)
+    dw = ud.T @ xd
+    assert change.s.grad.item() == pytest.approx((dw * (1.5 * b @ a)).sum(), rel=1e-4)
+    assert np.allclose(change.lora_B.grad.numpy(), on * 1.5 * dw @ a.T, atol=1e-5)
+    assert np.allclose(change.lora_A.grad.numpy(), on * 1.5 * b.T @ dw, atol=1e-5)
+
+
+def test_selective_lora_pays_after_its_warmup_and_drops_what_is_off():
+    method = SelectiveLora(name="selective_lora", rank=3, sparsity=2.0, warmup_frac=0.2)
+    net = build("llama", method)
+    changes = [m for m in net.modules() if isinstance(m, SelectiveLowRank)]
+    changes[0].s.data.fill_(0.01)
+    original = torch.zeros(1, 4, dtype=torch.bool)
+    assert method.penalty(net, Portion(original, 0, 8, done=0.19)) == {}
+    paid = method.penalty(net, Portion(original, 0, 8, done=0.2))["sparsity"].item()
+    assert paid == pytest.approx(2.0 * (0.01 + 27 * 0.15) / 28 * 4 / 8, rel=1e-5)
+    assert method.figures(net) == {"active_blocks": 27.0, "blocks": 28.0}
+    assert method.own_lr("model.layers.0.self_attn.q_proj.selective_lora.s") == 1e-3
+    assert method.own_lr("model.layers.0.self_attn.q_proj.selective_lora.lora_A") is None
+    base = make_base("llama", 320).float()
+    method.fold(net)
+    first, second = ("q_proj", "k_proj")
+    at = net.model.layers[0].self_attn, base.model.layers[0].self_attn
+    assert torch.equal(getattr(at[0], first).weight, getattr(at[1], first).weight)
+    assert not torch.equal(getattr(at[0], second).weight, getattr(at[1], second).weight)
+
+
+def test_lora_is_w_plus_scaled_b_a():
+    net = build("llama", Lora(name="lora", rank=4, lora_alpha=8.0, targets=["q_proj", "down_proj"], layers={"top": 1}))
+    assert sum("lora_A" in name for name, _ in net.named_parameters()) == 2
+    linear = net.model.layers[3].mlp.down_proj
+    w = numbers(linear)
+    x = np.random.default_rng(0).normal(size=(3, 96))
+    wanted = x @ (w["base_layer.weight"] + 2.0 * w["lora_B.default.weight"] @ w["lora_A.default.weight"]).T
+    assert np.allclose(linear(torch.tensor(x).float()).detach().numpy(), wanted, atol=1e-5)
+
+
+def test_expansion_blocks_are_where_llama_pro_puts_them():
+    net = make_base("llama", 320, num_hidden_layers=8).float()
+    method = ExpansionBlocks(name="expansion_blocks")
+    modeling.build(net, None, method)
+    assert [i for i, block in enumerate(net.model.layers) if hasattr(block, "expansion")] == [3, 7]
+    assert net.config.num_hidden_layers == 10
+    assert [b.expansion.block.self_attn.layer_idx for b in net.model.layers if hasattr(b, "expansion")] == [8, 9]
+    base = make_base("llama", 320, num_hidden_layers=8).config
+    assert method.layer("model.layers.4.mlp.up_proj.weight", base) == (5, 10)
+    assert method.layer("model.layers.3.expansion.block.mlp.up_proj.weight", base) == (4, 10)
+    line = method.fold(net).model.layers
+    assert [b.self_attn.layer_idx for b in line] == list(range(10))
+    assert torch.equal(line[4].mlp.up_proj.weight, line[3].mlp.up_proj.weight)
+
+
+@pytest.mark.parametrize("method", [Adapter(name="adapter", width=16), Full(name="full")], ids=["switched off", "frozen copy"])
+def test_ldifs_value(method):
+    net, base = build("gemma3_text", method), make_base("gemma3_text", 320).float().eval()
+    term = LDIFS(name="ldifs").attach(net, method, lambda: base)
+    ids = torch.randint(0, 320, (3, 6))
+    positions = torch.arange(6).expand(3, -1)
+    original = torch.tensor([[True] * 6, [False] * 6, [True] * 4 + [False] * 2])
+    net.base_model(input_ids=ids, position_ids=positions, use_cache=False)
+    got = term(Portion(original, num_original=20, num_tokens=30, done=0.0), ids, positions).item()
+    features = []
+    for model in (net, base):
+        found = []
+        places = (model.model.embed_tokens, *model.model.layers)
+        hooks = [place.register_forward_hook(lambda _, __, out, to=found: to.append(out)) for place in places]
+        with torch.no_grad():
+            model.base_model(input_ids=ids, use_cache=False)
+        [hook.remove() for hook in hooks]
+        features.append([f.double().numpy() for f in found])  # 4 layers: every one is a quarter
+    total = 0.0
+    for ours, theirs in zip(*features, strict=True):
+        unit = [f / np.sqrt((f**2).sum(-1, keepdims=True)) for f in (ours, theirs)]
+        total += ((unit[0] - unit[1]) ** 2).sum(-1)[original.numpy()].sum() / 20
+    assert got == pytest.approx(total / 5, rel=1e-4) and got > 0
+
+
+def test_l2sp_value():
+    net = make_base("llama", 320).float()
+    modeling.build(net, None, Full(name="full"))
+    term = L2SP(name="l2sp").attach(net, None, lambda: None)
+    before = {n: p.detach().clone() for n, p in net.named_parameters()}
+    for p in net.parameters():
+        p.data += 0.01 * torch.randn(p.shape)
+    wanted = sum(((p - before[n]).double() ** 2).sum().item() for n, p in net.named_parameters()) / 2
+    portion = Portion(torch.zeros(1, 5, dtype=torch.bool), 0, 20, 0.0)
+    assert term(portion, torch.zeros(1), torch.zeros(1)).item() == pytest.approx(wanted / 4, rel=1e-4)
+
+
+def test_lines_factors():
+    scale = lines.Lines(alpha=0.2, beta=0.8)
+    method, config = Full(name="full"), make_base("llama", 320).config
+    factors = [scale.factor(method.layer(f"model.layers.{i}.mlp.up_proj.weight", config), "") for i in range(4)]
+    assert factors == pytest.approx([0.2 + 0.8 * (layer - 1) / (4 - 1) for layer in (1, 2, 3, 4)])
+    assert scale.factor(method.layer("model.embed_tokens.weight", config), "model.embed_tokens.weight") == 0.2
+    assert scale.factor(None, "lm_head.weight") == 0.2
+    assert lines.Lines(0.2, 0.8, "last").factor(None, "lm_head.weight") == 1.0
+    assert scale.factor(None, "model.embed_tokens.new_weight") == 1.0
+    assert scale.factor((0, 1), "") == 1.0
+
+
+SCALABLE = [
+    Full(name="full"),
+    Lora(name="lora", rank=4),
+    SelectiveLora(name="selective_lora", rank=4),
+    Grow(name="grow"),
+    ExpansionBlocks(name="expansion_blocks", every=2),
+]
+
+
+@pytest.mark.parametrize("method", SCALABLE, ids=lambda m: m.name)
+def test_lines_scales_the_change_of_the_merged_weights(method):
+    """Folded after rescaling, every matrix is theta_0 + factor * (theta - theta_0)."""
+    family, by = "llama", lines.Lines(0.3, 0.7)
+
+    def folded(change):
+        net = make_base(family, 320).float()
+        torch.manual_seed(1)
+        live = modeling.build(net, None, method)
+        origin = {n: t.clone() for n, t in live.delta().items()}
+        torch.manual_seed(2)
+        delta = {n: t + 0.1 * torch.randn(t.shape) * (not n.endswith(".s")) for n, t in origin.items()} if change else origin
+        if change == "rescaled":
+            delta = lines.rescaled(delta, origin, method, make_base(family, 320).config, by)
+        modeling.set_delta(live, delta)
+        return numbers(method.fold(net))
+
+    start, trained, rescaled = folded(None), folded("trained"), folded("rescaled")
+    depth = 6 if method.name == "expansion_blocks" else 4
+    for name, theta in trained.items():
+        place = name.split(".")
+        factor = 0.3 + 0.7 * int(place[2]) / (depth - 1) if "layers" in place else 0.3
+        assert np.allclose(rescaled[name], start[name] + factor * (theta - start[name]), atol=1e-5), name
+    assert any(not np.allclose(rescaled[n], trained[n], atol=1e-3) for n in trained)
+
+
+def reference_ties(vectors, keep):
+    flat = [np.concatenate([v[n].ravel() for n in sorted(v)]) for v in vectors]
+    trimmed = []
+    for f in flat:
+        order = np.argsort(-np.abs(f))
+        kept = np.zeros_like(f)
+        kept[order[: int(len(f) * keep)]] = f[order[: int(len(f) * keep)]]
+        trimmed.append(kept)
+    out = np.zeros_like(flat[0])
+    for j in range(len(out)):
+        column = np.array([t[j] for t in trimmed])
+        sign = np.sign(column.sum())
+        agree = column[(np.sign(column) == sign) & (column != 0)]
+        out[j] = agree.mean() if len(agree) else 0.0
+    return out
+
+
+def test_ties():
+    generator = np.random.default_rng(3)
+    vectors = [{"a": generator.normal(size=(6, 7)), "b": generator.normal(size=40)} for _ in range(3)]
+    got = merging.ties([{n: torch.tensor(t) for n, t in v.items()} for v in vectors], keep=0.2)
+    flat = np.concatenate([got[n].numpy().ravel() for n in sorted(got)])
+    assert np.allclose(flat, reference_ties(vectors, 0.2))
+    assert 0 < (flat == 0).mean() < 1
+
+
+def test_task_arithmetic_consensus_and_norm_ratio():
+    one, two = {"a": torch.tensor([1.0, -2.0, 0.0, 3.0])}, {"a": torch.tensor([1.0, 0.1, 0.0, -1.0]), "b": torch.tensor([5.0])}
+    total = merging.task_arithmetic([one, two])
+    assert total["a"].tolist() == pytest.approx([2, -1.9, 0, 2]) and total["b"].tolist() == [5]
+    # needed by t where |tau_t| >= 0.5 |sum - tau_t|: both, only one, none, only one; b by its own task alone
+    kept = merging.consensus([one, two], mask_lambda=0.5)
+    assert kept["a"].tolist() == [2, 0, 0, 0] and kept["b"].tolist() == [0]
+    assert merging.norm_ratio([one, two], total) == pytest.approx(0.5)
+    assert merging.norm_ratio([one, two], kept) == pytest.approx((2 + 1.9 + 0 + 2 + 5) / 2 / 2)

@@ -5,14 +5,16 @@ import os
 import platform
 import shutil
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any, get_args
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from langext import assets
 from langext.console import say, table
 from langext.spec import Spec
 
 PACKAGES = (
-    "torch", "transformers", "tokenizers", "deepspeed", "datasets", "datatrove", "lm_eval", "safetensors", "gguf", "pydantic",
+    "torch", "transformers", "tokenizers", "deepspeed", "datasets", "datatrove", "lm_eval", "peft", "safetensors", "gguf",
+    "pydantic",
 )  # fmt: skip
 
 
@@ -56,30 +58,54 @@ def _cpu_bf16() -> bool:
 def fields() -> int:
     """Print every key of a pipeline file with its type, default and meaning."""
     from langext.methods import AnyMethod
+    from langext.penalties import AnyPenalty
     from langext.pipeline import Pipeline
+    from langext.stage import Runtime
     from langext.stages import AnyStage
+    from langext.stages.filter import Source
 
-    for cls in (Pipeline, *_members(AnyStage), *_members(AnyMethod)):
-        tag = next((get_args(cls.model_fields[key].annotation)[0] for key in ("uses", "name") if _is_tag(cls, key)), "")
+    members = [cls for union in (AnyStage, AnyMethod, AnyPenalty) for cls in get_args(get_args(union)[0])]
+    for cls in (Pipeline, Runtime, Source, *members):
         rows = [
-            (key, _type(info.annotation), "required" if info.is_required() else repr(info.default), info.description or "")
+            (key, _type(info.annotation), _default(info), info.description or "")
             for key, info in cls.model_fields.items()
-            if not _is_tag(cls, key)
+            if key != _tag_key(cls)
         ]
-        table(tag or "pipeline", ("key", "type", "default", "meaning"), rows)
+        table(_tag(cls), ("key", "type", "default", "meaning"), rows)
     return 0
 
 
-def _members(union: Any) -> tuple[type[Spec], ...]:
-    return get_args(get_args(union)[0])
+def _tag_key(cls: Any) -> str:
+    """The key whose only value chooses this class: `uses` of a stage, `name` of a method; "" for a class of its own."""
+    return next(
+        (k for k in ("uses", "name") if k in cls.model_fields and get_origin(cls.model_fields[k].annotation) is Literal), ""
+    )
 
 
-def _is_tag(cls: type[Spec], key: str) -> bool:
-    info = cls.model_fields.get(key)
-    return info is not None and "Literal" in str(info.annotation) and info.is_required() and key in ("uses", "name")
+def _tag(cls: Any) -> str:
+    key = _tag_key(cls)
+    return get_args(cls.model_fields[key].annotation)[0] if key else cls.__name__.lower()
+
+
+def _default(info: Any) -> str:
+    if info.is_required():
+        return "required"
+    return "see there" if isinstance(info.default, Spec) else str(info.default)
 
 
 def _type(annotation: Any) -> str:
-    if isinstance(annotation, type) and not get_args(annotation):
-        return annotation.__name__
-    return str(annotation).replace("typing.", "").replace("langext.stages.filter.", "").replace("pathlib._local.", "")
+    """An annotation in words."""
+    origin, args = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return _type(args[0])
+    if origin is Literal:
+        return ", ".join(map(str, args))
+    if origin in (Union, UnionType):
+        return " or ".join(dict.fromkeys(_type(arg) for arg in args if arg is not NoneType))
+    if origin in (list, tuple):
+        return f"list of {_type(args[0])}"
+    if origin is dict:
+        return f"{_type(args[0])}: {_type(args[1])}"
+    if isinstance(annotation, type) and issubclass(annotation, Spec):
+        return _tag(annotation)
+    return getattr(annotation, "__name__", str(annotation)).lower()

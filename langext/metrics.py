@@ -28,7 +28,7 @@ class Log:
 
     def write(self, step: int, kind: str, figures: dict[str, Any], **more: Any) -> None:
         """Append one line."""
-        self.last[kind] = figures | (more if kind == "train" else {})
+        self.last[kind] = {"figures": figures, **more}
         if self.rank == 0:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": step, "kind": kind, "time": time.time(), **more, "figures": figures}) + "\n")

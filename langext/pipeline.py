@@ -22,7 +22,6 @@ from langext.spec import ConfigError, RunFailed, Spec, near
 from langext.stage import Context
 from langext.stages import AnyStage, makes, reads
 from langext.stages.extend import Extend
-from langext.stages.train import Train
 from langext.worker import EXIT_CONFIG
 
 BASE = "base"
@@ -154,8 +153,8 @@ def check(pipeline: Pipeline, steps: list[Step], todo: list[Step]) -> None:
                     "language, finish this run and give its folder as base_model of the next",
                     at=("method",),
                 )
-            if isinstance(step.stage, Train) and len(given) == len(models[BASE]):
-                raise ConfigError("the model has nothing to train yet; put an extend stage before train")
+            if step.stage.needs_extension and step.inputs["model"][0] == BASE:
+                raise ConfigError(f"the model is the untouched base; put an extend stage before {step.stage.uses}")
             step.stage.check_model(given, config)
             if step not in todo:
                 continue

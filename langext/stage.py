@@ -28,7 +28,7 @@ class Runtime(Spec):
     micro_batch: int = Field(default=4, ge=1)
     """Sequences per process in one forward pass. Raise it until memory is full; results do not change."""
     activation_checkpointing: bool = False
-    """Keep only the input of each layer and compute the rest again in the backward pass: less memory, about a third slower."""
+    """Keep only the input of each layer and compute the rest again in the backward pass: less memory, more time."""
     workers: int = Field(default=1, ge=1)
     """Processes for reading and filtering text."""
 
@@ -70,6 +70,8 @@ class Stage(Spec):
 
     parallel: ClassVar[bool] = False
     """Can it share its work among several processes?"""
+    needs_extension: ClassVar[bool] = False
+    """Does it make no sense for a model that this pipeline has not extended?"""
 
     name: str = Field("", pattern=r"^[A-Za-z0-9_-]*$")
     """How this stage is called in this pipeline; defaults to `uses`."""

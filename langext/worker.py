@@ -22,7 +22,7 @@ from langext.stage import Context
 from langext.stages import AnyStage, makes, reads
 
 EXIT_CONFIG = 2
-PACKAGES = ("langext", "torch", "transformers", "tokenizers", "deepspeed", "datasets", "datatrove", "lm_eval")
+PACKAGES = ("langext", "torch", "transformers", "tokenizers", "deepspeed", "datasets", "datatrove", "lm_eval", "peft")
 
 
 def execute(out: Path) -> None:

@@ -14,3 +14,4 @@ class Adapter(Parallel):
     paper: ClassVar[str] = "https://arxiv.org/abs/2410.02744"
     name: Literal["adapter"]
     gate: Literal["none"] = "none"
+    """There is none: the blocks are always open."""

@@ -182,8 +182,10 @@ class Parallel(Method):
     def diagnostics(self, model: Any) -> dict[str, Tensor]:
         """`gate` and `open` (1.0 where the gate is not zero; above one half for a sigmoid), each (L, B, T).
 
-        Both are zero in layers without a block.
+        Both are zero in layers without a block. {} without a gate.
         """
+        if self.gate == "none":
+            return {}
         found = stacks(model)[-1]
         values = {layer: block.gate_BT for layer, block in found.items() if block.gate_BT is not None}
         assert len(values) == len(found), "the model has not run yet"

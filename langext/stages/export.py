@@ -1,26 +1,24 @@
 """Stage export: the trained model as a Hugging Face folder that loads without langext, verified."""
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from langext import exports
 from langext.artifacts import Checkpoint, Corpus, Model, Scores
 from langext.console import say
 from langext.methods.base import Method
-from langext.spec import ConfigError
 from langext.stage import Context, Stage
 
 
 class Export(Stage):
     """Write checkpoint/ and prove that it is the model that was trained."""
 
+    needs_extension: ClassVar[bool] = True
     uses: Literal["export"]
     format: Literal["auto", "native", "remote"] = "auto"
     """native is a stock architecture of transformers; remote travels with its own code; auto takes the best that is exact."""
 
     def check_model(self, given: tuple[Method, ...], config: Any) -> None:
         """The format can be exact."""
-        if not given:
-            raise ConfigError("the model is the untouched base; there is nothing to export")
         exports.choose(config, given, self.format)
 
     def run(

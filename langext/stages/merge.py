@@ -50,6 +50,11 @@ class Merge(Stage):
         assert first is not None
         return (Full(name="full") if first.dense() else first,)
 
+    def check_model(self, given: tuple[Method, ...], config: Any) -> None:
+        """What is merged is added to an untouched base."""
+        if given:
+            raise ConfigError(f"the model that is merged into has {given[-1].name} already; pin inputs: {{model: base}}")
+
     def check(self, ctx: Context) -> None:
         """The models fit together. Raises ConfigError naming the first that does not."""
         from langext.modeling import read_record

@@ -1,6 +1,6 @@
 """Stage rescale: LiNeS after training. Early layers go back towards the base, late ones keep what they learnt."""
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -16,6 +16,7 @@ GRID = [i / 10 for i in range(10, -1, -1)]
 class Rescale(Stage):
     """Scale the change of layer l of L by alpha + (1 - alpha) (l - 1) / (L - 1). https://arxiv.org/abs/2410.17146"""
 
+    needs_extension: ClassVar[bool] = True
     uses: Literal["rescale"]
     alpha: float | Literal["auto"] = Field("auto")
     """Factor of the first layer, from 0 (as the base) to 1 (unchanged). auto tries 1.0, 0.9, ... 0.0 on held-out text and takes
@@ -29,8 +30,6 @@ class Rescale(Stage):
         """Alpha is in [0, 1], and the method is one whose change can be scaled."""
         if self.alpha != "auto" and not 0 <= self.alpha <= 1:
             raise ConfigError(f"alpha must be auto or in [0, 1] (got {self.alpha:g})", at=("alpha",))
-        if not given:
-            raise ConfigError("the model is the untouched base; there is nothing to rescale")
         if given[-1].linear_parts() is None:
             raise ConfigError(f"{given[-1].name} adds a function instead of changing weights, so its layers cannot be rescaled")
 
@@ -47,8 +46,7 @@ class Rescale(Stage):
         method = live.method
         assert method is not None, "refused when planning"
         delta = load_file(model.path / modeling.DELTA)
-        start = modeling.load(model, torch.float32, trained=False).delta()
-        origin = {name: start[name] for name in delta}
+        origin = {} if method.linear_parts() else modeling.load(model, torch.float32, trained=False).delta()
         config = modeling.load_config(modeling.read_record(model).base)
 
         def scaled(alpha: float, beta: float) -> dict[str, torch.Tensor]:

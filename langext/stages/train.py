@@ -33,6 +33,7 @@ class Train(Stage):
     """Train what the method made trainable."""
 
     parallel: ClassVar[bool] = True
+    needs_extension: ClassVar[bool] = True
     uses: Literal["train"]
     steps: int = Field(gt=0)
     """Optimizer steps."""
@@ -220,6 +221,7 @@ class Train(Stage):
             return
         modeling.save_delta(ctx.out, delta)
         modeling.write_record(ctx.out, modeling.read_record(model))
+        last = log.last["eval"]
         ctx.summary.update(
             steps=self.steps,
             tokens=len(mixture) * self.sequence_length,
@@ -227,7 +229,10 @@ class Train(Stage):
             tokens_per_second=log.last["train"].get("tokens_per_second"),
             epochs=mixture.epochs(),
             shares={name: float((mixture.owner == k).mean()) for k, name in enumerate(mixture.names)},
-            bits_per_byte=log.last["eval"],
+            bits_per_byte=last["figures"],
+            kl_to_base=last.get("kl_to_base"),
+            dead_layers=last.get("dead_layers"),
+            weights=last["weights"],
         )
 
     def _mixture(self, ctx: Context, corpus: Corpus, live: "LiveModel") -> "Mixture":

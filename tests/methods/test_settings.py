@@ -4,10 +4,10 @@ import pytest
 import torch
 from toy import make_base
 
-from langext import modeling
+from langext import modeling, pipeline
 from langext.methods import Adapter, ExpansionBlocks, Grow, Lora, NeutralResidues
 from langext.methods.residue import base_parameters, stacks
-from langext.spec import ConfigError
+from langext.spec import ConfigError, load, located
 
 
 class Config:
@@ -75,3 +75,82 @@ def test_diagnostics_count_open_tokens_and_show_layers_without_a_block_as_closed
     assert found["open"].shape == (4, 2, 20) and sorted(stacks(net)[0]) == [1, 3]
     assert found["open"][[0, 2]].sum() == 0 and 0 < found["open"][[1, 3]].mean() < 1
     assert ((found["gate"] > 0) == (found["open"] == 1)).all()
+
+
+FILE = """name: x
+language: fr
+base_model: {base}
+stages:
+  - uses: filter
+    lid_model: {lid}
+    sources: [{{language: fr, path: {text}}}]
+  - uses: extend
+    method: {method}
+  - uses: train
+    steps: 4
+    batch_sequences: 4
+    original_frac: 0
+    lr: 1e-3
+    {train}
+  - uses: rescale
+    {rescale}
+"""
+
+
+@pytest.mark.parametrize(
+    ("method", "line", "expected"),
+    [
+        ("{name: neutral_residues, gate: rleu}", 9, "'relu', 'elu', 'sigmoid', 'hard_sigmoid' or 'none' (got 'rleu')"),
+        ("{name: neutral_residues, local_loss: l2}", 9, "'l1', 'domain_ce' or 'none' (got 'l2')"),
+        ("{name: neutral_residues, local_loss: domain_ce}", 9, "domain_ce needs gate sigmoid or hard_sigmoid, not relu"),
+        ("{name: neutral_residues, width: 0}", 9, "greater than or equal to 1 (got 0)"),
+        ("{name: neutral_residues, extra_params_frac: 3}", 9, "less than or equal to 2 (got 3)"),
+        ("{name: neutral_residues, width: 8, extra_params_frac: 0.1}", 9, "give width or extra_params_frac, not both"),
+        ("{name: adapter, layers: [-1]}", 9, "layer numbers count from 0 and occur once"),
+        ("{name: adapter, layers: [0, 3]}", 9, "no layer 3, the base has layers 0 to 2"),
+        ("{name: adapter, layers: some}", 9, "expected all, a list of layer numbers from 0, or {top: n}"),
+        ("{name: lora, rank: 0}", 9, "greater than or equal to 1 (got 0)"),
+        ("{name: lora, layers: {top: 9}}", 9, "top 9 asked for, the base has 3 layers"),
+        ("{name: grow, k: 1}", 9, "greater than or equal to 2 (got 1)"),
+        ("{name: expansion_blocks, every: 4}", 9, "every: 4 is more than the base's 3 layers"),
+        ("{name: expansion_blocks, every: 2, positions: [1]}", 9, "give every or positions, not both"),
+        ("{name: expansion_blocks, positions: [7]}", 9, "no layer 7"),
+        ("{name: gorw}", 9, "unknown name 'gorw'. Did you mean grow?"),
+    ],
+)
+def test_wrong_methods_are_refused_with_file_and_line(tmp_path, pico, lid, texts, method, line, expected):
+    said = refusal(tmp_path, pico, lid, texts, method=method)
+    assert f"line {line}" in said and expected in said
+
+
+@pytest.mark.parametrize(
+    ("more", "line", "expected"),
+    [
+        ({"rescale": "alpha: 1.5"}, 17, "alpha must be auto or in [0, 1] (got 1.5)"),
+        ({"method": "{name: adapter, width: 8}"}, 16, "adapter adds a function instead of changing weights"),
+        ({"train": "penalties: [{name: ldifs, weight: -1}]"}, 15, "greater than 0 (got -1)"),
+        ({"train": "penalties: [{name: ldifs}, {name: ldifs}]"}, 15, "each penalty can be given once"),
+        ({"train": "penalties: [{name: local}]"}, 15, "full changes the base itself"),
+        ({"train": "penalties: [{name: l2sp}, {name: domain_ce}]"}, 15, "domain_ce needs neutral_residues with gate sigmoid"),
+    ],
+)
+def test_wrong_penalties_and_factors_are_refused_with_file_and_line(tmp_path, pico, lid, texts, more, line, expected):
+    said = refusal(tmp_path, pico, lid, texts, **more)
+    assert f"line {line}" in said and expected in said
+
+
+def test_what_set_has_set_is_named_instead_of_a_line(tmp_path, pico, lid, texts):
+    said = refusal(tmp_path, pico, lid, texts, overrides=["extend.method={name: adapter, layers: [5]}"])
+    assert "--set extend.method" in said and "no layer 5" in said
+
+
+def refusal(tmp_path, pico, lid, texts, method="{name: full}", train="precision: bf16", rescale="alpha: auto", overrides=()):
+    path = tmp_path / "x.yaml"
+    path.write_text(FILE.format(base=pico, lid=lid, text=texts / "fr.jsonl.gz", method=method, train=train, rescale=rescale))
+    with pytest.raises(ConfigError) as caught:
+        loaded = load(path, pipeline.Pipeline, overrides)
+        steps = pipeline.plan(loaded, tmp_path / "run")
+        pipeline.check(loaded, steps, steps)
+    said = located(caught.value, path, overrides)
+    assert str(path) in said
+    return said

@@ -1,0 +1,47 @@
+"""The pipeline files that users copy: they load, and those that are to be compared differ only in what is compared."""
+
+from pathlib import Path
+
+import pytest
+from cases import NAMES
+
+from langext.pipeline import Pipeline, plan
+from langext.spec import load
+from langext.stages.extend import Extend
+from langext.stages.rescale import Rescale
+from langext.stages.train import Train
+
+ROOT = Path(__file__).parent.parent.parent
+FILES = sorted((ROOT / "pipelines").rglob("*.yaml"))
+METHODS = sorted((ROOT / "pipelines" / "methods").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_every_pipeline_loads_and_is_wired(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    assert plan(load(path, Pipeline), tmp_path)
+
+
+def test_there_is_one_pipeline_for_every_method():
+    used = {stage.method.name for path in METHODS for stage in load(path, Pipeline).stages if isinstance(stage, Extend)}
+    assert used == set(NAMES)
+    assert {path.stem for path in METHODS} >= {*NAMES, "full_ldifs", "full_lines"}
+
+
+def test_they_share_data_budget_and_seed():
+    def common(path):
+        spec = load(path, Pipeline)
+        kept = []
+        for stage in spec.stages:
+            said = stage.model_dump()
+            if isinstance(stage, Extend):
+                said.pop("method")
+            if isinstance(stage, Train):
+                said.pop("lr")
+                said.pop("penalties")
+            if not isinstance(stage, Rescale):
+                kept.append(said)
+        return spec.model_dump(exclude={"name", "stages"}), kept
+
+    assert len({path.stem for path in METHODS}) == len({load(path, Pipeline).name for path in METHODS})
+    assert all(common(path) == common(METHODS[0]) for path in METHODS)

@@ -1,0 +1,71 @@
+"""What training watches: the distance to the base, the figures of the weights, and layers that have died."""
+
+import pytest
+import torch
+from toy import make_base, make_tokenizer
+
+from langext import modeling
+from langext.diagnostics import Watch
+from langext.drift import Drift
+from langext.methods import Adapter, Full, NeutralResidues, SelectiveLora
+from langext.methods.residue import stacks
+from langext.stage import Context
+
+TEXTS = ["The small cat sleeps in the house with a dog.", "A big dog sees the street at night, without rain."]
+PROBES = {"fra_Latn/book": ["Le petit chat dort dans la maison."], "eng_Latn/book": TEXTS}
+
+
+def live_model(method, family="llama", num_new=0):
+    torch.manual_seed(1)
+    tokenizer = make_tokenizer()
+    return modeling.build(make_base(family, len(tokenizer)).float().eval(), tokenizer, method, num_new)
+
+
+def watch(tmp_path, live, family="llama"):
+    ctx = Context(tmp_path, 1, "fra_Latn", ("eng_Latn",))
+    return Watch(ctx, live, live.tokenizer, lambda: make_base(family, 320).float().eval(), PROBES)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2"])
+@pytest.mark.parametrize("method", [Adapter(name="adapter", width=16), Full(name="full")], ids=["switched off", "loaded"])
+def test_distance_to_the_base(tmp_path, family, method):
+    live, base = live_model(method, family), make_base(family, 320).float().eval()
+    seen = watch(tmp_path, live, family)
+    assert seen.measure()[1]["kl_to_base"] == pytest.approx(0, abs=1e-6)
+    for name, parameter in live.net.named_parameters():
+        if live.trainable(name):
+            parameter.data += 0.05 * torch.randn(parameter.shape)
+    total, tokens = 0.0, 0
+    for text in TEXTS:
+        ids = torch.tensor([[live.tokenizer.eos_token_id, *live.tokenizer(text).input_ids]])
+        with torch.no_grad():
+            p, q = (net(input_ids=ids).logits[0].double().log_softmax(-1) for net in (base, live.net))
+        total += (p.exp() * (p - q)).sum().item()
+        tokens += ids.shape[1]
+    assert seen.measure()[1]["kl_to_base"] == pytest.approx(total / tokens, rel=1e-4)
+    assert total > 0.1
+
+
+def test_probability_given_to_new_tokens_counts_as_distance():
+    live = live_model(Adapter(name="adapter", width=16), num_new=10)
+    base = make_base("llama", 320).float().eval()
+    drift = Drift(base, live.tokenizer, TEXTS)
+    live.net.get_output_embeddings().new_weight.data.zero_()
+    assert drift.measure(live.net) > 0.01
+
+
+def test_a_layer_whose_gate_is_closed_for_the_new_language_is_called_dead(tmp_path, capsys):
+    live = live_model(NeutralResidues(name="neutral_residues", gate="relu", width=16, layers=[1, 3]))
+    stacks(live.net)[0][3].router.weight.data.zero_()
+    seen = watch(tmp_path, live)
+    assert seen.measure()[1]["dead_layers"] == [3]
+    assert "warning: the gates of layers 3 are closed for all held-out French" in capsys.readouterr().out
+    seen.measure()
+    assert "warning" not in capsys.readouterr().out  # once is enough
+
+
+def test_methods_without_gates_have_no_dead_layers_and_selective_lora_counts_its_blocks(tmp_path, capsys):
+    assert "dead_layers" not in watch(tmp_path, live_model(Adapter(name="adapter", width=16))).measure()[1]
+    live = live_model(SelectiveLora(name="selective_lora", rank=2))
+    assert watch(tmp_path, live).measure()[1]["weights"] == {"active_blocks": 28.0, "blocks": 28.0}
+    assert "active blocks 28  blocks 28" in capsys.readouterr().out

@@ -43,7 +43,7 @@ class Extension(nn.Module):
     def note(self, added_BTD: Tensor) -> None:
         """Keep the size of what is added, if anybody wants it."""
         if self.watched:
-            self.added_BT = added_BTD.float().abs().mean(-1)
+            self.added_BT = added_BTD.abs().mean(-1, dtype=torch.float32)  # no copy in float32 is kept for the backward pass
 
     def size(self) -> Tensor:
         """(B, T) `added_BT`. Raises RuntimeError when no gradient can reach it: it would be a penalty without effect."""

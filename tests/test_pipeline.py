@@ -90,7 +90,8 @@ def test_an_export_that_cannot_be_exact_is_refused_before_anything_runs(tmp_path
     with pytest.raises(
         ConfigError, match="stage 'export': format 'native': no stock architecture .* relu gate; possible: remote"
     ):
-        pipeline.check(spec_, pipeline.plan(spec_, tmp_path)[3:])
+        steps = pipeline.plan(spec_, tmp_path)
+        pipeline.check(spec_, steps, steps[3:])
 
 
 def test_unknown_redo(tmp_path):

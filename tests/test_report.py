@@ -53,6 +53,7 @@ def run(tmp_path):
         samples = [{"language": "fra_Latn", "prompt": EVIL, "text": f"{name} {EVIL}"}]
         write_json(folder / "scores.json", {"bits_per_byte": found, "tasks": tasks, "samples": samples})
     train = {"tokens": 100, "steps": 2, "seconds": 3.0, "shares": {"fra_Latn": 1.0}, "epochs": {"fra_Latn": 1.0}}
+    train |= {"kl_to_base": 0.0123, "dead_layers": [4, 7], "weights": {"active_blocks": 3.0}}
     folder = stage(tmp_path, 3, "train", "train", "Model", {"model": {"stage": "extend"}}, train)
     rows = [
         {
@@ -89,7 +90,10 @@ def test_forgetting_is_called_forgetting(run):
 
 def test_sections_are_there(run):
     page = report.build(run).read_text()
-    for part in ("Learning curves", "Gates", "Before and after", "Samples", "language_en", "continuation_fra_Latn"):
+    for part in (
+        "Learning curves", "Gates", "Before and after", "Samples", "language_en", "continuation_fra_Latn",
+        "0.0123 nats per token", "layers 4, 7 are closed", "active blocks: 3",
+    ):  # fmt: skip
         assert part in page
 
 

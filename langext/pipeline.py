@@ -4,6 +4,7 @@ import fcntl
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -19,7 +20,7 @@ from langext.artifacts import CHECKPOINTS, JOB, MANIFEST, Artifact, Model, finge
 from langext.console import duration, say
 from langext.methods.base import Method
 from langext.spec import ConfigError, RunFailed, Spec, near
-from langext.stage import Context
+from langext.stage import Context, Runtime
 from langext.stages import AnyStage, makes, reads
 from langext.stages.extend import Extend
 from langext.worker import EXIT_CONFIG
@@ -160,6 +161,7 @@ def check(pipeline: Pipeline, steps: list[Step], todo: list[Step]) -> None:
                 continue
             if step.stage.runtime.processes > 1 and not step.stage.parallel:
                 raise ConfigError(f"{step.stage.uses} runs as one process; set runtime.gpus to 0 or 1 and cpu_processes to 1")
+            step.stage.runtime.check()
             step.stage.check(pipeline.context(step.out))
         except ConfigError as error:
             raise ConfigError(f"stage {step.name!r}: {error}", at=("stages", number, *error.at)) from None
@@ -280,10 +282,7 @@ def launch(step: Step, lock: int) -> int:
         env = {"DS_ACCELERATOR": "cpu", "MALLOC_MMAP_THRESHOLD_": str(8 << 30), "MALLOC_TRIM_THRESHOLD_": str(16 << 30)} | env
         env["CUDA_VISIBLE_DEVICES"] = ""
     if runtime.processes > 1:
-        runner = [sys.executable, "-m", "deepspeed.launcher.runner", "--num_gpus", str(runtime.gpus or runtime.cpu_processes)]
-        if runtime.hostfile:
-            runner += ["--hostfile", str(runtime.hostfile), "--num_nodes", str(runtime.nodes)]
-        command = [*runner, "--module", "langext.worker", str(step.out)]
+        command = [sys.executable, "-m", "deepspeed.launcher.runner", *_placement(runtime), "--module", *command[2:]]
     worker = subprocess.Popen(command, env=env, pass_fds=[lock])
     before = signal.signal(signal.SIGTERM, lambda *_: worker.terminate())
     try:
@@ -293,6 +292,24 @@ def launch(step: Step, lock: int) -> int:
         raise
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def _placement(runtime: Runtime) -> list[str]:
+    """Where the DeepSpeed launcher starts processes, as its arguments.
+
+    On one machine the GPUs are those that CUDA_VISIBLE_DEVICES allows, which the launcher itself would ignore, and the port is
+    a free one, so that two runs do not meet.
+    """
+    if runtime.nodes > 1:
+        return ["--hostfile", str(runtime.hostfile), "--num_nodes", str(runtime.nodes), "--num_gpus", str(runtime.gpus)]
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    if not runtime.gpus:
+        return ["--num_gpus", str(runtime.cpu_processes), "--master_port", port]
+    allowed = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(runtime.gpus)))
+    chosen = ",".join(allowed.split(",")[: runtime.gpus])
+    return ["--include", f"localhost:{chosen}", "--master_port", port]
 
 
 @contextmanager

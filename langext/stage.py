@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
-from langext.spec import Spec
+from langext.spec import ConfigError, Spec
 
 if TYPE_CHECKING:
     from langext.methods.base import Method
@@ -31,6 +31,19 @@ class Runtime(Spec):
     """Keep only the input of each layer and compute the rest again in the backward pass: less memory, more time."""
     workers: int = Field(default=1, ge=1)
     """Processes for reading and filtering text."""
+
+    def check(self) -> None:
+        """Raise ConfigError for machines or GPUs that are not there."""
+        if self.nodes > 1 and self.hostfile is None:
+            raise ConfigError("runtime.nodes > 1 needs runtime.hostfile", at=("runtime", "nodes"))
+        if self.hostfile and not self.hostfile.is_file():
+            raise ConfigError(f"runtime.hostfile: {self.hostfile}: no such file", at=("runtime", "hostfile"))
+        if self.gpus and self.nodes == 1:
+            import torch
+
+            if self.gpus > torch.cuda.device_count():
+                here = torch.cuda.device_count()
+                raise ConfigError(f"runtime.gpus: {self.gpus} asked for, {here} on this machine", at=("runtime", "gpus"))
 
     @property
     def processes(self) -> int:

@@ -8,6 +8,7 @@ import pytest
 from langext import pipeline, spec
 from langext.pipeline import Pipeline
 from langext.spec import ConfigError
+from langext.stage import Runtime
 
 ROOT = Path(__file__).parent.parent
 SHIPPED = sorted((ROOT / "pipelines").glob("**/*.yaml"))
@@ -159,3 +160,32 @@ def test_tokenizer_tools_and_modules_keep_to_their_rules():
             if f"from {module}" in p.read_text() or f"import {module}" in p.read_text()
         }
         assert users == {home}
+
+
+@pytest.mark.parametrize(
+    ("runtime", "expected"),
+    [
+        ({"gpus": 64}, "64 asked for, 0 on this machine"),
+        ({"nodes": 2}, "needs runtime.hostfile"),
+        ({"nodes": 2, "hostfile": "nowhere"}, "nowhere: no such file"),
+    ],
+)
+def test_machines_that_are_not_there_are_refused_for_every_stage(runtime, expected):
+    with pytest.raises(ConfigError, match=expected):
+        Runtime(**runtime).check()
+
+
+def test_the_launcher_gets_the_gpus_that_are_allowed_and_a_free_port(monkeypatch, tmp_path):
+    from deepspeed.launcher.runner import parse_args
+
+    def placed(**runtime):
+        return parse_args([*pipeline._placement(Runtime(**runtime)), "--module", "langext.worker", "x"])
+
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5,7")
+    assert placed(gpus=2).include == "localhost:3,5"
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    assert placed(gpus=2).include == "localhost:0,1"
+    assert placed(cpu_processes=2).num_gpus == 2
+    assert placed(gpus=2).master_port != placed(gpus=2).master_port
+    nodes = placed(gpus=8, nodes=2, hostfile=ROOT / "configs" / "hostfile.example")
+    assert (nodes.num_nodes, nodes.num_gpus) == (2, 8) and nodes.hostfile.endswith("hostfile.example")

@@ -44,7 +44,11 @@ def test_yaml_1_2_and_language_codes(tmp_path):
     ("old", "new", "expected"),
     [
         ("gate: sigmoid", "gat: sigmoid", ["line 11", "unknown key 'gat'", "Did you mean gate", "alpha"]),
-        ("gate: sigmoid", "gate: sigmoidal", ["line 11", "'relu', 'elu', 'sigmoid', 'hard_sigmoid' or 'none'", "got 'sigmoidal'"]),
+        (
+            "gate: sigmoid",
+            "gate: sigmoidal",
+            ["line 11", "'elu', 'sigmoid', 'hard_sigmoid' or 'none'", "got 'sigmoidal'"],
+        ),
         ("name: neutral_residues", "name: neutral_residue", ["line 9", "unknown name", "Did you mean neutral_residues"]),
         ("uses: train", "uses: trian", ["line 12", "unknown uses 'trian'", "Did you mean train", "filter"]),
         ("steps: 3", "steps: many", ["line 13", "valid integer", "got 'many'"]),

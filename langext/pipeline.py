@@ -64,7 +64,7 @@ class Pipeline(Spec):
 
     def context(self, out: Path) -> Context:
         """What a stage of this pipeline may know."""
-        return Context(out, self.seed, self.language, tuple(self.original_languages))
+        return Context(out, self.seed, self.language, tuple(self.original_languages), self.base_model)
 
 
 @dataclass(frozen=True)

@@ -62,6 +62,8 @@ class Context:
     """The new language, FLORES style."""
     original_languages: tuple[str, ...]
     """The languages that the model must not lose."""
+    base_model: str = ""
+    """As the pipeline names it; known while planning, empty while a stage runs."""
     rank: int = 0
     world_size: int = 1
     summary: dict[str, Any] = field(default_factory=dict)

@@ -30,7 +30,7 @@ def execute(out: Path) -> None:
     job = json.loads((out / JOB).read_text(encoding="utf-8"))
     stage: AnyStage = TypeAdapter(AnyStage).validate_python(job["stage"])
     rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    ctx = Context(out, job["seed"], job["language"], tuple(job["original_languages"]), rank, world_size)
+    ctx = Context(out, job["seed"], job["language"], tuple(job["original_languages"]), rank=rank, world_size=world_size)
     given = job["inputs"]
     inputs = {arg: takes.kind(Path(given[arg]["path"])) for arg, takes in reads(stage).items() if arg in given}
     started = time.time()

@@ -147,5 +147,6 @@ def test_what_cannot_be_merged_is_refused_when_planning(bench: Bench, stack: lis
     tokenizer.save_pretrained(other)
     foreign = bench.run("foreign", "swh_Latn", ["eng_Latn"], [extend(name="full"), train(steps=2, eval_every=2)], base=other)
     assert "has another base than" in refused(tuned[0], foreign)
+    assert "this pipeline's base_model is" in refused(foreign, foreign)
     words = [{"uses": "extend_tokenizer", "new_tokens": 20, "min_count": 2}, extend(name="full"), train(steps=2, eval_every=2)]
     assert "has another vocabulary than" in refused(tuned[0], bench.run("words", "swh_Latn", ["eng_Latn"], words))

@@ -61,6 +61,9 @@ class Merge(Stage):
 
         if self.scale != "auto" and not 0 < self.scale <= 2:
             raise ConfigError(f"scale must be auto or in (0, 2] (got {self.scale:g})", at=("scale",))
+        base = _base(self._model(0))["identity"]["base_model"]
+        if base != ctx.base_model and Path(base).resolve() != Path(ctx.base_model).resolve():
+            raise ConfigError(f"models: their base is {base}, this pipeline's base_model is {ctx.base_model}", at=("models",))
         records = [read_record(self._model(i)) for i in range(len(self.models))]
         weights = [_weights(self._model(i)) for i in range(len(self.models))]
         vocabularies = [sha256_file(r.tokenizer / "tokenizer.json") if r.tokenizer else None for r in records]
@@ -136,10 +139,14 @@ class Merge(Stage):
         return found
 
 
+def _base(model: Model) -> dict[str, Any]:
+    """The manifest of the base in a model's run folder."""
+    return read_json(model.path.parent / "base" / MANIFEST)
+
+
 def _weights(model: Model) -> dict[str, str]:
     """sha256 of the base's weight files by name."""
-    manifest = model.path / MANIFEST if (model.path.name == "base") else model.path.parent / "base" / MANIFEST
-    return {f["name"]: f["sha256"] for f in read_json(manifest)["files"] if f["name"].endswith(".safetensors")}
+    return {f["name"]: f["sha256"] for f in _base(model)["files"] if f["name"].endswith(".safetensors")}
 
 
 def _task_vectors(models: list[Model], method: Method) -> tuple[dict[str, Any], list[dict[str, Any]], dict[str, Any]]:
@@ -148,12 +155,11 @@ def _task_vectors(models: list[Model], method: Method) -> tuple[dict[str, Any], 
 
     from langext import modeling, vocabulary
 
-    start = modeling.load(models[0], torch.float32, trained=False)
     if method.dense():
-        start_net = modeling.load_base(modeling.read_record(models[0]).base, torch.float32)
-        origin = {name: p.detach() for name, p in start_net.named_parameters()}
+        start = modeling.load_base(modeling.read_record(models[0]).base, torch.float32)
+        origin = {name: p.detach() for name, p in start.named_parameters()}
     else:
-        origin = start.delta()
+        origin = modeling.load(models[0], torch.float32, trained=False).delta()
     vectors, rows = [], []
     for model in models:
         live = modeling.load(model, torch.float32)

@@ -35,6 +35,10 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=[], help="names of files in pipelines/methods, without .yaml")
     parser.add_argument("--out", type=Path, default=Path("runs/benchmark-methods"))
     asked = parser.parse_args()
+    asked.out = asked.out.resolve()
+    known = {path.stem for path in (ROOT / "pipelines" / "methods").glob("*.yaml")}
+    if odd := set(asked.only) - known:
+        parser.error(f"--only: no pipeline called {', '.join(sorted(odd))}; there are {', '.join(sorted(known))}")
     asked.out.mkdir(parents=True, exist_ok=True)
     lines = ["| " + " | ".join(COLUMNS) + " |", "| " + " | ".join("---" for _ in COLUMNS) + " |"]
     for path in sorted((ROOT / "pipelines" / "methods").glob("*.yaml")):

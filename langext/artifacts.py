@@ -13,6 +13,12 @@ from typing import Any
 MANIFEST = "manifest.json"
 JOB = "job.json"
 CHECKPOINTS = "checkpoints"
+BASE = "base"
+"""Folder, and name in `inputs:`, of the untouched base model."""
+STOP = "stop"
+"""A file in a stage's folder that asks its processes to save and leave; holds the number of a signal."""
+LOCK = ".lock"
+WORKERS_LOCK = ".workers.lock"
 
 
 @dataclass(frozen=True)
@@ -84,7 +90,7 @@ def write_json(path: Path, value: Any) -> None:
 
 def list_files(root: Path) -> list[dict[str, Any]]:
     """Name, size in bytes and sha256 of every payload file below `root`, for a manifest."""
-    skip = {MANIFEST, JOB}
+    skip = {MANIFEST, JOB, STOP}
     found = sorted(p for p in root.rglob("*") if CHECKPOINTS not in p.relative_to(root).parts)  # those go once a stage is done
     files = [p for p in found if p.is_file() and p.name not in skip]
     return [{"name": str(p.relative_to(root)), "bytes": p.stat().st_size, "sha256": sha256_file(p)} for p in files]

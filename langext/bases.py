@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from langext import assets
-from langext.artifacts import JOB, MANIFEST, Model, list_files, read_json, sha256_file, write_json
+from langext.artifacts import BASE, JOB, MANIFEST, Model, list_files, read_json, sha256_file, write_json
 from langext.console import say
 from langext.spec import ConfigError
 
@@ -54,11 +54,22 @@ def identity(base: str, revision: str | None) -> dict[str, Any]:
 
 def check_same(out: Path, base: str, revision: str | None) -> None:
     """Raise ConfigError when a run folder already holds another base."""
+    from langext.modeling import read_record
+
     if (out / MANIFEST).exists():
         had, now = read_json(out / MANIFEST)["identity"], identity(base, revision)
         if had != now:
             changed = ", ".join(f"{k} {had.get(k)} -> {now.get(k)}" for k in sorted({*had, *now}) if had.get(k) != now.get(k))
             raise ConfigError(f"{out}: this run was made with another base model: {changed}. Choose another --out.")
+        manifest = read_json(out / MANIFEST)
+        for file in manifest["files"]:
+            path = read_record(Model(out)).base / file["name"]
+            if not path.is_file():
+                raise ConfigError(
+                    f"base_model: {path} is gone, and this run was made with it; put it back or choose another --out"
+                )
+            if path.stat().st_mtime_ns != file["modified_ns"] and sha256_file(path) != file["sha256"]:
+                raise ConfigError(f"base_model: {path} has changed since this run was made with it. Choose another --out.")
 
 
 def extended(base: str) -> Model | None:
@@ -70,13 +81,16 @@ def extended(base: str) -> Model | None:
     if path is None or not path.is_dir():
         return None
     if (path / "model.json").is_file() and (path / MANIFEST).is_file():
+        manifest = read_json(path / MANIFEST)
+        if manifest.get("stage", {}).get("uses", "extend") == "extend":
+            raise ConfigError(f"{base}: holds no trained model; give the run folder or the folder of its train stage")
         return Model(path.resolve())
     found = [(p.parent, read_json(p)) for p in sorted(path.glob(f"[0-9][0-9]-*/{MANIFEST}"))]
     if not found:
         return None
     trained = [folder for folder, manifest in found if manifest["kind"] == "Model" and manifest["stage"]["uses"] != "extend"]
     if not trained:
-        raise ConfigError(f"base_model: {base}: a run without a trained model")
+        raise ConfigError(f"{base}: a run without a trained model")
     return Model(trained[-1].resolve())
 
 
@@ -106,11 +120,12 @@ def prepare(base: str, revision: str | None, out: Path) -> Model:
         return Model(out)
     out.mkdir(parents=True, exist_ok=True)
     path = _local(base)
-    commit = None
+    commit, root = None, base
     model = extended(base)
     if model is not None:
         folder = modeling.read_record(model).base
-        commit = read_json(model.path.parent / "base" / MANIFEST)["commit"]
+        below = read_json(model.path.parent / BASE / MANIFEST)
+        commit, root = below["commit"], below["root"]
     elif path is None:
         folder = _from_hub(base, revision)
         commit = folder.name
@@ -129,8 +144,9 @@ def prepare(base: str, revision: str | None, out: Path) -> Model:
         "kind": "Model",
         "identity": identity(base, revision),
         "commit": commit,
+        "root": root,
         "folder": str(folder),
-        "files": list_files(folder),
+        "files": [f | {"modified_ns": (folder / f["name"]).stat().st_mtime_ns} for f in list_files(folder)],
     }
     write_json(out / MANIFEST, manifest)
     return Model(out)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from langext import families, losses, vocabulary
+from langext import documents, families, losses, vocabulary
 
 
 @dataclass(frozen=True)
@@ -79,13 +79,11 @@ def measure(
     """Bits and bytes of each text under a model (in evaluation mode). Every token is predicted, none is cut off.
 
     A text longer than `window` tokens is read in windows that overlap by half, each token scored once, with at least half a
-    window before it. The first token is predicted from the tokenizer's start (or end-of-text) token. `observe` is called after
-    each forward pass with a (B, T) mask of the tokens that were scored.
+    window before it. The first token is predicted from the one that stands before documents in training too. `observe` is
+    called after each forward pass with a (B, T) mask of the tokens that were scored.
     """
-    start = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
     windows = []  # (text index, ids, first scored position)
-    for i, text in enumerate(texts):
-        ids = [start, *tokenizer(text, add_special_tokens=False).input_ids]
+    for i, ids in enumerate(documents.encode(tokenizer, texts)):
         windows.append((i, ids[:window], 1))
         at = window
         while at < len(ids):

@@ -5,6 +5,7 @@ import time
 from collections.abc import Sequence
 
 from rich.console import Console
+from rich.progress import Progress as Live
 from rich.table import Table
 
 
@@ -34,6 +35,27 @@ def duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60:02d} s"
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+class Bar:
+    """A live bar below the printed lines, where standard output is a terminal; nothing anywhere else."""
+
+    def __init__(self, label: str, total: int, *, shown: bool = True):
+        self._live: Live | None = None
+        if shown and sys.stdout.isatty():
+            self._live = Live(transient=True)
+            self._task = self._live.add_task(label, total=total)
+            self._live.start()
+
+    def at(self, done: int) -> None:
+        """Report that `done` of `total` is reached."""
+        if self._live:
+            self._live.update(self._task, completed=done)
+
+    def close(self) -> None:
+        """Take it off the screen."""
+        if self._live:
+            self._live.stop()
 
 
 class Progress:

@@ -9,7 +9,7 @@ import torch
 from langext import bpb, languages
 from langext.console import say
 from langext.drift import Drift
-from langext.methods import layers
+from langext.methods import layers, residue
 from langext.stage import Context
 
 if TYPE_CHECKING:
@@ -37,11 +37,16 @@ class Observer:
         self.tokens += int(mask_BT.sum())
 
     def layers(self) -> dict[str, Any]:
-        """Mean of each diagnostic per layer, and `all_closed`, the share of tokens whose gates are closed in every layer."""
+        """Mean of each diagnostic per layer, and `all_closed`, the share of tokens whose gates are zero in every layer."""
         means: dict[str, Any] = {name: (total / self.tokens).tolist() for name, total in self.sums.items()}
-        if "open" in means:
+        if "open" in means and _closes(self.live):
             means["all_closed"] = self.closed / self.tokens
         return means
+
+
+def _closes(live: "LiveModel") -> bool:
+    """Is the gate exactly zero, and without a gradient, for a part of its inputs?"""
+    return residue.closes(getattr(live.method, "gate", ""))
 
 
 class Watch:
@@ -88,7 +93,7 @@ class Watch:
     def _dead(self, figures: dict[str, Any]) -> list[int] | None:
         """Layers whose gate is closed for every token of the new language: no gradient can open them again."""
         opened = [f["open"] for name, f in figures.items() if name.split("/")[0] == self.ctx.language and "open" in f]
-        if not opened:
+        if not opened or not _closes(self.live):
             return None
         gated = layers.chosen(self.live.method.layers, self.live.net.config)  # type: ignore[union-attr]
         return [i for i in gated if all(shares[i] == 0 for shares in opened)]

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from langext import families, losses, vocabulary
+from langext import documents, families, losses, vocabulary
 
 
 class Drift:
@@ -17,8 +17,7 @@ class Drift:
 
     def __init__(self, base: Any, tokenizer: Any, texts: Sequence[str], window: int = 512):
         """`base` computes as the base does right now; `tokenizer` is the base's. Of each text `window` tokens count."""
-        start = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
-        self.rows = [[start, *tokenizer(text, add_special_tokens=False).input_ids][:window] for text in texts]
+        self.rows = [row[:window] for row in documents.encode(tokenizer, texts)]
         head = base.get_output_embeddings()
         self.num_ids = head.first_new if isinstance(head, vocabulary.ExtendedHead) else len(head.weight)
         weight = head.weight.detach()

@@ -1,39 +1,46 @@
 """The one seam to DeepSpeed: start, step, save, load. Used for one CPU process and for many GPUs alike.
 
-DeepSpeed keeps float32 masters of what learns, partitions them by ZeRO and clips gradients; nothing else is left to it.
+DeepSpeed keeps float32 masters of what learns, partitions them (and, under ZeRO 3, the model) and clips gradients; nothing else
+is left to it.
 """
 
 import json
 import logging
 import os
-import random
-import shutil
 import tempfile
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, distributed
 
-from langext.artifacts import list_files, read_json, sha256_file, write_json
+from langext import checkpoints, vocabulary
 from langext.spec import ConfigError
 
 OURS = (
     "train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping",
-    "optimizer", "scheduler", "bf16", "fp16",
+    "optimizer", "scheduler", "bf16", "fp16", "data_types", "checkpoint", "tensorboard", "wandb",
 )  # fmt: skip
-LATEST = "latest.json"
+AVERAGE = "average.safetensors"
 PATIENCE = timedelta(hours=24)
 """How long processes wait for one another; the first one tokenises alone, and that can take hours."""
+BYTES_PER_TRAINABLE = 14
+"""Of a checkpoint: two of weights and twelve of the float32 master and AdamW's moments."""
+
+
+class NotFinite(Exception):
+    """A loss was infinite or not a number. The weights are as they were before the step."""
 
 
 def read_deepspeed(path: Path) -> dict[str, Any]:
     """Read a DeepSpeed configuration. Raises ConfigError for what the stage decides instead."""
     if not path.is_file():
-        raise ConfigError(f"runtime.deepspeed: {path}: no such file")
+        raise ConfigError(f"runtime.deepspeed: {path}: no such file", at=("runtime", "deepspeed"))
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
@@ -41,9 +48,14 @@ def read_deepspeed(path: Path) -> dict[str, Any]:
     clash = [key for key in OURS if key in config]
     if clash:
         raise ConfigError(f"{path}: {', '.join(clash)} must not be set here; the train stage decides it")
-    if config.get("zero_optimization", {}).get("stage", 0) == 3:
-        raise ConfigError(f"{path}: ZeRO stage 3 is not supported yet; use stage 0, 1 or 2")
+    if zero_stage(config) not in (0, 1, 2, 3):
+        raise ConfigError(f"{path}: zero_optimization.stage must be 0, 1, 2 or 3 (got {zero_stage(config)})")
     return config
+
+
+def zero_stage(config: dict[str, Any]) -> int:
+    """The ZeRO stage of a DeepSpeed configuration."""
+    return config.get("zero_optimization", {}).get("stage", 0)
 
 
 def join_processes() -> torch.device:
@@ -52,7 +64,8 @@ def join_processes() -> torch.device:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     import deepspeed  # imports slowly and looks at DS_ACCELERATOR while it does
 
-    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)  # its warnings are about its own internals
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")  # DeepSpeed's calls, not ours
     # Its shared-memory all-reduce is compiled on first use and needs a C++ compiler; gloo does the same work without one.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     backend = "nccl" if torch.cuda.is_available() else "gloo"
@@ -61,7 +74,10 @@ def join_processes() -> torch.device:
         distributed.init_process_group(backend, init_method=f"file://{store}", rank=0, world_size=1)
         os.environ.setdefault("LOCAL_RANK", "0")
     deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False, timeout=PATIENCE)
-    return torch.device("cuda", int(os.environ["LOCAL_RANK"])) if backend == "nccl" else torch.device("cpu")
+    if backend == "gloo":
+        return torch.device("cpu")
+    torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    return torch.device("cuda", int(os.environ["LOCAL_RANK"]))
 
 
 class Engine:
@@ -69,129 +85,187 @@ class Engine:
 
     def __init__(
         self, objective: Any, net: Any, config: dict[str, Any], *, micro_batch: int, accumulate: int, clip: float, bf16: bool,
-        peak: Callable[[str], float], betas: tuple[float, float], weight_decay: float,
+        peak: Callable[[str], float], betas: tuple[float, float], weight_decay: float, ema: float | None, universal: bool,
+        monitor: Sequence[str], out: Path,
     ):  # fmt: skip
-        """`peak` gives the peak learning rate of a parameter by its name."""
+        """`peak` gives the peak learning rate of a parameter by its name; `ema` is the decay of a running average of the
+        weights; `universal` says that the checkpoint to be loaded has DeepSpeed's universal form; `monitor` names what
+        DeepSpeed reports to, in the folder `out`. Only matrices decay: a gain or a gate has no reason to go to zero.
+        """
         import deepspeed
 
-        groups: dict[float, list[Any]] = {}
+        groups: dict[tuple[float, float], list[Any]] = {}
         for name, parameter in net.named_parameters():
             if parameter.requires_grad:
-                groups.setdefault(peak(name), []).append(parameter)
-        self.peaks = list(groups)
+                groups.setdefault((peak(name), weight_decay if parameter.ndim > 1 else 0.0), []).append(parameter)
+        self.groups = list(groups)
         optimizer = torch.optim.AdamW(
-            [{"params": members} for members in groups.values()], lr=0.0, betas=betas, weight_decay=weight_decay, fused=True
+            [{"params": members} for members in groups.values()], lr=0.0, betas=betas, weight_decay=0.0, fused=True
         )
-        world = distributed.get_world_size()
+        self.net, self.clip, self.accumulate = net, clip, accumulate
+        self.zero_stage = zero_stage(config)
         full = config | {
-            "train_batch_size": micro_batch * accumulate * world,
+            "train_batch_size": micro_batch * accumulate * distributed.get_world_size(),
             "train_micro_batch_size_per_gpu": micro_batch,
             "gradient_accumulation_steps": accumulate,
-            "gradient_clipping": clip,
+            "gradient_clipping": clip if self.zero_stage else 0.0,
             "bf16": {"enabled": bf16},
+            "checkpoint": {"load_universal": universal},
             "steps_per_print": 10**9,
+            "tensorboard": {"enabled": "tensorboard" in monitor, "output_path": str(out), "job_name": "tensorboard"},
+            "wandb": {"enabled": "wandb" in monitor, "project": "langext", "group": out.parent.name},
         }
-        runner: Any
-        runner, *_ = deepspeed.initialize(model=objective, optimizer=optimizer, config=full)
-        self.deepspeed = runner
-        self.net = net
+        if bf16 and accumulate > 1:  # a sum of many bf16 gradients in bf16 would lose the small ones
+            full["data_types"] = {"grad_accum_dtype": "fp32"}
+        self.deepspeed: Any
+        self.deepspeed, *_ = deepspeed.initialize(model=objective, optimizer=optimizer, config=full)
+        if self.zero_stage == 3:  # the loss multiplies by the head without calling it as a module
+            for parameter in vocabulary.head_parameters(net):
+                deepspeed.zero.register_external_parameter(objective, parameter)
+        self.ema = ema
+        self.average = [weights.detach().clone() for weights in self._flat()] if ema else []
 
     def __call__(self, *inputs: Any) -> Any:
         """Forward pass of the objective."""
         return self.deepspeed(*inputs)
 
-    def step(self, losses: Any, factor: float) -> float:
-        """One optimizer step at `factor` of the peak rates over the micro-batch losses that an iterator yields. Returns the
-        gradient's norm.
+    def step(self, losses: Iterable[Tensor], factor: float) -> float:
+        """One optimizer step at `factor` of the peak rates over the micro-batch losses that an iterable yields. Returns the
+        gradient's norm before clipping. Raises NotFinite, in every process, before anything is changed.
         """
-        for group, peak in zip(self.deepspeed.optimizer.param_groups, self.peaks, strict=True):
-            group["lr"] = peak * factor
-        for loss in losses:
+        for group, (peak, decay) in zip(self.deepspeed.optimizer.param_groups, self.groups, strict=True):
+            group["lr"], group["weight_decay"] = peak * factor, decay
+        norm, odd = None, torch.zeros((), dtype=torch.bool, device=self.deepspeed.device)
+        for number, loss in enumerate(losses, start=1):
             self.deepspeed.backward(loss)
+            odd |= ~torch.isfinite(loss.detach())
+            if number == self.accumulate:
+                if self.agree(int(odd)):
+                    raise NotFinite
+                if not self.zero_stage:  # all gradients are here, and DeepSpeed would not tell their norm
+                    norm = torch.nn.utils.clip_grad_norm_(self._learning().values(), self.clip)
             self.deepspeed.step()
-        norm = self.deepspeed.get_global_grad_norm()
-        return float(norm) if norm is not None else float("nan")
+        if self.ema:
+            for average, weights in zip(self.average, self._flat(), strict=True):
+                average.lerp_(weights.detach(), 1 - self.ema)
+        return float(self.deepspeed.get_global_grad_norm() if norm is None else norm)
 
     def agree(self, value: int) -> int:
-        """The largest `value` of any process, so that all of them stop at the same step when one was asked to."""
+        """The largest `value` of any process, so that all of them decide alike."""
         if distributed.get_world_size() == 1:
             return value
         shared = torch.tensor([value], device=self.deepspeed.device)
         distributed.all_reduce(shared, distributed.ReduceOp.MAX)
         return int(shared)
 
+    def everywhere(self, values: list[Any]) -> list[list[Any]]:
+        """The `values` of all processes."""
+        found: list[Any] = [None] * distributed.get_world_size()
+        distributed.all_gather_object(found, values)
+        return found
+
+    def report(self, tokens: int, figures: dict[str, float]) -> None:
+        """Hand figures to DeepSpeed's monitor, if there is one."""
+        if self.deepspeed.monitor.enabled and distributed.get_rank() == 0:
+            self.deepspeed.monitor.write_events([(name, value, tokens) for name, value in figures.items()])
+
+    @contextmanager
+    def gathered(self) -> Iterator[None]:
+        """Under ZeRO 3: a context in which the head is whole in every process, also after a module that shares it has run."""
+        if self.zero_stage != 3:
+            yield
+            return
+        import deepspeed
+
+        head, reader = vocabulary.head_parameters(self.net), -1  # no module has this id
+        with deepspeed.zero.GatheredParameters(head):
+            for parameter in head:
+                parameter.ds_active_sub_modules.add(reader)  # type: ignore[attr-defined]
+            try:
+                yield
+            finally:
+                for parameter in head:
+                    parameter.ds_active_sub_modules.discard(reader)  # type: ignore[attr-defined]
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """A context in which the model's weights are their running average, where one is kept."""
+        if not self.ema:
+            yield
+            return
+        self._exchange()
+        try:
+            yield
+        finally:
+            self._exchange()
+
+    @torch.no_grad()
+    def _exchange(self) -> None:
+        for average, weights in zip(self.average, self._flat(), strict=True):
+            kept = weights.detach().clone()
+            weights.copy_(average)
+            average.copy_(kept)
+        if self.zero_stage:
+            for name, master in self._masters():
+                self._learning()[name].copy_(master)
+
     def masters(self) -> dict[str, Tensor]:
-        """The trainable parameters in full, in float32 where DeepSpeed keeps masters, on rank 0 as on every other."""
+        """The trainable parameters in full, in float32 where DeepSpeed keeps masters; on rank 0, {} on the others."""
+        kept = {}
+        for name, master in self._masters():  # every process takes part in gathering them
+            if distributed.get_rank() == 0:
+                kept[name] = master.detach().cpu().clone()
+        return kept
+
+    def _masters(self) -> Iterator[tuple[str, Any]]:
         from deepspeed.utils import safe_get_full_fp32_param
 
-        full = {}
-        for name, parameter in self.net.named_parameters():
-            if parameter.requires_grad:
-                master = safe_get_full_fp32_param(parameter)
-                full[name] = (parameter.detach() if master is None else master).clone()
-        return full
+        for name, parameter in self._learning().items():
+            yield name, parameter.detach() if not self.zero_stage else safe_get_full_fp32_param(parameter)
 
-    def save(self, folder: Path, step: int, state: dict[str, Any]) -> None:
-        """Save beside and rename: trainables, optimizer, random state and `state`. `latest.json` names the newest, last."""
-        target, beside = folder / f"step-{step}", folder / f"step-{step}.tmp"
-        if (folder / LATEST).is_file() and read_json(folder / LATEST)["step"] == step:
-            return  # this very state is saved already; every process sees the same file
-        rank = distributed.get_rank()
-        if rank == 0:
-            shutil.rmtree(beside, ignore_errors=True)
-            beside.mkdir(parents=True)
-        distributed.barrier()
+    def _learning(self) -> dict[str, Any]:
+        return {name: p for name, p in self.net.named_parameters() if p.requires_grad}
+
+    def _flat(self) -> list[Tensor]:
+        """This process's part of the float32 weights that the optimizer updates. Not for ZeRO 3."""
+        inner = self.deepspeed.optimizer.optimizer if self.zero_stage else self.deepspeed.optimizer
+        return [weights for group in inner.param_groups for weights in group["params"]]
+
+    def save(self, kept: checkpoints.Checkpoints, step: int, state: dict[str, Any]) -> None:
+        """Write a checkpoint of `step`: what learns, the optimizer, the running average and `state`."""
+        size = sum(getattr(p, "ds_numel", p.numel()) for p in self._learning().values())
+        kept.write(step, lambda folder: self._fill(folder, state), self.zero_stage, size * BYTES_PER_TRAINABLE)
+
+    def _fill(self, folder: Path, state: dict[str, Any]) -> None:
         self.deepspeed.save_checkpoint(
-            str(beside), tag="state", client_state={"langext": state}, exclude_frozen_parameters=True, save_latest=False
+            str(folder),
+            tag=checkpoints.STATE,
+            client_state={"langext": state},
+            exclude_frozen_parameters=True,
+            save_latest=False,
         )
-        torch.save(_random_state(), beside / f"random-{rank}.pt")
-        distributed.barrier()
-        if rank == 0:
-            write_json(beside / "files.json", {"world_size": distributed.get_world_size(), "files": list_files(beside)})
-            shutil.rmtree(target, ignore_errors=True)
-            os.replace(beside, target)
-            write_json(folder / LATEST, {"step": step})
-            for old in folder.glob("step-*"):
-                if old != target:
-                    shutil.rmtree(old)
-        distributed.barrier()
+        if self.ema:
+            with self.averaged():
+                average = self.masters()
+            if average:
+                save_file({name: tensor.contiguous() for name, tensor in average.items()}, folder / AVERAGE)
 
-    def load(self, folder: Path) -> dict[str, Any] | None:
-        """Go back to the newest checkpoint and return its `state`; None when there is none.
-
-        Raises ConfigError for a damaged checkpoint or one made by another number of processes.
-        """
-        if not (folder / LATEST).is_file():
-            return None
-        target = folder / f"step-{read_json(folder / LATEST)['step']}"
-        record = read_json(target / "files.json")
-        world = distributed.get_world_size()
-        if record["world_size"] != world:
-            raise ConfigError(f"{target}: made by {record['world_size']} processes, now there are {world}; use as many again")
-        for file in record["files"]:
-            path = target / file["name"]
-            if not path.is_file() or sha256_file(path) != file["sha256"]:
-                raise ConfigError(f"{path}: missing or damaged; start the stage over with --redo")
-        _, client = self.deepspeed.load_checkpoint(str(target), tag="state", load_module_strict=False)
-        _set_random_state(torch.load(target / f"random-{distributed.get_rank()}.pt", weights_only=True))
+    def load(self, checkpoint: Path, state_from: Path) -> dict[str, Any]:
+        """Go back to a checkpoint and return its `state`. `state_from` is the checkpoint itself or its universal form."""
+        if self.ema:
+            average = load_file(checkpoint / AVERAGE)
+            self._set(average)
+            self.average = [weights.detach().clone() for weights in self._flat()]
+        _, client = self.deepspeed.load_checkpoint(str(state_from), tag=checkpoints.STATE, load_module_strict=False)
         return client["langext"]
 
+    @torch.no_grad()
+    def _set(self, values: dict[str, Tensor]) -> None:
+        from deepspeed.utils import safe_set_full_fp32_param
 
-def _random_state() -> dict[str, Any]:
-    numpy_state: Any = np.random.get_state(legacy=True)
-    return {
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
-        "numpy": (torch.from_numpy(numpy_state[1].astype(np.int64)), *numpy_state[2:]),
-        "python": random.getstate(),
-    }
-
-
-def _set_random_state(state: dict[str, Any]) -> None:
-    torch.set_rng_state(state["torch"])
-    if state["cuda"] is not None:
-        torch.cuda.set_rng_state(state["cuda"])
-    keys, *rest = state["numpy"]
-    np.random.set_state(("MT19937", keys.numpy().astype(np.uint32), *rest))
-    version, internal, gauss = state["python"]
-    random.setstate((version, tuple(internal), gauss))
+        for name, parameter in self._learning().items():
+            value = values[name].to(parameter.device)
+            if self.zero_stage:
+                safe_set_full_fp32_param(parameter, value)
+            else:
+                parameter.copy_(value)

@@ -95,7 +95,8 @@ class Objective(nn.Module):
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Loss of a micro-batch, each token's cross-entropy (B, T) in nats, and the weighted penalties.
 
-        The sum of all micro-batches' losses is the step's mean cross-entropy plus its penalties. Positions that start again
+        The sum of all micro-batches' losses is the step's summed cross-entropy over its number of tokens (the last one of a
+        document counts, with no loss) plus its penalties. Positions that start again
         at 0 keep packed documents apart: transformers builds a block-diagonal attention mask from them.
         """
         hidden_BTD = self.net.base_model(
@@ -107,5 +108,6 @@ class Objective(nn.Module):
         )
         penalties = self.method.penalty(self.net, portion)
         for name, (weight, term) in self.terms.items():
+            assert name not in penalties, "refused when planning"
             penalties[name] = weight * term(portion, input_ids_BT, position_ids_BT)
         return total + sum(penalties.values()), losses_N.view_as(labels_BT), penalties

@@ -2,9 +2,11 @@
 
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import distributed
 
 from langext.console import say
@@ -33,6 +35,10 @@ class Log:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": step, "kind": kind, "time": time.time(), **more, "figures": figures}) + "\n")
 
+    def evaluation(self, step: int) -> dict[str, Any]:
+        """The line of the evaluation at `step`, on rank 0."""
+        return next(row for row in reversed(read(self.path)) if row["kind"] == "eval" and row["step"] == step)
+
     def say(self, text: str) -> None:
         """One line on the terminal, from rank 0."""
         if self.rank == 0:
@@ -48,37 +54,35 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 class Tally:
-    """Sums of the losses by language since the last line of the log, over micro-batches, steps and processes."""
+    """Sums of the losses by language since the last line of the log, over micro-batches, steps and processes.
 
-    def __init__(self) -> None:
-        self.losses: dict[str, list[float]] = {}
-        self.penalties: dict[str, float] = {}
+    They stay on the device until they are asked for, so that nothing waits for it in between.
+    """
+
+    def __init__(self, languages: Sequence[str], device: torch.device) -> None:
+        self.languages = list(languages)
+        self.sums_L2 = torch.zeros(len(self.languages), 2, dtype=torch.float64, device=device)
+        """Sum of losses, and number of labels, by language."""
+        self.penalties: dict[str, torch.Tensor] = {}
         self.steps = 0
         """Optimizer steps that were counted; the loop counts them."""
 
-    def add(self, batch: "Batch", losses_BT: Any, penalties: dict[str, Any]) -> None:
+    def add(self, batch: "Batch", losses_BT: torch.Tensor, penalties: dict[str, torch.Tensor]) -> None:
         """Count one micro-batch."""
-        for row, name in enumerate(batch.languages):
-            _count(self.losses, name, float(losses_BT[row].sum()), int((batch.labels[row] >= 0).sum()))
+        owners_B = torch.tensor([self.languages.index(name) for name in batch.languages], device=losses_BT.device)
+        counts_B = (batch.labels >= 0).sum(1).to(losses_BT.device)
+        self.sums_L2.index_add_(0, owners_B, torch.stack([losses_BT.sum(1).double(), counts_B.double()], 1))
         for name, value in penalties.items():
-            self.penalties[name] = self.penalties.get(name, 0.0) + float(value.detach())
+            self.penalties[name] = self.penalties.get(name, 0) + value.detach().double()
 
     def take(self) -> dict[str, float]:
         """Mean loss per token (nats) by language and mean weighted penalty per step, over all processes; then all is zero."""
-        everyone: list[Any] = [None] * distributed.get_world_size()
-        distributed.all_gather_object(everyone, (self.losses, self.penalties))
-        losses: dict[str, list[float]] = {}
-        penalties: dict[str, float] = {}
-        for their_losses, their_penalties in everyone:
-            for name, (total, count) in their_losses.items():
-                _count(losses, name, total, count)
-            for name, total in their_penalties.items():
-                penalties[name] = penalties.get(name, 0.0) + total / max(1, self.steps)
-        self.__init__()
-        return {f"loss/{n}": t / max(1, c) for n, (t, c) in sorted(losses.items())} | penalties
-
-
-def _count(sums: dict[str, list[float]], name: str, total: float, count: int) -> None:
-    so_far = sums.setdefault(name, [0.0, 0])
-    so_far[0] += total
-    so_far[1] += count
+        everything = torch.cat([self.sums_L2.flatten(), *(p.reshape(1) for p in self.penalties.values())])
+        distributed.all_reduce(everything)
+        totals = everything.tolist()
+        sums, penalties = totals[: 2 * len(self.languages)], totals[2 * len(self.languages) :]
+        pairs = zip(self.languages, sums[::2], sums[1::2], strict=True)
+        figures = {f"loss/{name}": total / count for name, total, count in sorted(pairs) if count}
+        figures |= {name: total / max(1, self.steps) for name, total in zip(self.penalties, penalties, strict=True)}
+        self.__init__(self.languages, self.sums_L2.device)
+        return figures

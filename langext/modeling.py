@@ -167,17 +167,23 @@ def load_base(folder: Path, dtype: torch.dtype) -> Any:
     return net.eval()
 
 
-def load(model: Model, dtype: torch.dtype, device: str = "cpu", *, trained: bool = True) -> LiveModel:
+def load(model: Model, dtype: torch.dtype, device: str = "cpu", *, trained: bool = True, attention: str = "auto") -> LiveModel:
     """Build the live model of an artifact: base, new rows, extensions, delta. In evaluation mode.
 
-    With `trained` False the delta is left out: this is where its training started, but for random new matrices.
+    With `trained` False the delta is left out: this is where its training started, but for random new matrices. New
+    vocabulary rows are the means that they started from.
     """
     record = read_record(model)
     net = load_base(record.base, dtype)
+    if attention != "auto":
+        net.set_attn_implementation(attention)
     tokenizer = load_tokenizer(record.tokenizer or record.base)
-    live = build(net, tokenizer, record.method, len(new_tokens(model)), record.earlier)
+    spelt = new_tokens(model)
+    live = build(net, tokenizer, record.method, len(spelt), record.earlier)
     if record.method is not None and trained:
         load_delta(live, model.path / DELTA)
+    elif spelt and not record.earlier:  # earlier extensions brought their rows with them
+        vocabulary.fill(net, spelt)
     live.net.to(device).eval()
     return live
 

@@ -1,12 +1,7 @@
 """A pipeline is a list of stages. This module plans the wiring and runs what is not done."""
 
 import fcntl
-import os
 import shutil
-import signal
-import socket
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,16 +11,28 @@ from typing import Any
 from pydantic import Field, field_validator, model_validator
 
 from langext import bases, languages
-from langext.artifacts import CHECKPOINTS, JOB, MANIFEST, Artifact, Model, fingerprint, read_json, write_json
+from langext.artifacts import (
+    BASE,
+    CHECKPOINTS,
+    JOB,
+    LOCK,
+    MANIFEST,
+    WORKERS_LOCK,
+    Artifact,
+    Model,
+    Tokenizer,
+    fingerprint,
+    read_json,
+    write_json,
+)
 from langext.console import duration, say
+from langext.launcher import launch
 from langext.methods.base import Method
 from langext.spec import ConfigError, RunFailed, Spec, near
-from langext.stage import Context, Runtime
+from langext.stage import Context
 from langext.stages import AnyStage, makes, reads
 from langext.stages.extend import Extend
 from langext.worker import EXIT_CONFIG
-
-BASE = "base"
 
 
 class Pipeline(Spec):
@@ -54,7 +61,10 @@ class Pipeline(Spec):
     @field_validator("original_languages")
     @classmethod
     def _originals(cls, value: list[str]) -> list[str]:
-        return [languages.find(code).code for code in value]
+        found = [languages.find(code).code for code in value]
+        if len(set(found)) < len(found):
+            raise ValueError(f"a language is named twice: {', '.join(value)}")
+        return found
 
     @model_validator(mode="after")
     def _distinct(self) -> "Pipeline":
@@ -114,6 +124,12 @@ def plan(pipeline: Pipeline, root: Path) -> list[Step]:
         step = Step(name, stage, root / f"{number:02d}-{name}", wired, fingerprint(identity), identity)
         steps.append(step)
         made.append((name, makes(stage), step.out, step.fingerprint))
+    read = {path for step in steps for _, path, _ in step.inputs.values()}
+    for number, step in enumerate(steps):
+        if makes(step.stage) is Tokenizer and step.out not in read:
+            raise ConfigError(
+                f"stage {step.name!r}: no later stage reads its tokenizer; put it before extend", at=("stages", number)
+            )
     return steps
 
 
@@ -255,7 +271,7 @@ def _start(step: Step, pipeline: Pipeline, lock: int) -> None:
         "identity": step.identity,
     }
     write_json(step.out / JOB, job)
-    code = launch(step, lock)
+    code = launch(step.out, step.stage.runtime, lock)
     if code == EXIT_CONFIG:
         write_json(step.out / JOB, job | {"failed": True})
         raise SystemExit(EXIT_CONFIG)  # the worker has said what is wrong
@@ -268,60 +284,20 @@ def _start(step: Step, pipeline: Pipeline, lock: int) -> None:
         raise RunFailed(f"stage {step.name!r} {how}. Nothing half-done counts as done; run the same command again to go on.")
 
 
-def launch(step: Step, lock: int) -> int:
-    """Run a step's worker, alone or under the DeepSpeed launcher, and return its exit code. Signals are passed on to it.
-
-    The worker inherits the file descriptor `lock`: should this process be killed, the run folder stays locked until the worker
-    has ended too.
-    """
-    runtime = step.stage.runtime
-    command = [sys.executable, "-m", "langext.worker", str(step.out)]
-    env = os.environ | {"TOKENIZERS_PARALLELISM": "true"}
-    if runtime.gpus == 0:
-        # glibc gives big freed blocks back to the system at once and then faults every page in again: training 1.07x slower.
-        env = {"DS_ACCELERATOR": "cpu", "MALLOC_MMAP_THRESHOLD_": str(8 << 30), "MALLOC_TRIM_THRESHOLD_": str(16 << 30)} | env
-        env["CUDA_VISIBLE_DEVICES"] = ""
-    if runtime.processes > 1:
-        command = [sys.executable, "-m", "deepspeed.launcher.runner", *_placement(runtime), "--module", *command[2:]]
-    worker = subprocess.Popen(command, env=env, pass_fds=[lock])
-    before = signal.signal(signal.SIGTERM, lambda *_: worker.terminate())
-    try:
-        return worker.wait()
-    except KeyboardInterrupt:
-        worker.wait()  # Ctrl-C reached it too
-        raise
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def _placement(runtime: Runtime) -> list[str]:
-    """Where the DeepSpeed launcher starts processes, as its arguments.
-
-    On one machine the GPUs are those that CUDA_VISIBLE_DEVICES allows, which the launcher itself would ignore, and the port is
-    a free one, so that two runs do not meet.
-    """
-    if runtime.nodes > 1:
-        return ["--hostfile", str(runtime.hostfile), "--num_nodes", str(runtime.nodes), "--num_gpus", str(runtime.gpus)]
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    if not runtime.gpus:
-        return ["--num_gpus", str(runtime.cpu_processes), "--master_port", port]
-    allowed = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(runtime.gpus)))
-    chosen = ",".join(allowed.split(",")[: runtime.gpus])
-    return ["--include", f"localhost:{chosen}", "--master_port", port]
-
-
 @contextmanager
 def _only_run(root: Path) -> Iterator[int]:
-    """Hold the run folder, so that two runs never write into it at once. Yields the lock's file descriptor."""
+    """Hold the run folder, so that two runs never write into it at once: neither another `langext run` nor workers that
+    outlived theirs, for those share a lock of their own, whose file descriptor is yielded.
+    """
     root.mkdir(parents=True, exist_ok=True)
-    with (root / ".lock").open("w") as lock:
+    with (root / LOCK).open("w") as lock, (root / WORKERS_LOCK).open("w") as workers:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(workers, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ConfigError(f"{root}: another langext run is working here; wait for it or choose another --out") from None
-        yield lock.fileno()
+        fcntl.flock(workers, fcntl.LOCK_SH)
+        yield workers.fileno()
 
 
 def _changed(step: Step, before: dict[str, Any]) -> str:

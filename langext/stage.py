@@ -1,8 +1,9 @@
 """The Stage contract: a frozen config that knows how to run itself."""
 
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -29,6 +30,13 @@ class Runtime(Spec):
     """Sequences per process in one forward pass. Raise it until memory is full; results do not change."""
     activation_checkpointing: bool = False
     """Keep only the input of each layer and compute the rest again in the backward pass: less memory, more time."""
+    attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = "auto"
+    """Which attention training computes with; auto is what transformers takes for the base, sdpa for most.
+    flash_attention_2 needs the package flash-attn and a GPU."""
+    compile: bool = False
+    """Compile each block with torch.compile: a wait at the start, then faster steps on GPUs. Needs a C++ compiler on a CPU."""
+    monitor: list[Literal["tensorboard", "wandb"]] = []
+    """Where DeepSpeed's monitor sends the figures of training besides metrics.jsonl. wandb asks for a login of its own."""
     workers: int = Field(default=1, ge=1)
     """Processes for reading and filtering text."""
 
@@ -38,6 +46,13 @@ class Runtime(Spec):
             raise ConfigError("runtime.nodes > 1 needs runtime.hostfile", at=("runtime", "nodes"))
         if self.hostfile and not self.hostfile.is_file():
             raise ConfigError(f"runtime.hostfile: {self.hostfile}: no such file", at=("runtime", "hostfile"))
+        for name in self.monitor:
+            if find_spec(name) is None:
+                raise ConfigError(f"runtime.monitor: {name} is not installed; pip install {name}", at=("runtime", "monitor"))
+        if self.attention == "flash_attention_2" and (not self.gpus or find_spec("flash_attn") is None):
+            raise ConfigError(
+                "runtime.attention: flash_attention_2 needs a GPU and the package flash-attn", at=("runtime", "attention")
+            )
         if self.gpus and self.nodes == 1:
             import torch
 

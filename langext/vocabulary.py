@@ -4,11 +4,14 @@ The base matrices keep their names and values; `new_weight` holds the new rows. 
 matrices that the base padded beyond its tokenizer: new ids begin right after the tokenizer's last one and hide the padding.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from tokenizer_tools.rows import subtoken_mean
 
 NEW_ROWS = "new_weight"
 
@@ -63,6 +66,19 @@ def extend(model: Any, first_new: int, num_new: int) -> None:
     model.set_input_embeddings(ExtendedEmbedding(embedding, first_new, rows))
     model.set_output_embeddings(ExtendedHead(head, first_new, head_rows))
     model.config.vocab_size = first_new + num_new
+
+
+def fill(model: Any, spelt: Mapping[int, list[int]]) -> None:
+    """Set each new row to the mean of the rows of the base tokens that spelt the same text (new id -> base ids), in place."""
+    pieces = [spelt[i] for i in sorted(spelt)]
+    for module in {model.get_input_embeddings(), model.get_output_embeddings()}:
+        module.new_weight.data.copy_(subtoken_mean(module.weight.data, pieces))
+
+
+def head_parameters(model: Any) -> list[Any]:
+    """What `head_weight` reads."""
+    head = model.get_output_embeddings()
+    return [head.weight, head.new_weight] if isinstance(head, ExtendedHead) else [head.weight]
 
 
 def fold(model: Any) -> None:

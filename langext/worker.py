@@ -3,6 +3,7 @@
 `python -m langext.worker runs/x/04-train` does what `langext run` does for that stage, under a debugger if need be.
 """
 
+import fcntl
 import json
 import os
 import platform
@@ -16,7 +17,7 @@ from typing import cast
 
 from pydantic import TypeAdapter
 
-from langext.artifacts import JOB, MANIFEST, Artifact, list_files, write_json
+from langext.artifacts import JOB, MANIFEST, WORKERS_LOCK, Artifact, list_files, write_json
 from langext.spec import ConfigError
 from langext.stage import Context
 from langext.stages import AnyStage, makes, reads
@@ -27,6 +28,8 @@ PACKAGES = ("langext", "torch", "transformers", "tokenizers", "deepspeed", "data
 
 def execute(out: Path) -> None:
     """Run the stage and write its manifest, last of all."""
+    mine = (out.parent / WORKERS_LOCK).open("w")
+    fcntl.flock(mine, fcntl.LOCK_SH)  # held until this process ends, also under a launcher that does not pass it on
     job = json.loads((out / JOB).read_text(encoding="utf-8"))
     stage: AnyStage = TypeAdapter(AnyStage).validate_python(job["stage"])
     rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
@@ -62,6 +65,8 @@ def main() -> None:
     """Entry point of the process that `langext run` starts for a stage."""
     try:
         execute(Path(sys.argv[-1]))
+        if "torch" in sys.modules and sys.modules["torch"].distributed.is_initialized():
+            sys.modules["torch"].distributed.destroy_process_group()
     except KeyboardInterrupt:  # nothing is written yet that could count as done; the parent says how to go on
         sys.exit(130)
     except ConfigError as error:

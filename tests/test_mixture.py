@@ -1,11 +1,15 @@
 """The order of sequences, and that packed documents stay apart."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
 
 from langext import modeling
-from langext.mixture import IGNORE, Mixture, TokenFile
+from langext.mixture import IGNORE, Mixture, Phase, TokenFile
+from langext.shares import shares
+from langext.spec import ConfigError
 
 
 def token_file(tmp_path, name, lengths, base=0):
@@ -32,38 +36,113 @@ def test_a_document_over_the_edge_is_labelled_across_it(tmp_path):
     assert file.sequence(2, 4).labels.tolist() == [IGNORE, 1, 2, 3]
 
 
-@pytest.mark.parametrize("share", [0.1, 0.25, 0.013, 0.5])
-def test_shares_are_exact_in_every_prefix(tmp_path, share):
-    files = {"new": token_file(tmp_path, "n", [500]), "old": token_file(tmp_path, "o", [500])}
-    mixture = Mixture(files, {"new": 1 - share, "old": share}, 16, 3000, seed=1)
-    seen = np.cumsum(mixture.owner == 1)
-    wanted = share * np.arange(1, 3001)
-    assert np.abs(seen - wanted).max() <= 1
+def mixture(tmp_path, shares, total, length=16, tokens=900, seed=1):
+    files = {name: token_file(tmp_path, name, [tokens], base=60 * k) for k, name in enumerate(shares)}
+    return Mixture(files, [Phase(total, shares)], "new", length, seed)
+
+
+def errors(made, name, share):
+    """(Largest distance of any prefix from its share, that of any 1,000 sequences in a row), in sequences."""
+    seen = np.concatenate([[0], np.cumsum([made.names[k].startswith(name) for k in made.owner])])
+    prefix = np.abs(seen - share * np.arange(len(seen))).max()
+    return prefix, np.abs(seen[1000:] - seen[:-1000] - 1000 * share).max()
+
+
+@pytest.mark.parametrize("share", [0.1, 0.25, 0.013, 0.5, 0.3333])
+def test_the_share_of_original_text_is_exact_in_every_prefix_and_every_thousand(tmp_path, share):
+    made = mixture(tmp_path, {"new/a": 1 - share, "old/a": share}, 5000)
+    prefix, window = errors(made, "old", share)
+    assert prefix <= 0.5 + 1e-9 and window <= 1 + 1e-9
+
+
+def test_many_sources_keep_to_their_shares(tmp_path):
+    generator = np.random.default_rng(1)
+    for turn in range(10):
+        new, old = generator.dirichlet(np.ones(5)) * 0.8, generator.dirichlet(np.ones(3)) * 0.2
+        shares = {f"new/{k}": w for k, w in enumerate(new)} | {f"old/{k}": w for k, w in enumerate(old)}
+        made = mixture(tmp_path / str(turn), shares, 5000)
+        assert max(errors(made, "old", 0.2)) <= 1 + 1e-9
+        assert max(errors(made, name, share)[0] for name, share in shares.items()) < 1.4
+        assert max(errors(made, name, share)[1] for name, share in shares.items()) < 2
+
+
+def test_a_first_phase_has_its_own_share(tmp_path):
+    files = {"new/a": token_file(tmp_path, "n", [500]), "old/a": token_file(tmp_path, "o", [500])}
+    phases = [Phase(100, {"new/a": 0.5, "old/a": 0.5}), Phase(900, {"new/a": 1.0, "old/a": 0.0})]
+    made = Mixture(files, phases, "new", 16, seed=1)
+    assert [int((made.owner[at : at + 100] == 1).sum()) for at in (0, 100, 900)] == [50, 0, 0]
+    assert made.count(0, 50, ["old"]) == 25 and made.count(2, 50, ["old"]) == 0
 
 
 def test_an_epoch_uses_every_sequence_once_and_the_next_is_shuffled_anew(tmp_path):
-    files = {"new": token_file(tmp_path, "n", [161])}
-    mixture = Mixture(files, {"new": 1.0}, 16, 30, seed=1)
-    starts = [tuple(mixture.sequence(i)[1].input_ids) for i in range(30)]
+    made = mixture(tmp_path, {"new/a": 1.0}, 30, tokens=161)
+    starts = [tuple(made.batch([i]).input_ids[0].tolist()) for i in range(30)]
     epochs = [starts[at : at + 10] for at in (0, 10, 20)]
     assert all(sorted(e) == sorted(epochs[0]) for e in epochs)
     assert epochs[0] != epochs[1]
-    assert mixture.epochs() == {"new": 3.0}
+    assert made.epochs() == {"new/a": 3.0} and made.first_repeat() == 10
+    assert len(made.cut(7)) == 7 and made.cut(7).first_repeat() == 7
 
 
 def test_order_does_not_depend_on_processes_or_micro_batches(tmp_path):
-    files = {"new": token_file(tmp_path, "n", [900]), "old": token_file(tmp_path, "o", [900], base=100)}
-
     def order(micro, world):
-        mixture = Mixture(files, {"new": 0.7, "old": 0.3}, 16, 32, seed=1)
+        made = mixture(tmp_path, {"new/a": 0.7, "old/a": 0.3}, 32)
         rows = {}
         for rank in range(world):
-            for number, batch in enumerate(mixture.micro_batches(1, 8, micro, rank, world)):
+            for number, batch in enumerate(made.micro_batches(1, 8, micro, rank, world)):
                 for k in range(micro):
-                    rows[(number * world + rank) * micro + k] = batch.input_ids[k].tolist()
+                    place = (number * world + rank) * micro + k
+                    rows[place] = batch.input_ids[k].tolist()
+                    assert batch.indices[k] == 8 + place
         return [rows[i] for i in range(8)]
 
     assert order(8, 1) == order(2, 1) == order(2, 2) == order(1, 4)
+
+
+def test_a_sequence_names_its_documents(tmp_path):
+    files = {"new/a": TokenFile.write(tmp_path / "a", [[1, 2, 3], [4, 5], [6, 7, 8, 9], [1, 1, 1, 1, 1]])}
+    made = Mixture(files, [Phase(3, {"new/a": 1.0})], "new", 4, seed=1)
+    found = {int(made.batch([i]).input_ids[0, 0]): made.documents(i) for i in range(3)}
+    assert found == {1: ("new/a", [0, 1]), 5: ("new/a", [1, 2]), 9: ("new/a", [2, 3])}
+
+
+def test_a_token_file_of_something_else_is_not_taken(tmp_path):
+    TokenFile.write(tmp_path / "a", [[1, 2, 3]], mark="one")
+    assert TokenFile.is_done(tmp_path / "a", "one")
+    assert not TokenFile.is_done(tmp_path / "a", "two") and not TokenFile.is_done(tmp_path / "b", "one")
+
+
+SIZES = {"fra_Latn/web": 300, "fra_Latn/wiki": 100, "eng_Latn/web": 50, "deu_Latn/web": 10}
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, [0.6, 0.2, 0.1, 0.1]),
+        ({"fra_Latn/wiki": 0.5}, [0.3, 0.5, 0.1, 0.1]),
+        ({"deu_Latn": 0.05}, [0.6, 0.2, 0.15, 0.05]),
+        ({"fra_Latn/wiki": 0.0}, [0.8, 0.0, 0.1, 0.1]),
+    ],
+)
+def test_shares(given, expected):
+    found = shares(SIZES, "fra_Latn", ["eng_Latn", "deu_Latn"], 0.2, given)
+    assert [found[name] for name in SIZES] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"fra_Latn/wikipedia": 0.1}, "nothing to train on is called 'fra_Latn/wikipedia'. Did you mean"),
+        ({"deu_Latn": 0.3}, "the original languages have 0.3, more than original_frac 0.2"),
+        ({"deu_Latn": 0.05, "eng_Latn": 0.05}, "the original languages have 0.1, less than original_frac 0.2"),
+        ({"fra_Latn": 0.5}, "must sum to 1; they are eng_Latn 0.1, deu_Latn 0.1, fra_Latn 0.5"),
+        ({"fra_Latn/wiki": 0.9}, "the sources of fra_Latn have 0.9, the language 0.8"),
+        ({"fra_Latn/wiki": 0.1, "fra_Latn/web": 0.1}, "the sources of fra_Latn have 0.2, the language 0.8"),
+    ],
+)
+def test_shares_that_do_not_add_up_are_refused(given, message):
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        shares(SIZES, "fra_Latn", ["eng_Latn", "deu_Latn"], 0.2, given)
 
 
 def test_a_packed_neighbour_changes_nothing(pico):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from langext import pipeline, spec
+from langext import launcher, pipeline, spec
 from langext.pipeline import Pipeline
 from langext.spec import ConfigError
 from langext.stage import Runtime
@@ -179,7 +179,7 @@ def test_the_launcher_gets_the_gpus_that_are_allowed_and_a_free_port(monkeypatch
     from deepspeed.launcher.runner import parse_args
 
     def placed(**runtime):
-        return parse_args([*pipeline._placement(Runtime(**runtime)), "--module", "langext.worker", "x"])
+        return parse_args([*launcher._placement(Runtime(**runtime)), "--module", "langext.worker", "x"])
 
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5,7")
     assert placed(gpus=2).include == "localhost:3,5"

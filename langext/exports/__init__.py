@@ -170,13 +170,14 @@ def describe(model: Model, languages: tuple[str, ...], corpus: Corpus | None, be
     base_manifest = read_json(_base_manifest(model))
     method = recorded.method
     assert method is not None
-    named = base_manifest["identity"]["base_model"]
+    named = base_manifest["root"]
     asset = assets.ASSETS.get(named.removeprefix(assets.PREFIX)) if named.startswith(assets.PREFIX) else None
     return {
         "languages": languages,
         "base": asset.about.split(",")[0] if asset else named,
         "licence": asset.licence if asset else None,
         "base_commit": base_manifest["commit"],
+        "base_on_hub": base_manifest["commit"] is not None,
         "base_architecture": (base.get("architectures") or ["?"])[0],
         "method": method.model_dump(mode="json"),
         "paper": method.paper,

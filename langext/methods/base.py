@@ -38,6 +38,11 @@ class Method(Spec):
         """Does the parameter of this name learn? New vocabulary rows always do and are not asked about."""
         return True
 
+    @property
+    def own_penalties(self) -> tuple[str, ...]:
+        """Names of the losses that `penalty` gives and that act on original-language text."""
+        return ()
+
     def own_lr(self, name: str) -> float | None:
         """Peak learning rate of this parameter where it is not the training's."""
         return None

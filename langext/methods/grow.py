@@ -5,10 +5,10 @@ copied:
 
     FFN(x) = W_down h(x)   ->   W_down/k h_1(x) + ... + W_down/k h_k(x)      h_i(x) = act(W_gate,i x) * (W_up,i x)
 
-`new_copy` trains the k - 1 new copies and keeps the original: one moves, the other does not, so they come apart. `all_mlp`
-trains the original too. Then equal parts with equal gradients would never come apart, so the output matrix is not divided
-but dealt out: its element (i, j) goes whole to copy (i + j) mod k. Both starts are exact. Dividing is exact for powers of
-two; for other k the shares are the powers of two that sum to one, 1/2 + 1/4 + 1/4 for k = 3.
+Copies with equal output matrices get equal gradients and never come apart. `new_copy` trains the k - 1 new copies and keeps
+the original: one moves, the other does not. `all_mlp` trains the original too. So whatever learns is not divided but dealt out:
+of m learning copies number c gets the elements (i, j) of the output matrix with (i + j) mod m = c, whole. With `new_copy` the
+original keeps half of the output and the new copies are dealt the other half; k = 2 is the paper's. Every start is exact.
 
 Shapes: D model width, F width of the feed-forward network, k copies.
 """
@@ -30,14 +30,10 @@ from langext.spec import ConfigError
 ATTRIBUTE = "grown"
 
 
-def shares(k: int) -> list[float]:
-    """K powers of two that sum to one, as equal as can be, largest first. Equal when k is a power of two itself."""
-    parts = [1.0]
-    while len(parts) < k:
-        parts.sort()
-        half = parts.pop() / 2
-        parts += [half, half]
-    return sorted(parts, reverse=True)
+def deal(matrix: Tensor, m: int) -> list[Tensor]:
+    """M matrices that sum to `matrix`: each of its elements goes whole to one of them."""
+    place = (torch.arange(matrix.shape[0])[:, None] + torch.arange(matrix.shape[1])) % m
+    return [matrix * (place == c).to(matrix.device) for c in range(m)]
 
 
 class Copies(Extension):
@@ -46,18 +42,17 @@ class Copies(Extension):
     def __init__(self, stack: int, ffn: Any, k: int, dealt: bool):
         super().__init__(stack)
         self.act = ffn.act_fn
-        self.kept = 1.0 if dealt else shares(k)[0]
+        self.kept = 1.0 if dealt else 0.5
         """Share of its old output that the original still gives."""
         down: Tensor = ffn.down_proj.weight.data
         if dealt:
-            place = (torch.arange(down.shape[0])[:, None] + torch.arange(down.shape[1])) % k
-            own = [down * (place == c).to(down.device) for c in range(k)]
-            down.copy_(own[0])
+            first, *new = deal(down, k)
+            down.copy_(first)
         else:
-            own = [down * share for share in shares(k)]
+            new = deal(down / 2, k - 1)
         self.gate_proj = _linear(ffn.gate_proj.weight.data.repeat(k - 1, 1))
         self.up_proj = _linear(ffn.up_proj.weight.data.repeat(k - 1, 1))
-        self.down_proj = _linear(torch.cat(own[1:], 1))
+        self.down_proj = _linear(torch.cat(new, 1))
 
     def forward(self, x: Tensor, old: Tensor) -> Tensor:
         """(..., D) input and output of the original network -> (..., D) to be added to that output."""

@@ -68,8 +68,11 @@ class Lora(LowRank):
             module.add_module("switch", switch)
 
             def add(_: Any, __: Any, output: Any, switch: Extension = switch) -> Any:
-                switch.note(output * self.scale)
-                return None if switch.on else output.new_zeros(()).expand_as(output)
+                if not switch.on:
+                    return output.new_zeros(()).expand_as(output)
+                if switch.watched:
+                    switch.note(output * self.scale)
+                return None
 
             module.lora_B[ADAPTER].register_forward_hook(add)
 

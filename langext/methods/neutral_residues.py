@@ -34,6 +34,15 @@ class NeutralResidues(Parallel):
             raise ValueError(f"local_loss domain_ce needs gate sigmoid or hard_sigmoid, not {self.gate}")
         return self
 
+    @property
+    def own_penalties(self) -> tuple[str, ...]:
+        """The local loss."""
+        return (
+            ()
+            if self.local_loss == "none" or self.alpha == 0
+            else ({"l1": "local", "domain_ce": "domain_ce"}[self.local_loss],)
+        )
+
     def prepare(self, block: Residue) -> None:
         """Keep what the local loss reads."""
         block.watched = self.local_loss != "none" and self.alpha > 0
@@ -42,5 +51,5 @@ class NeutralResidues(Parallel):
         """Alpha times the local loss."""
         if self.local_loss == "none" or self.alpha == 0:
             return {}
-        value = local.value if self.local_loss == "l1" else domain_ce.value
-        return {"local": self.alpha * value(self.extensions(model), portion)}
+        name, value = ("local", local.value) if self.local_loss == "l1" else ("domain_ce", domain_ce.value)
+        return {name: self.alpha * value(self.extensions(model), portion)}

@@ -27,6 +27,14 @@ ATTRIBUTE = "residues"
 MAX_FRAC = 2.0
 
 
+class Router(nn.Linear):
+    """w . x in float32, like the routers of the export targets: near z = 0 the rounding of bf16 would open other tokens."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(B, T, D) -> (B, T, 1)."""
+        return F.linear(input.float(), self.weight.float())
+
+
 class Residue(Extension):
     """One block, gated or not. Keeps what the penalties and the diagnostics need of its last forward pass."""
 
@@ -37,7 +45,7 @@ class Residue(Extension):
         self.gate_proj = nn.Linear(width, hidden, bias=False)
         self.up_proj = nn.Linear(width, hidden, bias=False)
         self.down_proj = nn.Linear(hidden, width, bias=False)
-        self.router = None if gate == "none" else nn.Linear(width, 1, bias=False)
+        self.router = None if gate == "none" else Router(width, 1, bias=False)
         self.z_BT: Tensor | None = None
         """What the gate's activation was applied to, with its graph; kept while `watched`."""
         self.gate_BT: Tensor | None = None
@@ -49,8 +57,7 @@ class Residue(Extension):
             out_BTD = self._block(x_BTD)
             self.gate_BT = torch.ones_like(out_BTD[..., 0]).detach()
         else:
-            # In float32 like the routers of the export targets: near z = 0 the rounding of bf16 would open other tokens.
-            z_BT1 = F.linear(x_BTD.float(), self.router.weight.float())
+            z_BT1 = self.router(x_BTD)
             gate_BT1 = opened(z_BT1, self.gate).to(x_BTD.dtype)
             self.gate_BT = gate_BT1[..., 0].detach()
             if self.watched:
@@ -180,7 +187,7 @@ class Parallel(Method):
         return f".{ATTRIBUTE}." in name
 
     def diagnostics(self, model: Any) -> dict[str, Tensor]:
-        """`gate` and `open` (1.0 where the gate is not zero; above one half for a sigmoid), each (L, B, T).
+        """`gate` and `open` (1.0 where the gate is above zero, or above one half for a sigmoid), each (L, B, T).
 
         Both are zero in layers without a block. {} without a gate.
         """

@@ -29,7 +29,7 @@ class _Indicator(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, s: Tensor, tau: float) -> Tensor:
-        return (s >= tau).to(s.dtype)
+        return (s.to(torch.bfloat16) >= tau).to(s.dtype)  # the same answer in every precision
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor, None]:
@@ -53,7 +53,7 @@ class SelectiveLowRank(Extension):
     @property
     def active(self) -> bool:
         """Is the change on?"""
-        return bool((self.s >= self.tau).item())
+        return bool((self.s.to(torch.bfloat16) >= self.tau).item())
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out) to be added to the linear map's output."""
@@ -74,8 +74,9 @@ class SelectiveLora(LowRank):
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2501.15377"
     name: Literal["selective_lora"]
-    tau: float = Field(0.1, gt=0)
-    """A change is on while its s is at least this; s starts at 0.15."""
+    tau: float = Field(0.1, gt=0, lt=INITIAL_S)
+    """A change is on while its s is at least this. All s start at 0.15, so that all changes start on: one that starts off
+    gets no gradient."""
     sparsity: float = Field(1.0, ge=0)
     """Weight lambda of mean |s|. Raise it for fewer active changes."""
     warmup_frac: float = Field(0.1, ge=0, lt=1)

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
-from langext.spec import Spec
+from langext.spec import ConfigError, Spec
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,8 +26,13 @@ class Penalty(Spec):
     weight: float = Field(gt=0)
     """What the term is multiplied by. Raise it for less forgetting and less learning."""
 
+    needs_original: ClassVar[bool] = True
+    """Does it act on original-language text, so that there has to be some?"""
+
     def check(self, method: Any) -> None:
-        """Raise ConfigError when this penalty means nothing for this method."""
+        """Raise ConfigError when this penalty means nothing for this method. Subclasses call this one too."""
+        if self.name in method.own_penalties:
+            raise ConfigError(f"{self.name}: {method.name} has this loss itself; set its weight with the method's alpha")
 
     def attach(self, net: Any, method: Any, reference: Callable[[], Any]) -> Term:
         """Set up the term on the model as it is before training. `reference` loads a frozen copy of it."""

@@ -34,6 +34,7 @@ class DomainCE(Penalty):
 
     def check(self, method: Any) -> None:
         """Only a sigmoid is a probability."""
+        super().check(method)
         gate = getattr(method, "gate", "none")
         if gate not in ("sigmoid", "hard_sigmoid"):
             has = f"{method.name} with gate {gate}" if hasattr(method, "gate") else method.name

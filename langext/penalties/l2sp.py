@@ -16,8 +16,10 @@ class L2SP(Penalty):
 
     paper: ClassVar[str] = "https://arxiv.org/abs/1802.01483"
     name: Literal["l2sp"]
+    needs_original: ClassVar[bool] = False
     weight: float = Field(0.1, gt=0)
-    """The term is weight / 2 times the sum of squared differences of all weights that learn."""
+    """The term is weight / 2 times the sum of squared differences of all weights that learn. In bf16 these are the rounded
+    weights: a change that rounding hides pays nothing."""
 
     def attach(self, net: Any, method: Any, reference: Callable[[], Any]) -> Term:
         """Remember the weights as they are now."""
@@ -25,7 +27,7 @@ class L2SP(Penalty):
         start = [p.detach().clone() for p in learning]
 
         def term(portion: Portion, input_ids_BT: Tensor, position_ids_BT: Tensor) -> Tensor:
-            squares = [(p.float() - p0.float()).square().sum() for p, p0 in zip(learning, start, strict=True)]
+            squares = [(p - p0).square().sum(dtype=torch.float32) for p, p0 in zip(learning, start, strict=True)]
             return portion.once(torch.stack(squares).sum() / 2)
 
         return term

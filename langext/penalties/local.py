@@ -27,6 +27,7 @@ class Local(Penalty):
 
     def check(self, method: Any) -> None:
         """Something has to be added."""
+        super().check(method)
         if not method.reversible:
             raise ConfigError(f"local: {method.name} changes the base itself, there is nothing added to keep small; use ldifs")
 

@@ -3,8 +3,8 @@
 from typing import Any, ClassVar, Literal
 
 from langext import exports
-from langext.artifacts import Checkpoint, Corpus, Model, Scores
-from langext.console import say
+from langext.artifacts import BASE, Checkpoint, Corpus, Model, Scores
+from langext.console import say, warn
 from langext.methods.base import Method
 from langext.stage import Context, Stage
 
@@ -30,6 +30,14 @@ class Export(Stage):
         folder = ctx.out / "checkpoint"
         shutil.rmtree(folder, ignore_errors=True)  # of an interrupted attempt: a finished one is never run again
         if before == scores:
+            before = None
+        if scores and scores.manifest["inputs"]["model"]["fingerprint"] != model.manifest["fingerprint"]:
+            warn(
+                f"{scores.path.name} measured another model than the one that is exported; its scores are left out of the card"
+            )
+            scores = None
+        if before and before.manifest["inputs"]["model"]["stage"] != BASE:
+            warn(f"{before.path.name} did not measure the base; its scores are left out of the card")
             before = None
         card = exports.describe(model, ctx.languages, corpus, before, scores)
         record = exports.write(model, folder, self.format, exports.verification_texts(corpus, ctx.languages), card)

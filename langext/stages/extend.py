@@ -40,8 +40,7 @@ class Extend(Stage):
         """Write what the base does not have, untrained. New token rows are means of the base tokens that spelt them."""
         import torch
 
-        from langext import modeling
-        from tokenizer_tools.rows import subtoken_mean
+        from langext import modeling, vocabulary
 
         torch.manual_seed(ctx.seed)
         record = modeling.read_record(model)
@@ -54,9 +53,7 @@ class Extend(Stage):
         num_new = len(spelt) or len(modeling.new_tokens(model))
         live = modeling.build(net, modeling.load_tokenizer(folder or record.base), self.method, num_new, record.earlier)
         if spelt:
-            pieces = [spelt[i] for i in sorted(spelt)]
-            for module in {net.get_input_embeddings(), net.get_output_embeddings()}:
-                module.new_weight.data.copy_(subtoken_mean(module.weight.data, pieces))
+            vocabulary.fill(net, spelt)
         delta = live.delta()
         modeling.save_delta(ctx.out, {name: tensor for name, tensor in delta.items() if name not in live.base_names})
         learns = sum(t.numel() for t in delta.values())

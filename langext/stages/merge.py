@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from langext import bases
-from langext.artifacts import MANIFEST, Corpus, Model, read_json, sha256_file, write_json
+from langext.artifacts import BASE, JOB, MANIFEST, Corpus, Model, read_json, sha256_file, write_json
 from langext.console import say
 from langext.methods import Full
 from langext.methods.base import Method
@@ -71,6 +71,11 @@ class Merge(Stage):
             name, at = self.models[i], ("models", i)
             if weights[i] != weights[0]:
                 raise ConfigError(f"models: {name} has another base than {self.models[0]}", at=at)
+            learnt = read_json(self._model(i).path / JOB)["language"]
+            if learnt not in ctx.languages:
+                raise ConfigError(
+                    f"models: {name} has learnt {learnt}, which is neither language nor among original_languages", at=at
+                )
             if vocabularies[i] != vocabularies[0]:
                 raise ConfigError(f"models: {name} has another vocabulary than {self.models[0]}", at=at)
             if record.method is None or record.earlier or record.method.linear_parts() is None:
@@ -141,7 +146,7 @@ class Merge(Stage):
 
 def _base(model: Model) -> dict[str, Any]:
     """The manifest of the base in a model's run folder."""
-    return read_json(model.path.parent / "base" / MANIFEST)
+    return read_json(model.path.parent / BASE / MANIFEST)
 
 
 def _weights(model: Model) -> dict[str, str]:

@@ -14,7 +14,7 @@ from langext.spec import ConfigError
 
 TEXTS = ["The small cat sleeps in the house with a dog. " * 4, "Le petit chat dort dans la maison avec un chien. " * 4]
 CARD = {
-    "languages": ("fra_Latn", "eng_Latn"), "base": "pico", "licence": None, "base_commit": None,
+    "languages": ("fra_Latn", "eng_Latn"), "base": "pico", "licence": None, "base_commit": None, "base_on_hub": False,
     "base_architecture": "LlamaForCausalLM", "method": {"name": "neutral_residues"}, "funnel": [], "before": None,
     "training": {"tokens": 1, "steps": 1, "shares": {}, "epochs": {}}, "afterwards": [], "paper": "", "after": None,
 }  # fmt: skip

@@ -1,5 +1,7 @@
 """Every method against plain tensor algebra, written from the papers' formulas in float64 and sharing no code with langext."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,6 @@ from toy import make_base
 
 from langext import families, lines, merging, modeling
 from langext.methods import Adapter, ExpansionBlocks, Full, Grow, Lora, NeutralResidues, SelectiveLora
-from langext.methods.grow import shares
 from langext.methods.residue import stacks
 from langext.methods.selective_lora import SelectiveLowRank
 from langext.penalties import L2SP, LDIFS
@@ -45,8 +46,8 @@ def gate_value(z, gate):
     }[gate]
 
 
-def build(family, method, seed=0):
-    net = make_base(family, 320).float().eval()
+def build(family, method, seed=0, **more):
+    net = make_base(family, 320, **more).float().eval()
     torch.manual_seed(seed)
     live = modeling.build(net, None, method)
     for name, p in net.named_parameters():
@@ -81,7 +82,9 @@ def test_both_local_losses():
         net.train()
         net.base_model(input_ids=torch.randint(0, 320, (2, 5)), use_cache=False)
         original = torch.tensor([[True] * 5, [False] * 3 + [True] * 2])
-        got = method.penalty(net, Portion(original, num_original=21, num_tokens=30, done=0.0))["local"].item()
+        got = method.penalty(net, Portion(original, num_original=21, num_tokens=30, done=0.0))[
+            {"l1": "local"}.get(loss, loss)
+        ].item()
         total, mask = 0.0, original.numpy()
         for i, block in stacks(net)[0].items():
             x, w = inputs[i], numbers(block)
@@ -143,26 +146,23 @@ def test_grow(k, train):
     start = make_base("qwen3", 320).float()
     modeling.build(start, None, Grow(name="grow", k=k, train=train))
     new = numbers(families.ffns(start)[0].grown)
-    kept = {"new_copy": shares(k)[0], "all_mlp": 1.0}[train] * numbers(families.ffns(start)[0])["down_proj.weight"]
+    kept = {"new_copy": 0.5, "all_mlp": 1.0}[train] * numbers(families.ffns(start)[0])["down_proj.weight"]
     parts = [kept, *np.split(new["down_proj.weight"], k - 1, 1)]
     assert np.array_equal(sum(parts), before["down_proj.weight"])  # exactly, not nearly
     assert np.array_equal(new["gate_proj.weight"], np.tile(before["gate_proj.weight"], (k - 1, 1)))
     x = np.random.default_rng(0).normal(size=(3, 64))
     w = numbers(ffn)
-    scale = shares(k)[0] if train == "new_copy" else 1.0
+    scale = 0.5 if train == "new_copy" else 1.0
     wanted = scale * gated(x, w, "qwen3") + gated(x, w, "qwen3", "grown.")
     assert np.allclose(ffn(torch.tensor(x).float()).detach().numpy(), wanted, atol=1e-5)
 
 
-def test_shares_are_those_of_the_paper_where_they_are_exact():
-    assert shares(2) == [1 / 2] * 2 and shares(4) == [1 / 4] * 4 and shares(3) == [1 / 2, 1 / 4, 1 / 4]
-
-
-def test_grown_copies_come_apart():
-    """With equal halves they never would: same values, same gradients."""
+@pytest.mark.parametrize("k", [2, 3, 4])
+def test_grown_copies_come_apart(k):
+    """With equal parts they never would: same values, same gradients."""
     for train in ("new_copy", "all_mlp"):
         net = make_base("llama", 320).float()
-        method = Grow(name="grow", train=train)
+        method = Grow(name="grow", train=train, k=k)
         live = modeling.build(net, None, method)
         optimizer = torch.optim.AdamW([p for p in net.parameters() if p.requires_grad], lr=1e-2)
         for _ in range(3):
@@ -171,7 +171,9 @@ def test_grown_copies_come_apart():
             net(input_ids=ids, labels=ids).loss.backward()
             optimizer.step()
         ffn = families.ffns(live.net)[0]
-        assert not torch.allclose(ffn.up_proj.weight, ffn.grown.up_proj.weight, atol=1e-3)
+        copies = [ffn.up_proj.weight, *ffn.grown.up_proj.weight.chunk(k - 1)]
+        for i, one in enumerate(copies):
+            assert all(not torch.allclose(one, other, atol=1e-3) for other in copies[i + 1 :])
 
 
 @pytest.mark.parametrize("switched", [0.05, 0.15])
@@ -240,7 +242,8 @@ def test_expansion_blocks_are_where_llama_pro_puts_them():
 
 @pytest.mark.parametrize("method", [Adapter(name="adapter", width=16), Full(name="full")], ids=["switched off", "frozen copy"])
 def test_ldifs_value(method):
-    net, base = build("gemma3_text", method), make_base("gemma3_text", 320).float().eval()
+    net = build("llama", method, num_hidden_layers=6)  # so that a quarter is no whole number of layers
+    base = make_base("llama", 320, num_hidden_layers=6).float().eval()
     term = LDIFS(name="ldifs").attach(net, method, lambda: base)
     ids = torch.randint(0, 320, (3, 6))
     positions = torch.arange(6).expand(3, -1)
@@ -255,7 +258,8 @@ def test_ldifs_value(method):
         with torch.no_grad():
             model.base_model(input_ids=ids, use_cache=False)
         [hook.remove() for hook in hooks]
-        features.append([f.double().numpy() for f in found])  # 4 layers: every one is a quarter
+        quarters = [0, *(math.ceil(len(places[1:]) * q / 4) for q in (1, 2, 3, 4))]
+        features.append([found[i].double().numpy() for i in quarters])
     total = 0.0
     for ours, theirs in zip(*features, strict=True):
         unit = [f / np.sqrt((f**2).sum(-1, keepdims=True)) for f in (ours, theirs)]
@@ -346,6 +350,12 @@ def test_ties():
     flat = np.concatenate([got[n].numpy().ravel() for n in sorted(got)])
     assert np.allclose(flat, reference_ties(vectors, 0.2))
     assert 0 < (flat == 0).mean() < 1
+
+
+def test_ties_of_opposite_changes_go_with_the_majority():
+    one, two = torch.tensor([4.0, 5.0, 6.0]), torch.tensor([4.0, 5.0, -6.0])
+    assert merging.ties([{"a": one}, {"a": two}], keep=1.0)["a"].tolist() == [4, 5, 6]
+    assert merging.ties([{"a": -one}, {"a": -two}], keep=1.0)["a"].tolist() == [-4, -5, -6]
 
 
 def test_task_arithmetic_consensus_and_norm_ratio():

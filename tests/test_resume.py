@@ -1,0 +1,112 @@
+"""Training that is interrupted and goes on: alike, with other numbers of processes, with damaged checkpoints."""
+
+import json
+from pathlib import Path
+
+import pytest
+from bench import Bench, extend, train
+from legs import TESTS, launch
+from safetensors.torch import load_file
+
+RESIDUES = {"name": "neutral_residues", "gate": "hard_sigmoid", "init": "lecun", "width": 32, "alpha": 0.1}
+STAGE = {"steps": 10, "log_every": 1, "eval_every": 5, "save_every": 100, "precision": "fp32"}
+FILES = {1: "cpu", 2: "zero2", 3: "zero3"}
+CASES = {
+    "zero0": ([0, 0, 0], {}),
+    "zero1": ([1, 1, 1], {}),
+    "zero2": ([2, 2, 2], {}),
+    "zero3": ([3, 3, 3], {}),
+    "zero1 to 2": ([1, 2, 1], {}),
+    "zero1 ema": ([1, 1, 1], {"ema": 0.9}),
+    "zero3 bf16": ([3, 3, 3], {"precision": "bf16"}),
+}
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory: pytest.TempPathFactory, pico: Path) -> Path:
+    """The stage folder of a finished training, whose inputs others are trained from."""
+    bench = Bench(tmp_path_factory.mktemp("resume"), pico)
+    run = bench.run("first", "fra_Latn", ["eng_Latn"], [extend(**RESIDUES), train(steps=2, eval_every=2)])
+    (run / "zero0.json").write_text('{"zero_optimization": {"stage": 0}}')
+    return next(run.glob("*-train"))
+
+
+def leg(job, name, zero=1, stop_at=None, **stage):
+    file = TESTS.parent / "configs" / "deepspeed" / f"{FILES[zero]}.json" if zero else job.parent / "zero0.json"
+    runtime = {"deepspeed": str(file), "micro_batch": 2}
+    return {
+        "out": str(job.parent / name), "job": str(job), "runtime": runtime, "stage": STAGE | stage, "stop_at": stop_at,
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def matrix(job: Path) -> Path:
+    """By case: undisturbed on two processes; 5 + 5 steps; 3 on two, 3 on one, 4 on two processes."""
+    two = [leg(job, f"{name} ref", zeros[0], **more) for name, (zeros, more) in CASES.items()]
+    two += [leg(job, f"{name} same", zeros[0], 5, **more) for name, (zeros, more) in CASES.items()]
+    two += [leg(job, f"{name} changed", zeros[0], 3, **more) for name, (zeros, more) in CASES.items()]
+    launch(job.parent, two, 2)
+    launch(job.parent, [leg(job, f"{name} changed", zeros[1], 6, **more) for name, (zeros, more) in CASES.items()])
+    rest = [leg(job, f"{name} same", zeros[0], **more) for name, (zeros, more) in CASES.items()]
+    rest += [leg(job, f"{name} changed", zeros[2], **more) for name, (zeros, more) in CASES.items()]
+    launch(job.parent, rest, 2)
+    return job.parent
+
+
+def losses(folder: Path) -> list[float]:
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if row["kind"] == "train"] == list(range(1, 11))
+    return [row["figures"]["loss/fra_Latn"] for row in rows if row["kind"] == "train"]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_five_and_five_steps_are_ten_to_the_last_bit(matrix, case):
+    one, two = matrix / f"{case} ref", matrix / f"{case} same"
+    assert (one / "delta.safetensors").read_bytes() == (two / "delta.safetensors").read_bytes()
+    assert losses(one) == losses(two)
+    summaries = [json.loads((folder / "summary.json").read_text()) for folder in (one, two)]
+    assert summaries[0]["bits_per_byte"] == summaries[1]["bits_per_byte"]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_other_numbers_of_processes_give_the_same_training(matrix, case):
+    one, two = matrix / f"{case} ref", matrix / f"{case} changed"
+    close = 1e-2 if "bf16" in case else 1e-6  # sums in another order
+    assert losses(two) == pytest.approx(losses(one), rel=close)
+    if "bf16" not in case:
+        ours, theirs = (load_file(folder / "delta.safetensors") for folder in (one, two))
+        assert max((ours[name] - theirs[name]).abs().max().item() for name in ours) < 1e-6
+
+
+def test_all_zero_stages_compute_the_same(matrix):
+    reference = losses(matrix / "zero0 ref")
+    for case in ("zero1", "zero2", "zero3"):
+        assert losses(matrix / f"{case} ref") == pytest.approx(reference, rel=1e-6)
+
+
+def test_damaged_checkpoints_are_passed_over(job):
+    """Of two checkpoints the newer is damaged: the older is used. Both damaged: refused. Another ZeRO stage: refused."""
+    saving = {"save_every": 2, "keep_checkpoints": 2}
+    names = ("whole", "one", "both", "zero")
+    launch(job.parent, [leg(job, f"damaged {name}", stop_at=6, **saving) for name in names])
+
+    def spoil(name: str, step: int) -> None:
+        folder = job.parent / f"damaged {name}" / "checkpoints" / f"step-{step}" / "state"
+        path = next(folder.glob("*optim_states.pt"))
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+
+    assert sorted(p.name for p in (job.parent / "damaged one" / "checkpoints").glob("step-*")) == ["step-4", "step-6"]
+    for name, step in (("one", 6), ("both", 6), ("both", 4)):
+        spoil(name, step)
+    (job.parent / "damaged one" / "checkpoints" / "step-8.tmp").mkdir()  # what a kill leaves
+    plan = [leg(job, f"damaged {name}", 2 if name == "zero" else 1, **saving) for name in names[:3]]
+    plan.append(leg(job, "damaged zero", 3, **saving))
+    printed = launch(job.parent, plan)
+    assert "checkpoint of step 6: state/" in printed and "is damaged; going back to the one before" in printed
+    assert "resuming at step 4 of 10" in printed and "resuming at step 6 of 10" in printed
+    one, two = (job.parent / f"damaged {name}" / "delta.safetensors" for name in ("whole", "one"))
+    assert one.read_bytes() == two.read_bytes()
+    assert "no checkpoint is intact" in (job.parent / "damaged both" / "error.txt").read_text()
+    assert "written under ZeRO stage 1, and runtime.deepspeed says 3" in (job.parent / "damaged zero" / "error.txt").read_text()

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from langext import bases, console, exports, languages, pipeline
+from langext import bases, console, exports, flops, languages, pipeline
 from langext.methods.base import Method
 from langext.pipeline import Pipeline
 from langext.spec import ConfigError, located
@@ -59,28 +59,28 @@ def size(config: Any, methods: Sequence[Method], new_tokens: int) -> Size:
 def training(config: Any, numbers: Size, train: Train) -> dict[str, float]:
     """Tokens, FLOPs, bytes of memory per process and bytes of disk for a train stage.
 
-    FLOPs per token: 2 P forward, 2 P backward through all weights, 2 more for each weight that learns (Kaplan et al. 2020,
-    https://arxiv.org/abs/2001.08361), attention left out. Memory: 2 bytes a weight, 2 for gradients and 12 for the float32
-    master and AdamW's moments of what learns, the last shared out by ZeRO; activations as 34 B T D L bytes without
-    checkpointing (Korthikanti et al. 2022, https://arxiv.org/abs/2205.05198), attention scores left out.
+    FLOPs as in `flops.per_token`. Memory: 2 bytes a weight, 2 for gradients and 12 for the float32 master and AdamW's moments
+    of what learns, shared out by ZeRO; activations as 34 B T D L bytes without checkpointing (Korthikanti et al. 2022,
+    https://arxiv.org/abs/2205.05198), attention scores left out. Disk: the checkpoints that are kept and one being written, the
+    delta, and the best weights where they are kept.
     """
-    from langext.engine import read_deepspeed
+    from langext.engine import BYTES_PER_TRAINABLE, read_deepspeed, zero_stage
 
     tokens = train.steps * train.batch_sequences * train.sequence_length
-    flops = tokens * (4 * numbers.total + 2 * numbers.trainable)
+    per_step = flops.per_token(numbers.total, numbers.trainable, config, train.sequence_length)
     width = 2 if train.precision == "bf16" else 4
-    stage = read_deepspeed(train.runtime.deepspeed).get("zero_optimization", {}).get("stage", 0)
-    processes = train.runtime.processes
-    weights = numbers.total * width
+    stage, processes = zero_stage(read_deepspeed(train.runtime.deepspeed)), train.runtime.processes
+    weights = numbers.total * width / (processes if stage >= 3 else 1)
     gradients = numbers.trainable * width / (processes if stage >= 2 else 1)
     moments = numbers.trainable * 12 / (processes if stage >= 1 else 1)
+    best = train.result == "best" or train.drift_budget is not None
     per_token = 34 * config.hidden_size * config.num_hidden_layers
     activations = train.runtime.micro_batch * train.sequence_length * per_token * width / 2
     return {
         "tokens": tokens,
-        "flops": flops,
+        "flops": tokens * per_step,
         "memory": weights + gradients + moments + activations,
-        "disk": numbers.trainable * (2 * 14 + 4),  # a checkpoint being written beside the last one, and the delta
+        "disk": numbers.trainable * ((train.keep_checkpoints + 1) * BYTES_PER_TRAINABLE + 4 + 4 * best),
     }
 
 

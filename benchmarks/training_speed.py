@@ -4,12 +4,13 @@
     python benchmarks/training_speed.py
 
 All train on 4 x 512 tokens in bf16 a step with the base frozen, each in a process of its own, in turns, `--rounds` times; the
-medians count. Peers:
+medians count. The peers get the settings of malloc that langext starts its processes with. Peers:
 
 bare    a hand-written PyTorch loop of the same neutral residues: base in bf16, float32 weights of what learns under autocast,
         loss in chunks of tokens, fused AdamW. No DeepSpeed, no packing, no penalty, no data pipeline: random tokens.
 peft    LoRA of rank 87 on all linear maps (26.6 M parameters, as many) by PEFT under the Hugging Face Trainer.
 langext the training loop of the train stage, with packed documents, their mask, the penalty, and the log.
+compiled  the same with `runtime: {compile: true}`.
 
 `--two` adds langext on two processes against one, one thread each. With a GPU, `--device cuda --sequences 16 --length 2048`
 runs it there with MFU, and `--model 1b` takes a randomly initialised Llama of 1.2 B parameters instead.
@@ -29,6 +30,8 @@ from typing import Any
 
 import torch
 
+from langext.launcher import MALLOC
+
 ROOT = Path(__file__).parent.parent
 RANK = 87
 BIG = {
@@ -46,7 +49,7 @@ def main() -> None:
     parser.add_argument("--model", choices=["135m", "1b"], default="135m")
     parser.add_argument("--sequences", type=int, default=4)
     parser.add_argument("--length", type=int, default=512)
-    parser.add_argument("--only", nargs="*", choices=[*RUNNERS], default=["langext", "bare", "peft"])
+    parser.add_argument("--only", nargs="*", choices=[*RUNNERS], default=["langext", "compiled", "bare", "peft"])
     parser.add_argument("--two", action="store_true", help="two processes against one as well")
     parser.add_argument("--profile", action="store_true", help="where the time of one step of langext goes")
     parser.add_argument("--one", choices=[*RUNNERS, "profile"], help=argparse.SUPPRESS)
@@ -81,7 +84,13 @@ def show(found: dict[str, list[dict[str, float]]]) -> None:
             f"| {name} | {row['trainable'] / 1e6:.1f} M | {row['tokens_per_second']:.0f} ({each}) "
             f"| {row['memory'] / 2**30:.2f} GiB |" + (f" MFU {row['mfu']:.1%}" if "mfu" in row else "")
         )
-    for ours, theirs in (("langext", "bare"), ("langext", "peft"), ("two processes", "one thread")):
+    for ours, theirs in (
+        ("langext", "bare"),
+        ("langext", "peft"),
+        ("compiled", "bare"),
+        ("compiled", "peft"),
+        ("two processes", "one thread"),
+    ):
         if ours in median and theirs in median:
             a, b = median[ours], median[theirs]
             print(
@@ -101,8 +110,7 @@ def turn(name: str, asked: Any, env: dict[str, str], processes: int = 1) -> Any:
     command = [sys.executable, __file__, "--one", name, "--run", str(asked.run)]
     command += ["--steps", str(asked.steps), "--device", asked.device]
     command += ["--sequences", str(asked.sequences), "--length", str(asked.length)]
-    malloc = {"MALLOC_MMAP_THRESHOLD_": str(8 << 30), "MALLOC_TRIM_THRESHOLD_": str(16 << 30)}
-    shared = os.environ | malloc | env | {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29541"}
+    shared = os.environ | MALLOC | env | {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29541"}
     if asked.device == "cpu":
         shared |= {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
     running = []
@@ -152,7 +160,7 @@ def memory(device: str) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def langext(asked: Any) -> dict[str, float]:
+def langext(asked: Any, compiled: bool = False) -> dict[str, float]:
     """The train stage itself; its log has the times."""
     from langext import training
     from langext.artifacts import Corpus, Model
@@ -170,6 +178,7 @@ def langext(asked: Any) -> dict[str, float]:
         "runtime": {
             "deepspeed": str(ROOT / "configs" / "deepspeed" / ("cpu.json" if asked.device == "cpu" else "one_gpu.json")),
             "micro_batch": asked.sequences // world, "cpu_processes": world, "gpus": world if asked.device == "cuda" else 0,
+            "compile": compiled,
         },
     })  # fmt: skip
     ctx = Context(out, 17, "fra_Latn", ("eng_Latn",), rank=int(os.environ["RANK"]), world_size=world)
@@ -314,7 +323,7 @@ def profile(asked: Any) -> dict[str, Any]:
     }
 
 
-RUNNERS = {"langext": langext, "bare": bare, "peft": peft}
+RUNNERS = {"langext": langext, "compiled": lambda asked: langext(asked, compiled=True), "bare": bare, "peft": peft}
 
 
 if __name__ == "__main__":

@@ -75,6 +75,9 @@ def join_processes() -> torch.device:
         os.environ.setdefault("LOCAL_RANK", "0")
     deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False, timeout=PATIENCE)
     if backend == "gloo":
+        # Else DeepSpeed converts every gradient to float64 for its norm: a twentieth of a step.
+        accelerator: Any = deepspeed.accelerator.get_accelerator()
+        accelerator.is_fp64_supported = lambda: False
         return torch.device("cpu")
     torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     return torch.device("cuda", int(os.environ["LOCAL_RANK"]))

@@ -21,6 +21,8 @@ class Family:
     """<prefix>ForCausalLM and <prefix>MLP."""
     text: str = ""
     """What config and decoder add to the prefix: Gemma3TextConfig, Gemma3TextModel."""
+    norm_plus: float = 0.0
+    """A norm multiplies by this plus its weight."""
     sandwich: bool = False
     """Is the output of attention and of the feed-forward network normed once more before it is added?"""
 
@@ -40,9 +42,9 @@ FAMILIES: dict[str, Family] = {
     "mistral": Family("mistral", "Mistral"),
     "qwen2": Family("qwen2", "Qwen2"),
     "qwen3": Family("qwen3", "Qwen3"),
-    "gemma": Family("gemma", "Gemma"),
-    "gemma2": Family("gemma2", "Gemma2", sandwich=True),
-    "gemma3_text": Family("gemma3", "Gemma3", text="Text", sandwich=True),
+    "gemma": Family("gemma", "Gemma", norm_plus=1.0),
+    "gemma2": Family("gemma2", "Gemma2", norm_plus=1.0, sandwich=True),
+    "gemma3_text": Family("gemma3", "Gemma3", text="Text", norm_plus=1.0, sandwich=True),
 }
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")

@@ -35,29 +35,31 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         dx_ND = torch.empty_like(x_ND) if needs_x else None
         dweight_VD = torch.zeros_like(weight_VD, dtype=torch.float32) if needs_weight else None
         losses_N = torch.empty(x_ND.shape[0], dtype=torch.float32, device=x_ND.device)
-        size = CHUNK_TOKENS.get(x_ND.device.type, 4096)
+        size = min(CHUNK_TOKENS.get(x_ND.device.type, 4096), x_ND.shape[0])
+        low_CV = x_ND.new_empty(size, weight_VD.shape[0])  # these two are used for every chunk
+        wide_CV = x_ND.new_empty(size, weight_VD.shape[0], dtype=torch.float32)
         for at in range(0, x_ND.shape[0], size):
             x_CD, labels_C = x_ND[at : at + size], labels_N[at : at + size]
-            logits_CV = (x_CD @ weight_VD.T).float()
+            product_CV = torch.mm(x_CD, weight_VD.T, out=low_CV[: len(x_CD)])
+            logits_CV = wide_CV[: len(x_CD)].copy_(product_CV)
             bent_CV = torch.tanh(logits_CV / softcap) if softcap else None
             if bent_CV is not None and softcap:
-                logits_CV = softcap * bent_CV
-            probs_CV = torch.log_softmax(logits_CV, -1)
+                torch.mul(bent_CV, softcap, out=logits_CV)
+            lse_C1 = torch.logsumexp(logits_CV, -1, keepdim=True)
             picked_C1 = labels_C.clamp(min=0)[:, None]
             counts_C1 = (labels_C != IGNORE)[:, None]
-            losses_N[at : at + size] = (-probs_CV.gather(1, picked_C1) * counts_C1)[:, 0]
+            losses_N[at : at + size] = ((lse_C1 - logits_CV.gather(1, picked_C1)) * counts_C1)[:, 0]
             if not (needs_x or needs_weight):
                 continue
-            dlogits_CV = probs_CV.exp_()
-            dlogits_CV.scatter_add_(1, picked_C1, -torch.ones_like(dlogits_CV[:, :1]))
-            dlogits_CV = dlogits_CV.mul_(counts_C1 * scale)
+            dlogits_CV = logits_CV.sub_(lse_C1).exp_()
+            dlogits_CV.scatter_add_(1, picked_C1, -torch.ones_like(lse_C1))
             if bent_CV is not None:
                 dlogits_CV *= 1 - bent_CV.square()
-            dlogits_CV = dlogits_CV.to(x_ND.dtype)
+            d_CV, scale_C1 = product_CV.copy_(dlogits_CV), (counts_C1 * scale).to(x_ND.dtype)
             if dx_ND is not None:
-                dx_ND[at : at + size] = dlogits_CV @ weight_VD
+                torch.mul(d_CV @ weight_VD, scale_C1, out=dx_ND[at : at + size])
             if dweight_VD is not None:
-                dweight_VD += (dlogits_CV.T @ x_CD).float()
+                dweight_VD += (d_CV.T @ (x_CD * scale_C1)).float()
         ctx.save_for_backward(dx_ND, dweight_VD.to(weight_VD.dtype) if dweight_VD is not None else None)
         ctx.mark_non_differentiable(losses_N)
         return losses_N.sum() * scale, losses_N

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from langext import bpb, checkpoints, documents, engine, families, flops, losses, modeling
+from langext import attention, bpb, checkpoints, documents, engine, families, flops, losses, modeling, recompute
 from langext.artifacts import CHECKPOINTS, STOP, Corpus, Model
 from langext.best import Best, mean_ratio
 from langext.checkpoints import Checkpoints
@@ -57,7 +57,11 @@ def train(stage: "Train", ctx: Context, model: Model, corpus: Corpus) -> Model:
     terms = {p.name: (p.weight, p.attach(live.net, method, base)) for p in stage.penalties}
     if stage.runtime.activation_checkpointing:
         live.net.activation_checkpointing_enable({"use_reentrant": False})
-    if stage.runtime.compile:
+    if device.type == "cpu" and live.net.config._attn_implementation == "sdpa":
+        attention.install(live.net)
+    if not stage.runtime.compile:
+        recompute.install(live.net)
+    else:
         for block in families.blocks(live.net):
             block.compile()
     kept, best = Checkpoints(ctx.out / CHECKPOINTS, stage.keep_checkpoints), Best(ctx.out / CHECKPOINTS)

@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from langext import families, vocabulary
+from langext import families, recompute, vocabulary
 from langext.methods import extension, layers
 from langext.methods.base import Method
 from langext.methods.extension import Extension
@@ -32,7 +32,7 @@ class Router(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """(B, T, D) -> (B, T, 1)."""
-        return F.linear(input.float(), self.weight.float())
+        return recompute.score(input, self.weight)
 
 
 class Residue(Extension):
@@ -70,7 +70,7 @@ class Residue(Extension):
         return out_BTD
 
     def _block(self, x: Tensor) -> Tensor:
-        return self.down_proj(self.act(self.gate_proj(x)) * self.up_proj(x))
+        return self.down_proj(recompute.gated(self.gate_proj(x), self.up_proj(x), self.act))
 
     def _only_open(self, x_BTD: Tensor, gate_BT1: Tensor) -> Tensor:
         """Inference: the matrix products are done for open tokens alone, and not at all when none is open."""

@@ -4,13 +4,15 @@ import os
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, field_validator
-from torch import Tensor
 
 from langext.artifacts import read_json, write_json
 from langext.spec import Spec
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Figures = Mapping[str, Any]
 """`<language>/<domain>` -> {"bits_per_byte": ...}, as Watch measures it."""
@@ -51,12 +53,17 @@ class Best:
 
     def __init__(self, folder: Path):
         self.folder = folder / "best"
+        path = self.folder / "best.json"
+        self.kept: dict[str, Any] | None = read_json(path) if path.is_file() else None
+        """`step`, `score` and `evaluation` of what is kept."""
 
-    def offer(self, step: int, score: float, weights: Callable[[], dict[str, Tensor]], rank: int) -> bool:
-        """Keep `weights()` when `score` is smaller than that of what is kept. Every process must call this. Says if it was."""
-        had = self.record()
-        if had and had["step"] < step and had["score"] <= score:
-            return False
+    def offer(
+        self, step: int, score: float, evaluation: dict[str, Any], weights: Callable[[], dict[str, "Tensor"]], rank: int
+    ) -> None:
+        """Keep `weights()` when `score` is smaller than that of what is kept. Every process must call this, with the same."""
+        if self.kept and self.kept["step"] < step and self.kept["score"] <= score:
+            return
+        self.kept = {"step": step, "score": score, "evaluation": evaluation}
         delta = weights()
         if rank == 0:
             from safetensors.torch import save_file
@@ -65,17 +72,11 @@ class Best:
             shutil.rmtree(beside, ignore_errors=True)
             beside.mkdir(parents=True)
             save_file({name: tensor.contiguous() for name, tensor in delta.items()}, beside / "delta.safetensors")
-            write_json(beside / "best.json", {"step": step, "score": score})
+            write_json(beside / "best.json", self.kept)
             shutil.rmtree(self.folder, ignore_errors=True)
             os.replace(beside, self.folder)
-        return True
 
-    def record(self) -> dict[str, Any] | None:
-        """`step` and `score` of what is kept."""
-        path = self.folder / "best.json"
-        return read_json(path) if path.is_file() else None
-
-    def weights(self) -> dict[str, Tensor]:
+    def weights(self) -> dict[str, "Tensor"]:
         """What is kept."""
         from safetensors.torch import load_file
 

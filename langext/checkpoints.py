@@ -46,25 +46,24 @@ class Checkpoints:
         Rank 0 looks, all processes get the same answer. Damaged ones are named in a warning and passed over. Raises ConfigError
         when every checkpoint is damaged.
         """
-        found: list[Any] = [None, ""]
-        if distributed.get_rank() == 0:
-            found = list(self._intact())
-        distributed.broadcast_object_list(found)
-        step, error = found
-        if error:
-            raise ConfigError(error)
+        step = on_first(self._intact)
         return None if step is None else self.folder / f"step-{step}"
 
-    def _intact(self) -> tuple[int | None, str]:
+    def _intact(self) -> int | None:
         damaged = ""
         for step in reversed(self.steps()):
-            damaged = damage(self.folder / f"step-{step}")
+            folder = self.folder / f"step-{step}"
+            damaged = damage(folder)
             if not damaged:
-                return step, ""
+                return step
             warn(f"checkpoint of step {step}: {damaged}; going back to the one before")
-        return None, f"{self.folder}: no checkpoint is intact ({damaged}); start the stage over with --redo" if damaged else ""
+            shutil.rmtree(folder.with_suffix(".damaged.tmp"), ignore_errors=True)
+            os.replace(folder, folder.with_suffix(".damaged.tmp"))  # it must not stand in the way of the next one of this step
+        if damaged:
+            raise ConfigError(f"{self.folder}: no checkpoint is intact ({damaged}); start the stage over with --redo")
+        return None
 
-    def write(self, step: int, fill: Callable[[Path], None], zero_stage: int, needs_bytes: int) -> None:
+    def write(self, step: int, fill: Callable[[Path], None], layout: str, needs_bytes: int) -> None:
         """Let every process `fill` a folder, then make it the checkpoint of `step` and drop the oldest ones.
 
         Raises ConfigError when less than `needs_bytes` of disk are free; the checkpoints there are stay as they are.
@@ -72,18 +71,19 @@ class Checkpoints:
         target, beside = self.folder / f"step-{step}", self.folder / f"step-{step}.tmp"
         if target.is_dir():  # after a resume this very state is on disk already
             return
-        rank = distributed.get_rank()
-        if rank == 0:
+
+        def clear() -> None:
             for left in self.folder.glob("*.tmp"):
                 shutil.rmtree(left)
+            room(self.folder, needs_bytes)
             beside.mkdir(parents=True)
-        room(self.folder, needs_bytes)
-        distributed.barrier()
+
+        on_first(clear)
         fill(beside)
         distributed.barrier()
-        if rank == 0:
+        if distributed.get_rank() == 0:
             files = list_files(beside)
-            record = {"world_size": distributed.get_world_size(), "zero_stage": zero_stage, "files": files}
+            record = {"world_size": distributed.get_world_size(), "layout": layout, "files": files}
             for file in files:
                 _to_disk(beside / file["name"])
             write_json(beside / RECORD, record)
@@ -94,6 +94,22 @@ class Checkpoints:
                 os.replace(self.folder / f"step-{old}", gone)
                 shutil.rmtree(gone)
         distributed.barrier()
+
+
+def on_first(work: Callable[[], Any]) -> Any:
+    """What `work` returns on rank 0, in every process; a ConfigError that it raises there is raised in all of them."""
+    found: list[Any] = [None, ""]
+    if distributed.get_rank() == 0:
+        try:
+            found[0] = work()
+        except ConfigError as error:
+            found[1] = str(error)
+        except OSError as error:
+            found[1] = f"{error.filename or ''}: {error.strerror or error}"
+    distributed.broadcast_object_list(found)
+    if found[1]:
+        raise ConfigError(found[1])
+    return found[0]
 
 
 def damage(checkpoint: Path) -> str:
@@ -124,19 +140,20 @@ def room(folder: Path, needs_bytes: int) -> None:
         )
 
 
-def fits(checkpoint: Path, world_size: int, zero_stage: int) -> bool:
-    """Was it written by as many processes under the same ZeRO stage? Then it loads as it is.
+def fits(checkpoint: Path, world_size: int, layout: str) -> bool:
+    """Was it written by as many processes in the same layout? Then it loads as it is.
 
-    Raises ConfigError for a change of stage that DeepSpeed cannot convert: all but those between 1 and 2.
+    A layout is `zero<stage>`, with more behind it where DeepSpeed has several for a stage. Raises ConfigError for a change of
+    stage that DeepSpeed cannot convert: all but those between 1 and 2.
     """
     record = read_json(checkpoint / RECORD)
-    had = record["zero_stage"]
-    if had != zero_stage and {had, zero_stage} != {1, 2}:
+    had, now = (int(name.removeprefix("zero")[0]) for name in (record["layout"], layout))
+    if had != now and {had, now} != {1, 2}:
         raise ConfigError(
-            f"{checkpoint}: written under ZeRO stage {had}, and runtime.deepspeed says {zero_stage} now. DeepSpeed converts "
+            f"{checkpoint}: written under ZeRO stage {had}, and runtime.deepspeed says {now} now. DeepSpeed converts "
             f"between stages 1 and 2 alone; go on with stage {had}"
         )
-    return had == zero_stage and (record["world_size"] == world_size or zero_stage == 0)
+    return record["layout"] == layout and (record["world_size"] == world_size or now == 0)
 
 
 def universal(checkpoint: Path) -> Path:
@@ -145,8 +162,8 @@ def universal(checkpoint: Path) -> Path:
     Made by rank 0 with DeepSpeed's own converter, beside the checkpoint. Raises ConfigError when that fails.
     """
     made = checkpoint.with_name(f"{checkpoint.name}-{UNIVERSAL}.tmp")  # dropped with the next checkpoint
-    failed: list[Any] = [""]
-    if distributed.get_rank() == 0:
+
+    def convert() -> None:
         shutil.rmtree(made, ignore_errors=True)
         command = [
             "-m", "deepspeed.checkpoint.ds_to_universal", "--inject_missing_state",
@@ -154,10 +171,9 @@ def universal(checkpoint: Path) -> Path:
         ]  # fmt: skip
         done = subprocess.run([sys.executable, *command], capture_output=True, text=True, env=_alone())
         if done.returncode:
-            failed = [f"{checkpoint}: cannot be converted for another number of processes:\n{done.stderr[-2000:]}"]
-    distributed.broadcast_object_list(failed)
-    if failed[0]:
-        raise ConfigError(failed[0])
+            raise ConfigError(f"{checkpoint}: cannot be converted for another number of processes:\n{done.stderr[-2000:]}")
+
+    on_first(convert)
     return made
 
 

@@ -28,10 +28,11 @@ class Drift:
     def measure(self, net: Any) -> float:
         """Nats per token, over the base's vocabulary; probability that the model gives to new tokens counts as moved."""
         weight, cap = vocabulary.head_weight(net.get_output_embeddings()), families.softcap(net.config)
+        base_weight = self.weight[: self.num_ids].to(weight.device)  # ZeRO 3 moves the model after this was set up
         size, total = losses.CHUNK_TOKENS.get(weight.device.type, 4096), 0.0
         for before, after in zip(self.hidden, self._hidden(net), strict=True):
             for at in range(0, len(before), size):
-                log_p = _log_probs(before[at : at + size].to(weight.device) @ self.weight[: self.num_ids].T, cap)
+                log_p = _log_probs(before[at : at + size].to(weight.device) @ base_weight.T, cap)
                 log_q = _log_probs(after[at : at + size] @ weight.T, cap)[:, : self.num_ids]
                 total += float((log_p.exp() * (log_p - log_q)).sum())
         return total / sum(map(len, self.rows))

@@ -58,6 +58,16 @@ def zero_stage(config: dict[str, Any]) -> int:
     return config.get("zero_optimization", {}).get("stage", 0)
 
 
+def sums_in_fp32(bf16: bool, accumulate: int) -> bool:
+    """Are gradients of several micro-batches summed in float32? A sum in bf16 would lose the small ones."""
+    return bf16 and accumulate > 1
+
+
+def layout(config: dict[str, Any], bf16: bool, accumulate: int) -> str:
+    """Which of DeepSpeed's layouts a checkpoint has: under ZeRO 1 it takes another optimizer for sums in float32."""
+    return f"zero{zero_stage(config)}" + ("-fp32-sums" if sums_in_fp32(bf16, accumulate) else "")
+
+
 def join_processes() -> torch.device:
     """Join the process group of the launcher, or make one of a single process. Returns this process's device."""
     if not torch.cuda.is_available():
@@ -107,6 +117,7 @@ class Engine:
         )
         self.net, self.clip, self.accumulate = net, clip, accumulate
         self.zero_stage = zero_stage(config)
+        self.layout = layout(config, bf16, accumulate)
         full = config | {
             "train_batch_size": micro_batch * accumulate * distributed.get_world_size(),
             "train_micro_batch_size_per_gpu": micro_batch,
@@ -118,7 +129,7 @@ class Engine:
             "tensorboard": {"enabled": "tensorboard" in monitor, "output_path": str(out), "job_name": "tensorboard"},
             "wandb": {"enabled": "wandb" in monitor, "project": "langext", "group": out.parent.name},
         }
-        if bf16 and accumulate > 1:  # a sum of many bf16 gradients in bf16 would lose the small ones
+        if sums_in_fp32(bf16, accumulate):
             full["data_types"] = {"grad_accum_dtype": "fp32"}
         self.deepspeed: Any
         self.deepspeed, *_ = deepspeed.initialize(model=objective, optimizer=optimizer, config=full)
@@ -160,6 +171,12 @@ class Engine:
         shared = torch.tensor([value], device=self.deepspeed.device)
         distributed.all_reduce(shared, distributed.ReduceOp.MAX)
         return int(shared)
+
+    def from_first(self, value: Any) -> Any:
+        """Rank 0's `value` in every process, so that measurements that differ in the last bit cannot part them."""
+        shared = [value]
+        distributed.broadcast_object_list(shared)
+        return shared[0]
 
     def everywhere(self, values: list[Any]) -> list[list[Any]]:
         """The `values` of all processes."""
@@ -237,7 +254,7 @@ class Engine:
     def save(self, kept: checkpoints.Checkpoints, step: int, state: dict[str, Any]) -> None:
         """Write a checkpoint of `step`: what learns, the optimizer, the running average and `state`."""
         size = sum(getattr(p, "ds_numel", p.numel()) for p in self._learning().values())
-        kept.write(step, lambda folder: self._fill(folder, state), self.zero_stage, size * BYTES_PER_TRAINABLE)
+        kept.write(step, lambda folder: self._fill(folder, state), self.layout, size * BYTES_PER_TRAINABLE)
 
     def _fill(self, folder: Path, state: dict[str, Any]) -> None:
         self.deepspeed.save_checkpoint(

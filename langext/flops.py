@@ -14,8 +14,10 @@ def per_token(total: int, trainable: int, config: Any, length: int) -> float:
 
     2 P forward, 2 P backward through all weights, 2 more for each weight that learns (https://arxiv.org/abs/2001.08361), and
     12 L D T for attention over `length` tokens (https://arxiv.org/abs/2204.02311). Counts the backward pass through every
-    layer, also where a method learns in the last ones alone.
+    layer, also where a method learns in the last ones alone. Looking up an untied embedding is no product and not counted.
     """
+    if not config.tie_word_embeddings:
+        total -= config.vocab_size * config.hidden_size
     return 4 * total + 2 * trainable + 12 * config.num_hidden_layers * config.hidden_size * length
 
 

@@ -1,6 +1,7 @@
 """metrics.jsonl, the one interface between training and whatever reads it: sums over processes, lines on disk."""
 
 import json
+import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,7 +27,9 @@ class Log:
         self.last: dict[str, dict[str, Any]] = {"train": {}, "eval": {}}
         if self.rank == 0:
             kept = [row for row in read(self.path) if row["step"] < step or (row["step"] == step and row["kind"] == "train")]
-            self.path.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+            beside = self.path.with_suffix(".tmp")
+            beside.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+            os.replace(beside, self.path)
 
     def write(self, step: int, kind: str, figures: dict[str, Any], **more: Any) -> None:
         """Append one line."""
@@ -59,13 +62,21 @@ class Tally:
     They stay on the device until they are asked for, so that nothing waits for it in between.
     """
 
-    def __init__(self, languages: Sequence[str], device: torch.device) -> None:
+    def __init__(self, languages: Sequence[str], device: torch.device, state: dict[str, Any] | None = None, share: float = 1.0):
+        """Goes on with the counts of `state`, of which this process takes a `share`: 1 on rank 0, 0 on the others."""
         self.languages = list(languages)
         self.sums_L2 = torch.zeros(len(self.languages), 2, dtype=torch.float64, device=device)
         """Sum of losses, and number of labels, by language."""
         self.penalties: dict[str, torch.Tensor] = {}
         self.steps = 0
         """Optimizer steps that were counted; the loop counts them."""
+        if state:
+            self.steps = state["steps"]
+            self.sums_L2 += share * torch.tensor(state["sums"], dtype=torch.float64, device=device)
+            self.penalties = {
+                name: share * torch.tensor(value, dtype=torch.float64, device=device)
+                for name, value in state["penalties"].items()
+            }
 
     def add(self, batch: "Batch", losses_BT: torch.Tensor, penalties: dict[str, torch.Tensor]) -> None:
         """Count one micro-batch."""
@@ -75,14 +86,23 @@ class Tally:
         for name, value in penalties.items():
             self.penalties[name] = self.penalties.get(name, 0) + value.detach().double()
 
-    def take(self) -> dict[str, float]:
-        """Mean loss per token (nats) by language and mean weighted penalty per step, over all processes; then all is zero."""
+    def state(self) -> dict[str, Any]:
+        """What all processes have counted so far, as plain numbers."""
+        sums_L2, penalties = self._everywhere()
+        return {"sums": sums_L2, "penalties": penalties, "steps": self.steps}
+
+    def _everywhere(self) -> tuple[list[list[float]], dict[str, float]]:
         everything = torch.cat([self.sums_L2.flatten(), *(p.reshape(1) for p in self.penalties.values())])
         distributed.all_reduce(everything)
-        totals = everything.tolist()
-        sums, penalties = totals[: 2 * len(self.languages)], totals[2 * len(self.languages) :]
-        pairs = zip(self.languages, sums[::2], sums[1::2], strict=True)
-        figures = {f"loss/{name}": total / count for name, total, count in sorted(pairs) if count}
-        figures |= {name: total / max(1, self.steps) for name, total in zip(self.penalties, penalties, strict=True)}
+        totals, size = everything.tolist(), self.sums_L2.numel()
+        pairs = [totals[at : at + 2] for at in range(0, size, 2)]
+        return pairs, dict(zip(self.penalties, totals[size:], strict=True))
+
+    def take(self) -> dict[str, float]:
+        """Mean loss per token (nats) by language and mean weighted penalty per step, over all processes; then all is zero."""
+        sums_L2, penalties = self._everywhere()
+        named = sorted(zip(self.languages, sums_L2, strict=True))
+        figures = {f"loss/{name}": total / count for name, (total, count) in named if count}
+        figures |= {name: total / max(1, self.steps) for name, total in penalties.items()}
         self.__init__(self.languages, self.sums_L2.device)
         return figures

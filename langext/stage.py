@@ -44,6 +44,8 @@ class Runtime(Spec):
         """Raise ConfigError for machines or GPUs that are not there."""
         if self.nodes > 1 and self.hostfile is None:
             raise ConfigError("runtime.nodes > 1 needs runtime.hostfile", at=("runtime", "nodes"))
+        if self.nodes > 1 and not self.gpus:
+            raise ConfigError("runtime.nodes > 1 needs runtime.gpus, the number on each node", at=("runtime", "gpus"))
         if self.hostfile and not self.hostfile.is_file():
             raise ConfigError(f"runtime.hostfile: {self.hostfile}: no such file", at=("runtime", "hostfile"))
         for name in self.monitor:

@@ -37,6 +37,8 @@ FIRST_FRAC = 0.1
 
 def train(stage: "Train", ctx: Context, model: Model, corpus: Corpus) -> Model:
     """Train, resuming from a checkpoint if there is one, and write the delta."""
+    if ctx.world_size != stage.runtime.processes:
+        raise ConfigError(f"{ctx.world_size} processes were started, and runtime asks for {stage.runtime.processes}")
     device = engine.join_processes()
     config = engine.read_deepspeed(stage.runtime.deepspeed)
     zero = engine.zero_stage(config)
@@ -66,7 +68,8 @@ def train(stage: "Train", ctx: Context, model: Model, corpus: Corpus) -> Model:
             block.compile()
     kept, best = Checkpoints(ctx.out / CHECKPOINTS, stage.keep_checkpoints), Best(ctx.out / CHECKPOINTS)
     found = kept.newest()
-    source = found and (found if checkpoints.fits(found, ctx.world_size, zero) else checkpoints.universal(found))
+    layout = engine.layout(config, stage.precision == "bf16", stage.accumulate())
+    source = found and (found if checkpoints.fits(found, ctx.world_size, layout) else checkpoints.universal(found))
     accumulate, micro = stage.accumulate(), stage.runtime.micro_batch
     learns = sum(p.numel() for p in live.net.parameters() if p.requires_grad)
     cost = flops.per_token(sum(p.numel() for p in live.net.parameters()), learns, live.net.config, stage.sequence_length)
@@ -85,14 +88,14 @@ def train(stage: "Train", ctx: Context, model: Model, corpus: Corpus) -> Model:
     step_tokens = stage.batch_sequences * stage.sequence_length
     peak = (flops.peak(torch.cuda.get_device_name()) or 0) * ctx.world_size if device.type == "cuda" else 0
     began, first, start = time.monotonic() - state["seconds"], state["step"], state["start"]
-    tally = Tally(ctx.languages, device)
+    tally = Tally(ctx.languages, device, state.get("tally"), share=float(ctx.rank == 0))
     resumed, evaluating, seconds, last = time.monotonic(), 0.0, 0.0, steps
 
     for step in range(first, steps + 1):
         if step % stage.eval_every == 0 or step == steps:
             at = time.monotonic()
             with runner.averaged(), runner.gathered():
-                figures, more = watch.measure()
+                figures, more = runner.from_first(watch.measure())
             start = start or {name: {"bits_per_byte": f["bits_per_byte"]} for name, f in figures.items()}
             log.write(step, "eval", figures, tokens=step * step_tokens, **more)
             runner.report(step * step_tokens, {f"bits_per_byte/{n}": f["bits_per_byte"] for n, f in figures.items()})
@@ -101,12 +104,13 @@ def train(stage: "Train", ctx: Context, model: Model, corpus: Corpus) -> Model:
                     last = step
             elif stage.result == "best" or stage.drift_budget:
                 with runner.averaged():
-                    best.offer(step, mean_ratio(figures, start, (ctx.language,)), runner.masters, ctx.rank)
+                    score = mean_ratio(figures, start, (ctx.language,))
+                    best.offer(step, score, {"figures": figures, **more}, runner.masters, ctx.rank)
             evaluating += time.monotonic() - at
         seconds = time.monotonic() - began
         asked = runner.agree(stop.asked)
         if (step % stage.save_every == 0 and step > first) or asked:
-            runner.save(kept, step, {"step": step, "seconds": seconds, "start": start})
+            runner.save(kept, step, {"step": step, "seconds": seconds, "start": start, "tally": tally.state()})
         if asked:
             log.say(f"  stopped at step {step}; everything is saved. Run the same command again to go on.")
             sys.exit(128 + asked)
@@ -160,7 +164,7 @@ def _finish(
     seconds: float,
 ) -> None:  # fmt: skip
     """Write the delta, the record and the summary."""
-    chosen = best.record() if stage.result == "best" or stage.drift_budget else None
+    chosen = best.kept if stage.result == "best" or stage.drift_budget else None
     with runner.averaged():
         delta = runner.masters()
     if ctx.rank:
@@ -171,7 +175,7 @@ def _finish(
         log.say(f"  the model is that of step {chosen['step']}, the best evaluation{within}")
     modeling.save_delta(ctx.out, delta)
     modeling.write_record(ctx.out, modeling.read_record(model))
-    kept = log.evaluation(chosen["step"] if chosen else step)
+    kept = chosen["evaluation"] if chosen else log.last["eval"]
     ctx.summary.update(
         steps=step,
         result_step=chosen["step"] if chosen else step,

@@ -134,8 +134,18 @@ class Train(Stage):
             )
         if zero == 3 and self.ema:
             raise ConfigError("ema needs ZeRO stage 0, 1 or 2; stage 3 shares out the weights it would average", at=("ema",))
-        if zero == 3 and any(penalty.name == "l2sp" for penalty in self.penalties):
-            raise ConfigError("l2sp needs ZeRO stage 0, 1 or 2; stage 3 shares out the weights it compares", at=("penalties",))
+        for number, penalty in enumerate(self.penalties):
+            if zero == 3 and penalty.name in ("l2sp", "ldifs"):
+                raise ConfigError(
+                    f"{penalty.name} needs ZeRO stage 0, 1 or 2; stage 3 shares out weights that it reads by itself",
+                    at=("penalties", number),
+                )
+        if self.runtime.attention == "flash_attention_2" and self.runtime.micro_batch > 1:
+            raise ConfigError(
+                "runtime.attention: with flash_attention_2 transformers keeps packed documents apart only when a batch is one "
+                "sequence; set runtime.micro_batch to 1 (and a longer sequence_length), or use sdpa",
+                at=("runtime", "micro_batch"),
+            )
 
     def tidy(self, out: Path) -> None:
         """Drop the checkpoints."""

@@ -33,6 +33,8 @@ def launch(out: Path, runtime: Runtime, lock: int) -> int:
     if runtime.gpus == 0:
         env = {"DS_ACCELERATOR": "cpu"} | MALLOC | env
         env["CUDA_VISIBLE_DEVICES"] = ""
+        if runtime.processes > 1:  # else each takes a thread on every core, and waiting threads keep the cores busy
+            env.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // runtime.processes)))
     if runtime.processes > 1:
         command = [sys.executable, "-m", "deepspeed.launcher.runner", *_placement(runtime), "--module", *command[2:]]
     # In a session of its own: else the terminal's Ctrl-C would reach it as well.

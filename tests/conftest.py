@@ -1,8 +1,12 @@
 """What the tests share: a pico model, a language identifier and texts, as files."""
 
+import os
 from pathlib import Path
 
 import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: two tests run at a time, on two cores
+
 from toy import ENGLISH, FRENCH, documents, make_llama, make_tokenizer, sentences, write_fasttext, write_jsonl
 
 

@@ -167,7 +167,7 @@ def test_tokenizer_tools_and_modules_keep_to_their_rules():
     [
         ({"gpus": 64}, "64 asked for, 0 on this machine"),
         ({"nodes": 2}, "needs runtime.hostfile"),
-        ({"nodes": 2, "hostfile": "nowhere"}, "nowhere: no such file"),
+        ({"nodes": 2, "gpus": 8, "hostfile": "nowhere"}, "nowhere: no such file"),
     ],
 )
 def test_machines_that_are_not_there_are_refused_for_every_stage(runtime, expected):

@@ -1,0 +1,32 @@
+"""Starting `langext` from a test, waiting for what it prints, and killing its workers."""
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+
+
+def start(*args: str) -> subprocess.Popen[str]:
+    return subprocess.Popen([sys.executable, "-m", "langext.cli", *args], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+
+
+def wait_for(process: subprocess.Popen[str], text: str) -> None:
+    assert process.stdout is not None
+    assert any(text in line for line in process.stdout), f"{text!r} was never printed"
+
+
+def kill_worker(run: Path, number: signal.Signals) -> None:
+    subprocess.run(["kill", f"-{int(number)}", *workers(run)], check=True)
+
+
+def workers(run: Path) -> list[str]:
+    """Process ids of the workers of a run; waits for the first one to appear."""
+    for _ in range(200):
+        found = subprocess.run(["pgrep", "-f", f"langext.worker.*{run}"], capture_output=True, text=True).stdout.split()
+        if found:
+            return found
+        time.sleep(0.05)
+    raise AssertionError(f"no worker of {run} was started")

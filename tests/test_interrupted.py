@@ -1,0 +1,65 @@
+"""Training through the command line that is killed or asked to stop, with one process and with two, and goes on."""
+
+import json
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from bench import Bench, extend, train
+from processes import kill_worker, start, wait_for
+
+METHOD = extend(name="neutral_residues", gate="hard_sigmoid", init="lecun", width=32)
+STEPS = {"steps": 200, "eval_every": 100, "save_every": 40, "log_every": 10}
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory, pico: Path) -> Bench:
+    return Bench(tmp_path_factory.mktemp("interrupted"), pico)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(bench: Bench) -> Path:
+    return bench.run("undisturbed", "fra_Latn", ["eng_Latn"], [METHOD, train(**STEPS)]) / "03-train"
+
+
+def log(stage: Path) -> list[dict]:
+    return [json.loads(line) for line in (stage / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_killed_training_ends_with_the_same_weights(bench: Bench, undisturbed: Path):
+    stages = [METHOD, train(**STEPS)]
+    run = bench.root / "killed"
+    for number in (signal.SIGKILL, signal.SIGTERM):
+        process = start("run", str(bench.file("killed", "fra_Latn", ["eng_Latn"], stages)), "--out", str(run))
+        wait_for(process, "step 50/200" if number == signal.SIGKILL else "step 150/200")
+        kill_worker(run, number)
+        process.wait(timeout=120)
+        assert process.returncode != 0
+        assert not (run / "03-train" / "manifest.json").exists()
+        time.sleep(0.2)
+    assert (bench.run("killed", "fra_Latn", ["eng_Latn"], stages) / "03-train" / "manifest.json").exists()
+    one, two = (folder / "delta.safetensors" for folder in (undisturbed, run / "03-train"))
+    assert one.read_bytes() == two.read_bytes()
+    assert [row["step"] for row in log(run / "03-train")] == [row["step"] for row in log(undisturbed)]
+
+
+def test_two_processes_are_stopped_go_on_and_train_like_one(bench: Bench, undisturbed: Path):
+    stages = [METHOD, train(**STEPS, runtime={"cpu_processes": 2, "micro_batch": 2})]
+    run = bench.root / "two"
+    process = start("run", str(bench.file("two", "fra_Latn", ["eng_Latn"], stages)), "--out", str(run))
+    wait_for(process, "step 50/200")
+    process.send_signal(signal.SIGTERM)  # the launcher alone would not tell its processes
+    assert process.stdout is not None
+    rest = process.stdout.read()
+    assert process.wait(timeout=60) == 1 and "everything is saved" in rest
+    assert not subprocess.run(["pgrep", "-f", f"langext.worker.*{run}"], capture_output=True, text=True).stdout
+    process = start("run", str(bench.file("two", "fra_Latn", ["eng_Latn"], stages)), "--out", str(run))
+    wait_for(process, "resuming at step")
+    assert process.stdout is not None
+    assert "03-train" not in process.stdout.read() and process.wait(timeout=60) == 0
+    one, two = (
+        [row["figures"]["loss/fra_Latn"] for row in log(f) if row["kind"] == "train"] for f in (undisturbed, run / "03-train")
+    )
+    assert two == pytest.approx(one, rel=0.02)  # bf16 sums in another order

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from langext.methods.base import Method
     from langext.modeling import Earlier, Record
 
-HUB_FILES = ["*.json", "*.safetensors", "tokenizer.model", "merges.txt", "*.jinja"]
+HUB_FILES = ["*.json", "*.safetensors", "tokenizer.model", "merges.txt", "*.jinja", "README.md", "LICENSE*", "NOTICE*"]
 
 
 def check(base: str) -> None:

@@ -66,13 +66,23 @@ def report_(root: RunFolder) -> None:
 def export(
     root: RunFolder,
     to: Annotated[Path, typer.Option(help="Folder to write; must not exist yet.")],
-    form: Annotated[str, typer.Option("--format", help="auto, native or remote.")] = "auto",
+    form: Annotated[str, typer.Option("--format", help="auto, native, dense, remote or gguf.")] = "auto",
+    gguf: Annotated[list[str] | None, typer.Option(help="Precision of a GGUF file: f32, f16, bf16, q8_0. Repeatable.")] = None,
+    push_to_hub: Annotated[str | None, typer.Option(help="Upload to this private repository, owner/name, afterwards.")] = None,
+    gguf_pre: Annotated[
+        str | None, typer.Option(help="llama.cpp's name of the pre-tokenizer, if it is not recognised.")
+    ] = None,
 ) -> None:
     """Write the newest trained model of a run as a checkpoint that loads without langext, and verify it."""
     with _clean_errors():
         from langext import exports
+        from langext.exports import hub
 
-        exports.from_run(root, to, form)
+        if push_to_hub is not None:
+            hub.check(push_to_hub)
+        exports.from_run(root, to, form, exports.asked(form, gguf, gguf_pre))
+        if push_to_hub is not None:
+            typer.echo(f"uploaded to {hub.push(to, push_to_hub)}")
 
 
 @app.command()

@@ -3,17 +3,32 @@
 import os
 import shutil
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from langext import assets, families
+from langext import families
 from langext.artifacts import Checkpoint, Corpus, Model, read_json, write_json
 from langext.spec import ConfigError
 
 if TYPE_CHECKING:
+    from langext.exports import verify
     from langext.modeling import LiveModel
 
-FORMATS = ("auto", "native", "remote")
+Format = Literal["auto", "native", "dense", "remote", "gguf"]
+FORMATS = get_args(Format)
+Precision = Literal["f32", "f16", "bf16", "q8_0"]
+"""Of the matrices in a GGUF file."""
+
+
+@dataclass(frozen=True)
+class GGUF:
+    """What a GGUF export is asked for."""
+
+    precisions: tuple[Precision, ...] = ("bf16",)
+    """One file is written for each of them."""
+    pre: str | None = None
+    """llama.cpp's name of the pre-tokenizer, where it is not recognised."""
 
 
 def choose(config: Any, methods: Sequence[Any], form: str) -> str:
@@ -33,14 +48,33 @@ def choose(config: Any, methods: Sequence[Any], form: str) -> str:
     return form
 
 
+def asked(form: str, precisions: list[str] | None, pre: str | None) -> GGUF:
+    """What the command line asks of GGUF files. Raises ConfigError for a precision that does not exist."""
+    if form != "gguf" and (precisions or pre):
+        raise ConfigError("--gguf and --gguf-pre are for --format gguf only")
+    known = get_args(Precision)
+    for name in precisions or []:
+        if name not in known:
+            raise ConfigError(f"GGUF precision {name!r} is not known; choose {', '.join(known)}")
+    return GGUF(tuple(precisions), pre) if precisions else GGUF(pre=pre)  # type: ignore[arg-type]
+
+
 def _obstacle(config: Any, methods: Sequence[Any], form: str) -> str:
     """Why a format cannot be exact here, or an empty string."""
-    from langext.exports import native
+    from langext.exports import gguf_file, native
 
     gates: list[Any] = [getattr(method, "gate", None) for method in methods]
     if form == "remote":
         return "" if all(gates) else f"{methods[-1].name} needs no code of its own"
-    return native.obstacle(gates, config) if len(gates) > 1 else methods[-1].obstacle(config)
+    reason = native.obstacle(gates, config) if len(gates) > 1 else methods[-1].obstacle(config)
+    gated = next((gate for gate in gates if gate not in (None, "none")), None)
+    if form == "dense" and gated:
+        return f"a block with {'an' if gated == 'elu' else 'a'} {gated} gate is no part of a dense network"
+    if form == "gguf" and not reason and config is not None:
+        made = {"architectures": [native.folded_class(gates, config)], "layer_types": methods[-1].layer_types(config)}
+        made["num_hidden_layers"] = len(made["layer_types"] or []) or config.num_hidden_layers
+        return gguf_file.obstacle(config.to_dict() | made)
+    return reason
 
 
 def architecture(config: Any, methods: Sequence[Any], form: str) -> str:
@@ -50,12 +84,14 @@ def architecture(config: Any, methods: Sequence[Any], form: str) -> str:
     if form == "remote":
         prefix = families.of(config).prefix if config is not None else "the base"
         return f"{prefix} with neutral residues (remote code in the folder)"
-    if len(methods) > 1:
-        return native.architecture([method.gate for method in methods], config)
-    return methods[-1].architecture(config)
+    many = len(methods) > 1
+    described = native.architecture([m.gate for m in methods], config) if many else methods[-1].architecture(config)
+    return f"{described}, for llama.cpp" if form == "gguf" else described
 
 
-def write(model: Model, out: Path, form: str, texts: list[str], card: dict[str, Any]) -> dict[str, Any]:
+def write(
+    model: Model, out: Path, form: str, texts: list[str], card: dict[str, Any], gguf: GGUF | None = None
+) -> dict[str, Any]:
     """Write `out`, verify it in a fresh process and add the model card. Beside and renamed: a failure leaves nothing behind.
 
     Three comparisons: the trained model with what it folds to, before rounding; that with its rounding to the weights'
@@ -63,18 +99,38 @@ def write(model: Model, out: Path, form: str, texts: list[str], card: dict[str, 
     differ.
     """
     from langext import modeling
-    from langext.exports import modelcard, verify
+    from langext.exports import gguf_check, modelcard, verify
 
     if out.exists():
         raise ConfigError(f"{out} exists already; name another folder")
+    config = modeling.load_config(modeling.read_record(model).base)
     live = modeling.load(model, verify.WEIGHTS)
     if not live.methods:
         raise ConfigError("the model is the untouched base; there is nothing to export")
-    form = choose(modeling.load_config(modeling.read_record(model).base), live.methods, form)
-    described = architecture(modeling.load_config(modeling.read_record(model).base), live.methods, form)
+    form = choose(config, live.methods, form)
     beside = out.with_name(out.name + ".tmp")
     shutil.rmtree(beside, ignore_errors=True)
     beside.mkdir(parents=True)
+    figures = {"format": form, "architecture": architecture(config, live.methods, form)}
+    if form == "gguf":
+        stock_at = beside / "stock"
+        stock_at.mkdir()
+        made, expected = _checkpoint(live, form, stock_at, texts)
+        record = figures | made | {"files": gguf_check.write(stock_at, beside, expected, gguf or GGUF(), texts)}
+        shutil.rmtree(stock_at)
+    else:
+        record = figures | _checkpoint(live, form, beside, texts)[0]
+    write_json(beside / "export.json", record)
+    modelcard.write(beside, record, card)
+    modelcard.keep_licences(modeling.read_record(model).base, beside)
+    os.replace(beside, out)
+    return record
+
+
+def _checkpoint(live: "LiveModel", form: str, out: Path, texts: list[str]) -> "tuple[dict[str, Any], verify.Expected]":
+    """Write a Hugging Face folder and compare it; what was found, and what the stored weights compute."""
+    from langext.exports import verify
+
     ids = verify.encode(live.tokenizer, texts)
     trained = verify.logits(live.net.float(), ids)
     net = stock(live, form)
@@ -82,13 +138,8 @@ def write(model: Model, out: Path, form: str, texts: list[str], card: dict[str, 
     round_weights(net)
     expected = verify.Expected(ids, verify.logits(net, ids), [verify.greedy(net, row) for row in ids])
     rounding = verify.difference(trained, expected.logits)
-    save(net, live, form, beside)
-    figures = {"format": form, "architecture": described, "rounding": rounding}
-    record = figures | verify.compare(beside, expected, form)
-    write_json(beside / "export.json", record)
-    modelcard.write(beside, record, card)
-    os.replace(beside, out)
-    return record
+    save(net, live, form, out)
+    return {"rounding": rounding} | verify.compare(out, expected, form), expected
 
 
 def stock(live: "LiveModel", form: str) -> Any:
@@ -135,6 +186,21 @@ def _both_rope_keys(path: Path) -> None:
         write_json(path, config)
 
 
+def gguf_lines(record: dict[str, Any]) -> list[str]:
+    """What to say about the GGUF files of an export; [] when there are none."""
+    lines = []
+    for file in record.get("files", []):
+        said = "not run in llama.cpp"
+        if file["verified"]:
+            said = (
+                f"in llama.cpp KL {file['kl_per_token_nats']:.1e} to the checkpoint, same top token "
+                f"{file['top1_agreement']:.0%}, "
+                f"same greedy text {file['greedy_equal']}/{file['texts']}"
+            )
+        lines.append(f"  {file['file']}: {file['bytes'] / 1e6:,.1f} MB, {said}")
+    return lines
+
+
 def verification_texts(corpus: Corpus, languages: tuple[str, ...]) -> list[str]:
     """A passage of held-out text of each language and domain."""
     from langext import bpb, documents
@@ -143,9 +209,10 @@ def verification_texts(corpus: Corpus, languages: tuple[str, ...]) -> list[str]:
     return [passage for texts in found.values() for passage in bpb.passages(texts, 800, 1600)]
 
 
-def from_run(root: Path, out: Path, form: str) -> Checkpoint:
+def from_run(root: Path, out: Path, form: str, gguf: GGUF | None = None) -> Checkpoint:
     """Export the newest trained model of a run folder to `out`."""
     from langext.console import say
+    from langext.exports import modelcard
     from langext.report import finished
 
     stages = finished(root)
@@ -155,55 +222,9 @@ def from_run(root: Path, out: Path, form: str) -> Checkpoint:
         raise ConfigError(f"{root}: no finished filter and train stage here; run the pipeline first")
     job = read_json(models[-1] / "job.json")
     languages = (job["language"], *job["original_languages"])
-    card = describe(Model(models[-1]), languages, Corpus(corpora[-1]), None, None)
-    record = write(Model(models[-1]), out, form, verification_texts(Corpus(corpora[-1]), languages), card)
+    card = modelcard.describe(Model(models[-1]), languages, Corpus(corpora[-1]), None, None)
+    record = write(Model(models[-1]), out, form, verification_texts(Corpus(corpora[-1]), languages), card, gguf)
     say(f"{out}: {record['architecture']}, largest logit difference to the trained model {record['max_abs_difference']:.1e}")
+    for line in gguf_lines(record):
+        say(line)
     return Checkpoint(out)
-
-
-def describe(model: Model, languages: tuple[str, ...], corpus: Corpus | None, before: Any, after: Any) -> dict[str, Any]:
-    """What the model card says besides the verification. Scores may be None."""
-    from langext import modeling
-
-    recorded = modeling.read_record(model)
-    base = read_json(recorded.base / "config.json")
-    base_manifest = read_json(_base_manifest(model))
-    method = recorded.method
-    assert method is not None
-    named = base_manifest["root"]
-    asset = assets.ASSETS.get(named.removeprefix(assets.PREFIX)) if named.startswith(assets.PREFIX) else None
-    return {
-        "languages": languages,
-        "base": asset.about.split(",")[0] if asset else named,
-        "licence": asset.licence if asset else None,
-        "base_commit": base_manifest["commit"],
-        "base_on_hub": base_manifest["commit"] is not None,
-        "base_architecture": (base.get("architectures") or ["?"])[0],
-        "method": method.model_dump(mode="json"),
-        "paper": method.paper,
-        **_history(model),
-        "funnel": corpus.manifest["summary"]["funnel"] if corpus else [],
-        "before": read_json(before.path / "scores.json") if before else None,
-        "after": read_json(after.path / "scores.json") if after else None,
-    }
-
-
-def _history(model: Model) -> dict[str, Any]:
-    """How the model came about: its `training`, None when it was merged, and what was done `afterwards`, in words."""
-    done: list[str] = []
-    while True:
-        manifest = model.manifest
-        stage, summary = manifest["stage"], manifest["summary"]
-        if stage["uses"] == "train":
-            return {"training": summary, "afterwards": done}
-        if stage["uses"] == "merge":
-            names = ", ".join(Path(name).name for name in stage["models"])
-            merged = f"Merged from the runs {names} by {stage['rule']}, scale {summary['scale']:g}"
-            return {"training": None, "afterwards": [merged + (", by layer (LiNeS)" if stage["lines"] else ""), *done]}
-        if stage["uses"] == "rescale":
-            done.insert(0, f"Rescaled layer by layer (LiNeS), alpha {summary['alpha']:g}")
-        model = Model(model.path.parent / Path(manifest["inputs"]["model"]["path"]).name)
-
-
-def _base_manifest(model: Model) -> Path:
-    return model.path.parent / "base" / "manifest.json"

@@ -5,6 +5,8 @@ The mappings (FFN is the base's feed-forward network, A a block, z = w . x its g
 - no gate, and networks that grew: one wider feed-forward network, rows and columns side by side.
 - one sigmoid: GraniteMoeShared where the base fits. FFN is the shared MLP. Two routed experts, both always chosen: zeros with a
   zero router row, and A with router row w. softmax([0, z]) gives A the weight sigmoid(z).
+- one sigmoid on Qwen2: Qwen2Moe. FFN is the only routed expert, whose weight, a softmax over one logit, is 1. A is the shared
+  expert, w its gate.
 - sigmoids: Glm4Moe. FFN is the shared expert, each A a routed one with router row w, all always chosen with weight sigmoid(z).
 - hard sigmoids: Glm4Moe. FFN is the shared expert. 2 K routed experts, the K best chosen: each A with router row w, and K times
   zeros with a zero router row. sigmoid(0) = 1/2 is the threshold, so A is chosen exactly when z > 0, with weight sigmoid(z).
@@ -17,7 +19,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, Glm4MoeConfig, GraniteMoeSharedConfig
+from transformers import AutoModelForCausalLM, Glm4MoeConfig, GraniteMoeSharedConfig, Qwen2MoeConfig
 
 from langext import families
 
@@ -34,7 +36,18 @@ def architecture(gates: Sequence[str], config: Any) -> str:
     """The stock architecture for blocks with these gates, in words. `config` is the base's, None while it is not here."""
     if set(gates) == {"none"}:
         return "the base's own, with a wider feed-forward network"
-    return "GraniteMoeShared" if list(gates) == ["sigmoid"] and _fits_granite(config) else "Glm4Moe"
+    if list(gates) == ["sigmoid"]:
+        if _fits_granite(config):
+            return "GraniteMoeShared"
+        if families.of(config).prefix == "Qwen2":
+            return "Qwen2Moe"
+    return "Glm4Moe"
+
+
+def folded_class(gates: Sequence[Any], config: Any) -> str:
+    """The class of the stock model that blocks with these gates fold to; None stands for a method without blocks."""
+    base = f"{families.of(config).prefix}ForCausalLM"
+    return base if set(gates) <= {None, "none"} else f"{architecture(gates, config)}ForCausalLM"
 
 
 def obstacle(gates: Sequence[str], config: Any) -> str:
@@ -84,8 +97,8 @@ def fold(net: Any, stacks: Sequence[Mapping[int, Any]]) -> Any:
             if hasattr(ffn, "residues"):
                 del ffn.residues
         return net
-    granite = architecture(gates, net.config) == "GraniteMoeShared"
-    config, tensors = (_granite if granite else _glm)(net, stacks, hard=gates[0] == "hard_sigmoid")
+    make = {"GraniteMoeShared": _granite, "Qwen2Moe": _qwen, "Glm4Moe": _glm}[architecture(gates, net.config)]
+    config, tensors = make(net, stacks, gates[0] == "hard_sigmoid")
     config.dtype = net.dtype
     with torch.device("meta"):
         stock = AutoModelForCausalLM.from_config(config)
@@ -143,6 +156,32 @@ def _granite(net: Any, stacks: Sequence[Mapping[int, Any]], hard: bool) -> tuple
         residual_multiplier=1.0, logits_scaling=1.0, output_router_logits=False, attention_bias=False,
     )  # fmt: skip
     return config, tensors
+
+
+def _qwen(net: Any, stacks: Sequence[Mapping[int, Any]], hard: bool) -> tuple[Any, dict[str, Tensor]]:
+    assert not hard and len(stacks) == 1, "there is one shared expert, with a sigmoid"
+    tensors = _shared_tensors(net)
+    hidden = _width(stacks)
+    for i, ffn in enumerate(families.ffns(net)):
+        at = f"model.layers.{i}.mlp"
+        tensors[f"{at}.experts.gate_up_proj"] = torch.cat([ffn.gate_proj.weight, ffn.up_proj.weight]).detach()[None]
+        tensors[f"{at}.experts.down_proj"] = ffn.down_proj.weight.detach()[None]
+        tensors[f"{at}.gate.weight"] = torch.zeros_like(ffn.gate_proj.weight[:1]).detach()
+        block = stacks[0].get(i)
+        gate_up, down, rows = _experts(ffn, [block], hidden, empty=0)
+        gate, up = gate_up[0].chunk(2)
+        for name, weight in (("gate_proj", gate), ("up_proj", up), ("down_proj", down[0])):
+            tensors[f"{at}.shared_expert.{name}.weight"] = weight.clone()
+        # llama.cpp takes sigmoid(z) as silu(z) / z, which is no number at z = 0: an absent block gets a gate that is not zero.
+        tensors[f"{at}.shared_expert_gate.weight"] = rows if block is not None else torch.ones_like(rows)
+    own: dict[str, Any] = dict(
+        intermediate_size=net.config.intermediate_size, moe_intermediate_size=net.config.intermediate_size,
+        shared_expert_intermediate_size=hidden, num_experts=1, num_experts_per_tok=1, norm_topk_prob=False, qkv_bias=True,
+        decoder_sparse_step=1, mlp_only_layers=[], use_sliding_window=False, output_router_logits=False,
+        tie_word_embeddings=False,  # llama.cpp's qwen2moe reads an untied head only
+    )  # fmt: skip
+    tensors["lm_head.weight"] = tensors["lm_head.weight"].clone()
+    return Qwen2MoeConfig(**(_common(net) | own)), tensors
 
 
 def _glm(net: Any, stacks: Sequence[Mapping[int, Any]], hard: bool) -> tuple[Any, dict[str, Tensor]]:

@@ -98,6 +98,10 @@ class Method(Spec):
         """Does `fold` give a model with the base's own shapes, so that models of several such methods can be merged?"""
         return True
 
+    def layer_types(self, config: Any) -> list[str] | None:
+        """What kind of attention each layer of the folded model has; None where the base has one kind."""
+        return getattr(config, "layer_types", None)
+
     def obstacle(self, config: Any) -> str:
         """Why no stock architecture computes this method on a base of this config; empty when one does."""
         return ""

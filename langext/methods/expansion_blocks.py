@@ -115,6 +115,11 @@ class ExpansionBlocks(Method):
         more = "" if config is None else f" by {len(self.after(config.num_hidden_layers))} layers"
         return f"the base's own, deeper{more}"
 
+    def layer_types(self, config: Any) -> list[str] | None:
+        """A new block has the kind of the one before it."""
+        kinds, after = getattr(config, "layer_types", None), set(self.after(config.num_hidden_layers))
+        return kinds and [kind for i, kind in enumerate(kinds) for _ in range(1 + (i in after))]
+
     def fold(self, model: Any) -> Any:
         """Put the new blocks in line and number the layers anew."""
         config, line, types = model.config, [], []

@@ -2,10 +2,13 @@
 
 from typing import Any, ClassVar, Literal
 
+from pydantic import Field
+
 from langext import exports
 from langext.artifacts import BASE, Checkpoint, Corpus, Model, Scores
 from langext.console import say, warn
 from langext.methods.base import Method
+from langext.spec import ConfigError
 from langext.stage import Context, Stage
 
 
@@ -14,18 +17,28 @@ class Export(Stage):
 
     needs_extension: ClassVar[bool] = True
     uses: Literal["export"]
-    format: Literal["auto", "native", "remote"] = "auto"
-    """native is a stock architecture of transformers; remote travels with its own code; auto takes the best that is exact."""
+    format: exports.Format = "auto"
+    """native is a stock architecture of transformers; dense is the base's own, wider or deeper where need be; remote travels
+    with its own code; gguf is for llama.cpp and Ollama; auto takes native where that is exact, else remote."""
+    gguf: tuple[exports.Precision, ...] = Field(("bf16",), min_length=1)
+    """Precisions of GGUF files, one file each: f32, f16, bf16, q8_0. Only for format gguf."""
+    gguf_pre: str | None = None
+    """What llama.cpp calls the base's pre-tokenizer, for tokenizers that langext does not recognise."""
 
     def check_model(self, given: tuple[Method, ...], config: Any) -> None:
         """The format can be exact."""
         exports.choose(config, given, self.format)
+        unused = {"gguf", "gguf_pre"} & self.model_fields_set
+        if unused and self.format != "gguf":
+            raise ConfigError(f"{min(unused)} is for format gguf only, and the format is {self.format}", at=(min(unused),))
 
     def run(
         self, ctx: Context, model: Model, corpus: Corpus, scores: Scores | None = None, before: Scores | None = None
     ) -> Checkpoint:
         """Write checkpoint/ with export.json and a model card. `before` is pinned to the evaluation of the base."""
         import shutil
+
+        from langext.exports import modelcard
 
         folder = ctx.out / "checkpoint"
         shutil.rmtree(folder, ignore_errors=True)  # of an interrupted attempt: a finished one is never run again
@@ -39,12 +52,15 @@ class Export(Stage):
         if before and before.manifest["inputs"]["model"]["stage"] != BASE:
             warn(f"{before.path.name} did not measure the base; its scores are left out of the card")
             before = None
-        card = exports.describe(model, ctx.languages, corpus, before, scores)
-        record = exports.write(model, folder, self.format, exports.verification_texts(corpus, ctx.languages), card)
+        card = modelcard.describe(model, ctx.languages, corpus, before, scores)
+        texts = exports.verification_texts(corpus, ctx.languages)
+        record = exports.write(model, folder, self.format, texts, card, exports.GGUF(self.gguf, self.gguf_pre))
         ctx.summary.update(record)
         say(
             f"  {record['class']} ({record['format']}): max |logit difference| {record['max_abs_difference']:.1e}, "
             f"KL {record['kl_per_token_nats']:.1e}, same top token {record['top1_agreement']:.2%}, "
             f"same greedy text {record['greedy_equal']}/{record['texts']}"
         )
+        for line in exports.gguf_lines(record):
+            say(line)
         return Checkpoint(ctx.out)

@@ -1,6 +1,7 @@
 """Every gate, exported and reloaded by stock transformers where langext cannot be imported."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -8,13 +9,15 @@ import torch
 
 from langext import exports, modeling
 from langext.artifacts import Model, write_json
+from langext.exports import hub, modelcard
 from langext.methods import Full, NeutralResidues
 from langext.methods.residue import stacks
 from langext.spec import ConfigError
 
 TEXTS = ["The small cat sleeps in the house with a dog. " * 4, "Le petit chat dort dans la maison avec un chien. " * 4]
 CARD = {
-    "languages": ("fra_Latn", "eng_Latn"), "base": "pico", "licence": None, "base_commit": None, "base_on_hub": False,
+    "languages": ("fra_Latn", "eng_Latn"), "base": "pico", "licence": None, "licence_id": None,
+    "base_commit": None, "base_on_hub": False,
     "base_architecture": "LlamaForCausalLM", "method": {"name": "neutral_residues"}, "funnel": [], "before": None,
     "training": {"tokens": 1, "steps": 1, "shares": {}, "epochs": {}}, "afterwards": [], "paper": "", "after": None,
 }  # fmt: skip
@@ -120,3 +123,32 @@ def test_bases_that_do_not_fit_a_stock_architecture(pico, gate, change, expected
 def test_full_fine_tuning_has_no_remote_form():
     with pytest.raises(ConfigError, match="needs no code of its own; possible: native"):
         exports.choose(None, [Full(name="full")], "remote")
+
+
+def test_the_base_s_licence_goes_with_the_export(tmp_path, pico):
+    base = tmp_path / "base"
+    shutil.copytree(pico, base)
+    (base / "README.md").write_text("---\nlicense: apache-2.0\n---\n# A model\n")
+    (base / "LICENSE.txt").write_text("the text")
+    assert modelcard.licence(base) == "apache-2.0" and modelcard.licence(pico) is None
+    model = extended(tmp_path, base, Full(name="full"))
+    named = {"licence": modelcard.licence(base), "licence_id": modelcard.licence(base)}
+    exports.write(model, tmp_path / "out", "auto", TEXTS, CARD | named)
+    assert (tmp_path / "out" / "LICENSE.txt").read_text() == "the text"
+    assert "\nlicense: apache-2.0\n" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_nothing_is_uploaded_without_a_repository_and_a_login(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
+    with pytest.raises(ConfigError, match="owner/name"):
+        hub.check("model")
+    with pytest.raises(ConfigError, match="hf auth login"):
+        hub.check("me/model")
+
+
+def test_dense_is_for_networks_without_gates(pico):
+    config = modeling.load_config(pico)
+    gated, plain = (NeutralResidues(name="neutral_residues", gate=gate) for gate in ("sigmoid", "none"))
+    with pytest.raises(ConfigError, match="a sigmoid gate is no part of a dense network; possible: native, remote, gguf"):
+        exports.choose(config, [gated], "dense")
+    assert exports.choose(config, [plain], "dense") == exports.choose(config, [Full(name="full")], "dense") == "dense"

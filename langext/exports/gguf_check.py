@@ -1,0 +1,64 @@
+"""GGUF files of an export: written, run in llama.cpp where that is installed, and compared with their checkpoint."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from safetensors.torch import save_file
+
+from langext.console import warn
+from langext.exports import gguf_file, gguf_reload
+from langext.spec import ConfigError
+
+if TYPE_CHECKING:
+    from langext.exports import GGUF, Precision
+    from langext.exports.verify import Expected
+
+RUNNER = "xllamacpp"
+MAX_KL = {"f32": 1e-4, "f16": 1e-4, "bf16": 1e-3, "q8_0": 1e-2}
+"""KL per token in nats that passes, by precision. Unextended models measure 1e-6, 1e-6, 1e-5 and 3e-4 (benchmarks/exports.py);
+a wrong rope, order of rows or router measures whole units."""
+
+
+def write(stock: Path, out: Path, expected: "Expected", asked: "GGUF", texts: list[str]) -> list[dict[str, Any]]:
+    """Write model-<precision>.gguf for each precision asked for, and a Modelfile for the first. One record for each file.
+
+    Raises ConfigError when llama.cpp computes something else than the checkpoint in `stock`. Without the runner the files are
+    written all the same, with a warning, and recorded as not verified.
+    """
+    records = []
+    runs = importlib.util.find_spec(RUNNER) is not None
+    if not runs:
+        warn(f"the GGUF files are not run in llama.cpp: {RUNNER} is not installed (pip install 'langext[gguf]')")
+    for precision in asked.precisions:
+        path = out / f"model-{precision}.gguf"
+        gguf_file.write(stock, path, precision, asked.pre)
+        record = {"file": path.name, "bytes": path.stat().st_size, "precision": precision, "verified": runs}
+        records.append(record | (compare(path, precision, expected, texts) if runs else {}))
+    (out / "Modelfile").write_text(f"FROM ./{records[0]['file']}\n", encoding="utf-8")
+    return records
+
+
+def compare(path: Path, precision: "Precision", expected: "Expected", texts: list[str]) -> dict[str, Any]:
+    """Run a GGUF file in a process of its own. Raises ConfigError when it differs; returns the figures otherwise."""
+    with tempfile.TemporaryDirectory() as scratch:
+        job = Path(scratch) / "job.json"
+        save_file({str(i): t.contiguous() for i, t in enumerate(expected.logits)}, Path(scratch) / "logits.safetensors")
+        wanted = {"ids": expected.ids, "greedy": expected.greedy, "new_tokens": max(map(len, expected.greedy))}
+        job.write_text(json.dumps({"file": str(path), "texts": texts, **wanted}))
+        done = subprocess.run([sys.executable, "-I", gguf_reload.__file__, str(job)], capture_output=True, text=True)
+        if done.returncode != 0:
+            raise ConfigError(f"{path.name} does not run in llama.cpp:\n{(done.stdout + done.stderr).strip()[-2000:]}")
+        figures = json.loads(done.stdout.strip().splitlines()[-1])
+    problems = []
+    if figures["tokenized_equal"] < figures["texts"]:
+        problems.append("llama.cpp splits text into other tokens")
+    if not abs(figures["kl_per_token_nats"]) <= MAX_KL[precision]:
+        problems.append(f"KL is above {MAX_KL[precision]} nats per token")
+    if problems:
+        raise ConfigError(f"{path.name} was not kept: {'; '.join(problems)}: {json.dumps(figures)}")
+    return figures

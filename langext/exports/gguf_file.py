@@ -1,0 +1,282 @@
+"""GGUF files for llama.cpp, written from a checkpoint folder one tensor at a time.
+
+The architectures are llama.cpp's own: a stock checkpoint becomes the one that computes the same. What llama.cpp computes
+otherwise is refused with the reason. Tensor names and metadata keys: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import torch
+from gguf import GGMLQuantizationType as Kind
+from safetensors import safe_open
+from torch import Tensor
+
+from langext.artifacts import read_json
+from langext.exports import Precision, gguf_vocabulary
+from langext.spec import ConfigError
+
+KINDS = {"f32": Kind.F32, "f16": Kind.F16, "bf16": Kind.BF16, "q8_0": Kind.Q8_0}
+FILE_TYPES = {
+    "f32": gguf.LlamaFileType.ALL_F32,
+    "f16": gguf.LlamaFileType.MOSTLY_F16,
+    "bf16": gguf.LlamaFileType.MOSTLY_BF16,
+    "q8_0": gguf.LlamaFileType.MOSTLY_Q8_0,
+}
+ARCHITECTURES = {
+    "LlamaForCausalLM": gguf.MODEL_ARCH.LLAMA,
+    "MistralForCausalLM": gguf.MODEL_ARCH.LLAMA,
+    "Qwen2ForCausalLM": gguf.MODEL_ARCH.QWEN2,
+    "Qwen3ForCausalLM": gguf.MODEL_ARCH.QWEN3,
+    "GemmaForCausalLM": gguf.MODEL_ARCH.GEMMA,
+    "Gemma2ForCausalLM": gguf.MODEL_ARCH.GEMMA2,
+    "Gemma3ForCausalLM": gguf.MODEL_ARCH.GEMMA3,
+    "GraniteMoeSharedForCausalLM": gguf.MODEL_ARCH.GRANITE_MOE,
+    "Qwen2MoeForCausalLM": gguf.MODEL_ARCH.QWEN2MOE,
+    "Glm4MoeForCausalLM": gguf.MODEL_ARCH.GLM4_MOE,
+}
+INTERLEAVED = ("LlamaForCausalLM", "MistralForCausalLM", "GraniteMoeSharedForCausalLM")
+"""llama.cpp turns neighbouring pairs of dimensions here, transformers the two halves: rows of q and k change places."""
+ROPE_FACTORS = (gguf.MODEL_ARCH.LLAMA, gguf.MODEL_ARCH.QWEN2, gguf.MODEL_ARCH.QWEN3, gguf.MODEL_ARCH.GRANITE_MOE)
+"""Those that read rope_freqs.weight; the others would compute with plain rope."""
+GEMMA_PERIOD = {"Gemma2ForCausalLM": 2, "Gemma3ForCausalLM": 6}
+"""Every how many layers llama.cpp attends to everything; the others have a sliding window."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One tensor of the file. `shape` as in transformers: rows first."""
+
+    name: str
+    shape: tuple[int, ...]
+    load: Callable[[], Tensor]
+
+
+def obstacle(config: Any) -> str:
+    """Why llama.cpp would compute something else than transformers does with this config; empty when it does not."""
+    name = config["architectures"][0]
+    if name not in ARCHITECTURES:
+        return f"llama.cpp has no architecture for {name}"
+    rope = rope_of(config)
+    if rope["rope_type"] not in ("default", "llama3", "linear"):
+        return f"rope of type {rope['rope_type']} is not written to GGUF"
+    if rope["rope_type"] == "llama3" and ARCHITECTURES[name] not in ROPE_FACTORS:
+        return f"llama.cpp's {gguf.MODEL_ARCH_NAMES[ARCHITECTURES[name]]} has no llama3 rope"
+    if name in GEMMA_PERIOD:
+        period = GEMMA_PERIOD[name]
+        kinds = ["full_attention" if (i + 1) % period == 0 else "sliding_attention" for i in range(config["num_hidden_layers"])]
+        if config["layer_types"] != kinds:
+            return f"llama.cpp expects full attention in every layer number divisible by {period}, and nowhere else"
+        if config["query_pre_attn_scalar"] != head_dim(config):
+            return "llama.cpp divides attention scores by the root of the head's width, this base by another number"
+    elif config.get("sliding_window") and config.get("use_sliding_window", True):
+        return "llama.cpp has no sliding-window attention for this architecture"
+    return ""
+
+
+def head_dim(config: Any) -> int:
+    """Width of an attention head."""
+    return config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+
+
+def rope_of(config: Any) -> dict[str, Any]:
+    """The rope parameters, of full attention where layers differ."""
+    rope = config["rope_parameters"]
+    return rope.get("full_attention", rope)
+
+
+def write(checkpoint: Path, out: Path, precision: Precision, pre: str | None = None) -> None:
+    """Write `out` from a checkpoint folder. Matrices get `precision`, vectors and routers stay float32.
+
+    `pre` names the pre-tokenizer in llama.cpp's words where it cannot be recognised. Raises ConfigError when llama.cpp
+    would compute something else.
+    """
+    config = read_json(checkpoint / "config.json")
+    if reason := obstacle(config):
+        raise ConfigError(f"GGUF: {reason}")
+    architecture = ARCHITECTURES[config["architectures"][0]]
+    writer = gguf.GGUFWriter(out, gguf.MODEL_ARCH_NAMES[architecture])
+    _metadata(writer, config, architecture)
+    writer.add_file_type(FILE_TYPES[precision])
+    writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+    gguf_vocabulary.add(writer, checkpoint, config["vocab_size"], pre)
+    entries = list(_entries(checkpoint, config, architecture))
+    for entry in entries:
+        kind = _kind(entry, precision)
+        size = gguf.quant_shape_to_byte_shape(entry.shape, kind)
+        writer.add_tensor_info(entry.name, size, np.dtype(np.uint8), int(np.prod(size)), raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    for entry in entries:
+        values = entry.load().float().contiguous().numpy()
+        assert values.shape == entry.shape, entry.name
+        writer.write_tensor_data(gguf.quantize(values, _kind(entry, precision)))
+    writer.close()
+
+
+def _kind(entry: Entry, precision: Precision) -> Kind:
+    if len(entry.shape) == 1 or "ffn_gate_inp" in entry.name:
+        return Kind.F32
+    if precision == "q8_0" and entry.shape[-1] % gguf.GGML_QUANT_SIZES[Kind.Q8_0][0]:
+        return Kind.F16
+    return KINDS[precision]
+
+
+def _metadata(writer: gguf.GGUFWriter, config: Any, architecture: gguf.MODEL_ARCH) -> None:
+    rope = rope_of(config)
+    writer.add_context_length(config["max_position_embeddings"])
+    writer.add_embedding_length(config["hidden_size"])
+    writer.add_block_count(config["num_hidden_layers"])
+    writer.add_feed_forward_length(config["intermediate_size"])
+    writer.add_head_count(config["num_attention_heads"])
+    writer.add_head_count_kv(config["num_key_value_heads"])
+    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+    writer.add_vocab_size(config["vocab_size"])
+    writer.add_key_length(head_dim(config))
+    writer.add_value_length(head_dim(config))
+    writer.add_rope_dimension_count(head_dim(config))
+    writer.add_rope_freq_base(rope["rope_theta"])
+    if rope["rope_type"] == "linear":
+        writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+        writer.add_rope_scaling_factor(rope["factor"])
+    if architecture in (gguf.MODEL_ARCH.GEMMA2, gguf.MODEL_ARCH.GEMMA3):
+        writer.add_sliding_window(config["sliding_window"])
+    if architecture == gguf.MODEL_ARCH.GEMMA2:
+        writer.add_attn_logit_softcapping(config["attn_logit_softcapping"])
+        writer.add_final_logit_softcapping(config["final_logit_softcapping"])
+    if architecture == gguf.MODEL_ARCH.GRANITE_MOE:
+        writer.add_expert_count(config["num_local_experts"])
+        writer.add_expert_used_count(config["num_experts_per_tok"])
+        writer.add_expert_shared_feed_forward_length(config["shared_intermediate_size"])
+        writer.add_attention_scale(config["attention_multiplier"])
+        writer.add_embedding_scale(config["embedding_multiplier"])
+        writer.add_residual_scale(config["residual_multiplier"])
+        writer.add_logit_scale(config["logits_scaling"])
+    if architecture == gguf.MODEL_ARCH.QWEN2MOE:
+        writer.add_expert_count(config["num_experts"])
+        writer.add_expert_used_count(config["num_experts_per_tok"])
+        writer.add_expert_feed_forward_length(config["moe_intermediate_size"])
+        writer.add_expert_shared_feed_forward_length(config["shared_expert_intermediate_size"])
+    if architecture == gguf.MODEL_ARCH.GLM4_MOE:
+        writer.add_expert_count(config["n_routed_experts"])
+        writer.add_expert_used_count(config["num_experts_per_tok"])
+        writer.add_expert_feed_forward_length(config["moe_intermediate_size"])
+        writer.add_expert_shared_count(config["n_shared_experts"])
+        writer.add_expert_weights_scale(config["routed_scaling_factor"])
+        writer.add_expert_weights_norm(config["norm_topk_prob"])
+        writer.add_expert_gating_func(gguf.ExpertGatingFuncType.SIGMOID)
+        writer.add_leading_dense_block_count(0)
+        writer.add_nextn_predict_layers(0)
+
+
+def _entries(checkpoint: Path, config: Any, architecture: gguf.MODEL_ARCH) -> Iterator[Entry]:
+    """All tensors under their names in GGUF. Nothing is read before `load`."""
+    files = {name: path for path in sorted(checkpoint.glob("*.safetensors")) for name in _names(path)}
+    known = gguf.get_tensor_name_map(architecture, config["num_hidden_layers"])
+    if rope_of(config)["rope_type"] == "llama3":
+        factors = _rope_factors(config)
+        yield Entry("rope_freqs.weight", tuple(factors.shape), lambda: factors)
+    for name in files:
+        if ".experts." in name and ".experts.0." not in name:
+            continue  # with the first expert's
+        shape = _shape(files[name], name)
+        if ".experts.0." in name:
+            yield from _stacked(name, shape, files)
+        elif name.endswith(("input_linear.weight", "shared_mlp.output_linear.weight", "block_sparse_moe.output_linear.weight")):
+            yield from _granite(name, shape, files[name])
+        else:
+            yield _plain(name, shape, files[name], known, config)
+
+
+def _plain(name: str, shape: tuple[int, ...], path: Path, known: Any, config: Any) -> Entry:
+    """A tensor that keeps its shape, perhaps with rows in another order or one added (Gemma's norms)."""
+    special = {
+        "block_sparse_moe.router.layer.weight": "ffn_gate_inp.weight",
+        "mlp.gate.e_score_correction_bias": "exp_probs_b.bias",
+        "mlp.shared_expert_gate.weight": "ffn_gate_inp_shexp.weight",
+    }
+    end = next((end for end in special if name.endswith(end)), None)
+    target = f"blk.{_layer(name)}.{special[end]}" if end else known.get_name(name, try_suffixes=(".weight", ".bias"))
+    if target is None:
+        raise ConfigError(f"GGUF: llama.cpp's {config['architectures'][0]} has no place for {name}")
+    heads = {"q_proj": config["num_attention_heads"], "k_proj": config["num_key_value_heads"]}
+    part = name.split(".")[-2]
+    turned = config["architectures"][0] in INTERLEAVED and part in heads
+    plus = config["architectures"][0].startswith("Gemma") and part.endswith("norm")
+    flat = target.endswith("ffn_gate_inp_shexp.weight")
+
+    def load() -> Tensor:
+        value = _read(path, name)
+        if turned:
+            value = _interleave(value, heads[part])
+        if flat:
+            value = value.reshape(-1)
+        return value.float() + 1 if plus else value
+
+    return Entry(target, shape[-1:] if flat else shape, load)
+
+
+def _stacked(name: str, shape: tuple[int, ...], files: dict[str, Path]) -> Iterator[Entry]:
+    """One matrix of every expert of a layer, side by side."""
+    names = []
+    while (other := name.replace(".experts.0.", f".experts.{len(names)}.")) in files:
+        names.append(other)
+    part = name.split(".")[-2].removesuffix("_proj")
+    yield Entry(
+        f"blk.{_layer(name)}.ffn_{part}_exps.weight",
+        (len(names), *shape),
+        lambda: torch.stack([_read(files[other], other) for other in names]),
+    )
+
+
+def _granite(name: str, shape: tuple[int, ...], path: Path) -> Iterator[Entry]:
+    """Gate and up rows lie in one tensor in transformers and in two in GGUF."""
+    kind = "shexp" if "shared_mlp" in name else "exps"
+    at = f"blk.{_layer(name)}.ffn"
+    if "output_linear" in name:
+        yield Entry(f"{at}_down_{kind}.weight", shape, lambda: _read(path, name))
+        return
+    half = (*shape[:-2], shape[-2] // 2, shape[-1])
+    yield Entry(f"{at}_gate_{kind}.weight", half, lambda: _read(path, name).chunk(2, dim=-2)[0])
+    yield Entry(f"{at}_up_{kind}.weight", half, lambda: _read(path, name).chunk(2, dim=-2)[1])
+
+
+def _interleave(weight: Tensor, heads: int) -> Tensor:
+    """Rows (or entries of a bias) of each head: first and second half in turns."""
+    return weight.reshape(heads, 2, -1, *weight.shape[1:]).transpose(1, 2).reshape(weight.shape)
+
+
+def _rope_factors(config: Any) -> Tensor:
+    """(head width / 2,) what each frequency is divided by under Llama 3's rope."""
+    from transformers import CONFIG_MAPPING
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    made = CONFIG_MAPPING[config["model_type"]](**config)
+    scaled, _ = ROPE_INIT_FUNCTIONS["llama3"](made, "cpu")
+    width = head_dim(config)
+    plain = rope_of(config)["rope_theta"] ** -(torch.arange(0, width, 2).float() / width)
+    return plain / scaled
+
+
+def _layer(name: str) -> int:
+    return int(name.split(".layers.")[1].split(".")[0])
+
+
+def _names(path: Path) -> list[str]:
+    with safe_open(path, "pt") as file:
+        return list(file.keys())
+
+
+def _shape(path: Path, name: str) -> tuple[int, ...]:
+    with safe_open(path, "pt") as file:
+        return tuple(file.get_slice(name).get_shape())
+
+
+def _read(path: Path, name: str) -> Tensor:
+    with safe_open(path, "pt") as file:
+        return file.get_tensor(name)

@@ -1,0 +1,90 @@
+"""Run by itself, never imported for its work: load a GGUF file in llama.cpp and compare it with what was expected.
+
+llama.cpp computes with float32 keys and values here, so that only the weights' precision and its own rounding differ.
+"""
+
+import importlib
+import json
+import sys
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+TOP = 512
+"""Tokens whose log-probabilities are compared at a position: the likeliest ones."""
+POSITIONS = 8
+"""Positions of each text, evenly spaced."""
+
+
+class Runner:
+    """A llama.cpp server of this process, reached through its own loopback address."""
+
+    def __init__(self, path: str, context: int):
+        xllamacpp: Any = importlib.import_module("xllamacpp")
+        params = xllamacpp.CommonParams()
+        params.model.path = path
+        params.n_ctx, params.n_parallel, params.n_gpu_layers = context, 1, 0
+        params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
+        params.warmup, params.verbosity = False, -1
+        self.server = xllamacpp.Server(params)
+        self.letter = self.tokens("a")[-1]
+
+    def ask(self, path: str, **body: Any) -> Any:
+        """The answer to one request."""
+        data = json.dumps(body).encode()
+        request = urllib.request.Request(self.server.listening_address + path, data, {"Content-Type": "application/json"})
+        with urllib.request.urlopen(request) as answer:
+            return json.load(answer)
+
+    def tokens(self, text: str) -> list[int]:
+        """Token ids of a text, without special tokens around it."""
+        return self.ask("/tokenize", content=text, add_special=False, parse_special=False)["tokens"]
+
+    def next(self, ids: list[int], top: int) -> dict[int, float]:
+        """Token -> log-probability after these tokens, for the `top` likeliest."""
+        body = {"prompt": ids, "n_predict": 1, "n_probs": top, "temperature": 0.0, "cache_prompt": True}
+        # Nothing is told about a token that ends the text or is part of a character only, so another one has to be drawn;
+        # log-probabilities are told as they were before this.
+        found = self.ask("/completion", **body, logit_bias=[[self.letter, 1e4]])
+        return {row["id"]: row["logprob"] for row in found["completion_probabilities"][0]["top_logprobs"]}
+
+    def greedy(self, ids: list[int], count: int) -> list[int]:
+        """A greedy continuation."""
+        body = {"prompt": ids, "n_predict": count, "temperature": 0.0, "samplers": ["temperature"], "return_tokens": True}
+        return self.ask("/completion", **body)["tokens"]
+
+
+def main(job_file: Path) -> None:
+    """Print one line of JSON with the differences."""
+    import torch
+    from safetensors.torch import load_file
+
+    job = json.loads(job_file.read_text())
+    expected = load_file(job_file.parent / "logits.safetensors")
+    runner = Runner(job["file"], 32 + max(map(len, job["ids"])) + job["new_tokens"])
+    worst = kl = 0.0
+    positions = agree = greedy_equal = tokens_equal = 0
+    for i, ids in enumerate(job["ids"]):
+        tokens_equal += runner.tokens(job["texts"][i])[: len(ids)] == ids
+        for k in range(1, POSITIONS + 1):
+            end = max(1, len(ids) * k // POSITIONS)
+            want = expected[str(i)][end - 1].log_softmax(-1)
+            got = runner.next(ids[:end], min(TOP, len(want)))
+            chosen = torch.tensor(list(got))
+            theirs = torch.tensor(list(got.values()))
+            worst = max(worst, (want[chosen] - theirs).abs().max().item())
+            kl += (want[chosen].exp() * (want[chosen] - theirs)).sum().item()
+            agree += int(chosen[0]) == int(want.argmax())
+            positions += 1
+        prompt = ids[: max(1, len(ids) // 2)]
+        wanted = job["greedy"][i]
+        greedy_equal += runner.greedy(prompt, len(wanted))[: len(wanted)] == wanted
+    figures = {
+        "max_abs_logprob_difference": worst, "kl_per_token_nats": kl / positions, "top1_agreement": agree / positions,
+        "positions": positions, "tokenized_equal": tokens_equal, "greedy_equal": greedy_equal, "texts": len(job["ids"]),
+    }  # fmt: skip
+    print(json.dumps(figures))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,170 @@
+"""GGUF files, run in llama.cpp."""
+
+import shutil
+
+import gguf
+import pytest
+import torch
+from cases import CASES, method
+from safetensors.torch import load_file, save_file
+from test_exports import CARD, TEXTS, extended
+from toy import FAMILIES, make_base, make_tokenizer
+
+from langext import exports, modeling
+from langext.artifacts import read_json, write_json
+from langext.exports import gguf_check, gguf_file, gguf_vocabulary, verify
+from langext.methods import NeutralResidues
+from langext.spec import ConfigError
+
+BY_GATE = {case["gate"]: case for case in CASES if case["name"] == "neutral_residues"}
+PAIRS = {
+    "llama": ("sigmoid", "GraniteMoeSharedForCausalLM"),
+    "mistral": ("hard_sigmoid", "Glm4MoeForCausalLM"),
+    "qwen2": ("sigmoid", "Qwen2MoeForCausalLM"),
+    "qwen3": ("hard_sigmoid", "Glm4MoeForCausalLM"),
+    "gemma": ("none", "GemmaForCausalLM"),
+    "gemma2": ("none", "Gemma2ForCausalLM"),
+    "gemma3_text": ("none", "Gemma3ForCausalLM"),
+}
+
+
+def made(family, gate, folder):
+    """A stock checkpoint of an extended pico model, and what it computes."""
+    tokenizer = make_tokenizer()
+    make_base(family, len(tokenizer)).save_pretrained(folder / "base")
+    tokenizer.save_pretrained(folder / "base")
+    net = modeling.load_base(folder / "base", torch.float32)
+    live = modeling.build(net, tokenizer, method(BY_GATE[gate]))
+    torch.manual_seed(5)
+    for name, parameter in net.named_parameters():
+        if live.trainable(name):
+            parameter.data += 0.1 * torch.randn(parameter.shape)
+    net = exports.stock(live, "native")
+    exports.round_weights(net)
+    ids = verify.encode(tokenizer, TEXTS)
+    expected = verify.Expected(ids, verify.logits(net, ids), [verify.greedy(net, row) for row in ids])
+    (folder / "stock").mkdir()
+    exports.save(net, live, "native", folder / "stock")
+    return folder / "stock", expected
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_llama_cpp_computes_what_transformers_computes(family, tmp_path):
+    gate, architecture = PAIRS[family]
+    stock, expected = made(family, gate, tmp_path)
+    assert read_json(stock / "config.json")["architectures"] == [architecture]
+    for precision, most in (("f32", 1e-5), ("q8_0", 2e-3)):
+        path = tmp_path / f"{precision}.gguf"
+        gguf_file.write(stock, path, precision)
+        found = gguf_check.compare(path, precision, expected, TEXTS)
+        assert abs(found["kl_per_token_nats"]) < most and found["tokenized_equal"] == len(TEXTS)
+        assert precision == "q8_0" or found["top1_agreement"] > 0.9
+
+
+def test_an_export_of_two_files_with_card_and_modelfile(tmp_path, pico):
+    model = extended(tmp_path, pico, NeutralResidues(name="neutral_residues", gate="hard_sigmoid", width=32))
+    record = exports.write(model, tmp_path / "out", "gguf", TEXTS, CARD, exports.GGUF(("q8_0", "bf16")))
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names == {"model-q8_0.gguf", "model-bf16.gguf", "Modelfile", "README.md", "export.json"}
+    assert [file["verified"] for file in record["files"]] == [True, True]
+    assert record["files"][0]["bytes"] < record["files"][1]["bytes"]
+    assert "model-q8_0.gguf" in (tmp_path / "out" / "README.md").read_text()
+
+
+@pytest.mark.parametrize("wrong", ["rows", "router", "rope", "merges"])
+def test_a_wrong_file_is_not_kept(wrong, tmp_path, monkeypatch):
+    stock, expected = made("llama", "sigmoid", tmp_path)
+    if wrong == "rows":
+        monkeypatch.setattr(gguf_file, "_interleave", lambda weight, heads: weight)
+    if wrong == "router":
+        tensors = load_file(stock / "model.safetensors")
+        for name in tensors:
+            if "router" in name:
+                tensors[name] = tensors[name].flip(0).contiguous()
+        save_file(tensors, stock / "model.safetensors", metadata={"format": "pt"})
+    if wrong == "rope":
+        monkeypatch.setattr(gguf_file, "_rope_factors", lambda config: torch.ones(8))
+    if wrong == "merges":
+        state = read_json(stock / "tokenizer.json")
+        state["model"]["merges"] = state["model"]["merges"][:-10]
+        write_json(stock / "tokenizer.json", state)
+    gguf_file.write(stock, tmp_path / "wrong.gguf", "f32")
+    said = "other tokens" if wrong == "merges" else "KL is above"
+    with pytest.raises(ConfigError, match=said):
+        gguf_check.compare(tmp_path / "wrong.gguf", "f32", expected, TEXTS)
+
+
+def test_without_the_runner_files_are_written_and_called_unverified(tmp_path, pico, monkeypatch, capsys):
+    monkeypatch.setattr(gguf_check, "RUNNER", "no_such_module")
+    model = extended(tmp_path, pico, NeutralResidues(name="neutral_residues", gate="none", width=32))
+    record = exports.write(model, tmp_path / "out", "gguf", TEXTS, CARD)
+    assert [file["verified"] for file in record["files"]] == [False]
+    assert "not run in llama.cpp" in capsys.readouterr().err
+
+
+def test_what_llama_cpp_computes_otherwise_is_refused_when_planning(tmp_path):
+    make_base("llama", 320).save_pretrained(tmp_path)
+    config = modeling.load_config(tmp_path)
+    hard = NeutralResidues(name="neutral_residues", gate="hard_sigmoid")
+    with pytest.raises(ConfigError, match="glm4moe has no llama3 rope; possible: native, remote"):
+        exports.choose(config, [hard], "gguf")
+    config.rope_parameters = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0}
+    with pytest.raises(ConfigError, match="rope of type yarn"):
+        exports.choose(config, [method({"name": "full"})], "gguf")
+    make_base("gemma2", 320).save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match="every layer number divisible by 2"):
+        exports.choose(modeling.load_config(tmp_path), [method({"name": "expansion_blocks", "every": 2})], "gguf")
+    assert exports.choose(modeling.load_config(tmp_path), [method({"name": "grow"})], "gguf") == "gguf"
+
+
+def test_an_unknown_pre_tokenizer_must_be_named(tmp_path, pico):
+    shutil.copytree(pico, tmp_path / "pico")
+    state = read_json(tmp_path / "pico" / "tokenizer.json")
+    state["pre_tokenizer"] = {"type": "Whitespace"}
+    write_json(tmp_path / "pico" / "tokenizer.json", state)
+    with pytest.raises(ConfigError, match="gguf_pre: llama-bpe"):
+        gguf_file.write(tmp_path / "pico", tmp_path / "x.gguf", "f32")
+    gguf_file.write(tmp_path / "pico", tmp_path / "x.gguf", "f32", pre="gpt-2")
+    assert gguf.GGUFReader(tmp_path / "x.gguf").get_field("tokenizer.ggml.pre").contents() == "gpt-2"
+
+
+@pytest.mark.parametrize(
+    ("steps", "expected"),
+    [
+        ([{"type": "Digits", "individual_digits": True}, {"type": "ByteLevel", "use_regex": True}], "smollm"),
+        (
+            [{"type": "Split", "pattern": {"Regex": gguf_vocabulary.LLAMA3}}, {"type": "ByteLevel", "use_regex": False}],
+            "llama-bpe",
+        ),
+        ([{"type": "Digits", "individual_digits": False}, {"type": "ByteLevel", "use_regex": True}], None),
+    ],
+)
+def test_pre_tokenizers_are_recognised_by_their_rules(steps, expected):
+    assert gguf_vocabulary.pre_tokenizer({"pre_tokenizer": {"type": "Sequence", "pretokenizers": steps}}) == expected
+
+
+def test_sentencepiece_like_vocabularies_split_alike(tmp_path):
+    """A byte-fallback BPE with ▁ for spaces, as Llama 2 and Gemma have."""
+    from tokenizers import Tokenizer, decoders, models, normalizers, trainers
+    from toy import ENGLISH, sentences
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    special = ["<unk>", "<s>", "</s>", *(f"<0x{i:02X}>" for i in range(256))]
+    trainer = trainers.BpeTrainer(vocab_size=420, special_tokens=special, show_progress=False)
+    tokenizer.train_from_iterator([text.replace(" ", "▁") for text in sentences(ENGLISH, 200, 1)], trainer)
+    state = __import__("json").loads(tokenizer.to_str())
+    state["added_tokens"] = [t for t in state["added_tokens"] if not t["content"].startswith("<0x")]
+    tokenizer = Tokenizer.from_str(__import__("json").dumps(state))
+    made = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>")
+    net = make_base("gemma", len(made))
+    net.save_pretrained(tmp_path)
+    made.save_pretrained(tmp_path)
+    texts = ["the big cat sleeps under the sun", "forêt déjà 123"]
+    ids = verify.encode(made, texts)
+    net = modeling.load_base(tmp_path, torch.float32)
+    expected = verify.Expected(ids, verify.logits(net, ids), [verify.greedy(net, row) for row in ids])
+    gguf_file.write(tmp_path, tmp_path / "x.gguf", "f32")
+    gguf_check.compare(tmp_path / "x.gguf", "f32", expected, texts)

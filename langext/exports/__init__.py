@@ -116,7 +116,7 @@ def write(
         stock_at = beside / "stock"
         stock_at.mkdir()
         made, expected = _checkpoint(live, form, stock_at, texts)
-        record = figures | made | {"files": gguf_check.write(stock_at, beside, expected, gguf or GGUF(), texts)}
+        record = figures | made | {"files": gguf_check.write(stock_at, beside, expected, gguf or GGUF())}
         shutil.rmtree(stock_at)
     else:
         record = figures | _checkpoint(live, form, beside, texts)[0]
@@ -136,7 +136,7 @@ def _checkpoint(live: "LiveModel", form: str, out: Path, texts: list[str]) -> "t
     net = stock(live, form)
     verify.same(trained, verify.logits(net, ids))
     round_weights(net)
-    expected = verify.Expected(ids, verify.logits(net, ids), [verify.greedy(net, row) for row in ids])
+    expected = verify.Expected(texts, ids, verify.logits(net, ids), [verify.greedy(net, row) for row in ids])
     rounding = verify.difference(trained, expected.logits)
     save(net, live, form, out)
     return {"rounding": rounding} | verify.compare(out, expected, form), expected
@@ -168,9 +168,20 @@ def save(net: Any, live: "LiveModel", form: str, out: Path) -> None:
     else:
         net.save_pretrained(out)
     live.tokenizer.save_pretrained(out)
+    _tokenizer_of_both(out / "tokenizer_config.json")
     if live.net.generation_config is not None:
         live.net.generation_config.save_pretrained(out)
     _both_rope_keys(out / "config.json")
+
+
+def _tokenizer_of_both(path: Path) -> None:
+    """Transformers 5 writes a class name and a list of special tokens that version 4 cannot read; it reads the old ones too."""
+    config = read_json(path)
+    if config.get("tokenizer_class") == "TokenizersBackend":
+        config["tokenizer_class"] = "PreTrainedTokenizerFast"
+    if isinstance(config.get("extra_special_tokens"), list):
+        config["additional_special_tokens"] = config.pop("extra_special_tokens")
+    write_json(path, config)
 
 
 def _both_rope_keys(path: Path) -> None:

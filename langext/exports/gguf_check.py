@@ -24,7 +24,7 @@ MAX_KL = {"f32": 1e-4, "f16": 1e-4, "bf16": 1e-3, "q8_0": 1e-2}
 a wrong rope, order of rows or router measures whole units."""
 
 
-def write(stock: Path, out: Path, expected: "Expected", asked: "GGUF", texts: list[str]) -> list[dict[str, Any]]:
+def write(stock: Path, out: Path, expected: "Expected", asked: "GGUF") -> list[dict[str, Any]]:
     """Write model-<precision>.gguf for each precision asked for, and a Modelfile for the first. One record for each file.
 
     Raises ConfigError when llama.cpp computes something else than the checkpoint in `stock`. Without the runner the files are
@@ -38,22 +38,38 @@ def write(stock: Path, out: Path, expected: "Expected", asked: "GGUF", texts: li
         path = out / f"model-{precision}.gguf"
         gguf_file.write(stock, path, precision, asked.pre)
         record = {"file": path.name, "bytes": path.stat().st_size, "precision": precision, "verified": runs}
-        records.append(record | (compare(path, precision, expected, texts) if runs else {}))
+        records.append(record | (compare(path, precision, expected) if runs else {}))
     (out / "Modelfile").write_text(f"FROM ./{records[0]['file']}\n", encoding="utf-8")
     return records
 
 
-def compare(path: Path, precision: "Precision", expected: "Expected", texts: list[str]) -> dict[str, Any]:
+def prepare(scratch: Path, path: Path, expected: "Expected") -> Path:
+    """Write the job file for `run` into a folder of its own."""
+    scratch.mkdir(parents=True, exist_ok=True)
+    save_file({str(i): t.contiguous() for i, t in enumerate(expected.logits)}, scratch / "logits.safetensors")
+    wanted = {
+        "texts": expected.texts,
+        "ids": expected.ids,
+        "greedy": expected.greedy,
+        "new_tokens": max(map(len, expected.greedy)),
+    }
+    job = scratch / "job.json"
+    job.write_text(json.dumps({"file": str(path), **wanted}))
+    return job
+
+
+def run(jobs: list[Path]) -> list[dict[str, Any]]:
+    """Run the files of these jobs in one fresh process; the figures of each. Raises ConfigError when one does not run."""
+    done = subprocess.run([sys.executable, "-I", gguf_reload.__file__, *map(str, jobs)], capture_output=True, text=True)
+    if done.returncode != 0:
+        raise ConfigError(f"a GGUF file does not run in llama.cpp:\n{(done.stdout + done.stderr).strip()[-2000:]}")
+    return [json.loads(line) for line in done.stdout.strip().splitlines()[-len(jobs) :]]
+
+
+def compare(path: Path, precision: "Precision", expected: "Expected") -> dict[str, Any]:
     """Run a GGUF file in a process of its own. Raises ConfigError when it differs; returns the figures otherwise."""
     with tempfile.TemporaryDirectory() as scratch:
-        job = Path(scratch) / "job.json"
-        save_file({str(i): t.contiguous() for i, t in enumerate(expected.logits)}, Path(scratch) / "logits.safetensors")
-        wanted = {"ids": expected.ids, "greedy": expected.greedy, "new_tokens": max(map(len, expected.greedy))}
-        job.write_text(json.dumps({"file": str(path), "texts": texts, **wanted}))
-        done = subprocess.run([sys.executable, "-I", gguf_reload.__file__, str(job)], capture_output=True, text=True)
-        if done.returncode != 0:
-            raise ConfigError(f"{path.name} does not run in llama.cpp:\n{(done.stdout + done.stderr).strip()[-2000:]}")
-        figures = json.loads(done.stdout.strip().splitlines()[-1])
+        (figures,) = run([prepare(Path(scratch), path, expected)])
     problems = []
     if figures["tokenized_equal"] < figures["texts"]:
         problems.append("llama.cpp splits text into other tokens")

@@ -83,8 +83,9 @@ def main(job_file: Path) -> None:
         "max_abs_logprob_difference": worst, "kl_per_token_nats": kl / positions, "top1_agreement": agree / positions,
         "positions": positions, "tokenized_equal": tokens_equal, "greedy_equal": greedy_equal, "texts": len(job["ids"]),
     }  # fmt: skip
-    print(json.dumps(figures))
+    print(json.dumps(figures), flush=True)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    for argument in sys.argv[1:]:
+        main(Path(argument))

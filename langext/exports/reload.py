@@ -24,11 +24,13 @@ def main(job_file: Path) -> None:
     job = json.loads(job_file.read_text())
     expected = load_file(job_file.parent / "logits.safetensors")
     net: Any = AutoModelForCausalLM.from_pretrained(job["folder"], dtype=torch.float32, trust_remote_code=job["remote"]).eval()
-    AutoTokenizer.from_pretrained(job["folder"], trust_remote_code=job["remote"])
+    tokenizer = AutoTokenizer.from_pretrained(job["folder"], trust_remote_code=job["remote"])
+    tokenized_equal = 0
     worst = kl = agree = tokens = std = cached_worst = 0.0
     greedy_equal = 0
     for i, ids in enumerate(job["ids"]):
         want = expected[str(i)]
+        tokenized_equal += tokenizer(job["texts"][i], add_special_tokens=False).input_ids[: len(ids)] == ids
         prompt = torch.tensor([ids[: max(1, len(ids) // 2)]])
         with torch.no_grad():
             got = net(input_ids=torch.tensor([ids])).logits[0]
@@ -50,12 +52,13 @@ def main(job_file: Path) -> None:
         std = max(std, want.std().item())
     figures = {
         "max_abs_difference": worst, "max_abs_difference_cached": cached_worst, "kl_per_token_nats": kl / tokens,
-        "top1_agreement": agree / tokens, "greedy_equal": greedy_equal, "texts": len(job["ids"]), "tokens": int(tokens),
+        "top1_agreement": agree / tokens, "greedy_equal": greedy_equal, "tokenized_equal": tokenized_equal, "texts": len(job["ids"]), "tokens": int(tokens),
         "logit_std": std, "class": type(net).__name__,
     }  # fmt: skip
-    print(json.dumps(figures))
+    print(json.dumps(figures), flush=True)
 
 
 if __name__ == "__main__":
     sys.meta_path.insert(0, _NoLangext())  # type: ignore[arg-type]
-    main(Path(sys.argv[1]))
+    for argument in sys.argv[1:]:
+        main(Path(argument))

@@ -28,6 +28,7 @@ TOKENS = 256
 class Expected:
     """What the training model computes: logits of each text (T, V) and a greedy continuation of each."""
 
+    texts: list[str]
     ids: list[list[int]]
     logits: list[Tensor]
     greedy: list[list[int]]
@@ -69,29 +70,36 @@ def same(trained: list[Tensor], folded: list[Tensor]) -> None:
         raise ConfigError(f"the stock form differs from the trained model: a logit by {worst:.2e}, allowed are {limit:.2e}")
 
 
+def prepare(scratch: Path, folder: Path, expected: Expected, form: str) -> Path:
+    """Write the job file for `run` into a folder of its own."""
+    scratch.mkdir(parents=True, exist_ok=True)
+    save_file({str(i): t.contiguous() for i, t in enumerate(expected.logits)}, scratch / "logits.safetensors")
+    wanted = {"texts": expected.texts, "ids": expected.ids, "greedy": expected.greedy, "new_tokens": NEW_TOKENS}
+    job = scratch / "job.json"
+    job.write_text(json.dumps({"folder": str(folder), "remote": form == "remote", **wanted}))
+    return job
+
+
+def run(jobs: list[Path], python: str = sys.executable) -> list[dict[str, Any]]:
+    """Reload the folders of these jobs in one fresh process of the interpreter `python`; the figures of each.
+
+    Raises ConfigError when one does not load.
+    """
+    env = os.environ | {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(jobs[0].parent / "modules")}
+    done = subprocess.run([python, "-I", reload.__file__, *map(str, jobs)], capture_output=True, text=True, env=env)
+    if done.returncode != 0:
+        raise ConfigError(f"the export does not load in a fresh process:\n{done.stderr.strip()[-2000:]}")
+    return [json.loads(line) for line in done.stdout.strip().splitlines()[-len(jobs) :]]
+
+
 def compare(folder: Path, expected: Expected, form: str) -> dict[str, Any]:
     """Reload `folder` and compare. Raises ConfigError when it differs; returns the figures otherwise."""
     with tempfile.TemporaryDirectory() as scratch:
-        job = Path(scratch) / "job.json"
-        save_file({str(i): t.contiguous() for i, t in enumerate(expected.logits)}, Path(scratch) / "logits.safetensors")
-        job.write_text(
-            json.dumps(
-                {
-                    "folder": str(folder),
-                    "ids": expected.ids,
-                    "greedy": expected.greedy,
-                    "new_tokens": NEW_TOKENS,
-                    "remote": form == "remote",
-                }
-            )
-        )
-        env = os.environ | {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": os.path.join(scratch, "modules")}
-        done = subprocess.run([sys.executable, "-I", reload.__file__, str(job)], capture_output=True, text=True, env=env)
-        if done.returncode != 0:
-            raise ConfigError(f"the export does not load in a fresh process:\n{done.stderr.strip()[-2000:]}")
-        figures = json.loads(done.stdout.strip().splitlines()[-1])
+        (figures,) = run([prepare(Path(scratch), folder, expected, form)])
     limit = MAX_DIFFERENCE * figures["logit_std"]
-    passed = figures["max_abs_difference"] <= limit and figures["greedy_equal"] == figures["texts"]
+    passed = (
+        figures["max_abs_difference"] <= limit and figures["greedy_equal"] == figures["tokenized_equal"] == figures["texts"]
+    )
     record = {**figures, "max_abs_allowed": limit, "compared_in": "float32", "weights": str(WEIGHTS).removeprefix("torch.")}
     if not passed:
         raise ConfigError(f"the export differs from the trained model and was not kept: {json.dumps(record)}")

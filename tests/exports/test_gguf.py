@@ -42,7 +42,7 @@ def made(family, gate, folder):
     net = exports.stock(live, "native")
     exports.round_weights(net)
     ids = verify.encode(tokenizer, TEXTS)
-    expected = verify.Expected(ids, verify.logits(net, ids), [verify.greedy(net, row) for row in ids])
+    expected = verify.Expected(TEXTS, ids, verify.logits(net, ids), [verify.greedy(net, row) for row in ids])
     (folder / "stock").mkdir()
     exports.save(net, live, "native", folder / "stock")
     return folder / "stock", expected
@@ -56,7 +56,7 @@ def test_llama_cpp_computes_what_transformers_computes(family, tmp_path):
     for precision, most in (("f32", 1e-5), ("q8_0", 2e-3)):
         path = tmp_path / f"{precision}.gguf"
         gguf_file.write(stock, path, precision)
-        found = gguf_check.compare(path, precision, expected, TEXTS)
+        found = gguf_check.compare(path, precision, expected)
         assert abs(found["kl_per_token_nats"]) < most and found["tokenized_equal"] == len(TEXTS)
         assert precision == "q8_0" or found["top1_agreement"] > 0.9
 
@@ -91,7 +91,7 @@ def test_a_wrong_file_is_not_kept(wrong, tmp_path, monkeypatch):
     gguf_file.write(stock, tmp_path / "wrong.gguf", "f32")
     said = "other tokens" if wrong == "merges" else "KL is above"
     with pytest.raises(ConfigError, match=said):
-        gguf_check.compare(tmp_path / "wrong.gguf", "f32", expected, TEXTS)
+        gguf_check.compare(tmp_path / "wrong.gguf", "f32", expected)
 
 
 def test_without_the_runner_files_are_written_and_called_unverified(tmp_path, pico, monkeypatch, capsys):
@@ -165,6 +165,6 @@ def test_sentencepiece_like_vocabularies_split_alike(tmp_path):
     texts = ["the big cat sleeps under the sun", "forêt déjà 123"]
     ids = verify.encode(made, texts)
     net = modeling.load_base(tmp_path, torch.float32)
-    expected = verify.Expected(ids, verify.logits(net, ids), [verify.greedy(net, row) for row in ids])
+    expected = verify.Expected(texts, ids, verify.logits(net, ids), [verify.greedy(net, row) for row in ids])
     gguf_file.write(tmp_path, tmp_path / "x.gguf", "f32")
-    gguf_check.compare(tmp_path / "x.gguf", "f32", expected, texts)
+    gguf_check.compare(tmp_path / "x.gguf", "f32", expected)

@@ -1,0 +1,103 @@
+"""Every family, method and gate: what it exports to, and how far that is from the trained model in each program that loads it.
+
+    python benchmarks/exports.py --transformers4 /path/to/python
+
+Pico models of every family with every method, their new weights far from where they started. The columns: the export's format
+and class; largest logit difference to the trained model, in float32, in this transformers and in the one that the given
+interpreter has (4.57 is what it is for; `pip install torch transformers==4.57.6` into a fresh venv); KL of llama.cpp with a
+float32 GGUF file, and the same for its 8-bit file. The rows "base" are the family unextended: what llama.cpp itself differs by.
+"""
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+ROOT = Path(__file__).parent.parent
+sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "methods")]
+
+from cases import CASES, label, method  # noqa: E402
+from toy import FAMILIES, make_base, make_tokenizer  # noqa: E402
+
+from langext import exports, modeling  # noqa: E402
+from langext.exports import gguf_check, gguf_file, verify  # noqa: E402
+from langext.spec import ConfigError  # noqa: E402
+
+TEXTS = ["The small cat sleeps in the house with a dog. 123 " * 4, "Le petit chat dort déjà dans la forêt. " * 4]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--transformers4", metavar="PYTHON", help="interpreter of a venv with transformers 4.57")
+    parser.add_argument("--families", nargs="*", default=list(FAMILIES), choices=FAMILIES)
+    asked = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="langext-exports-") as folder:
+        show(asked, Path(folder))
+
+
+def show(asked: Any, root: Path) -> None:
+    tokenizer, rows = make_tokenizer(), []
+    for family in asked.families:
+        make_base(family, len(tokenizer)).save_pretrained(root / family / "source")
+        tokenizer.save_pretrained(root / family / "source")
+        for i, case in enumerate([None, *CASES]):
+            rows.append(export(root / family / str(i), root / family / "source", family, case, tokenizer))
+    jobs = [row["job"] for row in rows]
+    five = verify.run(jobs)
+    four = verify.run(jobs, asked.transformers4) if asked.transformers4 else [None] * len(rows)
+    ran = iter(gguf_check.run([job for row in rows for job in row["gguf"].values() if isinstance(job, Path)]))
+    print("| family | method | format | class | transformers 5 | 4.57 | llama.cpp f32 | q8_0 |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
+    for row, new, old in zip(rows, five, four, strict=True):
+        cells = [f"KL {next(ran)['kl_per_token_nats']:.1e}" if isinstance(job, Path) else job for job in row["gguf"].values()]
+        before = "-" if old is None else f"{old['max_abs_difference']:.1e}"
+        shown = [row["family"], row["method"], row["form"], new["class"].removesuffix("ForCausalLM")]
+        print("|", " | ".join([*shown, f"{new['max_abs_difference']:.1e}", before, *cells]), "|", flush=True)
+
+
+def export(out: Path, source: Path, family: str, case: Any, tokenizer: Any) -> dict[str, Any]:
+    """Write one checkpoint and its GGUF files, and the jobs that load them."""
+    torch.manual_seed(3)
+    net = modeling.load_base(source, torch.float32)
+    live = modeling.LiveModel(net, tokenizer)
+    form = "native"
+    if case is not None:
+        live = modeling.build(net, tokenizer, method(case))
+        torch.manual_seed(5)
+        for name, parameter in net.named_parameters():
+            if live.trainable(name) and not name.endswith(".s"):
+                parameter.data += 0.1 * torch.randn(parameter.shape)
+        config = modeling.load_config(source)
+        form = exports.choose(config, live.methods, "auto")
+    merged = case is not None and case["name"] in ("lora", "selective_lora")  # rounded once more when it is merged
+    if not merged:
+        exports.round_weights(net)
+    ids = verify.encode(tokenizer, TEXTS)
+    trained = verify.logits(net, ids)
+    made = exports.stock(live, form) if case is not None else net
+    exports.round_weights(made)
+    expected = verify.Expected(
+        TEXTS, ids, verify.logits(made, ids) if merged else trained, [verify.greedy(made, row) for row in ids]
+    )
+    folder = out / "checkpoint"
+    folder.mkdir(parents=True)
+    exports.save(made, live, form, folder)
+    files: dict[str, Any] = {}
+    for precision in ("f32", "q8_0"):
+        path = out / f"{precision}.gguf"
+        try:
+            if form == "remote":
+                raise ConfigError("remote code")
+            gguf_file.write(folder, path, precision)
+            files[precision] = gguf_check.prepare(out / precision, path, expected)
+        except ConfigError as error:
+            files[precision] = f"no: {str(error).removeprefix('GGUF: ')}"
+    job = verify.prepare(out / "job", folder, expected, form)
+    return {"family": family, "method": label(case) if case else "base", "form": form, "gguf": files, "job": job}
+
+
+if __name__ == "__main__":
+    main()

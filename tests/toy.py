@@ -68,7 +68,9 @@ FAMILIES = {
     "qwen3": {"head_dim": 24},
     "gemma": {"head_dim": 16},
     "gemma2": {"head_dim": 16, "sliding_window": 8, "query_pre_attn_scalar": 16, "final_logit_softcapping": 2.0},
-    "gemma3_text": {"head_dim": 16, "sliding_window": 8, "query_pre_attn_scalar": 16},
+    "gemma3_text": {"head_dim": 16, "sliding_window": 8, "query_pre_attn_scalar": 16, "num_hidden_layers": 6,
+                    "rope_parameters": {"full_attention": {"rope_type": "linear", "rope_theta": 1e5, "factor": 4.0},
+                                        "sliding_attention": {"rope_type": "default", "rope_theta": 5e3}}},
 }  # fmt: skip
 
 

@@ -188,6 +188,9 @@ def _both_rope_keys(path: Path) -> None:
     """Transformers 5 writes `rope_parameters` alone, and version 4 then falls back to a wrong rope_theta without a word."""
     config = read_json(path)
     rope = dict(config.get("rope_parameters") or {})
+    if "full_attention" in rope:  # Gemma 3
+        config["rope_local_base_freq"] = rope["sliding_attention"]["rope_theta"]
+        rope = rope["full_attention"]
     if "rope_theta" in rope:
         config["rope_theta"] = rope["rope_theta"]
         scaling = {k: v for k, v in rope.items() if k not in ("rope_theta", "partial_rotary_factor")}

@@ -146,6 +146,8 @@ def _metadata(writer: gguf.GGUFWriter, config: Any, architecture: gguf.MODEL_ARC
         writer.add_rope_scaling_factor(rope["factor"])
     if architecture in (gguf.MODEL_ARCH.GEMMA2, gguf.MODEL_ARCH.GEMMA3):
         writer.add_sliding_window(config["sliding_window"])
+    if "sliding_attention" in config["rope_parameters"]:
+        writer.add_rope_freq_base_swa(config["rope_parameters"]["sliding_attention"]["rope_theta"])
     if architecture == gguf.MODEL_ARCH.GEMMA2:
         writer.add_attn_logit_softcapping(config["attn_logit_softcapping"])
         writer.add_final_logit_softcapping(config["final_logit_softcapping"])

@@ -111,6 +111,10 @@ def _history(model: Model) -> dict[str, Any]:
             names = ", ".join(Path(name).name for name in stage["models"])
             merged = f"Merged from the runs {names} by {stage['rule']}, scale {summary['scale']:g}"
             return {"training": None, "afterwards": [merged + (", by layer (LiNeS)" if stage["lines"] else ""), *done]}
+        if stage["uses"] == "regate":
+            before, after = summary["bits_per_byte"]["relu"], summary["bits_per_byte"][summary["kept"]]
+            costs = ", ".join(f"{name} {before[name]:.4f} to {after[name]:.4f}" for name in before)
+            done.insert(0, f"Its relu gates were turned into hard sigmoids; bits per byte went from {costs}")
         if stage["uses"] == "rescale":
             done.insert(0, f"Rescaled layer by layer (LiNeS), alpha {summary['alpha']:g}")
         model = Model(model.path.parent / Path(manifest["inputs"]["model"]["path"]).name)

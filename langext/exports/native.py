@@ -54,7 +54,10 @@ def obstacle(gates: Sequence[str], config: Any) -> str:
     """Why no stock architecture computes blocks with these gates on this base; empty when one does."""
     paper = next((gate for gate in gates if gate in ("relu", "elu")), None)
     if paper:
-        return f"no stock architecture computes a block with {'an' if paper == 'elu' else 'a'} {paper} gate"
+        return (
+            f"no stock architecture computes a block with {'an' if paper == 'elu' else 'a'} {paper} gate"
+            f"{' (a regate stage turns it into hard_sigmoid)' if paper == 'relu' else ''}"
+        )
     if set(gates) == {"none"}:
         return ""
     if len(set(gates)) > 1:

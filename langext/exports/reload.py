@@ -52,7 +52,8 @@ def main(job_file: Path) -> None:
         std = max(std, want.std().item())
     figures = {
         "max_abs_difference": worst, "max_abs_difference_cached": cached_worst, "kl_per_token_nats": kl / tokens,
-        "top1_agreement": agree / tokens, "greedy_equal": greedy_equal, "tokenized_equal": tokenized_equal, "texts": len(job["ids"]), "tokens": int(tokens),
+        "top1_agreement": agree / tokens, "greedy_equal": greedy_equal, "tokenized_equal": tokenized_equal,
+        "texts": len(job["ids"]), "tokens": int(tokens),
         "logit_std": std, "class": type(net).__name__,
     }  # fmt: skip
     print(json.dumps(figures), flush=True)

@@ -13,12 +13,13 @@ from langext.stages.export import Export
 from langext.stages.extend import Extend
 from langext.stages.filter import Filter
 from langext.stages.merge import Merge
+from langext.stages.regate import Regate
 from langext.stages.rescale import Rescale
 from langext.stages.tokenizer import ExtendTokenizer
 from langext.stages.train import Train
 
 AnyStage = Annotated[
-    Filter | ExtendTokenizer | Extend | Train | Rescale | Merge | Evaluate | Export, Field(discriminator="uses")
+    Filter | ExtendTokenizer | Extend | Train | Regate | Rescale | Merge | Evaluate | Export, Field(discriminator="uses")
 ]
 
 

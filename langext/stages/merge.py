@@ -1,7 +1,7 @@
 """Stage merge: several extended models of one base -> one model of all their languages."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -12,9 +12,6 @@ from langext.methods import Full
 from langext.methods.base import Method
 from langext.spec import ConfigError
 from langext.stage import Context, Stage
-
-if TYPE_CHECKING:
-    pass
 
 
 class Merge(Stage):

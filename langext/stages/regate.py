@@ -1,0 +1,98 @@
+"""Stage regate: a model trained with the paper's ReLU gate becomes one that stock architectures compute."""
+
+from itertools import islice
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field
+
+from langext.artifacts import Corpus, Model
+from langext.console import Progress, say
+from langext.methods.base import Method
+from langext.spec import ConfigError
+from langext.stage import Context, Stage
+
+
+class Regate(Stage):
+    """Turn the ReLU gates of the newest language's blocks into hard sigmoids, and say what it costs."""
+
+    needs_extension: ClassVar[bool] = True
+    uses: Literal["regate"]
+    steps: int = Field(60, ge=0)
+    """Steps of distillation after the fit, kept when held-out text says that it is better; 0 leaves it at the fit."""
+    batch_sequences: int = Field(8, ge=1)
+    """Sequences of a step, the languages in turns."""
+    sequence_length: int = Field(512, ge=8)
+    """Tokens of a sequence at most."""
+    lr: float = Field(5e-3, gt=0)
+    """Size of the first step, as a share of a gate row's root mean square."""
+    eval_bytes: int = Field(50_000, ge=1000)
+    """Held-out bytes per language and domain that tell what it costs."""
+
+    def methods(self, given: tuple[Method, ...]) -> tuple[Method, ...]:
+        """The newest one, with the other gate."""
+        return (*given[:-1], *(_regated(method) for method in given[-1:]))
+
+    def check_model(self, given: tuple[Method, ...], config: Any) -> None:
+        """There is a ReLU gate to turn."""
+        if getattr(given[-1], "gate", None) != "relu":
+            raise ConfigError(f"regate turns the gate relu of neutral residues into hard_sigmoid; {given[-1].name} has none")
+
+    def run(self, ctx: Context, model: Model, corpus: Corpus) -> Model:
+        """Write the delta with new gate rows and output matrices. Bits per byte before, fitted and distilled are recorded."""
+        from dataclasses import replace
+
+        import torch
+
+        from langext import modeling, regating
+        from langext.heldout import Ruler
+        from langext.methods.residue import stacks
+
+        torch.manual_seed(ctx.seed)
+        live = modeling.load(model, torch.bfloat16, "cuda" if self.runtime.gpus else "cpu")
+        ruler = Ruler(ctx, corpus, self.eval_bytes)
+        rows = self._rows(ctx, corpus, live.tokenizer)
+        cost = {"relu": ruler.measure(live.net, live.tokenizer)}
+        regated = regating.start(live.net, list(stacks(live.net)[-1].values()), rows[: 8 * self.batch_sequences])
+        cost["fitted"] = ruler.measure(live.net, live.tokenizer)
+        kept = "fitted"
+        if self.steps:
+            fitted = [one.row.detach().clone() for one in regated]
+            size = self.batch_sequences
+            batches = [[rows[(i * size + k) % len(rows)] for k in range(size)] for i in range(self.steps)]
+            progress = Progress("distilling the gates", self.steps)
+            kls = []
+            for step, kl in enumerate(regating.distil(live.net, regated, batches, self.lr), 1):
+                kls.append(kl)
+                progress.at(step)
+            cost["distilled"] = ruler.measure(live.net, live.tokenizer)
+            if ruler.every(cost["distilled"], cost["relu"]) > ruler.every(cost["fitted"], cost["relu"]):
+                kept = "distilled"
+            else:
+                for one, row in zip(regated, fitted, strict=True):
+                    one.row.data.copy_(row)
+            ctx.summary.update(kl_per_token=kls)
+        record = modeling.read_record(model)
+        assert record.method is not None, "refused when planning"
+        modeling.save_delta(ctx.out, live.delta())
+        modeling.write_record(ctx.out, replace(record, method=_regated(record.method)))
+        ctx.summary.update(bits_per_byte=cost, kept=kept)
+        for name, before in cost["relu"].items():
+            after = ", ".join(f"{how} {cost[how][name]:.4f}" for how in cost if how != "relu")
+            say(f"  {name}: {before:.4f} bits per byte with relu, {after}")
+        say(f"  the {kept} gates are kept")
+        return Model(ctx.out)
+
+    def _rows(self, ctx: Context, corpus: Corpus, tokenizer: Any) -> list[list[int]]:
+        """Token ids of training documents, the languages in turns, as many as the steps take or the text has."""
+        from langext import documents
+
+        each = -(-max(self.steps, 8) * self.batch_sequences // len(ctx.languages))
+        found = []
+        for code in ctx.languages:
+            texts = [text for batch in islice(documents.batches(corpus.files("train", code), each), 1) for text in batch]
+            found.append([row[: self.sequence_length] for row in documents.encode(tokenizer, texts)])
+        return [row for turn in zip(*found, strict=False) for row in turn]
+
+
+def _regated(method: Method) -> Method:
+    return method.model_copy(update={"gate": "hard_sigmoid"})

@@ -34,10 +34,9 @@ class NeutralResidue(nn.Module):
             self.router = nn.Linear(width, 1, bias=False)
 
     def forward(self, x: torch.Tensor, act: nn.Module) -> torch.Tensor:
-        """(..., width) -> (..., width)."""
-        out = self.down_proj(act(self.gate_proj(x)) * self.up_proj(x))
+        """(..., width) -> (..., width). When nothing learns, closed tokens cost one product with a vector and no more."""
         if self.kind == "none":
-            return out
+            return self.block(x, act)
         z = F.linear(x.float(), self.router.weight.float())
         if self.kind == "relu":
             gate = F.relu(z)
@@ -45,7 +44,18 @@ class NeutralResidue(nn.Module):
             gate = F.elu(z)
         else:
             gate = torch.sigmoid(z) * (z > 0) if self.kind == "hard_sigmoid" else torch.sigmoid(z)
-        return gate.to(x.dtype) * out
+        gate = gate.to(x.dtype)
+        closes = self.kind in ("relu", "hard_sigmoid")
+        if not closes or torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return gate * self.block(x, act)
+        out, is_open = torch.zeros_like(x), gate[..., 0] != 0
+        if is_open.any():
+            out[is_open] = gate[is_open] * self.block(x[is_open], act)
+        return out
+
+    def block(self, x: torch.Tensor, act: nn.Module) -> torch.Tensor:
+        """(..., width) -> (..., width), before the gate."""
+        return self.down_proj(act(self.gate_proj(x)) * self.up_proj(x))
 
 
 class NeutralResidueMLP(LlamaMLP):

@@ -62,6 +62,34 @@ def test_export_equals_the_trained_model(tmp_path, pico, gate, form, expected):
     assert (tmp_path / "out" / "README.md").read_text().startswith("---\nlanguage:\n- fr\n- en\n")
 
 
+@pytest.mark.parametrize("shut", [True, False])
+def test_remote_code_does_no_work_for_closed_tokens(tmp_path, pico, shut):
+    """Counted in FLOPs: with all gates closed the blocks' matrix products are not done, and else they are."""
+    from torch.utils.flop_counter import FlopCounterMode
+    from transformers import AutoModelForCausalLM
+
+    model = extended(tmp_path, pico, NeutralResidues(name="neutral_residues", gate="relu", width=40))
+    exports.write(model, tmp_path / "out", "remote", TEXTS, CARD)
+    net = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32, trust_remote_code=True).eval()
+    base = modeling.load_base(pico, torch.float32)
+    for layer in net.model.layers:
+        block = layer.mlp.residues["0"]
+        block.router.weight.data.zero_()
+        if not shut:
+            block.forward = lambda x, act, block=block: block.block(x, act)
+    ids = torch.arange(1, 21)[None]
+    counts = []
+    with torch.no_grad():
+        for one in (base, net):
+            with FlopCounterMode(display=False) as counter:
+                logits = one(input_ids=ids).logits
+            counts.append(counter.get_total_flops())
+        assert not shut or torch.equal(logits, base(input_ids=ids).logits)
+    layers, width = net.config.num_hidden_layers, net.config.hidden_size
+    gates, blocks = 2 * 20 * width * layers, 2 * 20 * 3 * width * 40 * layers
+    assert counts[1] - counts[0] == (gates if shut else blocks)
+
+
 def test_full_fine_tuning_keeps_the_architecture(tmp_path, pico):
     record = exports.write(extended(tmp_path, pico, Full(name="full")), tmp_path / "out", "auto", TEXTS, CARD)
     assert record["class"] == "LlamaForCausalLM"

@@ -79,9 +79,9 @@ def export(out: Path, source: Path, family: str, case: Any, tokenizer: Any) -> d
     trained = verify.logits(net, ids)
     made = exports.stock(live, form) if case is not None else net
     exports.round_weights(made)
-    expected = verify.Expected(
-        TEXTS, ids, verify.logits(made, ids) if merged else trained, [verify.greedy(made, row) for row in ids]
-    )
+    expected = verify.expect(made, tokenizer, TEXTS)
+    if not merged:
+        expected.logits = trained
     folder = out / "checkpoint"
     folder.mkdir(parents=True)
     exports.save(made, live, form, folder)

@@ -25,7 +25,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 from bench import Bench, extend, train  # noqa: E402
 from toy import make_llama, make_tokenizer  # noqa: E402
 
-STEPS_PER_KILL = 14
+STEPS_PER_KILL = 20
 WINDOW_S = 2.0
 
 

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from langext.methods.base import Method
     from langext.modeling import Earlier, Record
 
-HUB_FILES = ["*.json", "*.safetensors", "tokenizer.model", "merges.txt", "*.jinja", "README.md", "LICENSE*", "NOTICE*"]
+LICENCES = ("LICEN[CS]E*", "NOTICE*", "USE_POLICY*")
+"""Files that go wherever the weights go."""
+HUB_FILES = ["*.json", "*.safetensors", "tokenizer.model", "merges.txt", "*.jinja", "README.md", *LICENCES]
 
 
 def check(base: str) -> None:

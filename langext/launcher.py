@@ -34,7 +34,7 @@ def launch(out: Path, runtime: Runtime, lock: int) -> int:
         env = {"DS_ACCELERATOR": "cpu"} | MALLOC | env
         env["CUDA_VISIBLE_DEVICES"] = ""
         if runtime.processes > 1:  # else each takes a thread on every core, and waiting threads keep the cores busy
-            env.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // runtime.processes)))
+            env.setdefault("OMP_NUM_THREADS", str(max(1, _cores() // runtime.processes)))
     if runtime.processes > 1:
         command = [sys.executable, "-m", "deepspeed.launcher.runner", *_placement(runtime), "--module", *command[2:]]
     # In a session of its own: else the terminal's Ctrl-C would reach it as well.
@@ -59,6 +59,11 @@ def launch(out: Path, runtime: Runtime, lock: int) -> int:
     if signal.SIGINT in asked and code:
         raise KeyboardInterrupt
     return code
+
+
+def _cores() -> int:
+    """The cores that this process may use, which in a container are fewer than the machine's."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _placement(runtime: Runtime) -> list[str]:

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from langext.methods.residue import Residue
 
-SLOPES = [2.0**k for k in range(-6, 7)]
-"""What s is chosen from, times 1 / mean(z)."""
+SLOPES = [2.0**k for k in range(-12, 13)]
+"""What s is chosen from: with a power of two a row in bf16 keeps its direction to the last bit."""
 
 
 @dataclass
@@ -33,12 +33,11 @@ class Regated:
 
 
 def fit(z_N: Tensor, weight_N: Tensor) -> tuple[float, float]:
-    """(s, c) that minimise sum of weight (z - c h(s z))^2 over open tokens, z > 0; (1, 1) when there are none."""
-    if not len(z_N):
+    """(s, c) that minimise sum of weight (z - c h(s z))^2 over open tokens, z > 0; (1, 1) when nothing is added for any."""
+    if not weight_N.sum() > 0:
         return 1.0, 1.0
     found = []
-    for slope in SLOPES:
-        s = slope / z_N.mean().item()
+    for s in SLOPES:
         h_N = torch.sigmoid(s * z_N)
         c = ((weight_N * z_N * h_N).sum() / (weight_N * h_N * h_N).sum()).item()
         found.append(((weight_N * (z_N - c * h_N).square()).sum().item(), s, c))
@@ -77,6 +76,12 @@ def as_before(regated: Sequence[Regated]) -> Iterator[None]:
         yield
     finally:
         _use(regated, after=True)
+
+
+def settle(regated: Sequence[Regated], dtype: torch.dtype) -> None:
+    """Round the new rows, in place, to the precision that the model is loaded in later."""
+    for one in regated:
+        one.row.data.copy_(one.row.data.to(dtype))
 
 
 def _use(regated: Sequence[Regated], after: bool) -> None:

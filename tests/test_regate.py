@@ -6,9 +6,11 @@ from bench import Bench, extend, train
 from toy import make_base, make_tokenizer
 
 from langext import modeling, regating
-from langext.artifacts import Model, read_json
+from langext.artifacts import Corpus, Model, read_json
+from langext.heldout import Ruler
 from langext.methods import NeutralResidues
 from langext.methods.residue import stacks
+from langext.stage import Context
 
 RELU = {"name": "neutral_residues", "gate": "relu", "init": "lecun", "width": 32, "alpha": 0.1}
 
@@ -50,6 +52,7 @@ def test_the_fit_minimises_the_weighted_squares():
         assert (weight * (z - other * torch.sigmoid(s * z)).square()).sum() > error
     assert error < (weight * (z - torch.sigmoid(z)).square()).sum()
     assert regating.fit(torch.empty(0), torch.empty(0)) == (1.0, 1.0)
+    assert regating.fit(z, torch.zeros(500)) == (1.0, 1.0)
 
 
 def test_the_same_tokens_stay_open_and_the_old_gates_can_be_had_back(net):
@@ -85,8 +88,12 @@ def test_in_a_pipeline_it_leads_to_a_stock_architecture(tmp_path, pico):
     manifest = read_json(run / "04-regate" / "manifest.json")
     cost = manifest["summary"]["bits_per_byte"]
     assert set(cost) == {"relu", "fitted", "distilled"}
-    for name, before in cost["relu"].items():
-        assert cost["fitted"][name] == pytest.approx(before, rel=0.05)
+    live = modeling.load(Model(run / "04-regate"), torch.bfloat16)
+    ctx = Context(tmp_path, 17, "fra_Latn", ("eng_Latn",))
+    measured = Ruler(ctx, Corpus(run / "01-filter"), 2000).measure(live.net, live.tokenizer)
+    for name, before in cost["relu"].items():  # what is saved is what was measured
+        assert measured[name] == pytest.approx(cost[manifest["summary"]["kept"]][name], abs=1e-9)
+        assert measured[name] != before
     assert modeling.read_record(Model(run / "04-regate")).method.gate == "hard_sigmoid"
     assert read_json(run / "05-export" / "checkpoint" / "export.json")["class"] == "Glm4MoeForCausalLM"
     assert "relu gates were turned into hard sigmoids" in (run / "05-export" / "checkpoint" / "README.md").read_text()

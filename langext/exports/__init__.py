@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,15 +32,15 @@ class GGUF:
     """llama.cpp's name of the pre-tokenizer, where it is not recognised."""
 
 
-def choose(config: Any, methods: Sequence[Any], form: str) -> str:
+def choose(config: Any, methods: Sequence[Any], form: str, pre: str | None = None) -> str:
     """The format to write. Raises ConfigError with the reason when it cannot be exact, and names what can.
 
     `config` is the base's transformers config, or None while it is not on this machine. `methods` are those of all
-    extensions, the first added first.
+    extensions, the first added first. `pre` is llama.cpp's name of the base's pre-tokenizer, where the user gave one.
     """
     if form not in FORMATS:
         raise ConfigError(f"export format {form!r} is not known; choose {', '.join(FORMATS)}")
-    reasons = {f: _obstacle(config, methods, f) for f in FORMATS[1:]}
+    reasons = {f: _obstacle(config, methods, f, pre) for f in FORMATS[1:]}
     possible = [f for f in FORMATS[1:] if not reasons[f]]
     if form == "auto":
         form = possible[0] if possible else "native"
@@ -50,6 +51,10 @@ def choose(config: Any, methods: Sequence[Any], form: str) -> str:
 
 def asked(form: str, precisions: list[str] | None, pre: str | None) -> GGUF:
     """What the command line asks of GGUF files. Raises ConfigError for a precision that does not exist."""
+    if form not in FORMATS:
+        raise ConfigError(f"export format {form!r} is not known; choose {', '.join(FORMATS)}")
+    if len(set(precisions or [])) < len(precisions or []):
+        raise ConfigError("--gguf names a precision twice")
     if form != "gguf" and (precisions or pre):
         raise ConfigError("--gguf and --gguf-pre are for --format gguf only")
     known = get_args(Precision)
@@ -59,9 +64,9 @@ def asked(form: str, precisions: list[str] | None, pre: str | None) -> GGUF:
     return GGUF(tuple(precisions), pre) if precisions else GGUF(pre=pre)  # type: ignore[arg-type]
 
 
-def _obstacle(config: Any, methods: Sequence[Any], form: str) -> str:
+def _obstacle(config: Any, methods: Sequence[Any], form: str, pre: str | None) -> str:
     """Why a format cannot be exact here, or an empty string."""
-    from langext.exports import gguf_file, native
+    from langext.exports import gguf_file, gguf_vocabulary, native
 
     gates: list[Any] = [getattr(method, "gate", None) for method in methods]
     if form == "remote":
@@ -73,7 +78,7 @@ def _obstacle(config: Any, methods: Sequence[Any], form: str) -> str:
     if form == "gguf" and not reason and config is not None:
         made = {"architectures": [native.folded_class(gates, config)], "layer_types": methods[-1].layer_types(config)}
         made["num_hidden_layers"] = len(made["layer_types"] or []) or config.num_hidden_layers
-        return gguf_file.obstacle(config.to_dict() | made)
+        return gguf_file.obstacle(config.to_dict() | made) or gguf_vocabulary.obstacle(Path(config.name_or_path), pre)
     return reason
 
 
@@ -99,31 +104,45 @@ def write(
     differ.
     """
     from langext import modeling
-    from langext.exports import gguf_check, modelcard, verify
+    from langext.exports import modelcard, verify
 
     if out.exists():
         raise ConfigError(f"{out} exists already; name another folder")
-    config = modeling.load_config(modeling.read_record(model).base)
-    live = modeling.load(model, verify.WEIGHTS)
-    if not live.methods:
+    source = modeling.read_record(model)
+    methods = (*(e.method for e in source.earlier), *([source.method] if source.method else []))
+    if not methods:
         raise ConfigError("the model is the untouched base; there is nothing to export")
-    form = choose(config, live.methods, form)
-    beside = out.with_name(out.name + ".tmp")
-    shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir(parents=True)
-    figures = {"format": form, "architecture": architecture(config, live.methods, form)}
+    config = modeling.load_config(source.base)
+    form = choose(config, methods, form, gguf.pre if gguf else None)
+    live = modeling.load(model, verify.WEIGHTS)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    beside = Path(tempfile.mkdtemp(dir=out.parent, prefix=f"{out.name}.", suffix=".tmp"))
+    try:
+        record = _write(live, beside, form, texts, gguf or GGUF(), architecture(config, methods, form))
+        modelcard.write(beside, record, card)
+        modelcard.keep_licences(source.base, beside)
+        beside.chmod(0o755)  # mkdtemp's are for their owner alone
+        os.replace(beside, out)
+    except BaseException:
+        shutil.rmtree(beside)
+        raise
+    return record
+
+
+def _write(live: "LiveModel", out: Path, form: str, texts: list[str], gguf: GGUF, described: str) -> dict[str, Any]:
+    """Write the format into the empty folder `out`; what was found goes into export.json."""
+    from langext.exports import gguf_check
+
+    record: dict[str, Any] = {"format": form, "architecture": described}
     if form == "gguf":
-        stock_at = beside / "stock"
+        stock_at = out / "stock"
         stock_at.mkdir()
         made, expected = _checkpoint(live, form, stock_at, texts)
-        record = figures | made | {"files": gguf_check.write(stock_at, beside, expected, gguf or GGUF())}
+        record |= made | {"files": gguf_check.write(stock_at, out, expected, gguf)}
         shutil.rmtree(stock_at)
     else:
-        record = figures | _checkpoint(live, form, beside, texts)[0]
-    write_json(beside / "export.json", record)
-    modelcard.write(beside, record, card)
-    modelcard.keep_licences(modeling.read_record(model).base, beside)
-    os.replace(beside, out)
+        record |= _checkpoint(live, form, out, texts)[0]
+    write_json(out / "export.json", record)
     return record
 
 
@@ -136,7 +155,7 @@ def _checkpoint(live: "LiveModel", form: str, out: Path, texts: list[str]) -> "t
     net = stock(live, form)
     verify.same(trained, verify.logits(net, ids))
     round_weights(net)
-    expected = verify.Expected(texts, ids, verify.logits(net, ids), [verify.greedy(net, row) for row in ids])
+    expected = verify.expect(net, live.tokenizer, texts)
     rounding = verify.difference(trained, expected.logits)
     save(net, live, form, out)
     return {"rounding": rounding} | verify.compare(out, expected, form), expected

@@ -61,6 +61,9 @@ def obstacle(config: Any) -> str:
     name = config["architectures"][0]
     if name not in ARCHITECTURES:
         return f"llama.cpp has no architecture for {name}"
+    act = config.get("hidden_activation") or config["hidden_act"]
+    if (act == "silu") == name.startswith("Gemma") or act not in ("silu", "gelu_pytorch_tanh"):
+        return f"llama.cpp computes another activation than {act} for this architecture"
     rope = rope_of(config)
     if rope["rope_type"] not in ("default", "llama3", "linear"):
         return f"rope of type {rope['rope_type']} is not written to GGUF"
@@ -72,7 +75,12 @@ def obstacle(config: Any) -> str:
         if config["layer_types"] != kinds:
             return f"llama.cpp expects full attention in every layer number divisible by {period}, and nowhere else"
         if config["query_pre_attn_scalar"] != head_dim(config):
-            return "llama.cpp divides attention scores by the root of the head's width, this base by another number"
+            return "attention scores that are not divided by the root of the head's width are not written"
+        softcaps = (config.get("attn_logit_softcapping"), config.get("final_logit_softcapping"))
+        if (None in softcaps) if name == "Gemma2ForCausalLM" else (softcaps != (None, None)):
+            return "llama.cpp expects soft caps in Gemma 2 and none in Gemma 3"
+        if config.get("use_bidirectional_attention"):
+            return "attention to later tokens is not written"
     elif config.get("sliding_window") and config.get("use_sliding_window", True):
         return "llama.cpp has no sliding-window attention for this architecture"
     return ""
@@ -103,7 +111,7 @@ def write(checkpoint: Path, out: Path, precision: Precision, pre: str | None = N
     _metadata(writer, config, architecture)
     writer.add_file_type(FILE_TYPES[precision])
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
-    gguf_vocabulary.add(writer, checkpoint, config["vocab_size"], pre)
+    gguf_vocabulary.add(writer, checkpoint, config, pre)
     entries = list(_entries(checkpoint, config, architecture))
     for entry in entries:
         kind = _kind(entry, precision)

@@ -5,13 +5,15 @@ llama.cpp computes with float32 keys and values here, so that only the weights' 
 
 import importlib
 import json
+import math
 import sys
 import urllib.request
 from pathlib import Path
 from typing import Any
 
-TOP = 512
-"""Tokens whose log-probabilities are compared at a position: the likeliest ones."""
+CLEAR = 1.0
+"""Nats by which the likeliest token must lead for both to have to agree on it."""
+TIMEOUT_S = 600
 POSITIONS = 8
 """Positions of each text, evenly spaced."""
 
@@ -27,18 +29,19 @@ class Runner:
         params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
         params.warmup, params.verbosity = False, -1
         self.server = xllamacpp.Server(params)
+        self.direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # never through a proxy
         self.letter = self.tokens("a")[-1]
 
     def ask(self, path: str, **body: Any) -> Any:
         """The answer to one request."""
         data = json.dumps(body).encode()
         request = urllib.request.Request(self.server.listening_address + path, data, {"Content-Type": "application/json"})
-        with urllib.request.urlopen(request) as answer:
+        with self.direct.open(request, timeout=TIMEOUT_S) as answer:
             return json.load(answer)
 
     def tokens(self, text: str) -> list[int]:
-        """Token ids of a text, without special tokens around it."""
-        return self.ask("/tokenize", content=text, add_special=False, parse_special=False)["tokens"]
+        """All token ids of a text, with what the model's tokenizer puts around it."""
+        return self.ask("/tokenize", content=text, add_special=True, parse_special=False)["tokens"]
 
     def next(self, ids: list[int], top: int) -> dict[int, float]:
         """Token -> log-probability after these tokens, for the `top` likeliest."""
@@ -54,6 +57,18 @@ class Runner:
         return self.ask("/completion", **body)["tokens"]
 
 
+def divergence(want: Any, got: Any, rest: bool) -> float:
+    """KL(want || got) in nats from the log-probabilities of some tokens, with all others, if there are any, as one more.
+
+    Never more than the KL over the whole vocabulary, and above zero as soon as anything here differs.
+    """
+    kl = (want.exp() * (want - got)).sum().item()
+    if rest:
+        p, q = (max(1e-12, 1 - x.exp().sum().item()) for x in (want, got))
+        kl += p * math.log(p / q)
+    return kl
+
+
 def main(job_file: Path) -> None:
     """Print one line of JSON with the differences."""
     import torch
@@ -63,24 +78,31 @@ def main(job_file: Path) -> None:
     expected = load_file(job_file.parent / "logits.safetensors")
     runner = Runner(job["file"], 32 + max(map(len, job["ids"])) + job["new_tokens"])
     worst = kl = 0.0
-    positions = agree = greedy_equal = tokens_equal = 0
+    positions = agree = clear = clear_agree = greedy_equal = tokens_equal = 0
     for i, ids in enumerate(job["ids"]):
-        tokens_equal += runner.tokens(job["texts"][i])[: len(ids)] == ids
+        tokens_equal += runner.tokens(job["texts"][i]) == job["whole"][i]
         for k in range(1, POSITIONS + 1):
             end = max(1, len(ids) * k // POSITIONS)
             want = expected[str(i)][end - 1].log_softmax(-1)
-            got = runner.next(ids[:end], min(TOP, len(want)))
+            got = runner.next(ids[:end], min(job["top"], len(want)))
             chosen = torch.tensor(list(got))
             theirs = torch.tensor(list(got.values()))
             worst = max(worst, (want[chosen] - theirs).abs().max().item())
-            kl += (want[chosen].exp() * (want[chosen] - theirs)).sum().item()
-            agree += int(chosen[0]) == int(want.argmax())
+            kl += divergence(want[chosen].double(), theirs.double(), rest=len(chosen) < len(want))
+            same = int(chosen[0]) == int(want.argmax())
+            first, second = want.topk(2).values.tolist()
+            agree, clear, clear_agree = (
+                agree + same,
+                clear + (first - second > CLEAR),
+                clear_agree + (same and first - second > CLEAR),
+            )
             positions += 1
         prompt = ids[: max(1, len(ids) // 2)]
         wanted = job["greedy"][i]
         greedy_equal += runner.greedy(prompt, len(wanted))[: len(wanted)] == wanted
     figures = {
         "max_abs_logprob_difference": worst, "kl_per_token_nats": kl / positions, "top1_agreement": agree / positions,
+        "clear_positions": clear, "clear_agreement": clear_agree,
         "positions": positions, "tokenized_equal": tokens_equal, "greedy_equal": greedy_equal, "texts": len(job["ids"]),
     }  # fmt: skip
     print(json.dumps(figures), flush=True)

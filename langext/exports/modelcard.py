@@ -6,7 +6,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from langext import assets, languages
+from langext import assets, bases, languages
 from langext.artifacts import Corpus, Model, read_json
 
 
@@ -59,7 +59,7 @@ def describe(model: Model, languages: tuple[str, ...], corpus: Corpus | None, be
     asset = assets.ASSETS.get(named.removeprefix(assets.PREFIX)) if named.startswith(assets.PREFIX) else None
     return {
         "languages": languages,
-        "base": asset.about.split(",")[0] if asset else named,
+        "base": asset.about.split(",")[0] if asset else named if base_manifest["commit"] else Path(named).name,
         "licence": asset.licence if asset else licence(recorded.base),
         "licence_id": asset.licence.lower() if asset and " " not in asset.licence else licence(recorded.base),
         "base_commit": base_manifest["commit"],
@@ -80,11 +80,11 @@ def licence(base: Path) -> str | None:
     from ruamel.yaml.error import YAMLError
 
     readme = base / "README.md"
-    parts = readme.read_text(encoding="utf-8").split("---\n") if readme.is_file() else []
-    if len(parts) < 3 or parts[0]:
+    lines = readme.read_text(encoding="utf-8").splitlines() if readme.is_file() else []
+    if lines[:1] != ["---"] or "---" not in lines[1:]:
         return None
     try:
-        named = YAML(typ="safe", pure=True).load(parts[1])
+        named = YAML(typ="safe", pure=True).load("\n".join(lines[1 : lines.index("---", 1)]))
     except YAMLError:
         return None
     found = named.get("license") if isinstance(named, dict) else None
@@ -93,7 +93,7 @@ def licence(base: Path) -> str | None:
 
 def keep_licences(base: Path, out: Path) -> None:
     """Copy the base's licence and notice files beside the weights that they cover."""
-    for pattern in ("LICEN[CS]E*", "NOTICE*", "USE_POLICY*"):
+    for pattern in bases.LICENCES:
         for path in base.glob(pattern):
             if path.is_file():
                 shutil.copyfile(path, out / path.name)

@@ -30,7 +30,7 @@ def main(job_file: Path) -> None:
     greedy_equal = 0
     for i, ids in enumerate(job["ids"]):
         want = expected[str(i)]
-        tokenized_equal += tokenizer(job["texts"][i], add_special_tokens=False).input_ids[: len(ids)] == ids
+        tokenized_equal += tokenizer(job["texts"][i], add_special_tokens=False).input_ids[: job["cut"]] == ids
         prompt = torch.tensor([ids[: max(1, len(ids) // 2)]])
         with torch.no_grad():
             got = net(input_ids=torch.tensor([ids])).logits[0]

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,12 +27,24 @@ TOKENS = 256
 
 @dataclass
 class Expected:
-    """What the training model computes: logits of each text (T, V) and a greedy continuation of each."""
+    """What the training model computes."""
 
     texts: list[str]
     ids: list[list[int]]
+    """Tokens of each text without special ones, cut to `TOKENS`."""
+    whole: list[list[int]]
+    """All tokens of each text in Unicode's composed form (NFC), with what the tokenizer puts around it."""
     logits: list[Tensor]
+    """(T, V) for each of `ids`."""
     greedy: list[list[int]]
+    """What follows the first half of each of `ids`."""
+
+
+def expect(net: Any, tokenizer: Any, texts: list[str]) -> Expected:
+    """What `net` computes on these texts."""
+    ids = encode(tokenizer, texts)
+    whole = [list(tokenizer(unicodedata.normalize("NFC", text)).input_ids) for text in texts]
+    return Expected(texts, ids, whole, logits(net, ids), [greedy(net, row) for row in ids])
 
 
 def encode(tokenizer: Any, texts: list[str]) -> list[list[int]]:
@@ -74,7 +87,7 @@ def prepare(scratch: Path, folder: Path, expected: Expected, form: str) -> Path:
     """Write the job file for `run` into a folder of its own."""
     scratch.mkdir(parents=True, exist_ok=True)
     save_file({str(i): t.contiguous() for i, t in enumerate(expected.logits)}, scratch / "logits.safetensors")
-    wanted = {"texts": expected.texts, "ids": expected.ids, "greedy": expected.greedy, "new_tokens": NEW_TOKENS}
+    wanted = {"texts": expected.texts, "ids": expected.ids, "greedy": expected.greedy, "new_tokens": NEW_TOKENS, "cut": TOKENS}
     job = scratch / "job.json"
     job.write_text(json.dumps({"folder": str(folder), "remote": form == "remote", **wanted}))
     return job

@@ -27,7 +27,9 @@ class Export(Stage):
 
     def check_model(self, given: tuple[Method, ...], config: Any) -> None:
         """The format can be exact."""
-        exports.choose(config, given, self.format)
+        exports.choose(config, given, self.format, self.gguf_pre)
+        if len(set(self.gguf)) < len(self.gguf):
+            raise ConfigError("a precision is named twice", at=("gguf",))
         unused = {"gguf", "gguf_pre"} & self.model_fields_set
         if unused and self.format != "gguf":
             raise ConfigError(f"{min(unused)} is for format gguf only, and the format is {self.format}", at=(min(unused),))

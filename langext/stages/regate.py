@@ -1,6 +1,6 @@
 """Stage regate: a model trained with the paper's ReLU gate becomes one that stock architectures compute."""
 
-from itertools import islice
+from itertools import islice, zip_longest
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field
@@ -53,6 +53,7 @@ class Regate(Stage):
         rows = self._rows(ctx, corpus, live.tokenizer)
         cost = {"relu": ruler.measure(live.net, live.tokenizer)}
         regated = regating.start(live.net, list(stacks(live.net)[-1].values()), rows[: 8 * self.batch_sequences])
+        regating.settle(regated, torch.bfloat16)
         cost["fitted"] = ruler.measure(live.net, live.tokenizer)
         kept = "fitted"
         if self.steps:
@@ -64,6 +65,7 @@ class Regate(Stage):
             for step, kl in enumerate(regating.distil(live.net, regated, batches, self.lr), 1):
                 kls.append(kl)
                 progress.at(step)
+            regating.settle(regated, torch.bfloat16)
             cost["distilled"] = ruler.measure(live.net, live.tokenizer)
             if ruler.every(cost["distilled"], cost["relu"]) > ruler.every(cost["fitted"], cost["relu"]):
                 kept = "distilled"
@@ -83,15 +85,22 @@ class Regate(Stage):
         return Model(ctx.out)
 
     def _rows(self, ctx: Context, corpus: Corpus, tokenizer: Any) -> list[list[int]]:
-        """Token ids of training documents, the languages in turns, as many as the steps take or the text has."""
+        """Token ids of training documents: the languages in turns, each one's sources in turns, from the start again where text
+        ends. Raises ConfigError for a language without any.
+        """
         from langext import documents
 
         each = -(-max(self.steps, 8) * self.batch_sequences // len(ctx.languages))
         found = []
         for code in ctx.languages:
-            texts = [text for batch in islice(documents.batches(corpus.files("train", code), each), 1) for text in batch]
-            found.append([row[: self.sequence_length] for row in documents.encode(tokenizer, texts)])
-        return [row for turn in zip(*found, strict=False) for row in turn]
+            sources = documents.sources(corpus, "train", code).values()
+            texts = [list(islice((d["text"] for path in paths for d in documents.read(path)), each)) for paths in sources]
+            if not any(texts):
+                raise ConfigError(f"no training text of {code} to distil the gates with")
+            turns = [text for turn in zip_longest(*texts) for text in turn if text is not None]
+            rows = [row[: self.sequence_length] for row in documents.encode(tokenizer, turns[:each])]
+            found.append([rows[i % len(rows)] for i in range(each)])
+        return [row for turn in zip(*found, strict=True) for row in turn]
 
 
 def _regated(method: Method) -> Method:

@@ -1,5 +1,6 @@
 """GGUF files, run in llama.cpp."""
 
+import json
 import shutil
 
 import gguf
@@ -12,7 +13,7 @@ from toy import FAMILIES, make_base, make_tokenizer
 
 from langext import exports, modeling
 from langext.artifacts import read_json, write_json
-from langext.exports import gguf_check, gguf_file, gguf_vocabulary, verify
+from langext.exports import gguf_check, gguf_file, gguf_reload, gguf_vocabulary, verify
 from langext.methods import NeutralResidues
 from langext.spec import ConfigError
 
@@ -41,8 +42,7 @@ def made(family, gate, folder):
             parameter.data += 0.1 * torch.randn(parameter.shape)
     net = exports.stock(live, "native")
     exports.round_weights(net)
-    ids = verify.encode(tokenizer, TEXTS)
-    expected = verify.Expected(TEXTS, ids, verify.logits(net, ids), [verify.greedy(net, row) for row in ids])
+    expected = verify.expect(net, tokenizer, TEXTS)
     (folder / "stock").mkdir()
     exports.save(net, live, "native", folder / "stock")
     return folder / "stock", expected
@@ -71,8 +71,10 @@ def test_an_export_of_two_files_with_card_and_modelfile(tmp_path, pico):
     assert "model-q8_0.gguf" in (tmp_path / "out" / "README.md").read_text()
 
 
+@pytest.mark.parametrize("top", [8, 512])
 @pytest.mark.parametrize("wrong", ["rows", "router", "rope", "merges"])
-def test_a_wrong_file_is_not_kept(wrong, tmp_path, monkeypatch):
+def test_a_wrong_file_is_not_kept(wrong, top, tmp_path, monkeypatch):
+    monkeypatch.setattr(gguf_check, "TOP", top)  # 8 of 320 tokens, as 512 are of a real vocabulary
     stock, expected = made("llama", "sigmoid", tmp_path)
     if wrong == "rows":
         monkeypatch.setattr(gguf_file, "_interleave", lambda weight, heads: weight)
@@ -92,6 +94,18 @@ def test_a_wrong_file_is_not_kept(wrong, tmp_path, monkeypatch):
     said = "other tokens" if wrong == "merges" else "KL is above"
     with pytest.raises(ConfigError, match=said):
         gguf_check.compare(tmp_path / "wrong.gguf", "f32", expected)
+
+
+def test_the_divergence_over_some_tokens_is_a_lower_bound():
+    torch.manual_seed(0)
+    for scale in (0.1, 1.0, 8.0):
+        want, got = (torch.randn(300, dtype=torch.double).mul(scale).log_softmax(-1) for _ in range(2))
+        whole = (want.exp() * (want - got)).sum().item()
+        chosen = got.topk(10).indices
+        part = gguf_reload.divergence(want[chosen], got[chosen], rest=True)
+        assert 0 < part <= whole
+        assert gguf_reload.divergence(want, got, rest=False) == pytest.approx(whole)
+    assert gguf_reload.divergence(want[chosen], want[chosen], rest=True) == pytest.approx(0, abs=1e-9)
 
 
 def test_without_the_runner_files_are_written_and_called_unverified(tmp_path, pico, monkeypatch, capsys):
@@ -128,43 +142,52 @@ def test_an_unknown_pre_tokenizer_must_be_named(tmp_path, pico):
     assert gguf.GGUFReader(tmp_path / "x.gguf").get_field("tokenizer.ggml.pre").contents() == "gpt-2"
 
 
+DIGITS = {"type": "Digits", "individual_digits": True}
+PLAIN = {"type": "ByteLevel", "use_regex": False}
+SPLIT = {"type": "Split", "behavior": "Isolated", "pattern": {"Regex": gguf_vocabulary.LLAMA3}}
+
+
 @pytest.mark.parametrize(
-    ("steps", "expected"),
+    ("steps", "skips_merges", "expected"),
     [
-        ([{"type": "Digits", "individual_digits": True}, {"type": "ByteLevel", "use_regex": True}], "smollm"),
-        (
-            [{"type": "Split", "pattern": {"Regex": gguf_vocabulary.LLAMA3}}, {"type": "ByteLevel", "use_regex": False}],
-            "llama-bpe",
-        ),
-        ([{"type": "Digits", "individual_digits": False}, {"type": "ByteLevel", "use_regex": True}], None),
+        ([DIGITS, {"type": "ByteLevel", "use_regex": True}], False, "smollm"),
+        ([SPLIT, PLAIN], True, "llama-bpe"),
+        ([SPLIT, PLAIN], False, None),
+        ([SPLIT | {"invert": True}, PLAIN], True, None),
+        ([SPLIT, PLAIN | {"add_prefix_space": True}], True, None),
+        ([DIGITS | {"individual_digits": False}, {"type": "ByteLevel"}], False, None),
     ],
 )
-def test_pre_tokenizers_are_recognised_by_their_rules(steps, expected):
-    assert gguf_vocabulary.pre_tokenizer({"pre_tokenizer": {"type": "Sequence", "pretokenizers": steps}}) == expected
+def test_pre_tokenizers_are_recognised_by_their_rules(steps, skips_merges, expected):
+    state = {"model": {"ignore_merges": skips_merges}, "pre_tokenizer": {"type": "Sequence", "pretokenizers": steps}}
+    assert gguf_vocabulary.pre_tokenizer(state) == expected
 
 
-def test_sentencepiece_like_vocabularies_split_alike(tmp_path):
-    """A byte-fallback BPE with ▁ for spaces, as Llama 2 and Gemma have."""
-    from tokenizers import Tokenizer, decoders, models, normalizers, trainers
+@pytest.mark.parametrize("spaces", ["prepended by the normalizer", "by the pre-tokenizer", "not prepended"])
+def test_sentencepiece_like_vocabularies_split_alike(tmp_path, spaces):
+    """A byte-fallback BPE with ▁ for spaces, as Llama 2, Mistral and Gemma have."""
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
     from toy import ENGLISH, sentences
     from transformers import PreTrainedTokenizerFast
 
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
-    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    steps = [normalizers.Prepend("▁")] if spaces == "prepended by the normalizer" else []
+    if spaces == "by the pre-tokenizer":
+        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+    else:
+        tokenizer.normalizer = normalizers.Sequence([*steps, normalizers.Replace(" ", "▁")])
     tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
     special = ["<unk>", "<s>", "</s>", *(f"<0x{i:02X}>" for i in range(256))]
     trainer = trainers.BpeTrainer(vocab_size=420, special_tokens=special, show_progress=False)
     tokenizer.train_from_iterator([text.replace(" ", "▁") for text in sentences(ENGLISH, 200, 1)], trainer)
-    state = __import__("json").loads(tokenizer.to_str())
+    state = json.loads(tokenizer.to_str())
     state["added_tokens"] = [t for t in state["added_tokens"] if not t["content"].startswith("<0x")]
-    tokenizer = Tokenizer.from_str(__import__("json").dumps(state))
+    tokenizer = Tokenizer.from_str(json.dumps(state))
     made = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>")
     net = make_base("gemma", len(made))
     net.save_pretrained(tmp_path)
     made.save_pretrained(tmp_path)
     texts = ["the big cat sleeps under the sun", "forêt déjà 123"]
-    ids = verify.encode(made, texts)
-    net = modeling.load_base(tmp_path, torch.float32)
-    expected = verify.Expected(texts, ids, verify.logits(net, ids), [verify.greedy(net, row) for row in ids])
+    expected = verify.expect(modeling.load_base(tmp_path, torch.float32), made, texts)
     gguf_file.write(tmp_path, tmp_path / "x.gguf", "f32")
     gguf_check.compare(tmp_path / "x.gguf", "f32", expected)

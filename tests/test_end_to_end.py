@@ -137,6 +137,7 @@ def test_export_command(done, tmp_path):
     result = langext("export", str(done[0]), "--to", str(to), "--format", "remote")
     assert result.returncode == 0, result.stderr
     assert (to / "modeling_neutral_residue.py").is_file()
+    assert "| fra_Latn/book, bits per byte |" in (to / "README.md").read_text()
     again = langext("export", str(done[0]), "--to", str(to))
     assert again.returncode == 2 and "exists already" in again.stderr
 

@@ -175,6 +175,24 @@ def test_machines_that_are_not_there_are_refused_for_every_stage(runtime, expect
         Runtime(**runtime).check()
 
 
+@pytest.mark.parametrize(("processes", "threads"), [(1, None), (2, "4"), (16, "1")])
+def test_processes_on_one_cpu_share_its_cores(processes, threads, monkeypatch, tmp_path):
+    started = {}
+
+    class Popen:
+        def __init__(self, command, env, **more):
+            started.update(env)
+
+        def wait(self):
+            return 0
+
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr("subprocess.Popen", Popen)
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(8)))
+    launcher.launch(tmp_path, Runtime(cpu_processes=processes), 0)
+    assert started.get("OMP_NUM_THREADS") == threads
+
+
 def test_the_launcher_gets_the_gpus_that_are_allowed_and_a_free_port(monkeypatch, tmp_path):
     from deepspeed.launcher.runner import parse_args
 

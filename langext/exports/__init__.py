@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from langext import families
-from langext.artifacts import Checkpoint, Corpus, Model, read_json, write_json
+from langext.artifacts import BASE, Checkpoint, Corpus, Model, Scores, read_json, write_json
 from langext.spec import ConfigError
 
 if TYPE_CHECKING:
@@ -255,7 +255,11 @@ def from_run(root: Path, out: Path, form: str, gguf: GGUF | None = None) -> Chec
         raise ConfigError(f"{root}: no finished filter and train stage here; run the pipeline first")
     job = read_json(models[-1] / "job.json")
     languages = (job["language"], *job["original_languages"])
-    card = modelcard.describe(Model(models[-1]), languages, Corpus(corpora[-1]), None, None)
+    measured = [(path, manifest["inputs"]["model"]) for path, manifest in stages if manifest["kind"] == "Scores"]
+    before = [Scores(path) for path, of in measured if of["stage"] == BASE]
+    after = [Scores(path) for path, of in measured if of["fingerprint"] == Model(models[-1]).manifest["fingerprint"]]
+    scores = [found[-1] if found else None for found in (before, after)]
+    card = modelcard.describe(Model(models[-1]), languages, Corpus(corpora[-1]), *scores)
     record = write(Model(models[-1]), out, form, verification_texts(Corpus(corpora[-1]), languages), card, gguf)
     say(f"{out}: {record['architecture']}, largest logit difference to the trained model {record['max_abs_difference']:.1e}")
     for line in gguf_lines(record):

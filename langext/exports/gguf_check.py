@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 RUNNER = "xllamacpp"
 TOP = 512
 """Tokens whose log-probabilities are compared at a position: llama.cpp's likeliest ones."""
-MAX_KL = {"f32": 1e-4, "f16": 1e-4, "bf16": 1e-3, "q8_0": 1e-2}
-"""KL per token in nats that passes, by precision. Unextended models measure 1e-6, 1e-6, 1e-5 and 3e-4 (benchmarks/exports.py);
-a wrong rope, order of rows or router measures whole units."""
+MAX_KL = {"f32": 1e-3, "f16": 1e-3, "bf16": 1e-2, "q8_0": 5e-2}
+"""KL per token in nats that passes, by precision. SmolLM2-135M, unextended, measures 7e-6 with f32, 1e-4 with bf16 and 5e-3
+with q8_0; a wrong rope, order of rows or router measures whole units."""
 
 
 def write(stock: Path, out: Path, expected: "Expected", asked: "GGUF") -> list[dict[str, Any]]:

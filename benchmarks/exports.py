@@ -17,9 +17,9 @@ from typing import Any
 import torch
 
 ROOT = Path(__file__).parent.parent
-sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "methods")]
+sys.path.insert(0, str(ROOT / "tests"))
 
-from cases import CASES, label, method  # noqa: E402
+from cases import CASES, label, method, stir  # noqa: E402
 from toy import FAMILIES, make_base, make_tokenizer  # noqa: E402
 
 from langext import exports, modeling  # noqa: E402
@@ -47,7 +47,7 @@ def show(asked: Any, root: Path) -> None:
             rows.append(export(root / family / str(i), root / family / "source", family, case, tokenizer))
     jobs = [row["job"] for row in rows]
     five = verify.run(jobs)
-    four = verify.run(jobs, asked.transformers4) if asked.transformers4 else [None] * len(rows)
+    four = verify.run(jobs, python=asked.transformers4) if asked.transformers4 else [None] * len(rows)
     ran = iter(gguf_check.run([job for row in rows for job in row["gguf"].values() if isinstance(job, Path)]))
     print("| family | method | format | class | transformers 5 | 4.57 | llama.cpp f32 | q8_0 |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- |")
@@ -66,10 +66,7 @@ def export(out: Path, source: Path, family: str, case: Any, tokenizer: Any) -> d
     form = "native"
     if case is not None:
         live = modeling.build(net, tokenizer, method(case))
-        torch.manual_seed(5)
-        for name, parameter in net.named_parameters():
-            if live.trainable(name) and not name.endswith(".s"):
-                parameter.data += 0.1 * torch.randn(parameter.shape)
+        stir(live)
         config = modeling.load_config(source)
         form = exports.choose(config, live.methods, "auto")
     merged = case is not None and case["name"] in ("lora", "selective_lora")  # rounded once more when it is merged
@@ -92,10 +89,10 @@ def export(out: Path, source: Path, family: str, case: Any, tokenizer: Any) -> d
             if form == "remote":
                 raise ConfigError("remote code")
             gguf_file.write(folder, path, precision)
-            files[precision] = gguf_check.prepare(out / precision, path, expected)
+            files[precision] = gguf_check.job(out / precision, path, expected)
         except ConfigError as error:
             files[precision] = f"no: {str(error).removeprefix('GGUF: ')}"
-    job = verify.prepare(out / "job", folder, expected, form)
+    job = verify.job(out / "job", folder, expected, form)
     return {"family": family, "method": label(case) if case else "base", "form": form, "gguf": files, "job": job}
 
 

@@ -23,6 +23,7 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
 
 from bench import Bench, extend, train  # noqa: E402
+from processes import running, start  # noqa: E402
 from toy import make_llama, make_tokenizer  # noqa: E402
 
 STEPS_PER_KILL = 20
@@ -52,18 +53,19 @@ def compare(asked: Any, root: Path) -> bool:
     print(f"the undisturbed run: {steps} steps", flush=True)
     whole = bench.run("whole", "fra_Latn", ["eng_Latn"], stages)
     file, run = bench.file("killed", "fra_Latn", ["eng_Latn"], stages), root / "killed"
-    command = [sys.executable, "-m", "langext.cli", "run", str(file), "--out", str(run)]
+    arguments = ["run", str(file), "--out", str(run)]
     kills, in_checkpoint, reached = 0, 0, []
     while kills < asked.kills:
-        half_written = kill_once(command, run)
+        half_written = kill_once(arguments, run)
         if half_written is None:
             break
         kills, in_checkpoint = kills + 1, in_checkpoint + half_written
         reached.append(newest(run))
         print(f"  kill {kills}: checkpoint of step {reached[-1]}{', another half written' if half_written else ''}", flush=True)
-    last = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    last = start(*arguments, stderr=subprocess.STDOUT)
+    printed = last.communicate()[0]
     if last.returncode:
-        print(last.stdout + last.stderr)
+        print(printed)
         return False
     one, two = (next(folder.glob("*-train")) for folder in (whole, run))
     same = (one / "delta.safetensors").read_bytes() == (two / "delta.safetensors").read_bytes()
@@ -73,11 +75,11 @@ def compare(asked: Any, root: Path) -> bool:
     return same and figures[0] == figures[1] and kills == asked.kills
 
 
-def kill_once(command: list[str], run: Path) -> bool | None:
+def kill_once(arguments: list[str], run: Path) -> bool | None:
     """Start, wait until training goes on, kill it at a random moment. Says if a checkpoint was being written; None when the
     training was over before.
     """
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    process = start(*arguments, stderr=subprocess.DEVNULL)
     assert process.stdout is not None
     for line in process.stdout:
         if "resuming at step" in line or " tokens/s" in line:
@@ -86,7 +88,7 @@ def kill_once(command: list[str], run: Path) -> bool | None:
         process.wait()
         return None
     time.sleep(random.uniform(0, WINDOW_S))
-    found = subprocess.run(["pgrep", "-f", f"langext.worker.*{run}"], capture_output=True, text=True).stdout.split()
+    found = running(run)
     for pid in found:
         try:
             os.kill(int(pid), signal.SIGKILL)

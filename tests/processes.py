@@ -9,8 +9,9 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 
 
-def start(*args: str) -> subprocess.Popen[str]:
-    return subprocess.Popen([sys.executable, "-m", "langext.cli", *args], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+def start(*args: str, stderr: int | None = None) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "langext.cli", *args]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=stderr, text=True)
 
 
 def wait_for(process: subprocess.Popen[str], text: str) -> None:
@@ -22,11 +23,15 @@ def kill_worker(run: Path, number: signal.Signals) -> None:
     subprocess.run(["kill", f"-{int(number)}", *workers(run)], check=True)
 
 
+def running(run: Path) -> list[str]:
+    """Process ids of the workers of a run."""
+    return subprocess.run(["pgrep", "-f", f"langext.worker.*{run}"], capture_output=True, text=True).stdout.split()
+
+
 def workers(run: Path) -> list[str]:
-    """Process ids of the workers of a run; waits for the first one to appear."""
+    """The same; waits for the first one to appear."""
     for _ in range(200):
-        found = subprocess.run(["pgrep", "-f", f"langext.worker.*{run}"], capture_output=True, text=True).stdout.split()
-        if found:
+        if found := running(run):
             return found
         time.sleep(0.05)
     raise AssertionError(f"no worker of {run} was started")

@@ -2,13 +2,12 @@
 
 import json
 import signal
-import subprocess
 import time
 from pathlib import Path
 
 import pytest
 from bench import Bench, extend, train
-from processes import kill_worker, start, wait_for
+from processes import kill_worker, running, start, wait_for
 
 METHOD = extend(name="neutral_residues", gate="hard_sigmoid", init="lecun", width=32)
 STEPS = {"steps": 200, "eval_every": 100, "save_every": 40, "log_every": 10}
@@ -54,7 +53,7 @@ def test_two_processes_are_stopped_go_on_and_train_like_one(bench: Bench, undist
     assert process.stdout is not None
     rest = process.stdout.read()
     assert process.wait(timeout=60) == 1 and "everything is saved" in rest
-    assert not subprocess.run(["pgrep", "-f", f"langext.worker.*{run}"], capture_output=True, text=True).stdout
+    assert not running(run)
     process = start("run", str(bench.file("two", "fra_Latn", ["eng_Latn"], stages)), "--out", str(run))
     wait_for(process, "resuming at step")
     assert process.stdout is not None

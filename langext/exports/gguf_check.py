@@ -2,22 +2,17 @@
 
 import importlib.util
 import json
-import subprocess
-import sys
 import tempfile
 import unicodedata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from safetensors.torch import save_file
-
 from langext.console import warn
-from langext.exports import gguf_file, gguf_reload
+from langext.exports import gguf_file, gguf_reload, verify
 from langext.spec import ConfigError
 
 if TYPE_CHECKING:
     from langext.exports import GGUF, Precision
-    from langext.exports.verify import Expected
 
 RUNNER = "xllamacpp"
 TOP = 512
@@ -27,7 +22,7 @@ MAX_KL = {"f32": 1e-3, "f16": 1e-3, "bf16": 1e-2, "q8_0": 5e-2}
 with q8_0; a wrong rope, order of rows or router measures whole units."""
 
 
-def write(stock: Path, out: Path, expected: "Expected", asked: "GGUF") -> list[dict[str, Any]]:
+def write(stock: Path, out: Path, expected: verify.Expected, asked: "GGUF") -> list[dict[str, Any]]:
     """Write model-<precision>.gguf for each precision asked for, and a Modelfile for the first. One record for each file.
 
     Raises ConfigError when llama.cpp computes something else than the checkpoint in `stock`. Without the runner the files are
@@ -46,32 +41,22 @@ def write(stock: Path, out: Path, expected: "Expected", asked: "GGUF") -> list[d
     return records
 
 
-def prepare(scratch: Path, path: Path, expected: "Expected") -> Path:
-    """Write the job file for `run` into a folder of its own."""
-    scratch.mkdir(parents=True, exist_ok=True)
-    save_file({str(i): t.contiguous() for i, t in enumerate(expected.logits)}, scratch / "logits.safetensors")
-    wanted = {
-        "texts": [unicodedata.normalize("NFC", text) for text in expected.texts],  # which llama.cpp leaves to others
-        "ids": expected.ids, "whole": expected.whole, "greedy": expected.greedy, "top": TOP,
-        "new_tokens": max(map(len, expected.greedy)),
-    }  # fmt: skip
-    job = scratch / "job.json"
-    job.write_text(json.dumps({"file": str(path), **wanted}))
-    return job
+def job(scratch: Path, path: Path, expected: verify.Expected) -> Path:
+    """The job of running a GGUF file."""
+    texts = [unicodedata.normalize("NFC", text) for text in expected.texts]  # which llama.cpp leaves to others
+    longest = max(map(len, expected.greedy))
+    return verify.prepare(scratch, expected, file=str(path), texts=texts, whole=expected.whole, top=TOP, new_tokens=longest)
 
 
 def run(jobs: list[Path]) -> list[dict[str, Any]]:
-    """Run the files of these jobs in one fresh process; the figures of each. Raises ConfigError when one does not run."""
-    done = subprocess.run([sys.executable, "-I", gguf_reload.__file__, *map(str, jobs)], capture_output=True, text=True)
-    if done.returncode != 0:
-        raise ConfigError(f"a GGUF file does not run in llama.cpp:\n{(done.stdout + done.stderr).strip()[-2000:]}")
-    return [json.loads(line) for line in done.stdout.strip().splitlines()[-len(jobs) :]]
+    """Run the files of these jobs in llama.cpp; see `verify.run`."""
+    return verify.run(jobs, gguf_reload.__file__)
 
 
-def compare(path: Path, precision: "Precision", expected: "Expected") -> dict[str, Any]:
+def compare(path: Path, precision: "Precision", expected: verify.Expected) -> dict[str, Any]:
     """Run a GGUF file in a process of its own. Raises ConfigError when it differs; returns the figures otherwise."""
     with tempfile.TemporaryDirectory() as scratch:
-        (figures,) = run([prepare(Path(scratch), path, expected)])
+        (figures,) = run([job(Path(scratch), path, expected)])
     problems = []
     if figures["tokenized_equal"] < figures["texts"]:
         differ = figures["texts"] - figures["tokenized_equal"]

@@ -46,6 +46,37 @@ ROPE_FACTORS = (gguf.MODEL_ARCH.LLAMA, gguf.MODEL_ARCH.QWEN2, gguf.MODEL_ARCH.QW
 GEMMA_PERIOD = {"Gemma2ForCausalLM": 2, "Gemma3ForCausalLM": 6}
 """Every how many layers llama.cpp attends to everything; the others have a sliding window."""
 
+KEYS = {
+    gguf.MODEL_ARCH.GEMMA2: {
+        "attn_logit_softcapping": "attn_logit_softcapping",
+        "final_logit_softcapping": "final_logit_softcapping",
+    },
+    gguf.MODEL_ARCH.GRANITE_MOE: {
+        "expert_count": "num_local_experts",
+        "expert_used_count": "num_experts_per_tok",
+        "expert_shared_feed_forward_length": "shared_intermediate_size",
+        "attention_scale": "attention_multiplier",
+        "embedding_scale": "embedding_multiplier",
+        "residual_scale": "residual_multiplier",
+        "logit_scale": "logits_scaling",
+    },
+    gguf.MODEL_ARCH.QWEN2MOE: {
+        "expert_count": "num_experts",
+        "expert_used_count": "num_experts_per_tok",
+        "expert_feed_forward_length": "moe_intermediate_size",
+        "expert_shared_feed_forward_length": "shared_expert_intermediate_size",
+    },
+    gguf.MODEL_ARCH.GLM4_MOE: {
+        "expert_count": "n_routed_experts",
+        "expert_used_count": "num_experts_per_tok",
+        "expert_feed_forward_length": "moe_intermediate_size",
+        "expert_shared_count": "n_shared_experts",
+        "expert_weights_scale": "routed_scaling_factor",
+        "expert_weights_norm": "norm_topk_prob",
+    },
+}
+"""What an architecture is told beyond what all are: the writer's word for it -> the config's."""
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -156,29 +187,9 @@ def _metadata(writer: gguf.GGUFWriter, config: Any, architecture: gguf.MODEL_ARC
         writer.add_sliding_window(config["sliding_window"])
     if "sliding_attention" in config["rope_parameters"]:
         writer.add_rope_freq_base_swa(config["rope_parameters"]["sliding_attention"]["rope_theta"])
-    if architecture == gguf.MODEL_ARCH.GEMMA2:
-        writer.add_attn_logit_softcapping(config["attn_logit_softcapping"])
-        writer.add_final_logit_softcapping(config["final_logit_softcapping"])
-    if architecture == gguf.MODEL_ARCH.GRANITE_MOE:
-        writer.add_expert_count(config["num_local_experts"])
-        writer.add_expert_used_count(config["num_experts_per_tok"])
-        writer.add_expert_shared_feed_forward_length(config["shared_intermediate_size"])
-        writer.add_attention_scale(config["attention_multiplier"])
-        writer.add_embedding_scale(config["embedding_multiplier"])
-        writer.add_residual_scale(config["residual_multiplier"])
-        writer.add_logit_scale(config["logits_scaling"])
-    if architecture == gguf.MODEL_ARCH.QWEN2MOE:
-        writer.add_expert_count(config["num_experts"])
-        writer.add_expert_used_count(config["num_experts_per_tok"])
-        writer.add_expert_feed_forward_length(config["moe_intermediate_size"])
-        writer.add_expert_shared_feed_forward_length(config["shared_expert_intermediate_size"])
+    for what, key in KEYS.get(architecture, {}).items():
+        getattr(writer, f"add_{what}")(config[key])
     if architecture == gguf.MODEL_ARCH.GLM4_MOE:
-        writer.add_expert_count(config["n_routed_experts"])
-        writer.add_expert_used_count(config["num_experts_per_tok"])
-        writer.add_expert_feed_forward_length(config["moe_intermediate_size"])
-        writer.add_expert_shared_count(config["n_shared_experts"])
-        writer.add_expert_weights_scale(config["routed_scaling_factor"])
-        writer.add_expert_weights_norm(config["norm_topk_prob"])
         writer.add_expert_gating_func(gguf.ExpertGatingFuncType.SIGMOID)
         writer.add_leading_dense_block_count(0)
         writer.add_nextn_predict_layers(0)
@@ -186,15 +197,17 @@ def _metadata(writer: gguf.GGUFWriter, config: Any, architecture: gguf.MODEL_ARC
 
 def _entries(checkpoint: Path, config: Any, architecture: gguf.MODEL_ARCH) -> Iterator[Entry]:
     """All tensors under their names in GGUF. Nothing is read before `load`."""
-    files = {name: path for path in sorted(checkpoint.glob("*.safetensors")) for name in _names(path)}
+    files, shapes = {}, {}
+    for path in sorted(checkpoint.glob("*.safetensors")):
+        for name, shape in _shapes(path).items():
+            files[name], shapes[name] = path, shape
     known = gguf.get_tensor_name_map(architecture, config["num_hidden_layers"])
     if rope_of(config)["rope_type"] == "llama3":
         factors = _rope_factors(config)
         yield Entry("rope_freqs.weight", tuple(factors.shape), lambda: factors)
-    for name in files:
+    for name, shape in shapes.items():
         if ".experts." in name and ".experts.0." not in name:
             continue  # with the first expert's
-        shape = _shape(files[name], name)
         if ".experts.0." in name:
             yield from _stacked(name, shape, files)
         elif name.endswith(("input_linear.weight", "shared_mlp.output_linear.weight", "block_sparse_moe.output_linear.weight")):
@@ -277,14 +290,9 @@ def _layer(name: str) -> int:
     return int(name.split(".layers.")[1].split(".")[0])
 
 
-def _names(path: Path) -> list[str]:
+def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
     with safe_open(path, "pt") as file:
-        return list(file.keys())
-
-
-def _shape(path: Path, name: str) -> tuple[int, ...]:
-    with safe_open(path, "pt") as file:
-        return tuple(file.get_slice(name).get_shape())
+        return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
 
 
 def _read(path: Path, name: str) -> Tensor:

@@ -57,11 +57,12 @@ def describe(model: Model, languages: tuple[str, ...], corpus: Corpus | None, be
     assert method is not None
     named = base_manifest["root"]
     asset = assets.ASSETS.get(named.removeprefix(assets.PREFIX)) if named.startswith(assets.PREFIX) else None
+    named_licence = asset.licence if asset else licence(recorded.base)
     return {
         "languages": languages,
         "base": asset.about.split(",")[0] if asset else named if base_manifest["commit"] else Path(named).name,
-        "licence": asset.licence if asset else licence(recorded.base),
-        "licence_id": asset.licence.lower() if asset and " " not in asset.licence else licence(recorded.base),
+        "licence": named_licence,
+        "licence_id": (asset.licence.lower() if " " not in asset.licence else None) if asset else named_licence,
         "base_commit": base_manifest["commit"],
         "base_on_hub": base_manifest["commit"] is not None,
         "base_architecture": (base.get("architectures") or ["?"])[0],

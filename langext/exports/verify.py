@@ -83,32 +83,38 @@ def same(trained: list[Tensor], folded: list[Tensor]) -> None:
         raise ConfigError(f"the stock form differs from the trained model: a logit by {worst:.2e}, allowed are {limit:.2e}")
 
 
-def prepare(scratch: Path, folder: Path, expected: Expected, form: str) -> Path:
-    """Write the job file for `run` into a folder of its own."""
+def prepare(scratch: Path, expected: Expected, **more: Any) -> Path:
+    """Write the job file for `run` into a folder of its own: what is expected, and what else the script reads."""
     scratch.mkdir(parents=True, exist_ok=True)
     save_file({str(i): t.contiguous() for i, t in enumerate(expected.logits)}, scratch / "logits.safetensors")
-    wanted = {"texts": expected.texts, "ids": expected.ids, "greedy": expected.greedy, "new_tokens": NEW_TOKENS, "cut": TOKENS}
     job = scratch / "job.json"
-    job.write_text(json.dumps({"folder": str(folder), "remote": form == "remote", **wanted}))
+    wanted = {"texts": expected.texts, "ids": expected.ids, "greedy": expected.greedy}
+    job.write_text(json.dumps(wanted | more))
     return job
 
 
-def run(jobs: list[Path], python: str = sys.executable) -> list[dict[str, Any]]:
-    """Reload the folders of these jobs in one fresh process of the interpreter `python`; the figures of each.
+def job(scratch: Path, folder: Path, expected: Expected, form: str) -> Path:
+    """The job of loading a Hugging Face folder."""
+    more = {"folder": str(folder), "remote": form == "remote", "new_tokens": NEW_TOKENS, "cut": TOKENS}
+    return prepare(scratch, expected, **more)
+
+
+def run(jobs: list[Path], script: str = reload.__file__, python: str = sys.executable) -> list[dict[str, Any]]:
+    """Do these jobs in one fresh process of the interpreter `python`; the figures of each.
 
     Raises ConfigError when one does not load.
     """
     env = os.environ | {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(jobs[0].parent / "modules")}
-    done = subprocess.run([python, "-I", reload.__file__, *map(str, jobs)], capture_output=True, text=True, env=env)
+    done = subprocess.run([python, "-I", script, *map(str, jobs)], capture_output=True, text=True, env=env)
     if done.returncode != 0:
-        raise ConfigError(f"the export does not load in a fresh process:\n{done.stderr.strip()[-2000:]}")
+        raise ConfigError(f"the export does not load in a fresh process:\n{(done.stdout + done.stderr).strip()[-2000:]}")
     return [json.loads(line) for line in done.stdout.strip().splitlines()[-len(jobs) :]]
 
 
 def compare(folder: Path, expected: Expected, form: str) -> dict[str, Any]:
     """Reload `folder` and compare. Raises ConfigError when it differs; returns the figures otherwise."""
     with tempfile.TemporaryDirectory() as scratch:
-        (figures,) = run([prepare(Path(scratch), folder, expected, form)])
+        (figures,) = run([job(Path(scratch), folder, expected, form)])
     limit = MAX_DIFFERENCE * figures["logit_std"]
     passed = (
         figures["max_abs_difference"] <= limit and figures["greedy_equal"] == figures["tokenized_equal"] == figures["texts"]

@@ -6,7 +6,7 @@ import shutil
 import gguf
 import pytest
 import torch
-from cases import CASES, method
+from cases import CASES, method, stir
 from safetensors.torch import load_file, save_file
 from test_exports import CARD, TEXTS, extended
 from toy import FAMILIES, make_base, make_tokenizer
@@ -36,10 +36,7 @@ def made(family, gate, folder):
     tokenizer.save_pretrained(folder / "base")
     net = modeling.load_base(folder / "base", torch.float32)
     live = modeling.build(net, tokenizer, method(BY_GATE[gate]))
-    torch.manual_seed(5)
-    for name, parameter in net.named_parameters():
-        if live.trainable(name):
-            parameter.data += 0.1 * torch.randn(parameter.shape)
+    stir(live)
     net = exports.stock(live, "native")
     exports.round_weights(net)
     expected = verify.expect(net, tokenizer, TEXTS)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from cases import CASES, label, method
+from cases import CASES, label, method, stir
 from deepspeed.runtime.activation_checkpointing import checkpointing as deepspeed_checkpointing
 from safetensors.torch import load_file
 from torch.utils.checkpoint import checkpoint as torch_checkpoint
@@ -51,14 +51,6 @@ def extended(folder, case, dtype=torch.float32):
 
 def ids(seed=1, rows=2):
     return torch.randint(1, 300, (rows, LENGTH), generator=torch.Generator().manual_seed(seed))
-
-
-def stir(live, size=0.1):
-    """As after training: every parameter that learns is somewhere else (but the indicators, which would switch blocks off)."""
-    torch.manual_seed(5)
-    for name, parameter in live.net.named_parameters():
-        if live.trainable(name) and not name.endswith(".s"):
-            parameter.data += size * torch.randn(parameter.shape)
 
 
 def original(rows=2):

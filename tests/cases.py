@@ -2,6 +2,7 @@
 
 from typing import Any, get_args
 
+import torch
 from pydantic import TypeAdapter
 
 from langext.methods import AnyMethod
@@ -34,3 +35,11 @@ CASES = [{"name": name, **settings} for name in NAMES for settings in PICO.get(n
 
 def method(settings: dict[str, Any]) -> Method:
     return TypeAdapter(AnyMethod).validate_python(settings)
+
+
+def stir(live, size=0.1):
+    """As after training: every parameter that learns is somewhere else (but the indicators, which would switch blocks off)."""
+    torch.manual_seed(5)
+    for name, parameter in live.net.named_parameters():
+        if live.trainable(name) and not name.endswith(".s"):
+            parameter.data += size * torch.randn(parameter.shape)

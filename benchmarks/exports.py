@@ -62,26 +62,16 @@ def export(out: Path, source: Path, family: str, case: Any, tokenizer: Any) -> d
     """Write one checkpoint and its GGUF files, and the jobs that load them."""
     torch.manual_seed(3)
     net = modeling.load_base(source, torch.float32)
-    live = modeling.LiveModel(net, tokenizer)
-    form = "native"
+    live = modeling.build(net, tokenizer, method(case or {"name": "full"}))
     if case is not None:
-        live = modeling.build(net, tokenizer, method(case))
         stir(live)
-        config = modeling.load_config(source)
-        form = exports.choose(config, live.methods, "auto")
-    merged = case is not None and case["name"] in ("lora", "selective_lora")  # rounded once more when it is merged
-    if not merged:
-        exports.round_weights(net)
-    ids = verify.encode(tokenizer, TEXTS)
-    trained = verify.logits(net, ids)
-    made = exports.stock(live, form) if case is not None else net
-    exports.round_weights(made)
-    expected = verify.expect(made, tokenizer, TEXTS)
-    if not merged:
-        expected.logits = trained
+    form = exports.choose(modeling.load_config(source), live.methods, "auto")
+    merged = case is not None and case["name"] in ("lora", "selective_lora")  # then its weights are rounded
+    compared = live.methods[-1].fold(net).model(whole=True, rounded=True) if merged else net.eval()
+    expected = verify.expect(compared, tokenizer, TEXTS, out / "logits")
     folder = out / "checkpoint"
     folder.mkdir(parents=True)
-    exports.save(made, live, form, folder)
+    exports.save(live, form, folder)
     files: dict[str, Any] = {}
     for precision in ("f32", "q8_0"):
         path = out / f"{precision}.gguf"

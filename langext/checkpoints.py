@@ -25,6 +25,8 @@ RECORD = "files.json"
 STATE = "state"
 """The folder, inside a checkpoint, that DeepSpeed writes."""
 UNIVERSAL = "universal"
+AVERAGE = "average.safetensors"
+"""Running average of what learns, where one is kept."""
 
 
 @dataclass(frozen=True)
@@ -163,18 +165,23 @@ def universal(checkpoint: Path) -> Path:
     """
     made = checkpoint.with_name(f"{checkpoint.name}-{UNIVERSAL}.tmp")  # dropped with the next checkpoint
 
-    def convert() -> None:
+    def anew() -> None:
         shutil.rmtree(made, ignore_errors=True)
-        command = [
-            "-m", "deepspeed.checkpoint.ds_to_universal", "--inject_missing_state",
-            "--input_folder", str(checkpoint / STATE), "--output_folder", str(made / STATE),
-        ]  # fmt: skip
-        done = subprocess.run([sys.executable, *command], capture_output=True, text=True, env=_alone())
-        if done.returncode:
-            raise ConfigError(f"{checkpoint}: cannot be converted for another number of processes:\n{done.stderr[-2000:]}")
+        convert(checkpoint, made)
 
-    on_first(convert)
+    on_first(anew)
     return made
+
+
+def convert(checkpoint: Path, out: Path) -> None:
+    """Write the universal form of a checkpoint into the new folder `out`. Raises ConfigError when that fails."""
+    command = [
+        "-m", "deepspeed.checkpoint.ds_to_universal", "--inject_missing_state",
+        "--input_folder", str(checkpoint / STATE), "--output_folder", str(out / STATE),
+    ]  # fmt: skip
+    done = subprocess.run([sys.executable, *command], capture_output=True, text=True, env=_alone())
+    if done.returncode:
+        raise ConfigError(f"{checkpoint}: cannot be converted to DeepSpeed's universal form:\n{done.stderr[-2000:]}")
 
 
 def _alone() -> dict[str, str]:

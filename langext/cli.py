@@ -1,4 +1,4 @@
-"""langext run | plan | report | export | fetch | doctor. Turns ConfigError into one clean message and exit code 2.
+"""langext run | plan | report | export | apply | fetch | doctor. Turns ConfigError into one clean message and exit code 2.
 
 Modules that import slowly are imported inside the commands, so that --help is instant.
 """
@@ -66,23 +66,43 @@ def report_(root: RunFolder) -> None:
 def export(
     root: RunFolder,
     to: Annotated[Path, typer.Option(help="Folder to write; must not exist yet.")],
-    form: Annotated[str, typer.Option("--format", help="auto, native, dense, remote or gguf.")] = "auto",
+    form: Annotated[str, typer.Option("--format", help="auto, native, dense, remote, gguf or delta.")] = "auto",
     gguf: Annotated[list[str] | None, typer.Option(help="Precision of a GGUF file: f32, f16, bf16, q8_0. Repeatable.")] = None,
+    checkpoint: Annotated[
+        str | None, typer.Option(help="Of a training that has not ended: the step of a checkpoint, or last.")
+    ] = None,
     push_to_hub: Annotated[str | None, typer.Option(help="Upload to this private repository, owner/name, afterwards.")] = None,
     gguf_pre: Annotated[
         str | None, typer.Option(help="llama.cpp's name of the pre-tokenizer, if it is not recognised.")
     ] = None,
 ) -> None:
-    """Write the newest trained model of a run as a checkpoint that loads without langext, and verify it."""
+    """Write the newest trained model of a run so that it loads without langext, and verify it."""
     with _clean_errors():
-        from langext import exports
-        from langext.exports import hub
+        from langext.exports import command, hub
 
         if push_to_hub is not None:
             hub.check(push_to_hub)
-        exports.from_run(root, to, form, exports.asked(form, gguf, gguf_pre))
+        files = command.asked(form, gguf, gguf_pre)
+        if checkpoint is None:
+            command.from_run(root, to, form, files)
+        else:
+            command.from_checkpoint(root, command.step_of(checkpoint), to, form, files)
         if push_to_hub is not None:
             typer.echo(f"uploaded to {hub.push(to, push_to_hub)}")
+
+
+@app.command("apply")
+def apply_(
+    delta: Annotated[Path, typer.Argument(help="Folder that `langext export --format delta` wrote.")],
+    to: Annotated[Path, typer.Option(help="Run folder to make; must not exist yet.")],
+    base: Annotated[str | None, typer.Option(help="The delta's base: a hub id or a folder. Default: the one it names.")] = None,
+) -> None:
+    """Make a run folder of a delta and its base, to export it or to add another language."""
+    with _clean_errors():
+        from langext.exports import delta as deltas
+
+        deltas.apply(delta, base, to.resolve())
+        typer.echo(f"{to}: a run folder; export it with `langext export`, or give it as base_model to add a language")
 
 
 @app.command()

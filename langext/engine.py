@@ -26,7 +26,6 @@ OURS = (
     "train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping",
     "optimizer", "scheduler", "bf16", "fp16", "data_types", "checkpoint", "tensorboard", "wandb",
 )  # fmt: skip
-AVERAGE = "average.safetensors"
 PATIENCE = timedelta(hours=24)
 """How long processes wait for one another; the first one tokenises alone, and that can take hours."""
 BYTES_PER_TRAINABLE = 14
@@ -268,12 +267,12 @@ class Engine:
             with self.averaged():
                 average = self.masters()
             if average:
-                save_file({name: tensor.contiguous() for name, tensor in average.items()}, folder / AVERAGE)
+                save_file({name: tensor.contiguous() for name, tensor in average.items()}, folder / checkpoints.AVERAGE)
 
     def load(self, checkpoint: Path, state_from: Path) -> dict[str, Any]:
         """Go back to a checkpoint and return its `state`. `state_from` is the checkpoint itself or its universal form."""
         if self.ema:
-            average = load_file(checkpoint / AVERAGE)
+            average = load_file(checkpoint / checkpoints.AVERAGE)
             self._set(average)
             self.average = [weights.detach().clone() for weights in self._flat()]
         _, client = self.deepspeed.load_checkpoint(str(state_from), tag=checkpoints.STATE, load_module_strict=False)

@@ -8,13 +8,13 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pydantic import TypeAdapter
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as hf_logging
 
@@ -85,9 +85,13 @@ class LiveModel:
         for name, parameter in self.net.named_parameters():
             parameter.requires_grad_(self.trainable(name))
 
-    def delta(self) -> dict[str, Tensor]:
+    def learning(self) -> dict[str, nn.Parameter]:
         """The trainable parameters by name. A tied pair appears once, under the name that comes first."""
-        return {n: p.detach() for n, p in self.net.named_parameters() if self.trainable(n)}
+        return {n: p for n, p in self.net.named_parameters() if self.trainable(n)}
+
+    def delta(self) -> dict[str, Tensor]:
+        """Their values."""
+        return {n: p.detach() for n, p in self.learning().items()}
 
 
 def write_record(out: Path, record: Record) -> Model:
@@ -108,6 +112,12 @@ def write_record(out: Path, record: Record) -> Model:
     }
     write_json(out / RECORD, value)
     return Model(out)
+
+
+def set_base(out: Path, base: Path | None) -> None:
+    """Name another base folder in a `model.json`; None leaves it open."""
+    named = None if base is None else os.path.relpath(base, out) if base.is_relative_to(out.parent) else str(base)
+    write_json(out / RECORD, read_json(out / RECORD) | {"base": named})
 
 
 def read_record(model: Model) -> Record:
@@ -153,8 +163,8 @@ def load_config(folder: Path) -> Any:
     return config
 
 
-def load_base(folder: Path, dtype: torch.dtype) -> Any:
-    """Read a base model from a local folder, safetensors only, in evaluation mode."""
+def load_base(folder: Path, dtype: torch.dtype | Literal["auto"]) -> Any:
+    """Read a base model from a local folder, safetensors only, in evaluation mode. "auto" is the precision it has there."""
     config = load_config(folder)
     if not any(folder.glob("*.safetensors")):
         raise ConfigError(f"{folder}: no *.safetensors here; other weight formats are not read")
@@ -188,6 +198,22 @@ def load(model: Model, dtype: torch.dtype, device: str = "cpu", *, trained: bool
     return live
 
 
+def on_disk(model: Model, *, trained: bool = True) -> LiveModel:
+    """The live model of an artifact, every weight mapped from its file in the precision it has there.
+
+    It takes next to no memory until it is used, whatever its size. With `trained` False what learns has shapes and no values.
+    """
+    record = read_record(model)
+    net = load_base(record.base, "auto")
+    stored = {p: nn.Parameter(torch.empty_like(p, device="meta"), requires_grad=False) for p in net.parameters()}
+    _replace(net, stored)
+    live = build(net, load_tokenizer(record.tokenizer or record.base), record.method, len(new_tokens(model)), record.earlier)
+    if trained:
+        load_delta(live, model.path / DELTA)
+    _replace(net, {empty: parameter for parameter, empty in stored.items()})
+    return live
+
+
 def build(net: Any, tokenizer: Any, method: Method | None, num_new: int = 0, earlier: Sequence[Earlier] = ()) -> LiveModel:
     """Extend a base in place: room for the tokenizer's `num_new` last tokens, earlier extensions, then the method's modules."""
     base_names = frozenset(name for name, _ in net.named_parameters())
@@ -196,7 +222,7 @@ def build(net: Any, tokenizer: Any, method: Method | None, num_new: int = 0, ear
     fixed: set[str] = set()
     for extension in earlier:
         extension.method.extend(net)
-        fixed |= _copy(dict(net.named_parameters()), load_file(extension.delta), extension.delta)
+        fixed |= _put(net, dict(net.named_parameters()), load_file(extension.delta), extension.delta)
     if earlier:
         fixed |= {name for name, _ in net.named_parameters() if not name.endswith(vocabulary.NEW_ROWS)}
     if method is not None:
@@ -212,26 +238,40 @@ def load_delta(live: LiveModel, path: Path) -> None:
 
     Raises ConfigError when names or shapes are not the model's own.
     """
-    saved, wanted = load_file(path), live.delta()
+    saved, wanted = load_file(path), live.learning()
     odd = sorted((saved.keys() - wanted.keys()) | (wanted.keys() - saved.keys() - live.base_names))
     if odd:
         raise ConfigError(f"{path}: holds other parameters than the method makes, for example {odd[0]}")
-    _copy(wanted, saved, path)
+    _put(live.net, wanted, saved, path)
 
 
 def set_delta(live: LiveModel, delta: Mapping[str, Tensor]) -> None:
     """Give the live model other values for (some of) what it learns."""
-    _copy(live.delta(), delta, Path(DELTA))
+    _put(live.net, live.learning(), delta, Path(DELTA))
 
 
 @torch.no_grad()
-def _copy(into: Mapping[str, Tensor], saved: Mapping[str, Tensor], path: Path) -> set[str]:
+def _put(net: Any, into: Mapping[str, Tensor], saved: Mapping[str, Tensor], path: Path) -> set[str]:
+    """Copy saved tensors into parameters of the net; those on the meta device become the saved ones."""
+    become: dict[Tensor, nn.Parameter] = {}
     for name, tensor in saved.items():
         if name not in into or tensor.shape != into[name].shape:
             has = tuple(into[name].shape) if name in into else "no such parameter"
             raise ConfigError(f"{path}: {name} is {tuple(tensor.shape)}, the model has {has}")
-        into[name].copy_(tensor)
+        if into[name].is_meta:
+            become[into[name]] = nn.Parameter(tensor, requires_grad=False)
+        else:
+            into[name].copy_(tensor)
+    _replace(net, become)
     return set(saved)
+
+
+def _replace(net: Any, become: Mapping[Tensor, nn.Parameter]) -> None:
+    """Put other parameters in the places of these, wherever the net refers to them."""
+    for module in net.modules():
+        for name, parameter in list(module.named_parameters(recurse=False, remove_duplicate=False)):
+            if parameter in become:
+                setattr(module, name, become[parameter])
 
 
 def save_delta(out: Path, delta: dict[str, Tensor]) -> None:

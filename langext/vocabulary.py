@@ -81,20 +81,14 @@ def head_parameters(model: Any) -> list[Any]:
     return [head.weight, head.new_weight] if isinstance(head, ExtendedHead) else [head.weight]
 
 
-def fold(model: Any) -> None:
-    """Turn the two tables back into one matrix, in place: the stock form, for export."""
+def matrices(model: Any) -> tuple[Tensor, Tensor | None]:
+    """(V, D) embeddings and (V, D) head, new rows included; None for a head that is tied to the embeddings."""
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
-    if not isinstance(head, ExtendedHead):
-        return
-    first_new, tied = head.first_new, head.new_weight is embedding.new_weight
-    for module, kind in ((embedding, nn.Embedding), (head, nn.Linear)):
-        whole = nn.Parameter(torch.cat([module.weight[:first_new], module.new_weight]).detach())
-        stock: Any
-        if kind is nn.Embedding:
-            stock = embedding.stock[0]
-            stock.weight, stock.num_embeddings = whole, len(whole)
-            model.set_input_embeddings(stock)
-        else:
-            stock = nn.Linear(whole.shape[1], whole.shape[0], bias=False, device="meta")
-            stock.weight = model.get_input_embeddings().weight if tied else whole
-            model.set_output_embeddings(stock)
+    tied = head.weight is embedding.weight
+
+    def whole(module: Any) -> Tensor:
+        if isinstance(head, ExtendedHead):
+            return torch.cat([module.weight[: head.first_new], module.new_weight]).detach()
+        return module.weight.detach()
+
+    return whole(embedding), None if tied else whole(head)

@@ -38,8 +38,12 @@ def method(settings: dict[str, Any]) -> Method:
 
 
 def stir(live, size=0.1):
-    """As after training: every parameter that learns is somewhere else (but the indicators, which would switch blocks off)."""
+    """As after training: every parameter that learns is somewhere else (but the indicators, which would switch blocks off).
+
+    In numbers that bf16 has, so that an export rounds nothing but what it merges.
+    """
     torch.manual_seed(5)
-    for name, parameter in live.net.named_parameters():
-        if live.trainable(name) and not name.endswith(".s"):
-            parameter.data += size * torch.randn(parameter.shape)
+    for name, parameter in live.learning().items():
+        if not name.endswith(".s"):
+            moved = parameter.data + size * torch.randn(parameter.shape)
+            parameter.data = moved.bfloat16().to(parameter.dtype)

@@ -2,6 +2,7 @@
 
 import json
 import signal
+import subprocess
 import time
 from pathlib import Path
 
@@ -54,6 +55,11 @@ def test_two_processes_are_stopped_go_on_and_train_like_one(bench: Bench, undist
     rest = process.stdout.read()
     assert process.wait(timeout=60) == 1 and "everything is saved" in rest
     assert not running(run)
+    exported = start("export", str(run), "--to", str(bench.root / "half way"), "--checkpoint", "last", stderr=subprocess.STDOUT)
+    assert exported.wait(timeout=120) == 0, exported.communicate()
+    record = json.loads((bench.root / "half way" / "export.json").read_text())
+    assert record["class"] == "Glm4MoeForCausalLM" and record["max_abs_difference"] < 1e-4
+    assert "a training that had not ended, at step 5" in (bench.root / "half way" / "README.md").read_text()
     process = start("run", str(bench.file("two", "fra_Latn", ["eng_Latn"], stages)), "--out", str(run))
     wait_for(process, "resuming at step")
     assert process.stdout is not None

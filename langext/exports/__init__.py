@@ -8,15 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from langext import families
-from langext.artifacts import BASE, Checkpoint, Corpus, Model, Scores, read_json, write_json
+from langext import families, memory
+from langext.artifacts import Corpus, Model, read_json, write_json
 from langext.spec import ConfigError
 
 if TYPE_CHECKING:
     from langext.exports import verify
     from langext.modeling import LiveModel
 
-Format = Literal["auto", "native", "dense", "remote", "gguf"]
+Format = Literal["auto", "native", "dense", "remote", "gguf", "delta"]
 FORMATS = get_args(Format)
 Precision = Literal["f32", "f16", "bf16", "q8_0"]
 """Of the matrices in a GGUF file."""
@@ -49,26 +49,13 @@ def choose(config: Any, methods: Sequence[Any], form: str, pre: str | None = Non
     return form
 
 
-def asked(form: str, precisions: list[str] | None, pre: str | None) -> GGUF:
-    """What the command line asks of GGUF files. Raises ConfigError for a precision that does not exist."""
-    if form not in FORMATS:
-        raise ConfigError(f"export format {form!r} is not known; choose {', '.join(FORMATS)}")
-    if len(set(precisions or [])) < len(precisions or []):
-        raise ConfigError("--gguf names a precision twice")
-    if form != "gguf" and (precisions or pre):
-        raise ConfigError("--gguf and --gguf-pre are for --format gguf only")
-    known = get_args(Precision)
-    for name in precisions or []:
-        if name not in known:
-            raise ConfigError(f"GGUF precision {name!r} is not known; choose {', '.join(known)}")
-    return GGUF(tuple(precisions), pre) if precisions else GGUF(pre=pre)  # type: ignore[arg-type]
-
-
 def _obstacle(config: Any, methods: Sequence[Any], form: str, pre: str | None) -> str:
     """Why a format cannot be exact here, or an empty string."""
     from langext.exports import gguf_file, gguf_vocabulary, native
 
     gates: list[Any] = [getattr(method, "gate", None) for method in methods]
+    if form == "delta":
+        return ""
     if form == "remote":
         return "" if all(gates) else f"{methods[-1].name} needs no code of its own"
     reason = native.obstacle(gates, config) if len(gates) > 1 else methods[-1].obstacle(config)
@@ -86,6 +73,8 @@ def architecture(config: Any, methods: Sequence[Any], form: str) -> str:
     """The architecture a checkpoint will have, in words, for `langext plan` and the model card."""
     from langext.exports import native
 
+    if form == "delta":
+        return "what was learnt, without the base"
     if form == "remote":
         prefix = families.of(config).prefix if config is not None else "the base"
         return f"{prefix} with neutral residues (remote code in the folder)"
@@ -99,12 +88,14 @@ def write(
 ) -> dict[str, Any]:
     """Write `out`, verify it in a fresh process and add the model card. Beside and renamed: a failure leaves nothing behind.
 
+    It is compared on `texts`, or on what the model itself writes when there are none.
+
     Three comparisons: the trained model with what it folds to, before rounding; that with its rounding to the weights'
     precision, which is recorded; and the rounded one with what a stranger loads. Raises ConfigError when the first or last
     differ.
     """
     from langext import modeling
-    from langext.exports import modelcard, verify
+    from langext.exports import modelcard
 
     if out.exists():
         raise ConfigError(f"{out} exists already; name another folder")
@@ -114,11 +105,10 @@ def write(
         raise ConfigError("the model is the untouched base; there is nothing to export")
     config = modeling.load_config(source.base)
     form = choose(config, methods, form, gguf.pre if gguf else None)
-    live = modeling.load(model, verify.WEIGHTS)
     out.parent.mkdir(parents=True, exist_ok=True)
     beside = Path(tempfile.mkdtemp(dir=out.parent, prefix=f"{out.name}.", suffix=".tmp"))
     try:
-        record = _write(live, beside, form, texts, gguf or GGUF(), architecture(config, methods, form))
+        record = _write(model, beside, form, texts, gguf or GGUF(), architecture(config, methods, form))
         modelcard.write(beside, record, card)
         modelcard.keep_licences(source.base, beside)
         beside.chmod(0o755)  # mkdtemp's are for their owner alone
@@ -129,63 +119,68 @@ def write(
     return record
 
 
-def _write(live: "LiveModel", out: Path, form: str, texts: list[str], gguf: GGUF, described: str) -> dict[str, Any]:
+def _write(model: Model, out: Path, form: str, texts: list[str], gguf: GGUF, described: str) -> dict[str, Any]:
     """Write the format into the empty folder `out`; what was found goes into export.json."""
     from langext.exports import gguf_check
 
     record: dict[str, Any] = {"format": form, "architecture": described}
-    if form == "gguf":
-        stock_at = out / "stock"
-        stock_at.mkdir()
-        made, expected = _checkpoint(live, form, stock_at, texts)
-        record |= made | {"files": gguf_check.write(stock_at, out, expected, gguf)}
-        shutil.rmtree(stock_at)
-    else:
-        record |= _checkpoint(live, form, out, texts)[0]
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f"{out.name}.") as scratch:
+        stored = Path(scratch) / "checkpoint" if form == "gguf" else out
+        stored.mkdir(exist_ok=True)
+        made, expected = _checkpoint(model, form, stored, texts, Path(scratch))
+        record |= made
+        if form == "gguf":
+            record |= {"files": gguf_check.write(stored, out, expected, gguf)}
     write_json(out / "export.json", record)
     return record
 
 
-def _checkpoint(live: "LiveModel", form: str, out: Path, texts: list[str]) -> "tuple[dict[str, Any], verify.Expected]":
+def _checkpoint(
+    model: Model, form: str, out: Path, texts: list[str], scratch: Path
+) -> "tuple[dict[str, Any], verify.Expected]":
     """Write a Hugging Face folder and compare it; what was found, and what the stored weights compute."""
-    from langext.exports import verify
+    from langext import modeling
+    from langext.exports import delta, reload, verify
 
+    live = modeling.on_disk(model)
+    whole = fits(live.net)
+    reload.in_float32(reload.parts(live.net), whole)
+    texts = texts or verify.own_texts(live)
     ids = verify.encode(live.tokenizer, texts)
-    trained = verify.logits(live.net.float(), ids)
-    net = stock(live, form)
-    verify.same(trained, verify.logits(net, ids))
-    round_weights(net)
-    expected = verify.expect(net, live.tokenizer, texts)
-    rounding = verify.difference(trained, expected.logits)
-    save(net, live, form, out)
-    return {"rounding": rounding} | verify.compare(out, expected, form), expected
-
-
-def stock(live: "LiveModel", form: str) -> Any:
-    """The model that will be saved, in the precision of `live`, which is used up."""
-    from langext import vocabulary
-
-    vocabulary.fold(live.net)
-    return live.net if form == "remote" else live.methods[-1].fold(live.net)
-
-
-def round_weights(net: Any) -> None:
-    """Round a float32 model's weights to the precision they are saved in; net.to() would round its rotary frequencies too."""
-    from langext.exports import verify
-
-    for parameter in net.parameters():
-        parameter.data = parameter.data.to(verify.WEIGHTS).float()
-
-
-def save(net: Any, live: "LiveModel", form: str, out: Path) -> None:
-    """Write weights, config, tokenizer and generation config."""
-    from langext.exports import remote, verify
-
-    net.to(verify.WEIGHTS)
-    if form == "remote":
-        remote.write(net, out)
+    trained = verify.logits(live.net, ids, scratch / "trained")
+    if form in ("remote", "delta"):
+        rounded = modeling.on_disk(model).net
+        reload.in_float32(reload.parts(rounded), whole, rounded=True)
     else:
-        net.save_pretrained(out)
+        stock = live.methods[-1].fold(live.net)
+        verify.same(trained, verify.logits(stock.model(whole=whole, rounded=False), ids, scratch / "folded"))
+        rounded = stock.model(whole=whole, rounded=True)
+    expected = verify.expect(rounded, live.tokenizer, texts, scratch / "rounded")
+    rounding = verify.difference(trained, expected.logits)
+    if form == "delta":
+        delta.write(model, out)
+        again = modeling.on_disk(delta.rebuilt(out, modeling.read_record(model).base, scratch / "rebuilt"))
+        reload.in_float32(reload.parts(again.net), whole)
+        figures = verify.compare_live(again, expected, scratch / "job")
+    else:
+        save(live, form, out)
+        figures = verify.compare(out, expected, form, whole=whole)
+    return {"rounding": rounding} | figures, expected
+
+
+def fits(net: Any) -> bool:
+    """Is there memory for three copies of this model in float32: as trained, as it will be stored, and as it is reloaded?"""
+    return 3 * 4 * sum(p.numel() for p in net.parameters()) < memory.available()
+
+
+def save(live: "LiveModel", form: str, out: Path) -> None:
+    """Write weights, config, tokenizer and generation config."""
+    from langext.exports import remote, stock
+
+    if form == "remote":
+        remote.write(live.net, out)
+    else:
+        stock.save(live.methods[-1].fold(live.net), out)
     live.tokenizer.save_pretrained(out)
     _tokenizer_of_both(out / "tokenizer_config.json")
     if live.net.generation_config is not None:
@@ -240,28 +235,3 @@ def verification_texts(corpus: Corpus, languages: tuple[str, ...]) -> list[str]:
 
     found = documents.heldout(corpus, languages)
     return [passage for texts in found.values() for passage in bpb.passages(texts, 800, 1600)]
-
-
-def from_run(root: Path, out: Path, form: str, gguf: GGUF | None = None) -> Checkpoint:
-    """Export the newest trained model of a run folder to `out`."""
-    from langext.console import say
-    from langext.exports import modelcard
-    from langext.report import finished
-
-    stages = finished(root)
-    models = [path for path, manifest in stages if manifest["kind"] == "Model" and manifest["stage"]["uses"] != "extend"]
-    corpora = [path for path, manifest in stages if manifest["kind"] == "Corpus"]
-    if not models or not corpora:
-        raise ConfigError(f"{root}: no finished filter and train stage here; run the pipeline first")
-    job = read_json(models[-1] / "job.json")
-    languages = (job["language"], *job["original_languages"])
-    measured = [(path, manifest["inputs"]["model"]) for path, manifest in stages if manifest["kind"] == "Scores"]
-    before = [Scores(path) for path, of in measured if of["stage"] == BASE]
-    after = [Scores(path) for path, of in measured if of["fingerprint"] == Model(models[-1]).manifest["fingerprint"]]
-    scores = [found[-1] if found else None for found in (before, after)]
-    card = modelcard.describe(Model(models[-1]), languages, Corpus(corpora[-1]), *scores)
-    record = write(Model(models[-1]), out, form, verification_texts(Corpus(corpora[-1]), languages), card, gguf)
-    say(f"{out}: {record['architecture']}, largest logit difference to the trained model {record['max_abs_difference']:.1e}")
-    for line in gguf_lines(record):
-        say(line)
-    return Checkpoint(out)

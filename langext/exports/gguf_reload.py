@@ -75,15 +75,15 @@ def main(job_file: Path) -> None:
     from safetensors.torch import load_file
 
     job = json.loads(job_file.read_text())
-    expected = load_file(job_file.parent / "logits.safetensors")
     runner = Runner(job["file"], 32 + max(map(len, job["ids"])) + job["new_tokens"])
     worst = kl = 0.0
     positions = agree = clear = clear_agree = greedy_equal = tokens_equal = 0
     for i, ids in enumerate(job["ids"]):
+        logits = load_file(job["logits"][i])["logits"]
         tokens_equal += runner.tokens(job["texts"][i]) == job["whole"][i]
         for k in range(1, POSITIONS + 1):
             end = max(1, len(ids) * k // POSITIONS)
-            want = expected[str(i)][end - 1].log_softmax(-1)
+            want = logits[end - 1].log_softmax(-1)
             got = runner.next(ids[:end], min(job["top"], len(want)))
             chosen = torch.tensor(list(got))
             theirs = torch.tensor(list(got.values()))

@@ -65,10 +65,11 @@ def describe(model: Model, languages: tuple[str, ...], corpus: Corpus | None, be
         "licence_id": (asset.licence.lower() if " " not in asset.licence else None) if asset else named_licence,
         "base_commit": base_manifest["commit"],
         "base_on_hub": base_manifest["commit"] is not None,
+        "base_public": asset is not None or base_manifest["commit"] is not None,
         "base_architecture": (base.get("architectures") or ["?"])[0],
         "method": method.model_dump(mode="json"),
         "paper": method.paper,
-        **_history(model),
+        **history(model),
         "funnel": corpus.manifest["summary"]["funnel"] if corpus else [],
         "before": read_json(before.path / "scores.json") if before else None,
         "after": read_json(after.path / "scores.json") if after else None,
@@ -100,12 +101,14 @@ def keep_licences(base: Path, out: Path) -> None:
                 shutil.copyfile(path, out / path.name)
 
 
-def _history(model: Model) -> dict[str, Any]:
+def history(model: Model) -> dict[str, Any]:
     """How the model came about: its `training`, None when it was merged, and what was done `afterwards`, in words."""
     done: list[str] = []
     while True:
         manifest = model.manifest
         stage, summary = manifest["stage"], manifest["summary"]
+        if stage["uses"] == "apply":
+            return summary
         if stage["uses"] == "train":
             return {"training": summary, "afterwards": done}
         if stage["uses"] == "merge":

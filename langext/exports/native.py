@@ -14,14 +14,18 @@ The mappings (FFN is the base's feed-forward network, A a block, z = w . x its g
 Shapes: D model width, H width of the widest block, F width of the feed-forward network, E experts.
 """
 
-from collections.abc import Mapping, Sequence
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, Glm4MoeConfig, GraniteMoeSharedConfig, Qwen2MoeConfig
+from torch import Tensor
+from transformers import Glm4MoeConfig, GraniteMoeSharedConfig, Qwen2MoeConfig
 
 from langext import families
+from langext.exports import stock
+from langext.exports.stock import Stock, Tensors
 
 KEPT = (
     "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "hidden_act",
@@ -87,46 +91,46 @@ def _head_dim(config: Any) -> int:
     return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
 
 
-def fold(net: Any, stacks: Sequence[Mapping[int, Any]]) -> Any:
-    """A stock model that computes what `net` does, given its blocks by layer for every extension."""
+def fold(net: Any, stacks: Sequence[Mapping[int, Any]]) -> Stock:
+    """The stock form of `net`, given its blocks by layer for every extension."""
     gates = [next(iter(stack.values())).gate for stack in stacks]
     assert not obstacle(gates, net.config), "checked before"
     if set(gates) == {"none"}:
-        for stack in stacks:
-            for block in stack.values():
-                block.unhang()
-            wider(net, stack)
-        for ffn in families.ffns(net):
-            if hasattr(ffn, "residues"):
-                del ffn.residues
-        return net
+        return wider(net, stacks)
     make = {"GraniteMoeShared": _granite, "Qwen2Moe": _qwen, "Glm4Moe": _glm}[architecture(gates, net.config)]
-    config, tensors = make(net, stacks, gates[0] == "hard_sigmoid")
-    config.dtype = net.dtype
-    with torch.device("meta"):
-        stock = AutoModelForCausalLM.from_config(config)
-    stock.load_state_dict(tensors, assign=True)
-    stock.tie_weights()
-    rotary = stock.model.rotary_emb  # the only buffers that are not saved; made anew, because those on meta are empty
-    stock.model.rotary_emb = type(rotary)(config=config)
-    return stock.eval()
+    return make(net, stacks, gates[0] == "hard_sigmoid")
 
 
-def wider(net: Any, parts: Mapping[int, Any]) -> Any:
-    """Put networks beside those of the given layers, in place; the other layers get zeros, for all must be equally wide."""
-    added = max(part.gate_proj.weight.shape[0] for part in parts.values())
-    for layer, ffn in enumerate(families.ffns(net)):
+def wider(net: Any, stacks: Sequence[Mapping[int, Any]], kept: Mapping[int, float] | None = None) -> Stock:
+    """Networks beside the base's, by layer for each extension; other layers get zeros, for all must be equally wide.
+
+    `kept` is what the base's own output is multiplied by, for layers where that is not 1.
+    """
+    config, added = copy.deepcopy(net.config), [_width([stack]) for stack in stacks]
+    config.intermediate_size += sum(added)
+    layer_of = {block: i for i, block in enumerate(families.blocks(net))}
+
+    def change(block: Any) -> Tensors:
+        ffn, layer = block.mlp, layer_of[block]
+        tensors = _without_ffn(block)
         for name, dim in MATRICES:
-            linear: Any = getattr(ffn, name)
-            old = linear.weight.data
-            new = getattr(parts[layer], name).weight.data if layer in parts else old.narrow(dim, 0, 0)
-            linear.weight = nn.Parameter(torch.cat([old, _pad(new, dim, added)], dim), requires_grad=False)
-            linear.out_features, linear.in_features = linear.weight.shape
-            if linear.bias is not None and dim == 0:
-                linear.bias = nn.Parameter(_pad(linear.bias.data, 0, len(linear.weight)), requires_grad=False)
-        ffn.intermediate_size = ffn.gate_proj.out_features
-    net.config.intermediate_size += added
-    return net
+            own: Any = getattr(ffn, name)
+            weights = [own.weight.detach() * (kept or {}).get(layer, 1.0) if dim else own.weight.detach()]
+            for stack, width in zip(stacks, added, strict=True):
+                new = getattr(stack[layer], name).weight.detach() if layer in stack else weights[0].narrow(dim, 0, 0)
+                weights.append(_pad(new, dim, width))
+            tensors[f"mlp.{name}.weight"] = torch.cat(weights, dim)
+            if own.bias is not None:
+                bias = own.bias.detach()
+                tensors[f"mlp.{name}.bias"] = bias if dim else _pad(bias, 0, config.intermediate_size)
+        return tensors
+
+    return stock.of(net, change, config)
+
+
+def _without_ffn(block: Any) -> Tensors:
+    """The tensors of a block's attention and norms."""
+    return {name: tensor for name, tensor in stock.plain(block).items() if not name.startswith("mlp.")}
 
 
 def _common(net: Any) -> dict[str, Any]:
@@ -134,74 +138,89 @@ def _common(net: Any) -> dict[str, Any]:
     return {key: getattr(config, key) for key in KEPT} | {"rope_parameters": dict(config.rope_parameters)}
 
 
-def _shared_tensors(net: Any) -> dict[str, Tensor]:
-    """Everything but the feed-forward networks, under names that the stock targets share with the families."""
-    tensors = {n: p.detach() for n, p in net.state_dict().items() if ".mlp." not in n}
-    tensors.setdefault("lm_head.weight", net.get_output_embeddings().weight.detach())
-    return tensors
+def _moe(net: Any, stacks: Sequence[Mapping[int, Any]], config: Any, ffn: Callable[[Any, list[Any]], Tensors]) -> Stock:
+    """A mixture of experts. `ffn` makes its tensors in a layer from the base's network and the blocks, None where one lacks."""
+    layer_of = {block: i for i, block in enumerate(families.blocks(net))}
+
+    def change(block: Any) -> Tensors:
+        return _without_ffn(block) | ffn(block.mlp, [stack.get(layer_of[block]) for stack in stacks])
+
+    made = stock.of(net, change, config)
+    if config.tie_word_embeddings:
+        return made
+
+    def ends() -> Tensors:
+        tensors = made.ends()
+        return {"lm_head.weight": tensors["model.embed_tokens.weight"].clone()} | tensors
+
+    return replace(made, ends=ends)
 
 
-def _granite(net: Any, stacks: Sequence[Mapping[int, Any]], hard: bool) -> tuple[Any, dict[str, Tensor]]:
+def _granite(net: Any, stacks: Sequence[Mapping[int, Any]], hard: bool) -> Stock:
     assert not hard and len(stacks) == 1, "softmax over two experts is one sigmoid"
-    tensors = _shared_tensors(net)
     hidden = _width(stacks)
-    for i, ffn in enumerate(families.ffns(net)):
-        at = f"model.layers.{i}"
-        tensors[f"{at}.shared_mlp.input_linear.weight"] = torch.cat([ffn.gate_proj.weight, ffn.up_proj.weight]).detach()
-        tensors[f"{at}.shared_mlp.output_linear.weight"] = ffn.down_proj.weight.detach()
-        gate_up, down, rows = _experts(ffn, [stack.get(i) for stack in stacks], hidden, empty=1)
-        tensors[f"{at}.block_sparse_moe.experts.gate_up_proj"] = gate_up.flip(0)
-        tensors[f"{at}.block_sparse_moe.experts.down_proj"] = down.flip(0)
-        tensors[f"{at}.block_sparse_moe.router.weight"] = rows.flip(0)
+
+    def change(ffn: Any, blocks: list[Any]) -> Tensors:
+        gate_up, down, rows = _experts(ffn, blocks, hidden, empty=1)
+        return {
+            "shared_mlp.input_linear.weight": torch.cat([ffn.gate_proj.weight, ffn.up_proj.weight]).detach(),
+            "shared_mlp.output_linear.weight": ffn.down_proj.weight.detach(),
+            "block_sparse_moe.experts.gate_up_proj": gate_up.flip(0),
+            "block_sparse_moe.experts.down_proj": down.flip(0),
+            "block_sparse_moe.router.weight": rows.flip(0),
+        }
+
     config = GraniteMoeSharedConfig(
         **_common(net), intermediate_size=hidden, shared_intermediate_size=net.config.intermediate_size, num_local_experts=2,
         num_experts_per_tok=2, attention_multiplier=_head_dim(net.config) ** -0.5, embedding_multiplier=1.0,
         residual_multiplier=1.0, logits_scaling=1.0, output_router_logits=False, attention_bias=False,
     )  # fmt: skip
-    return config, tensors
+    return _moe(net, stacks, config, change)
 
 
-def _qwen(net: Any, stacks: Sequence[Mapping[int, Any]], hard: bool) -> tuple[Any, dict[str, Tensor]]:
+def _qwen(net: Any, stacks: Sequence[Mapping[int, Any]], hard: bool) -> Stock:
     assert not hard and len(stacks) == 1, "there is one shared expert, with a sigmoid"
-    tensors = _shared_tensors(net)
     hidden = _width(stacks)
-    for i, ffn in enumerate(families.ffns(net)):
-        at = f"model.layers.{i}.mlp"
-        tensors[f"{at}.experts.gate_up_proj"] = torch.cat([ffn.gate_proj.weight, ffn.up_proj.weight]).detach()[None]
-        tensors[f"{at}.experts.down_proj"] = ffn.down_proj.weight.detach()[None]
-        tensors[f"{at}.gate.weight"] = torch.zeros_like(ffn.gate_proj.weight[:1]).detach()
-        block = stacks[0].get(i)
-        gate_up, down, rows = _experts(ffn, [block], hidden, empty=0)
+
+    def change(ffn: Any, blocks: list[Any]) -> Tensors:
+        gate_up, down, rows = _experts(ffn, blocks, hidden, empty=0)
         gate, up = gate_up[0].chunk(2)
-        for name, weight in (("gate_proj", gate), ("up_proj", up), ("down_proj", down[0])):
-            tensors[f"{at}.shared_expert.{name}.weight"] = weight.clone()
-        # llama.cpp takes sigmoid(z) as silu(z) / z, which is no number at z = 0: an absent block gets a gate that is not zero.
-        tensors[f"{at}.shared_expert_gate.weight"] = rows if block is not None else torch.ones_like(rows)
+        shared = (("gate_proj", gate), ("up_proj", up), ("down_proj", down[0]))
+        return {f"mlp.shared_expert.{name}.weight": weight.clone() for name, weight in shared} | {
+            "mlp.experts.gate_up_proj": torch.cat([ffn.gate_proj.weight, ffn.up_proj.weight]).detach()[None],
+            "mlp.experts.down_proj": ffn.down_proj.weight.detach()[None],
+            "mlp.gate.weight": torch.zeros_like(ffn.gate_proj.weight[:1]).detach(),
+            # llama.cpp takes sigmoid(z) as silu(z) / z, no number at z = 0: an absent block gets a gate that is not zero.
+            "mlp.shared_expert_gate.weight": torch.ones_like(rows) if blocks[0] is None else rows,
+        }
+
     own: dict[str, Any] = dict(
         intermediate_size=net.config.intermediate_size, moe_intermediate_size=net.config.intermediate_size,
         shared_expert_intermediate_size=hidden, num_experts=1, num_experts_per_tok=1, norm_topk_prob=False, qkv_bias=True,
         decoder_sparse_step=1, mlp_only_layers=[], use_sliding_window=False, output_router_logits=False,
         tie_word_embeddings=False,  # llama.cpp's qwen2moe reads an untied head only
     )  # fmt: skip
-    tensors["lm_head.weight"] = tensors["lm_head.weight"].clone()
-    return Qwen2MoeConfig(**(_common(net) | own)), tensors
+    return _moe(net, stacks, Qwen2MoeConfig(**(_common(net) | own)), change)
 
 
-def _glm(net: Any, stacks: Sequence[Mapping[int, Any]], hard: bool) -> tuple[Any, dict[str, Tensor]]:
-    tensors = _shared_tensors(net)
+def _glm(net: Any, stacks: Sequence[Mapping[int, Any]], hard: bool) -> Stock:
     hidden, chosen = _width(stacks), len(stacks)
     empty = chosen if hard else int(chosen == 1)  # the router wants two experts at least
     experts = chosen + empty
     num_shared = -(-net.config.intermediate_size // hidden)
-    for i, ffn in enumerate(families.ffns(net)):
-        at = f"model.layers.{i}.mlp"
-        for name, dim in MATRICES:
-            weight: Tensor = getattr(ffn, name).weight.detach()
-            tensors[f"{at}.shared_experts.{name}.weight"] = _pad(weight, dim, num_shared * hidden)
-        gate_up, down, rows = _experts(ffn, [stack.get(i) for stack in stacks], hidden, empty)
-        tensors[f"{at}.experts.gate_up_proj"], tensors[f"{at}.experts.down_proj"] = gate_up, down
-        tensors[f"{at}.gate.weight"] = rows
-        tensors[f"{at}.gate.e_score_correction_bias"] = torch.zeros(experts)
+
+    def change(ffn: Any, blocks: list[Any]) -> Tensors:
+        gate_up, down, rows = _experts(ffn, blocks, hidden, empty)
+        return {
+            f"mlp.shared_experts.{name}.weight": _pad(getattr(ffn, name).weight.detach(), dim, num_shared * hidden)
+            for name, dim in MATRICES
+        } | {
+            "mlp.experts.gate_up_proj": gate_up,
+            "mlp.experts.down_proj": down,
+            "mlp.gate.weight": rows,
+            "mlp.gate.e_score_correction_bias": torch.zeros(experts),
+        }
+
     kept = _common(net)
     kept["rope_parameters"]["partial_rotary_factor"] = 1.0
     family = families.of(net.config).prefix
@@ -212,9 +231,7 @@ def _glm(net: Any, stacks: Sequence[Mapping[int, Any]], hard: bool) -> tuple[Any
         attention_bias=family == "Qwen2", use_qk_norm=family == "Qwen3", num_nextn_predict_layers=0,
         tie_word_embeddings=False,  # vLLM's glm4_moe reads an untied head only
     )  # fmt: skip
-    config = Glm4MoeConfig(**(kept | own))
-    tensors["lm_head.weight"] = tensors["lm_head.weight"].clone()
-    return config, tensors
+    return _moe(net, stacks, Glm4MoeConfig(**(kept | own)), change)
 
 
 def _width(stacks: Sequence[Mapping[int, Any]]) -> int:

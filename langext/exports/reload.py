@@ -1,9 +1,22 @@
-"""Run by itself, never imported for its work: load an export as a stranger would and compare it with what was expected."""
+"""Run by itself in a fresh process: load an export as a stranger would and compare it with what was expected.
+
+Computing in float32 with a model whose float32 weights do not fit into memory is here too, for both sides do it alike.
+"""
 
 import json
 import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+WEIGHTS = torch.bfloat16
+"""Precision of exported weights."""
+BATCH = 4
+"""Texts in a forward pass."""
 
 
 class _NoLangext:
@@ -15,48 +28,130 @@ class _NoLangext:
         return None
 
 
-def main(job_file: Path) -> None:
-    """Print one line of JSON with the differences."""
-    import torch
-    from safetensors.torch import load_file
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+def ends(net: Any) -> list[nn.Module]:
+    """What runs before and after the blocks of a decoder."""
+    return [net.get_input_embeddings(), net.model.norm, net.get_output_embeddings()]
 
-    job = json.loads(job_file.read_text())
-    expected = load_file(job_file.parent / "logits.safetensors")
-    net: Any = AutoModelForCausalLM.from_pretrained(job["folder"], dtype=torch.float32, trust_remote_code=job["remote"]).eval()
-    tokenizer = AutoTokenizer.from_pretrained(job["folder"], trust_remote_code=job["remote"])
+
+def parts(net: Any) -> list[nn.Module]:
+    """All that has weights."""
+    return [*ends(net), *net.model.layers]
+
+
+@contextmanager
+def widened(module: nn.Module, rounded: bool = False) -> Iterator[None]:
+    """Within it the weights of a module are in float32, `rounded` to `WEIGHTS` if so asked."""
+    stored = [(p, p.data) for p in module.parameters()]
+    _widen(module, rounded)
+    try:
+        yield
+    finally:
+        for parameter, data in stored:
+            parameter.data = data
+
+
+def in_float32(modules: Iterable[nn.Module], whole: bool, rounded: bool = False) -> None:
+    """Let modules compute in float32: all from now on, if their weights fit into memory `whole`, or each while it runs."""
+    for module in modules:
+        if whole:
+            _widen(module, rounded)
+        else:
+            _widen_while_running(module, rounded)
+
+
+def _widen(module: nn.Module, rounded: bool) -> None:
+    for parameter in module.parameters():
+        parameter.data = (parameter.data.to(WEIGHTS) if rounded else parameter.data).float()
+
+
+def _widen_while_running(module: nn.Module, rounded: bool) -> None:
+    running: list[Any] = []
+
+    def start(*_: Any) -> None:
+        running.append(widened(module, rounded))
+        running[-1].__enter__()
+
+    def stop(*_: Any) -> None:
+        running.pop().__exit__(None, None, None)
+
+    module.register_forward_pre_hook(start)
+    module.register_forward_hook(stop, always_call=True)
+
+
+@torch.no_grad()
+def logits(net: Any, ids: list[list[int]]) -> Iterator[Tensor]:
+    """(T, V) logits of each text. Texts are padded behind, where no token before it looks."""
+    for at in range(0, len(ids), BATCH):
+        rows = ids[at : at + BATCH]
+        longest = max(map(len, rows))
+        found = net(input_ids=torch.tensor([row + [0] * (longest - len(row)) for row in rows]), use_cache=False).logits
+        yield from (one[: len(row)].clone() for one, row in zip(found, rows, strict=True))
+
+
+@torch.no_grad()
+def greedy(net: Any, ids: list[list[int]], new_tokens: int) -> list[list[int]]:
+    """A greedy continuation of the first half of each text, up to the end of a text. Prompts are padded before."""
+    prompts = [row[: max(1, len(row) // 2)] for row in ids]
+    longest = max(map(len, prompts))
+    fill = [[0] * (longest - len(prompt)) for prompt in prompts]
+    out = net.generate(
+        input_ids=torch.tensor([pad + prompt for pad, prompt in zip(fill, prompts, strict=True)]),
+        attention_mask=torch.tensor([pad + [1] * len(prompt) for pad, prompt in zip(fill, prompts, strict=True)]),
+        max_new_tokens=new_tokens, do_sample=False, pad_token_id=0,
+    )  # fmt: skip
+    stops = net.generation_config.eos_token_id
+    stops = stops if isinstance(stops, list) else [stops]
+    rows = out[:, longest:].tolist()
+    return [row[: next((i + 1 for i, token in enumerate(row) if token in stops), len(row))] for row in rows]
+
+
+@torch.no_grad()
+def cached(net: Any, row: list[int], half: int) -> Tensor:
+    """(T - half, V) logits of the rest of a text, computed with a cache of the first `half` tokens."""
+    first = net(input_ids=torch.tensor([row[:half]]), use_cache=True)
+    return net(input_ids=torch.tensor([row[half:]]), past_key_values=first.past_key_values, use_cache=True).logits[0]
+
+
+def compare(net: Any, tokenizer: Any, job: dict[str, Any]) -> dict[str, Any]:
+    """What a model computes beside what the job expects, in figures."""
+    from safetensors.torch import load_file
+
+    ids = job["ids"]
     tokenized_equal = 0
     worst = kl = agree = tokens = std = cached_worst = 0.0
-    greedy_equal = 0
-    for i, ids in enumerate(job["ids"]):
-        want = expected[str(i)]
-        tokenized_equal += tokenizer(job["texts"][i], add_special_tokens=False).input_ids[: job["cut"]] == ids
-        prompt = torch.tensor([ids[: max(1, len(ids) // 2)]])
-        with torch.no_grad():
-            got = net(input_ids=torch.tensor([ids])).logits[0]
-            first = net(input_ids=prompt, use_cache=True)
-            rest = torch.tensor([ids[prompt.shape[1] :]])
-            if rest.numel():
-                cached = net(input_ids=rest, past_key_values=first.past_key_values, use_cache=True).logits[0]
-                cached_worst = max(cached_worst, (cached - want[prompt.shape[1] :]).abs().max().item())
-            out = net.generate(
-                input_ids=prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=job["new_tokens"], do_sample=False,
-                pad_token_id=0,
-            )  # fmt: skip
-        greedy_equal += out[0, prompt.shape[1] :].tolist() == job["greedy"][i]
+    for i, got in enumerate(logits(net, ids)):
+        want = load_file(job["logits"][i])["logits"]
+        tokenized_equal += tokenizer(job["texts"][i], add_special_tokens=False).input_ids[: job["cut"]] == ids[i]
+        half = max(1, len(ids[i]) // 2)
+        if len(ids[i]) > half:
+            cached_worst = max(cached_worst, (cached(net, ids[i], half) - want[half:]).abs().max().item())
         worst = max(worst, (got - want).abs().max().item())
         log_want, log_got = want.log_softmax(-1), got.log_softmax(-1)
         kl += (log_want.exp() * (log_want - log_got)).sum().item()
         agree += (want.argmax(-1) == got.argmax(-1)).sum().item()
-        tokens += len(ids)
+        tokens += len(ids[i])
         std = max(std, want.std().item())
-    figures = {
+    continued = greedy(net, ids, job["new_tokens"])
+    return {
         "max_abs_difference": worst, "max_abs_difference_cached": cached_worst, "kl_per_token_nats": kl / tokens,
-        "top1_agreement": agree / tokens, "greedy_equal": greedy_equal, "tokenized_equal": tokenized_equal,
-        "texts": len(job["ids"]), "tokens": int(tokens),
-        "logit_std": std, "class": type(net).__name__,
+        "top1_agreement": agree / tokens,
+        "greedy_equal": sum(a == b for a, b in zip(continued, job["greedy"], strict=True)), "tokenized_equal": tokenized_equal,
+        "texts": len(ids), "tokens": int(tokens), "logit_std": std, "class": type(net).__name__,
     }  # fmt: skip
-    print(json.dumps(figures), flush=True)
+
+
+def main(job_file: Path) -> None:
+    """Print one line of JSON with the differences."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    job = json.loads(job_file.read_text())
+    whole, trust = job["whole_model"], {"trust_remote_code": job["remote"]}
+    dtype = torch.float32 if whole else WEIGHTS
+    net: Any = AutoModelForCausalLM.from_pretrained(job["folder"], dtype=dtype, **trust).eval()
+    if not whole:
+        in_float32(parts(net), whole)
+    tokenizer = AutoTokenizer.from_pretrained(job["folder"], **trust)
+    print(json.dumps(compare(net, tokenizer, job)), flush=True)
 
 
 if __name__ == "__main__":

@@ -3,11 +3,10 @@
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
-
 from langext import families
 from langext.artifacts import write_json
 from langext.exports import modeling_neutral_residue as module
+from langext.exports import shards, stock
 from langext.methods.residue import stacks
 
 
@@ -16,10 +15,8 @@ def write(net: Any, out: Path) -> None:
     code = Path(module.__file__)
     family = families.of(net.config)
     (out / code.name).write_text(source(code.read_text(encoding="utf-8"), family), encoding="utf-8")
-    tensors = {name: tensor.contiguous() for name, tensor in net.state_dict().items()}
-    if net.config.tie_word_embeddings:
-        tensors.pop("lm_head.weight", None)
-    save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
+    weights = ({name: tensor.to(stock.WEIGHTS) for name, tensor in part.items()} for part in stock.of(net).parts())
+    shards.write(weights, out)
     found = stacks(net)
     blocks = [next(iter(stack.values())) for stack in found]
     config = net.config.to_dict() | {
@@ -34,7 +31,7 @@ def write(net: Any, out: Path) -> None:
             {"gate": block.gate, "size": block.gate_proj.weight.shape[0], "layers": sorted(stack)}
             for block, stack in zip(blocks, found, strict=True)
         ],
-        "dtype": str(net.dtype).removeprefix("torch."),
+        "dtype": str(stock.WEIGHTS).removeprefix("torch."),
     }
     config.pop("_name_or_path", None)
     write_json(out / "config.json", config)

@@ -11,16 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from langext.exports import reload
 from langext.spec import ConfigError
 
-WEIGHTS = torch.bfloat16
-"""Precision of exported weights. The comparison computes in float32 on both sides, so that rounding is no excuse."""
 MAX_DIFFERENCE = 1e-3
-"""Largest logit difference that passes, in standard deviations of the logits. Exact mappings measure 1e-6 to 1e-5."""
+"""Largest logit difference that passes, in standard deviations of the logits. Exact mappings measure 1e-6 to 1e-5. Both sides
+compute in float32, so that rounding is no excuse."""
 NEW_TOKENS = 16
 TOKENS = 256
 
@@ -34,17 +33,17 @@ class Expected:
     """Tokens of each text without special ones, cut to `TOKENS`."""
     whole: list[list[int]]
     """All tokens of each text in Unicode's composed form (NFC), with what the tokenizer puts around it."""
-    logits: list[Tensor]
-    """(T, V) for each of `ids`."""
+    logits: list[Path]
+    """Files with (T, V) `logits` for each of `ids`."""
     greedy: list[list[int]]
     """What follows the first half of each of `ids`."""
 
 
-def expect(net: Any, tokenizer: Any, texts: list[str]) -> Expected:
-    """What `net` computes on these texts."""
+def expect(net: Any, tokenizer: Any, texts: list[str], scratch: Path) -> Expected:
+    """What `net` computes on these texts; the logits go to `scratch`."""
     ids = encode(tokenizer, texts)
     whole = [list(tokenizer(unicodedata.normalize("NFC", text)).input_ids) for text in texts]
-    return Expected(texts, ids, whole, logits(net, ids), [greedy(net, row) for row in ids])
+    return Expected(texts, ids, whole, logits(net, ids, scratch), reload.greedy(net, ids, NEW_TOKENS))
 
 
 def encode(tokenizer: Any, texts: list[str]) -> list[list[int]]:
@@ -52,33 +51,35 @@ def encode(tokenizer: Any, texts: list[str]) -> list[list[int]]:
     return [tokenizer(text, add_special_tokens=False).input_ids[:TOKENS] for text in texts]
 
 
-@torch.no_grad()
-def logits(net: Any, ids: list[list[int]]) -> list[Tensor]:
-    """(T, V) logits of each text, as the model computes."""
-    net.eval()
-    return [net(input_ids=torch.tensor([row])).logits[0].clone() for row in ids]
+def logits(net: Any, ids: list[list[int]], scratch: Path) -> list[Path]:
+    """Files in `scratch` with the (T, V) `logits` of each text: those of many passages are larger than many a model."""
+    scratch.mkdir(parents=True, exist_ok=True)
+    files = []
+    for i, found in enumerate(reload.logits(net, ids)):
+        files.append(scratch / f"{i}.safetensors")
+        save_file({"logits": found}, files[-1])
+    return files
 
 
-@torch.no_grad()
-def greedy(net: Any, row: list[int]) -> list[int]:
-    """A greedy continuation of the first half of a text."""
-    prompt = torch.tensor([row[: max(1, len(row) // 2)]])
-    out = net.generate(
-        input_ids=prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=NEW_TOKENS, do_sample=False, pad_token_id=0
-    )
-    return out[0, prompt.shape[1] :].tolist()
+def difference(one: list[Path], other: list[Path]) -> dict[str, float]:
+    """Largest logit difference, KL(one || other) per token in nats, and the largest standard deviation of `one`'s logits."""
+    worst = kl = std = 0.0
+    positions = 0
+    for a, b in ((_read(a), _read(b)) for a, b in zip(one, other, strict=True)):
+        worst, std = max(worst, (a - b).abs().max().item()), max(std, a.std().item())
+        kl += (a.softmax(-1) * (a.log_softmax(-1) - b.log_softmax(-1))).sum().item()
+        positions += len(a)
+    return {"max_abs_difference": worst, "kl_per_token_nats": kl / positions, "logit_std": std}
 
 
-def difference(one: list[Tensor], other: list[Tensor]) -> dict[str, float]:
-    """Largest logit difference, and KL(one || other) per token in nats."""
-    worst = max((a - b).abs().max().item() for a, b in zip(one, other, strict=True))
-    kl = sum((a.softmax(-1) * (a.log_softmax(-1) - b.log_softmax(-1))).sum().item() for a, b in zip(one, other, strict=True))
-    return {"max_abs_difference": worst, "kl_per_token_nats": kl / sum(len(a) for a in one)}
+def _read(file: Path) -> Tensor:
+    return load_file(file)["logits"]
 
 
-def same(trained: list[Tensor], folded: list[Tensor]) -> None:
+def same(trained: list[Path], folded: list[Path]) -> None:
     """Raise ConfigError when the stock form, not rounded yet, computes something else than the trained model."""
-    worst, limit = difference(trained, folded)["max_abs_difference"], MAX_DIFFERENCE * max(t.std().item() for t in trained)
+    found = difference(trained, folded)
+    worst, limit = found["max_abs_difference"], MAX_DIFFERENCE * found["logit_std"]
     if not worst <= limit:
         raise ConfigError(f"the stock form differs from the trained model: a logit by {worst:.2e}, allowed are {limit:.2e}")
 
@@ -86,16 +87,16 @@ def same(trained: list[Tensor], folded: list[Tensor]) -> None:
 def prepare(scratch: Path, expected: Expected, **more: Any) -> Path:
     """Write the job file for `run` into a folder of its own: what is expected, and what else the script reads."""
     scratch.mkdir(parents=True, exist_ok=True)
-    save_file({str(i): t.contiguous() for i, t in enumerate(expected.logits)}, scratch / "logits.safetensors")
     job = scratch / "job.json"
-    wanted = {"texts": expected.texts, "ids": expected.ids, "greedy": expected.greedy}
+    files = [str(file) for file in expected.logits]
+    wanted = {"texts": expected.texts, "ids": expected.ids, "greedy": expected.greedy, "logits": files}
     job.write_text(json.dumps(wanted | more))
     return job
 
 
-def job(scratch: Path, folder: Path, expected: Expected, form: str) -> Path:
-    """The job of loading a Hugging Face folder."""
-    more = {"folder": str(folder), "remote": form == "remote", "new_tokens": NEW_TOKENS, "cut": TOKENS}
+def job(scratch: Path, folder: Path, expected: Expected, form: str, *, whole: bool = True) -> Path:
+    """The job of loading a Hugging Face folder, its float32 weights in memory as a whole or block by block."""
+    more = {"folder": str(folder), "remote": form == "remote", "new_tokens": NEW_TOKENS, "cut": TOKENS, "whole_model": whole}
     return prepare(scratch, expected, **more)
 
 
@@ -111,15 +112,41 @@ def run(jobs: list[Path], script: str = reload.__file__, python: str = sys.execu
     return [json.loads(line) for line in done.stdout.strip().splitlines()[-len(jobs) :]]
 
 
-def compare(folder: Path, expected: Expected, form: str) -> dict[str, Any]:
+def compare(folder: Path, expected: Expected, form: str, *, whole: bool = True) -> dict[str, Any]:
     """Reload `folder` and compare. Raises ConfigError when it differs; returns the figures otherwise."""
     with tempfile.TemporaryDirectory() as scratch:
-        (figures,) = run([job(Path(scratch), folder, expected, form)])
+        (figures,) = run([job(Path(scratch), folder, expected, form, whole=whole)])
+    return judged(figures)
+
+
+def compare_live(live: Any, expected: Expected, scratch: Path) -> dict[str, Any]:
+    """Compare a live model of langext's own, in this process; as `compare` otherwise."""
+    wanted = json.loads(prepare(scratch, expected, new_tokens=NEW_TOKENS, cut=TOKENS).read_text())
+    return judged(reload.compare(live.net, live.tokenizer, wanted))
+
+
+def judged(figures: dict[str, Any]) -> dict[str, Any]:
+    """The figures with what was allowed. Raises ConfigError when they are beyond that."""
     limit = MAX_DIFFERENCE * figures["logit_std"]
     passed = (
         figures["max_abs_difference"] <= limit and figures["greedy_equal"] == figures["tokenized_equal"] == figures["texts"]
     )
-    record = {**figures, "max_abs_allowed": limit, "compared_in": "float32", "weights": str(WEIGHTS).removeprefix("torch.")}
+    record = {
+        **figures, "max_abs_allowed": limit, "compared_in": "float32", "weights": str(reload.WEIGHTS).removeprefix("torch."),
+    }  # fmt: skip
     if not passed:
         raise ConfigError(f"the export differs from the trained model and was not kept: {json.dumps(record)}")
     return record
+
+
+def own_texts(live: Any, count: int = 4, tokens: int = 64) -> list[str]:
+    """Texts that the model writes itself, at random but always the same: for comparing where there is no text of others."""
+    torch.manual_seed(0)
+    start = live.tokenizer.bos_token_id or live.tokenizer.eos_token_id or 0
+    prompts = torch.full((count, 1), start)
+    with torch.no_grad():
+        ids = live.net.generate(
+            input_ids=prompts, attention_mask=torch.ones_like(prompts), max_new_tokens=tokens, min_new_tokens=tokens,
+            do_sample=True, top_k=0, pad_token_id=0,
+        )  # fmt: skip
+    return [live.tokenizer.decode(row, skip_special_tokens=True) for row in ids[:, 1:].tolist()]

@@ -8,6 +8,7 @@ from langext.spec import Spec
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from langext.exports.stock import Stock
     from langext.methods.extension import Extension
     from langext.portion import Portion
 
@@ -110,6 +111,8 @@ class Method(Spec):
         """In words, what `fold` makes."""
         return "the base's own architecture"
 
-    def fold(self, model: Any) -> Any:
-        """The same function as a model of a stock architecture. May reuse and change `model`."""
-        return model
+    def fold(self, model: Any) -> "Stock":
+        """The same function as a model of a stock architecture. `model` stays as it is."""
+        from langext.exports import stock
+
+        return stock.of(model)

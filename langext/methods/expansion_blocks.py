@@ -5,7 +5,8 @@ the new blocks learn. While training they hang on the layer before them; `fold` 
 """
 
 import copy
-from typing import Any, ClassVar, Literal
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 from torch import Tensor, nn
@@ -15,6 +16,9 @@ from langext.methods import extension
 from langext.methods.base import Method
 from langext.methods.extension import Extension
 from langext.spec import ConfigError
+
+if TYPE_CHECKING:
+    from langext.exports.stock import Stock
 
 ATTRIBUTE = "expansion"
 
@@ -120,24 +124,24 @@ class ExpansionBlocks(Method):
         kinds, after = getattr(config, "layer_types", None), set(self.after(config.num_hidden_layers))
         return kinds and [kind for i, kind in enumerate(kinds) for _ in range(1 + (i in after))]
 
-    def fold(self, model: Any) -> Any:
-        """Put the new blocks in line and number the layers anew."""
-        config, line, types = model.config, [], []
+    def fold(self, model: Any) -> "Stock":
+        """Put the new blocks in line."""
+        from langext.exports import stock
+
+        config, line, kinds = copy.deepcopy(model.config), [], []
+        block: Any
         for i, block in enumerate(families.blocks(model)):
-            kind = config.layer_types[i] if getattr(config, "layer_types", None) else None
-            line.append(block)
-            types.append(kind)
-            if expansion := getattr(block, ATTRIBUTE, None):
-                expansion.unhang()
-                delattr(block, ATTRIBUTE)
-                line.append(expansion.block)
-                types.append(kind)
-        for i, block in enumerate(line):
-            _number(block, i)
-        model.model.layers = nn.ModuleList(line)
-        if getattr(config, "layer_types", None):
-            config.layer_types = types
-        return model
+            line.append(stock.part(block, _without_expansion))
+            if hasattr(block, ATTRIBUTE):
+                line.append(stock.part(block.expansion.block))
+            kinds += [i] * (len(line) - len(kinds))
+        if known := getattr(config, "layer_types", None):
+            config.layer_types = [known[i] for i in kinds]
+        return replace(stock.of(model, config=config), blocks=line)
+
+
+def _without_expansion(block: Any) -> dict[str, Tensor]:
+    return {name: tensor for name, tensor in block.state_dict().items() if not name.startswith(f"{ATTRIBUTE}.")}
 
 
 def _number(block: Any, index: int) -> None:

@@ -25,7 +25,6 @@ class Extension(nn.Module):
         """Keep the size of what is added, for a penalty?"""
         self.added_BT: Tensor | None = None
         """Mean absolute value over D of what the last forward pass added, with its graph."""
-        self._hook: Any = None
 
     def hang(self, module: nn.Module, hook: Callable[..., Any], *, with_kwargs: bool = False) -> None:
         """Let `hook` run after `module`'s forward pass while this is switched on."""
@@ -33,12 +32,7 @@ class Extension(nn.Module):
         def switched(*given: Any) -> Any:
             return hook(*given) if self.on else None
 
-        self._hook = module.register_forward_hook(switched, with_kwargs=with_kwargs)
-
-    def unhang(self) -> None:
-        """Take the hook away for good."""
-        if self._hook is not None:
-            self._hook.remove()
+        module.register_forward_hook(switched, with_kwargs=with_kwargs)
 
     def note(self, added_BTD: Tensor) -> None:
         """Keep the size of what is added, if anybody wants it."""

@@ -14,7 +14,7 @@ Shapes: D model width, F width of the feed-forward network, k copies.
 """
 
 import re
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -26,6 +26,9 @@ from langext.methods.base import Method
 from langext.methods.extension import Extension
 from langext.methods.layers import Layers
 from langext.spec import ConfigError
+
+if TYPE_CHECKING:
+    from langext.exports.stock import Stock
 
 ATTRIBUTE = "grown"
 
@@ -118,15 +121,10 @@ class Grow(Method):
         rest = "" if config is None or len(some) == config.num_hidden_layers else ", zeros in the layers that did not grow"
         return f"the base's own, with feed-forward networks {self.k} times as wide{rest}"
 
-    def fold(self, model: Any) -> Any:
+    def fold(self, model: Any) -> "Stock":
         """Original and copies side by side."""
         from langext.exports import native
 
-        parts = {}
-        for layer, ffn in enumerate(families.ffns(model)):
-            if copies := getattr(ffn, ATTRIBUTE, None):
-                ffn.down_proj.weight.data *= copies.kept
-                copies.unhang()
-                parts[layer] = copies
-                delattr(ffn, ATTRIBUTE)
-        return native.wider(model, parts)
+        found = {i: getattr(ffn, ATTRIBUTE, None) for i, ffn in enumerate(families.ffns(model))}
+        copies = {i: grown for i, grown in found.items() if grown is not None}
+        return native.wider(model, [copies], {i: grown.kept for i, grown in copies.items()})

@@ -3,7 +3,7 @@
 Merges into the base's weights. Shapes: r rank, B of (out, r) starts at zero, A of (r, in).
 """
 
-from typing import Any, ClassVar, Literal, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 from pydantic import Field
 
@@ -12,6 +12,11 @@ from langext.methods import extension, layers
 from langext.methods.base import Method
 from langext.methods.extension import Extension
 from langext.methods.layers import Layers
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from langext.exports.stock import Stock
 
 Linear = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 ADAPTER = "default"  # PEFT's name for the only adapter there is
@@ -84,16 +89,22 @@ class Lora(LowRank):
         """The change is proportional to B."""
         return (f".lora_B.{ADAPTER}.weight",)
 
-    def fold(self, model: Any) -> Any:
+    def fold(self, model: Any) -> "Stock":
         """Merge every change into its matrix and take the wrappers away."""
-        for name, module in list(model.named_modules()):
-            if module in set(wrapped(model)):
-                module.merge()
-                parent, _, attribute = name.rpartition(".")
-                setattr(model.get_submodule(parent), attribute, module.base_layer)
-        for attribute in ("peft_config", "_hf_peft_config_loaded"):
-            model.__dict__.pop(attribute, None)
-        return model
+        from peft.tuners.lora import LoraLayer
+
+        from langext.exports import stock
+
+        def merged(block: Any) -> "dict[str, Tensor]":
+            plain = stock.plain(block).items()
+            tensors = {name.replace(".base_layer.", "."): tensor for name, tensor in plain if ".lora_" not in name}
+            for name, module in block.named_modules():
+                if isinstance(module, LoraLayer):
+                    change: Any = module.get_delta_weight  # type: ignore[attr-defined]
+                    tensors[f"{name}.weight"] = tensors[f"{name}.weight"] + change(ADAPTER).detach()
+            return tensors
+
+        return stock.of(model, merged)
 
 
 def wrapped(model: Any) -> list[Any]:

@@ -6,7 +6,7 @@
 Shapes: B batch, T tokens, D model width, H block width, L layers.
 """
 
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -19,6 +19,9 @@ from langext.methods.base import Method
 from langext.methods.extension import Extension
 from langext.methods.layers import Layers
 from langext.spec import ConfigError
+
+if TYPE_CHECKING:
+    from langext.exports.stock import Stock
 
 Gate = Literal["relu", "elu", "sigmoid", "hard_sigmoid", "none"]
 
@@ -214,7 +217,7 @@ class Parallel(Method):
 
         return native.obstacle([self.gate], config)
 
-    def fold(self, model: Any) -> Any:
+    def fold(self, model: Any) -> "Stock":
         """A wider feed-forward network or a mixture of experts, by gate."""
         from langext.exports import native
 

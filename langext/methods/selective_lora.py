@@ -8,7 +8,7 @@ s for each map, and a straight-through gradient (dI/ds = 1). What is off at the 
 Shapes: r rank, B of (out, r) starts at zero, A of (r, in).
 """
 
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -19,6 +19,9 @@ from langext.methods import extension, layers
 from langext.methods.extension import Extension
 from langext.methods.lora import LowRank
 from langext.portion import Portion
+
+if TYPE_CHECKING:
+    from langext.exports.stock import Stock
 
 ATTRIBUTE = "selective_lora"
 INITIAL_S = 0.15  # of the TAPS code
@@ -117,15 +120,18 @@ class SelectiveLora(LowRank):
         """The change is proportional to B."""
         return (f".{ATTRIBUTE}.lora_B",)
 
-    def fold(self, model: Any) -> Any:
+    def fold(self, model: Any) -> "Stock":
         """Add the active changes to their matrices and drop the rest."""
-        for module in model.modules():
-            change = getattr(module, ATTRIBUTE, None)
-            if isinstance(change, SelectiveLowRank):
-                module.weight.data += change.change().detach()
-                change.unhang()
-                delattr(module, ATTRIBUTE)
-        return model
+        from langext.exports import stock
+
+        def merged(block: Any) -> dict[str, Tensor]:
+            tensors = {n: t for n, t in stock.plain(block).items() if f".{ATTRIBUTE}." not in n}
+            for name, module in block.named_modules():
+                if isinstance(change := getattr(module, ATTRIBUTE, None), SelectiveLowRank):
+                    tensors[f"{name}.weight"] = tensors[f"{name}.weight"] + change.change().detach()
+            return tensors
+
+        return stock.of(model, merged)
 
     def _changes(self, model: Any) -> list[SelectiveLowRank]:
         return [m for m in self.extensions(model) if isinstance(m, SelectiveLowRank)]

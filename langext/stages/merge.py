@@ -156,6 +156,7 @@ def _task_vectors(models: list[Model], method: Method) -> tuple[dict[str, Any], 
     import torch
 
     from langext import modeling, vocabulary
+    from langext.exports.stock import LAYERS
 
     if method.dense():
         start = modeling.load_base(modeling.read_record(models[0]).base, torch.float32)
@@ -166,8 +167,10 @@ def _task_vectors(models: list[Model], method: Method) -> tuple[dict[str, Any], 
     for model in models:
         live = modeling.load(model, torch.float32)
         assert live.method is not None, "checked before"
-        net = live.method.fold(live.net) if method.dense() else live.net
-        trained = {name: p.detach() for name, p in net.named_parameters()}
+        trained = {name: p.detach() for name, p in live.net.named_parameters()}
+        if method.dense():
+            folded = {name: tensor for layer in live.method.fold(live.net).layers() for name, tensor in layer.items()}
+            trained = {name: p for name, p in trained.items() if not name.startswith(LAYERS)} | folded
         rows.append({name: t for name, t in trained.items() if name.endswith(vocabulary.NEW_ROWS)})
         changes = ((name, trained[name] - origin[name]) for name in origin if name in trained and name not in rows[-1])
         vectors.append({name: change for name, change in changes if change.any()})

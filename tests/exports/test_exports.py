@@ -6,18 +6,19 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
-from langext import exports, modeling
+from langext import exports, memory, modeling
 from langext.artifacts import Model, write_json
-from langext.exports import hub, modelcard
-from langext.methods import Full, NeutralResidues
+from langext.exports import hub, modelcard, shards
+from langext.methods import Full, Grow, Lora, NeutralResidues
 from langext.methods.residue import stacks
 from langext.spec import ConfigError
 
 TEXTS = ["The small cat sleeps in the house with a dog. " * 4, "Le petit chat dort dans la maison avec un chien. " * 4]
 CARD = {
     "languages": ("fra_Latn", "eng_Latn"), "base": "pico", "licence": None, "licence_id": None,
-    "base_commit": None, "base_on_hub": False,
+    "base_commit": None, "base_on_hub": False, "base_public": False,
     "base_architecture": "LlamaForCausalLM", "method": {"name": "neutral_residues"}, "funnel": [], "before": None,
     "training": {"tokens": 1, "steps": 1, "shares": {}, "epochs": {}}, "afterwards": [], "paper": "", "after": None,
 }  # fmt: skip
@@ -60,6 +61,37 @@ def test_export_equals_the_trained_model(tmp_path, pico, gate, form, expected):
     assert record["max_abs_difference"] < 1e-4 < record["logit_std"]
     assert record["top1_agreement"] == 1.0
     assert (tmp_path / "out" / "README.md").read_text().startswith("---\nlanguage:\n- fr\n- en\n")
+
+
+@pytest.mark.parametrize("form", ["native", "remote"])
+@pytest.mark.parametrize("name", ["hard_sigmoid", "lora", "grow"])
+def test_a_model_that_does_not_fit_into_memory_is_exported_alike(tmp_path, pico, monkeypatch, form, name):
+    methods = {"lora": Lora(name="lora", rank=4), "grow": Grow(name="grow")}
+    method = methods.get(name) or NeutralResidues(name="neutral_residues", gate="hard_sigmoid", width=40)
+    if form == "remote" and name in methods:
+        pytest.skip("needs no code")
+    model = extended(tmp_path, pico, method)
+    record = exports.write(model, tmp_path / "whole", form, TEXTS, CARD)
+    monkeypatch.setattr(memory, "available", lambda: 0)
+    in_parts = exports.write(model, tmp_path / "in parts", form, TEXTS, CARD)
+    assert {k: v for k, v in record.items() if isinstance(v, str | int)} == {
+        k: v for k, v in in_parts.items() if isinstance(v, str | int)
+    }
+    assert in_parts["max_abs_difference"] < 1e-4
+    for path in (tmp_path / "whole").iterdir():
+        if path.suffix == ".safetensors":
+            assert path.read_bytes() == (tmp_path / "in parts" / path.name).read_bytes()
+
+
+def test_weights_of_several_files_load_as_one_would(tmp_path, pico, monkeypatch):
+    model = extended(tmp_path, pico, NeutralResidues(name="neutral_residues", gate="hard_sigmoid", width=40))
+    monkeypatch.setattr(shards, "LIMIT", 100_000)
+    exports.write(model, tmp_path / "out", "auto", TEXTS, CARD)
+    files = sorted(path.name for path in (tmp_path / "out").glob("*.safetensors"))
+    index = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())
+    assert len(files) > 3 and sorted(set(index["weight_map"].values())) == files
+    sizes = [sum(t.nbytes for t in load_file(tmp_path / "out" / name).values()) for name in files]
+    assert sum(sizes) == index["metadata"]["total_size"]
 
 
 @pytest.mark.parametrize("shut", [True, False])

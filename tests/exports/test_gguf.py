@@ -37,11 +37,10 @@ def made(family, gate, folder):
     net = modeling.load_base(folder / "base", torch.float32)
     live = modeling.build(net, tokenizer, method(BY_GATE[gate]))
     stir(live)
-    net = exports.stock(live, "native")
-    exports.round_weights(net)
-    expected = verify.expect(net, tokenizer, TEXTS)
+    net = live.methods[-1].fold(live.net).model(whole=True, rounded=True)
+    expected = verify.expect(net, tokenizer, TEXTS, folder / "logits")
     (folder / "stock").mkdir()
-    exports.save(net, live, "native", folder / "stock")
+    exports.save(live, "native", folder / "stock")
     return folder / "stock", expected
 
 
@@ -185,6 +184,6 @@ def test_sentencepiece_like_vocabularies_split_alike(tmp_path, spaces):
     net.save_pretrained(tmp_path)
     made.save_pretrained(tmp_path)
     texts = ["the big cat sleeps under the sun", "forêt déjà 123"]
-    expected = verify.expect(modeling.load_base(tmp_path, torch.float32), made, texts)
+    expected = verify.expect(modeling.load_base(tmp_path, torch.float32), made, texts, tmp_path / "logits")
     gguf_file.write(tmp_path, tmp_path / "x.gguf", "f32")
     gguf_check.compare(tmp_path / "x.gguf", "f32", expected)

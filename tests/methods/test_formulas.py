@@ -208,7 +208,7 @@ def test_selective_lora_pays_after_its_warmup_and_drops_what_is_off():
     assert method.own_lr("model.layers.0.self_attn.q_proj.selective_lora.s") == 1e-3
     assert method.own_lr("model.layers.0.self_attn.q_proj.selective_lora.lora_A") is None
     base = make_base("llama", 320).float()
-    method.fold(net)
+    net = method.fold(net).model(whole=True, rounded=False)
     first, second = ("q_proj", "k_proj")
     at = net.model.layers[0].self_attn, base.model.layers[0].self_attn
     assert torch.equal(getattr(at[0], first).weight, getattr(at[1], first).weight)
@@ -235,7 +235,7 @@ def test_expansion_blocks_are_where_llama_pro_puts_them():
     base = make_base("llama", 320, num_hidden_layers=8).config
     assert method.layer("model.layers.4.mlp.up_proj.weight", base) == (5, 10)
     assert method.layer("model.layers.3.expansion.block.mlp.up_proj.weight", base) == (4, 10)
-    line = method.fold(net).model.layers
+    line = method.fold(net).model(whole=True, rounded=False).model.layers
     assert [b.self_attn.layer_idx for b in line] == list(range(10))
     assert torch.equal(line[4].mlp.up_proj.weight, line[3].mlp.up_proj.weight)
 
@@ -315,7 +315,7 @@ def test_lines_scales_the_change_of_the_merged_weights(method):
         if change == "rescaled":
             delta = lines.rescaled(delta, origin, method, make_base(family, 320).config, by)
         modeling.set_delta(live, delta)
-        return numbers(method.fold(net))
+        return numbers(method.fold(net).model(whole=True, rounded=False))
 
     start, trained, rescaled = folded(None), folded("trained"), folded("rescaled")
     depth = 6 if method.name == "expansion_blocks" else 4

@@ -1,0 +1,76 @@
+"""What `langext export` does: find the model of a run folder, write it, say what came of it."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+from langext import exports
+from langext.artifacts import BASE, JOB, Checkpoint, Corpus, Model, Scores, read_json
+from langext.console import say
+from langext.spec import ConfigError
+
+
+def asked(form: str, precisions: list[str] | None, pre: str | None) -> exports.GGUF:
+    """What the command line asks of GGUF files. Raises ConfigError for a precision that does not exist."""
+    if form not in exports.FORMATS:
+        raise ConfigError(f"export format {form!r} is not known; choose {', '.join(exports.FORMATS)}")
+    if len(set(precisions or [])) < len(precisions or []):
+        raise ConfigError("--gguf names a precision twice")
+    if form != "gguf" and (precisions or pre):
+        raise ConfigError("--gguf and --gguf-pre are for --format gguf only")
+    known = get_args(exports.Precision)
+    for name in precisions or []:
+        if name not in known:
+            raise ConfigError(f"GGUF precision {name!r} is not known; choose {', '.join(known)}")
+    return exports.GGUF(tuple(precisions), pre) if precisions else exports.GGUF(pre=pre)  # type: ignore[arg-type]
+
+
+def step_of(checkpoint: str) -> int | None:
+    """The step that --checkpoint names; None is the last one. Raises ConfigError."""
+    if checkpoint == "last":
+        return None
+    if not checkpoint.isdigit():
+        raise ConfigError(f"--checkpoint takes the number of a step, or last (got {checkpoint!r})")
+    return int(checkpoint)
+
+
+def from_run(root: Path, out: Path, form: str, gguf: exports.GGUF | None = None) -> Checkpoint:
+    """Export the newest trained model of a run folder to `out`."""
+    from langext.report import finished
+
+    stages = finished(root)
+    models = [path for path, manifest in stages if manifest["kind"] == "Model" and manifest["stage"]["uses"] != "extend"]
+    if not models:
+        raise ConfigError(f"{root}: no finished train stage here; run the pipeline first")
+    return from_model(Model(models[-1]), stages, out, form, gguf)
+
+
+def from_checkpoint(root: Path, step: int | None, out: Path, form: str, gguf: exports.GGUF | None = None) -> Checkpoint:
+    """Export the model at a checkpoint of a training that has not ended, the newest one if `step` is None."""
+    from langext.exports import unfinished
+    from langext.report import finished
+
+    with unfinished.model(root, step) as model:
+        return from_model(model, finished(root), out, form, gguf)
+
+
+def from_model(
+    model: Model, stages: Sequence[tuple[Path, dict[str, Any]]], out: Path, form: str, gguf: exports.GGUF | None
+) -> Checkpoint:
+    """Export a model of a run with these finished stages (folder and manifest of each)."""
+    from langext.exports import modelcard
+
+    job = read_json(model.path / JOB)
+    languages = (job["language"], *job["original_languages"])
+    corpora = [Corpus(path) for path, manifest in stages if manifest["kind"] == "Corpus"]
+    corpus = corpora[-1] if corpora else None  # a delta came without text
+    measured = [(path, manifest["inputs"]["model"]) for path, manifest in stages if manifest["kind"] == "Scores"]
+    before = [Scores(path) for path, of in measured if of["stage"] == BASE]
+    after = [Scores(path) for path, of in measured if of["fingerprint"] == model.manifest["fingerprint"]]
+    card = modelcard.describe(model, languages, corpus, *(found[-1] if found else None for found in (before, after)))
+    texts = exports.verification_texts(corpus, languages) if corpus else []
+    record = exports.write(model, out, form, texts, card, gguf)
+    say(f"{out}: {record['architecture']}, largest logit difference to the trained model {record['max_abs_difference']:.1e}")
+    for line in exports.gguf_lines(record):
+        say(line)
+    return Checkpoint(out)

@@ -1,0 +1,75 @@
+"""The model at a checkpoint of a training that has not ended, in this process alone, however many processes wrote it."""
+
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from langext import modeling
+from langext.artifacts import CHECKPOINTS, JOB, MANIFEST, Model, fingerprint, read_json, write_json
+from langext.checkpoints import AVERAGE, RECORD, STATE, Checkpoints, convert, damage
+from langext.exports.delta import USES
+from langext.spec import ConfigError
+
+PREFIX = "net."
+"""What DeepSpeed's files put before the names: training wraps the model with its loss."""
+
+
+@contextmanager
+def model(root: Path, step: int | None) -> Iterator[Model]:
+    """The model of a run folder at a checkpoint, the newest if `step` is None. It is gone after this context.
+
+    Raises ConfigError when there is no such checkpoint or it is damaged.
+    """
+    stages = [path.parent for path in sorted(root.glob(f"[0-9][0-9]-*/{CHECKPOINTS}")) if Checkpoints(path, 1).steps()]
+    if not stages:
+        raise ConfigError(f"{root}: no checkpoint here; a training that has ended drops its own, so leave --checkpoint out")
+    found = Checkpoints(stages[-1] / CHECKPOINTS, 1).steps()
+    step = found[-1] if step is None else step
+    if step not in found:
+        raise ConfigError(f"--checkpoint {step}: no such step in {stages[-1]}; there are {', '.join(map(str, found))}")
+    checkpoint = stages[-1] / CHECKPOINTS / f"step-{step}"
+    if wrong := damage(checkpoint):
+        raise ConfigError(f"{checkpoint}: {wrong}")
+    job = read_json(stages[-1] / JOB)
+    extended = Model(root / Path(job["inputs"]["model"]["path"]).name)
+    out = Path(tempfile.mkdtemp(dir=root, prefix=f".step-{step}-"))
+    try:
+        modeling.save_delta(out, weights(checkpoint, modeling.on_disk(extended, trained=False).learning()))
+        made = modeling.write_record(out, modeling.read_record(extended))
+        write_json(out / JOB, job)
+        said = f"From a checkpoint of a training that had not ended, at step {step} of {job['stage']['steps']}"
+        done = {"kind": "Model", "stage": {"uses": USES}, "summary": {"training": None, "afterwards": [said]}}
+        write_json(out / MANIFEST, done | {"fingerprint": fingerprint([job["fingerprint"], step])})
+        yield made
+    finally:
+        shutil.rmtree(out)
+
+
+def weights(checkpoint: Path, learning: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What `learning` has learnt: the running average where one is kept, else the weights that the optimizer updates.
+
+    `learning` tells names and shapes.
+    """
+    if (checkpoint / AVERAGE).is_file():
+        return load_file(checkpoint / AVERAGE)
+    if read_json(checkpoint / RECORD)["layout"].startswith("zero0"):
+        saved = _read(checkpoint / STATE / "mp_rank_00_model_states.pt")["module"]
+        return {name: saved[f"{PREFIX}{name}"] for name in learning}
+    found = {}
+    with tempfile.TemporaryDirectory(dir=checkpoint.parent, suffix=".tmp") as scratch:
+        convert(checkpoint, Path(scratch))
+        for name, like in learning.items():
+            tensor = _read(Path(scratch) / STATE / "zero" / f"{PREFIX}{name}" / "fp32.pt")
+            found[name] = (tensor if isinstance(tensor, Tensor) else tensor["param"]).reshape(like.shape)
+    return found
+
+
+def _read(path: Path) -> Any:
+    return torch.load(path, map_location="cpu", weights_only=True)

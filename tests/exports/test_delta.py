@@ -1,0 +1,93 @@
+"""Deltas: what was learnt without the base, put on the base again."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+from bench import Bench, extend, train
+from safetensors.torch import load_file
+from toy import make_llama, make_tokenizer
+from typer.testing import CliRunner
+
+from langext.artifacts import read_json, write_json
+from langext.cli import app
+
+RESIDUES = {"name": "neutral_residues", "gate": "hard_sigmoid", "init": "lecun", "width": 32, "alpha": 0.1}
+
+
+def langext(*arguments: object) -> str:
+    done = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert done.exit_code == 0, done.output
+    return done.output
+
+
+def refused(*arguments: object) -> str:
+    done = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert done.exit_code == 2, done.output
+    return done.output
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory, pico: Path) -> Bench:
+    return Bench(tmp_path_factory.mktemp("bench"), pico)
+
+
+@pytest.fixture(scope="module")
+def second(bench: Bench) -> Path:
+    """Swahili on top of French, which brought tokens of its own."""
+    tokens = {"uses": "extend_tokenizer", "new_tokens": 40, "min_count": 2}
+    first = bench.run("french", "fra_Latn", ["eng_Latn"], [tokens, extend(**RESIDUES), train(steps=8, eval_every=8)])
+    rest = [extend(**RESIDUES | {"width": 24}), train(steps=8, eval_every=8)]
+    return bench.run("swahili", "swh_Latn", ["eng_Latn", "fra_Latn"], rest, base=first)
+
+
+@pytest.fixture(scope="module")
+def delta(bench: Bench, second: Path) -> Path:
+    langext("export", second, "--to", bench.root / "delta", "--format", "delta")
+    return bench.root / "delta"
+
+
+def test_a_delta_and_its_base_give_the_export_of_the_run(bench: Bench, second: Path, delta: Path):
+    record = read_json(delta / "export.json")
+    assert record["format"] == "delta" and record["max_abs_difference"] == 0 and record["greedy_equal"] == record["texts"]
+    learnt = sum(path.stat().st_size for path in second.glob("*-train/delta.safetensors"))
+    assert (delta / "delta.safetensors").stat().st_size < 0.55 * learnt
+    moved = bench.root / "sent"
+    shutil.copytree(delta, moved)
+    assert "a run folder" in langext("apply", moved, "--to", bench.root / "applied", "--base", bench.pico)
+    shutil.rmtree(moved)
+    langext("export", second, "--to", bench.root / "direct")
+    langext("export", bench.root / "applied", "--to", bench.root / "again")
+    one, two = (load_file(bench.root / name / "model.safetensors") for name in ("direct", "again"))
+    assert one.keys() == two.keys() and all((one[name] == two[name]).all() for name in one)
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        assert (bench.root / "direct" / name).read_bytes() == (bench.root / "again" / name).read_bytes()
+
+
+def test_a_language_is_added_to_an_applied_delta(bench: Bench, delta: Path):
+    langext("apply", delta, "--to", bench.root / "base of german", "--base", bench.pico)
+    stages = [extend(**RESIDUES), train(steps=2, eval_every=2)]
+    run = bench.run("german", "deu_Latn", ["eng_Latn", "fra_Latn", "swh_Latn"], stages, base=bench.root / "base of german")
+    assert len(list((run / "base").glob("earlier-*.safetensors"))) == 2
+
+
+def test_nothing_of_this_machine_is_in_a_delta(bench: Bench, delta: Path):
+    for path in delta.rglob("*"):
+        if path.is_file() and path.suffix in (".json", ".md"):
+            assert str(bench.root) not in path.read_text() and str(bench.pico) not in path.read_text(), path
+
+
+def test_wrong_deltas_and_bases_are_refused(bench: Bench, delta: Path, tmp_path: Path):
+    assert f"its base, {bench.pico.name}, is no public one" in refused("apply", delta, "--to", tmp_path / "x")
+    assert "exists already" in refused("apply", delta, "--to", tmp_path, "--base", bench.pico)
+    assert "no delta.json here" in refused("apply", bench.pico, "--to", tmp_path / "x", "--base", bench.pico)
+    tokenizer = make_tokenizer()
+    make_llama(len(tokenizer), tied=False).save_pretrained(tmp_path / "other")
+    tokenizer.save_pretrained(tmp_path / "other")
+    assert f"its weights are not those of {bench.pico.name}" in refused(
+        "apply", delta, "--to", tmp_path / "x", "--base", tmp_path / "other"
+    )
+    shutil.copytree(delta, tmp_path / "newer")
+    write_json(tmp_path / "newer" / "delta.json", read_json(delta / "delta.json") | {"format": "langext delta 2"})
+    assert "this version of langext reads" in refused("apply", tmp_path / "newer", "--to", tmp_path / "x", "--base", bench.pico)
+    assert not (tmp_path / "x").exists()

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from langext import families, memory
+from langext import families, languages, memory
 from langext.artifacts import Corpus, Model, read_json, write_json
 from langext.spec import ConfigError
 
@@ -108,7 +108,8 @@ def write(
     out.parent.mkdir(parents=True, exist_ok=True)
     beside = Path(tempfile.mkdtemp(dir=out.parent, prefix=f"{out.name}.", suffix=".tmp"))
     try:
-        record = _write(model, beside, form, texts, gguf or GGUF(), architecture(config, methods, form))
+        title = f"{card['base']} + {languages.find(card['languages'][0]).name}"
+        record = _write(model, beside, form, texts, gguf or GGUF(), architecture(config, methods, form), title)
         modelcard.write(beside, record, card)
         modelcard.keep_licences(source.base, beside)
         beside.chmod(0o755)  # mkdtemp's are for their owner alone
@@ -119,8 +120,8 @@ def write(
     return record
 
 
-def _write(model: Model, out: Path, form: str, texts: list[str], gguf: GGUF, described: str) -> dict[str, Any]:
-    """Write the format into the empty folder `out`; what was found goes into export.json."""
+def _write(model: Model, out: Path, form: str, texts: list[str], gguf: GGUF, described: str, title: str) -> dict[str, Any]:
+    """Write the format into the empty folder `out`; what was found goes into export.json. GGUF files carry a `title`."""
     from langext.exports import gguf_check
 
     record: dict[str, Any] = {"format": form, "architecture": described}
@@ -130,7 +131,7 @@ def _write(model: Model, out: Path, form: str, texts: list[str], gguf: GGUF, des
         made, expected = _checkpoint(model, form, stored, texts, Path(scratch))
         record |= made
         if form == "gguf":
-            record |= {"files": gguf_check.write(stored, out, expected, gguf)}
+            record |= {"files": gguf_check.write(stored, out, expected, gguf, title)}
     write_json(out / "export.json", record)
     return record
 

@@ -22,7 +22,7 @@ MAX_KL = {"f32": 1e-3, "f16": 1e-3, "bf16": 1e-2, "q8_0": 5e-2}
 with q8_0; a wrong rope, order of rows or router measures whole units."""
 
 
-def write(stock: Path, out: Path, expected: verify.Expected, asked: "GGUF") -> list[dict[str, Any]]:
+def write(stock: Path, out: Path, expected: verify.Expected, asked: "GGUF", title: str) -> list[dict[str, Any]]:
     """Write model-<precision>.gguf for each precision asked for, and a Modelfile for the first. One record for each file.
 
     Raises ConfigError when llama.cpp computes something else than the checkpoint in `stock`. Without the runner the files are
@@ -34,7 +34,7 @@ def write(stock: Path, out: Path, expected: verify.Expected, asked: "GGUF") -> l
         warn(f"the GGUF files are not run in llama.cpp: {RUNNER} is not installed (pip install 'langext[gguf]')")
     for precision in asked.precisions:
         path = out / f"model-{precision}.gguf"
-        gguf_file.write(stock, path, precision, asked.pre)
+        gguf_file.write(stock, path, precision, asked.pre, title)
         record = {"file": path.name, "bytes": path.stat().st_size, "precision": precision, "verified": runs}
         records.append(record | (compare(path, precision, expected) if runs else {}))
     (out / "Modelfile").write_text(f"FROM ./{records[0]['file']}\n", encoding="utf-8")

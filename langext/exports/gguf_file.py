@@ -128,17 +128,19 @@ def rope_of(config: Any) -> dict[str, Any]:
     return rope.get("full_attention", rope)
 
 
-def write(checkpoint: Path, out: Path, precision: Precision, pre: str | None = None) -> None:
+def write(checkpoint: Path, out: Path, precision: Precision, pre: str | None = None, title: str | None = None) -> None:
     """Write `out` from a checkpoint folder. Matrices get `precision`, vectors and routers stay float32.
 
-    `pre` names the pre-tokenizer in llama.cpp's words where it cannot be recognised. Raises ConfigError when llama.cpp
-    would compute something else.
+    `pre` names the pre-tokenizer in llama.cpp's words where it cannot be recognised; `title` is what programs show. Raises
+    ConfigError when llama.cpp would compute something else.
     """
     config = read_json(checkpoint / "config.json")
     if reason := obstacle(config):
         raise ConfigError(f"GGUF: {reason}")
     architecture = ARCHITECTURES[config["architectures"][0]]
     writer = gguf.GGUFWriter(out, gguf.MODEL_ARCH_NAMES[architecture])
+    if title:
+        writer.add_name(title)
     _metadata(writer, config, architecture)
     writer.add_file_type(FILE_TYPES[precision])
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)

@@ -76,7 +76,8 @@ def main(job_file: Path) -> None:
 
     job = json.loads(job_file.read_text())
     runner = Runner(job["file"], 32 + max(map(len, job["ids"])) + job["new_tokens"])
-    worst = kl = 0.0
+    worst = kl = next_theirs = next_wanted = 0.0
+    nexts = 0
     positions = agree = clear = clear_agree = greedy_equal = tokens_equal = 0
     for i, ids in enumerate(job["ids"]):
         logits = load_file(job["logits"][i])["logits"]
@@ -97,11 +98,14 @@ def main(job_file: Path) -> None:
                 clear_agree + (same and first - second > CLEAR),
             )
             positions += 1
+            if end < len(ids) and ids[end] in got:
+                next_theirs, next_wanted, nexts = next_theirs - got[ids[end]], next_wanted - want[ids[end]].item(), nexts + 1
         prompt = ids[: max(1, len(ids) // 2)]
         wanted = job["greedy"][i]
         greedy_equal += runner.greedy(prompt, len(wanted))[: len(wanted)] == wanted
     figures = {
         "max_abs_logprob_difference": worst, "kl_per_token_nats": kl / positions, "top1_agreement": agree / positions,
+        "next_token_nats": next_theirs / max(1, nexts), "next_token_nats_of_checkpoint": next_wanted / max(1, nexts),
         "clear_positions": clear, "clear_agreement": clear_agree,
         "positions": positions, "tokenized_equal": tokens_equal, "greedy_equal": greedy_equal, "texts": len(job["ids"]),
     }  # fmt: skip

@@ -71,11 +71,11 @@ def obstacle(gates: Sequence[str], config: Any) -> str:
     if families.of(config).prefix.startswith("Gemma"):
         return "no stock mixture of experts has Gemma's norms and embeddings"
     if getattr(config, "mlp_bias", False):
-        return "Glm4Moe has no place for this base's biases in the feed-forward network"
+        return f"{architecture(gates, config)} has no place for this base's biases in the feed-forward network"
     if getattr(config, "attention_bias", False):
-        return "Glm4Moe has no place for this base's bias in the attention's output"
+        return f"{architecture(gates, config)} has no place for this base's bias in the attention's output"
     if getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True):
-        return "Glm4Moe has no sliding-window attention"
+        return f"{architecture(gates, config)} has no sliding-window attention"
     return ""
 
 

@@ -43,7 +43,8 @@ class Export(Stage):
         from langext.exports import modelcard
 
         folder = ctx.out / "checkpoint"
-        shutil.rmtree(folder, ignore_errors=True)  # of an interrupted attempt: a finished one is never run again
+        for left in ctx.out.glob("checkpoint*"):  # by an interrupted attempt: a finished one is never run again
+            shutil.rmtree(left)
         if before == scores:
             before = None
         if scores and scores.manifest["inputs"]["model"]["fingerprint"] != model.manifest["fingerprint"]:

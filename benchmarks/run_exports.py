@@ -1,0 +1,107 @@
+"""Every export of finished runs: size, and how far each is from the trained model in each program that loads it.
+
+    python benchmarks/run_exports.py runs/quickstart runs/paper --out exports --transformers4 /path/to/python
+
+`exports.py` does this for pico models of every family and method; here it is real models on held-out text. Columns: megabytes of
+weights; largest logit difference to the trained model in float32, in this transformers; to that in the one of the given
+interpreter (4.57 is what it is for); in llama.cpp KL per token to the checkpoint, and what the precision costs in perplexity on
+the next tokens of the text. The base's rows are the same for the unextended base.
+"""
+
+import argparse
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM
+
+from langext import exports, modeling
+from langext.artifacts import JOB, Corpus, Model, read_json
+from langext.exports import GGUF, command, gguf_check, gguf_file, verify
+from langext.report import finished
+from langext.spec import ConfigError
+
+PRECISIONS = ("f32", "bf16", "q8_0")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", type=Path, nargs="+")
+    parser.add_argument(
+        "--out", type=Path, required=True, help="folder for the exports; what is there already is not made again"
+    )
+    parser.add_argument("--transformers4", metavar="PYTHON", help="interpreter of a venv with transformers 4.57")
+    asked = parser.parse_args()
+    print("| run | format | class | MB | transformers 5 | 4.57 | llama.cpp, KL | perplexity |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- |", flush=True)
+    base(asked.runs[0], asked.out / "base")
+    for run in asked.runs:
+        for form in ("native", "remote", "gguf", "delta"):
+            one(run, form, asked.out / f"{run.name}-{form}", asked.transformers4)
+
+
+def one(run: Path, form: str, out: Path, other: str | None) -> None:
+    if not out.exists():
+        try:
+            command.from_run(run, out, form, GGUF(PRECISIONS))
+        except ConfigError as error:
+            row(run.name, form, "", "", f"not possible: {str(error).split('; possible')[0]}", "", "", "")
+            return
+    record = read_json(out / "export.json")
+    exact = f"{record['max_abs_difference']:.1e}"
+    if form == "gguf":
+        for file in record["files"]:
+            llama(run.name, f"gguf {file['precision']}", record["class"], exact, file)
+        return
+    four = older(run, form, out, other) if other and form != "delta" else ""
+    row(run.name, form, record["class"], megabytes(out), exact, four, "", "")
+
+
+def base(run: Path, out: Path) -> None:
+    """The unextended base, written and compared the same way."""
+    model = Model(run / "base")
+    folder = modeling.read_record(model).base
+    out.mkdir(parents=True, exist_ok=True)
+    net = modeling.load_base(folder, torch.float32)
+    expected = verify.expect(net, modeling.load_tokenizer(folder), passages(run), out / "logits")
+    for precision in PRECISIONS:
+        path = out / f"{precision}.gguf"
+        gguf_file.write(folder, path, precision)
+        figures = gguf_check.run([gguf_check.job(out / "job", path, expected)])[0]
+        llama("base", f"gguf {precision}", type(net).__name__, "", figures | {"bytes": path.stat().st_size})
+
+
+def llama(run: str, form: str, name: str, exact: str, figures: dict[str, Any]) -> None:
+    cost = math.exp(figures["next_token_nats"] - figures["next_token_nats_of_checkpoint"]) - 1
+    kl = f"{figures['kl_per_token_nats']:.1e}"
+    row(run, form, name, f"{figures['bytes'] / 1e6:.1f}", exact, "", kl, f"{100 * cost:+.2f} %")
+
+
+def older(run: Path, form: str, out: Path, python: str) -> str:
+    """The largest logit difference between two versions of transformers that load the same folder."""
+    trust = {"trust_remote_code": form == "remote"}
+    net = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32, **trust).eval()
+    scratch = out.with_name(out.name + "-scratch")
+    expected = verify.expect(net, modeling.load_tokenizer(out), passages(run), scratch / "logits")
+    figures = verify.run([verify.job(scratch, out, expected, form)], python=python)[0]
+    return f"{figures['max_abs_difference']:.1e}"
+
+
+def passages(run: Path) -> list[str]:
+    stages = finished(run)
+    job = read_json(stages[0][0] / JOB)
+    corpus = next(Corpus(path) for path, manifest in stages if manifest["kind"] == "Corpus")
+    return exports.verification_texts(corpus, (job["language"], *job["original_languages"]))
+
+
+def megabytes(folder: Path) -> str:
+    return f"{sum(path.stat().st_size for path in folder.rglob('*.safetensors')) / 1e6:.1f}"
+
+
+def row(*cells: str) -> None:
+    print("|", " | ".join(cells), "|", flush=True)
+
+
+if __name__ == "__main__":
+    main()

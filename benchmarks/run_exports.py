@@ -2,7 +2,7 @@
 
     python benchmarks/run_exports.py runs/quickstart runs/paper --out exports --transformers4 /path/to/python
 
-`exports.py` does this for pico models of every family and method; here it is real models on held-out text. Columns: megabytes of
+`exports.py` does this for pico models of every family and method, this for real ones on held-out text. Columns: megabytes of
 weights; largest logit difference to the trained model in float32, in this transformers; to that in the one of the given
 interpreter (4.57 is what it is for); in llama.cpp KL per token to the checkpoint, and what the precision costs in perplexity on
 the next tokens of the text. The base's rows are the same for the unextended base.

@@ -54,7 +54,7 @@ class Scores(Artifact):
 
 
 class Checkpoint(Artifact):
-    """`checkpoint/`: a Hugging Face folder that loads without langext, and `export.json` with its verification."""
+    """`checkpoint/`: a model folder (or GGUF files, or a delta), and `export.json` with its verification."""
 
 
 def fingerprint(value: Any) -> str:

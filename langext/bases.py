@@ -4,6 +4,7 @@ safetensors, and what earlier runs have added to it.
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -170,6 +171,11 @@ def _copied(model: Model, base: str, out: Path) -> "Record":
         shutil.copytree(record.tokenizer, tokenizer, dirs_exist_ok=True)
         shutil.copyfile(record.tokenizer.parent / "new_tokens.json", out / "vocabulary" / "new_tokens.json")
     return modeling.Record(record.base, None, tokenizer, tuple(kept))
+
+
+def plain_name(base: str) -> str:
+    """The last part of a base's path, in letters, digits and -._ alone: what may be told of a folder of this machine."""
+    return re.sub(r"[^\w.-]", "-", Path(base).name) or "base"
 
 
 def config_if_here(base: str, revision: str | None) -> Any:

@@ -1,8 +1,9 @@
-"""langext run | plan | report | export | apply | fetch | doctor. Turns ConfigError into one clean message and exit code 2.
+"""The commands of langext. Turns ConfigError into one clean message and exit code 2.
 
 Modules that import slowly are imported inside the commands, so that --help is instant.
 """
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +23,9 @@ app = typer.Typer(
 File = Annotated[Path, typer.Argument(help="Pipeline file (YAML).")]
 Set = Annotated[list[str] | None, typer.Option("--set", help="Override one value, e.g. train.lr=3e-4. Repeatable.")]
 Out = Annotated[Path | None, typer.Option(help="Run folder. Default: runs/<pipeline name>.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead.")]
+EXIT_FAILED = 3
+"""A condition of --fail-if was true."""
 RunFolder = Annotated[Path, typer.Argument(help="Run folder, e.g. runs/quickstart.")]
 
 
@@ -53,13 +57,39 @@ def plan(file: File, overrides: Set = None, out: Out = None) -> None:
 
 
 @app.command("report")
-def report_(root: RunFolder) -> None:
+def report_(root: RunFolder, as_json: Json = False) -> None:
     """Write <run>/report.html from what the stages left, and print the headline."""
     with _clean_errors():
-        from langext import report
+        from langext import figures, report
 
         page = report.build(root)
-        typer.echo(report.headline(root, page))
+        typer.echo(json.dumps(figures.table(report.gather(root)), indent=2) if as_json else report.headline(root, page))
+
+
+@app.command()
+def evaluate(
+    root: RunFolder,
+    fail_if: Annotated[
+        list[str] | None, typer.Option(help="Exit with 3 if this is true, e.g. 'original.bpb_increase > 0.5%'. Repeatable.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Print what the evaluations of a run have found, before and after, and test conditions on it. Measures nothing itself."""
+    with _clean_errors():
+        from langext import figures, report
+
+        run = report.gather(root)
+        found = figures.of(run)
+        true = figures.held(fail_if or [], found)
+        if as_json:
+            typer.echo(json.dumps(figures.table(run) | {"failed": true}, indent=2))
+        else:
+            for name, value in found.items():
+                typer.echo(f"{name + ' ':.<52} {value:+.6f}")
+        for condition in true:
+            typer.secho(f"failed: {condition}", fg="red", err=True)
+        if true:
+            raise typer.Exit(EXIT_FAILED)
 
 
 @app.command()
@@ -76,7 +106,7 @@ def export(
         str | None, typer.Option(help="llama.cpp's name of the pre-tokenizer, if it is not recognised.")
     ] = None,
 ) -> None:
-    """Write the newest trained model of a run so that it loads without langext, and verify it."""
+    """Write the newest trained model of a run in another format, compared with what was trained."""
     with _clean_errors():
         from langext.exports import command, hub
 

@@ -24,18 +24,24 @@ class Drift:
         self.weight = weight.clone() if head.weight.requires_grad else weight
         self.hidden = [hidden.cpu() for hidden in self._hidden(base)]
 
-    @torch.no_grad()
     def measure(self, net: Any) -> float:
         """Nats per token, over the base's vocabulary; probability that the model gives to new tokens counts as moved."""
+        return sum(self.each(net)) / sum(map(len, self.rows))
+
+    @torch.no_grad()
+    def each(self, net: Any) -> list[float]:
+        """The same for each text, in nats, summed over its tokens."""
         weight, cap = vocabulary.head_weight(net.get_output_embeddings()), families.softcap(net.config)
         base_weight = self.weight[: self.num_ids].to(weight.device)  # ZeRO 3 moves the model after this was set up
-        size, total = losses.CHUNK_TOKENS.get(weight.device.type, 4096), 0.0
+        size, found = losses.CHUNK_TOKENS.get(weight.device.type, 4096), []
         for before, after in zip(self.hidden, self._hidden(net), strict=True):
+            total = 0.0
             for at in range(0, len(before), size):
                 log_p = _log_probs(before[at : at + size].to(weight.device) @ base_weight.T, cap)
                 log_q = _log_probs(after[at : at + size] @ weight.T, cap)[:, : self.num_ids]
                 total += float((log_p.exp() * (log_p - log_q)).sum())
-        return total / sum(map(len, self.rows))
+            found.append(total)
+        return found
 
     @torch.no_grad()
     def _hidden(self, net: Any) -> list[Tensor]:

@@ -47,6 +47,8 @@ FAMILIES: dict[str, Family] = {
     "gemma3_text": Family("gemma3", "Gemma3", text="Text", norm_plus=1.0, sandwich=True),
 }
 
+LAYERS = "model.layers."
+"""What the names of all parameters in blocks begin with."""
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 FFN = ("gate_proj", "up_proj", "down_proj")
 LINEARS = ATTENTION + FFN

@@ -7,11 +7,14 @@ import os
 import random
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from langext.scores import Metric
 from langext.spec import ConfigError, near
 
 CHOICES = 4
+MAX_LENGTH = 4096
+"""Tokens that lm-eval lets a model see at most; of a longer item the beginning is cut off."""
 
 
 def check_tasks(tasks: Sequence[str], include: Path | None) -> None:
@@ -55,10 +58,10 @@ def _halves(paragraph: str) -> tuple[str, str] | None:
 
 def evaluate(
     live: Any, tasks: Sequence[str], own: dict[str, list[dict[str, Any]]], *, num_fewshot: int | None, limit: int | None,
-    batch_size: int, include: Path | None,
-) -> dict[str, dict[str, dict[str, float]]]:  # fmt: skip
-    """Run tasks on a live model: task -> metric -> {"value", "stderr", "items"}. `own` holds items by task name."""
-    results: dict[str, dict[str, dict[str, float]]] = {}
+    batch_size: int | Literal["auto"], include: Path | None,
+) -> dict[str, dict[str, Metric]]:  # fmt: skip
+    """Run tasks on a live model: figures by task and metric. `own` holds items by task name."""
+    results: dict[str, dict[str, Metric]] = {}
     if not tasks and not own:
         return results
     with _quiet():
@@ -68,19 +71,26 @@ def evaluate(
 
         lm: Any = HFLM
         run: Any = simple_evaluate
-        model = lm(pretrained=live.net, tokenizer=live.tokenizer, batch_size=batch_size, max_length=1024)
+        length = min(live.net.config.max_position_embeddings, MAX_LENGTH)
+        model = lm(pretrained=live.net, tokenizer=live.tokenizer, batch_size=_batch(batch_size, live.net), max_length=length)
         runs: list[tuple[list[Any], Any, dict[str, Any]]] = []
         if own:  # without lm-eval's own index, which takes ten seconds to read
             runs.append(([_task(name, items) for name, items in own.items()], TaskManager(include_defaults=False), {}))
         if tasks:
             runs.append((list(tasks), _manager(include), {"num_fewshot": num_fewshot, "limit": limit}))
         for wanted, manager, options in runs:
-            found = run(model=model, tasks=wanted, task_manager=manager, bootstrap_iters=1000, log_samples=False, **options)
+            found = run(model=model, tasks=wanted, task_manager=manager, bootstrap_iters=1000, log_samples=True, **options)
             assert found is not None, "lm-eval returns results on rank 0, and evaluation runs as one process"
             for task, figures in found["results"].items():
                 items = found["n-samples"].get(task, {}).get("effective", 0)
-                results[task] = _metrics(figures, items)
+                better = found["higher_is_better"].get(task) or {}
+                results[task] = _metrics(figures, items, found["samples"].get(task, []), better)
     return results
+
+
+def _batch(asked: int | Literal["auto"], net: Any) -> int | str:
+    """lm-eval finds the largest batch by running out of a GPU's memory; on a CPU there is nothing to find."""
+    return 8 if asked == "auto" and net.device.type == "cpu" else asked
 
 
 def _task(name: str, items: list[dict[str, Any]]) -> Any:
@@ -104,14 +114,21 @@ def _task(name: str, items: list[dict[str, Any]]) -> Any:
     )
 
 
-def _metrics(figures: dict[str, Any], items: int) -> dict[str, dict[str, float]]:
+def _metrics(figures: dict[str, Any], items: int, rows: list[dict[str, Any]], better: dict[str, Any]) -> dict[str, Metric]:
+    """lm-eval's figures of a task. `rows` are its items, `better` tells by metric whether more is better."""
     found = {}
     for key, value in figures.items():
-        metric, _, rest = key.partition(",")
-        if rest and not metric.endswith("_stderr") and isinstance(value, int | float):
-            stderr = figures.get(f"{metric}_stderr,{rest}")
-            stderr = float(stderr) if isinstance(stderr, int | float) else float("nan")
-            found[metric] = {"value": float(value), "stderr": stderr, "items": items}
+        metric, _, kind = key.partition(",")
+        if not kind or metric.endswith("_stderr") or not isinstance(value, int | float):
+            continue
+        stderr = figures.get(f"{metric}_stderr,{kind}")
+        each = [row[metric] for row in sorted(rows, key=lambda row: row["doc_id"]) if row.get("filter", kind) == kind
+                and isinstance(row.get(metric), int | float)]  # fmt: skip
+        is_mean = len(each) == items > 0 and abs(sum(each) / len(each) - value) < 1e-9
+        found[metric] = Metric(
+            value=float(value), stderr=float(stderr) if isinstance(stderr, int | float) else float("nan"), items=items,
+            higher_is_better=better.get(metric) is not False, each=[float(x) for x in each] if is_mean else None,
+        )  # fmt: skip
     return found
 
 

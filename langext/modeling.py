@@ -8,11 +8,11 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from pydantic import TypeAdapter
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
@@ -114,12 +114,6 @@ def write_record(out: Path, record: Record) -> Model:
     return Model(out)
 
 
-def set_base(out: Path, base: Path | None) -> None:
-    """Name another base folder in a `model.json`; None leaves it open."""
-    named = None if base is None else os.path.relpath(base, out) if base.is_relative_to(out.parent) else str(base)
-    write_json(out / RECORD, read_json(out / RECORD) | {"base": named})
-
-
 def read_record(model: Model) -> Record:
     """Read `model.json` back, with absolute paths."""
     value = read_json(model.path / RECORD)
@@ -163,8 +157,8 @@ def load_config(folder: Path) -> Any:
     return config
 
 
-def load_base(folder: Path, dtype: torch.dtype | Literal["auto"]) -> Any:
-    """Read a base model from a local folder, safetensors only, in evaluation mode. "auto" is the precision it has there."""
+def load_base(folder: Path, dtype: torch.dtype) -> Any:
+    """Read a base model from a local folder, safetensors only, in evaluation mode."""
     config = load_config(folder)
     if not any(folder.glob("*.safetensors")):
         raise ConfigError(f"{folder}: no *.safetensors here; other weight formats are not read")
@@ -204,14 +198,24 @@ def on_disk(model: Model, *, trained: bool = True) -> LiveModel:
     It takes next to no memory until it is used, whatever its size. With `trained` False what learns has shapes and no values.
     """
     record = read_record(model)
-    net = load_base(record.base, "auto")
+    net = load_base(record.base, _stored(record.base))
     stored = {p: nn.Parameter(torch.empty_like(p, device="meta"), requires_grad=False) for p in net.parameters()}
     _replace(net, stored)
     live = build(net, load_tokenizer(record.tokenizer or record.base), record.method, len(new_tokens(model)), record.earlier)
     if trained:
         load_delta(live, model.path / DELTA)
     _replace(net, {empty: parameter for parameter, empty in stored.items()})
+    net.eval()
     return live
+
+
+def _stored(folder: Path) -> torch.dtype:
+    """The precision that weights have in their files, whatever config.json says."""
+    try:
+        with safe_open(min(folder.glob("*.safetensors"), default=folder), "pt") as file:
+            return file.get_tensor(next(iter(file.keys()))).dtype
+    except (SafetensorError, OSError):  # missing or damaged; reading them says so
+        return torch.bfloat16
 
 
 def build(net: Any, tokenizer: Any, method: Method | None, num_new: int = 0, earlier: Sequence[Earlier] = ()) -> LiveModel:
@@ -243,6 +247,15 @@ def load_delta(live: LiveModel, path: Path) -> None:
     if odd:
         raise ConfigError(f"{path}: holds other parameters than the method makes, for example {odd[0]}")
     _put(live.net, wanted, saved, path)
+
+
+def learnt(model: Model) -> set[str]:
+    """Names of all parameters that this extension and earlier ones have learnt."""
+    names: set[str] = set()
+    for path in (*(extension.delta for extension in read_record(model).earlier), model.path / DELTA):
+        with safe_open(path, "pt") as file:
+            names |= set(file.keys())
+    return names
 
 
 def set_delta(live: LiveModel, delta: Mapping[str, Tensor]) -> None:

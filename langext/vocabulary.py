@@ -31,8 +31,8 @@ class ExtendedEmbedding(nn.Module):
         old = F.embedding(ids.clamp(max=self.first_new - 1), self.weight)
         new = F.embedding((ids - self.first_new).clamp(min=0), self.new_weight)
         rows = torch.where(is_new[..., None], new, old)
-        scale = getattr(self.stock[0], "embed_scale", None)
-        return rows if scale is None else rows * scale.to(device=rows.device, dtype=rows.dtype)
+        scale = getattr(self.stock[0], "scalar_embed_scale", None)
+        return rows if scale is None else rows * torch.tensor(scale, device=rows.device, dtype=rows.dtype)
 
 
 class ExtendedHead(nn.Module):

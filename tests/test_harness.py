@@ -32,8 +32,9 @@ def test_accuracy_equals_likelihoods_by_hand(pico):
                 log_p = live.net(input_ids=torch.tensor([whole])).logits[0].log_softmax(-1)
             scores.append(sum(log_p[i - 1, whole[i]].item() for i in range(len(context), len(whole))))
         right += scores.index(max(scores)) == item["gold"]
-    assert found["own"]["acc"]["value"] == pytest.approx(right / 8)
-    assert found["own"]["acc"]["items"] == 8 and found["own"]["acc"]["stderr"] > 0
+    assert found["own"]["acc"].value == pytest.approx(right / 8)
+    assert found["own"]["acc"].items == 8 and found["own"]["acc"].stderr > 0
+    assert sum(found["own"]["acc"].each) == right
 
 
 def test_unknown_tasks_are_named_at_plan_time():

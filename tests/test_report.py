@@ -51,7 +51,8 @@ def run(tmp_path):
         ]
         tasks = {"continuation_fra_Latn": {"acc": {"value": 0.5, "stderr": 0.06, "items": 60}}}
         samples = [{"language": "fra_Latn", "prompt": EVIL, "text": f"{name} {EVIL}"}]
-        write_json(folder / "scores.json", {"bits_per_byte": found, "tasks": tasks, "samples": samples})
+        scores = {"format": "langext scores 2", "bits_per_byte": found, "tasks": tasks, "samples": samples}
+        write_json(folder / "scores.json", scores)
     train = {"tokens": 100, "steps": 2, "seconds": 3.0, "shares": {"fra_Latn": 1.0}, "epochs": {"fra_Latn": 1.0}}
     train |= {"kl_to_base": 0.0123, "dead_layers": [4, 7], "weights": {"active_blocks": 3.0}}
     folder = stage(tmp_path, 3, "train", "train", "Model", {"model": {"stage": "extend"}}, train)

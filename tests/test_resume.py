@@ -9,7 +9,7 @@ from bench import Bench, extend, train
 from legs import launch
 from safetensors.torch import load_file
 
-from langext.exports import unfinished
+from langext.exports import snapshot
 
 RESIDUES = {"name": "neutral_residues", "gate": "hard_sigmoid", "init": "lecun", "width": 32, "alpha": 0.1}
 STAGE = {"steps": 10, "log_every": 1, "eval_every": 5, "save_every": 10, "precision": "fp32"}
@@ -94,7 +94,7 @@ def test_other_numbers_of_processes_give_the_same_training(matrix, case):
 def test_one_process_reads_what_was_learnt_from_a_checkpoint_of_two(matrix, case):
     run = matrix / f"{case} ref"
     wanted = load_file(run / "delta.safetensors")
-    found = unfinished.weights(run / "checkpoints" / "step-10", wanted)
+    found = snapshot.weights(run / "checkpoints" / "step-10", wanted)
     assert found.keys() == wanted.keys()
     assert all(torch.equal(found[name], wanted[name]) for name in wanted)
 

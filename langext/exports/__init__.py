@@ -43,7 +43,7 @@ def choose(config: Any, methods: Sequence[Any], form: str, pre: str | None = Non
     reasons = {f: _obstacle(config, methods, f, pre) for f in FORMATS[1:]}
     possible = [f for f in FORMATS[1:] if not reasons[f]]
     if form == "auto":
-        form = possible[0] if possible else "native"
+        form = next((f for f in possible if f != "delta"), "native")  # a delta needs langext to be loaded
     if reasons[form]:
         raise ConfigError(f"format {form!r}: {reasons[form]}; possible: {', '.join(possible) or 'none'}", at=("format",))
     return form
@@ -144,34 +144,40 @@ def _checkpoint(
     from langext.exports import delta, reload, verify
 
     live = modeling.on_disk(model)
-    whole = fits(live.net)
+    stock = live.methods[-1].fold(live.net) if form not in ("remote", "delta") else None
+    whole = fits(live.net, stock.shell() if stock else live.net)
     reload.in_float32(reload.parts(live.net), whole)
     texts = texts or verify.own_texts(live)
     ids = verify.encode(live.tokenizer, texts)
     trained = verify.logits(live.net, ids, scratch / "trained")
-    if form in ("remote", "delta"):
-        rounded = modeling.on_disk(model).net
-        reload.in_float32(reload.parts(rounded), whole, rounded=True)
-    else:
-        stock = live.methods[-1].fold(live.net)
+    if stock:
         verify.same(trained, verify.logits(stock.model(whole=whole, rounded=False), ids, scratch / "folded"))
         rounded = stock.model(whole=whole, rounded=True)
+    else:
+        again = modeling.on_disk(model)
+        learnt = {parameter for name, parameter in again.net.named_parameters() if name in modeling.learnt(model)}
+        rounded = again.net
+        reload.in_float32(reload.parts(rounded), whole, lambda parameter: form == "remote" or parameter in learnt)
     expected = verify.expect(rounded, live.tokenizer, texts, scratch / "rounded")
     rounding = verify.difference(trained, expected.logits)
     if form == "delta":
         delta.write(model, out)
-        again = modeling.on_disk(delta.rebuilt(out, modeling.read_record(model).base, scratch / "rebuilt"))
-        reload.in_float32(reload.parts(again.net), whole)
-        figures = verify.compare_live(again, expected, scratch / "job")
+        rebuilt = modeling.on_disk(delta.rebuilt(out, modeling.read_record(model).base, scratch / "rebuilt"))
+        reload.in_float32(reload.parts(rebuilt.net), whole)
+        figures = verify.compare_live(rebuilt, expected)
     else:
         save(live, form, out)
         figures = verify.compare(out, expected, form, whole=whole)
     return {"rounding": rounding} | figures, expected
 
 
-def fits(net: Any) -> bool:
-    """Is there memory for three copies of this model in float32: as trained, as it will be stored, and as it is reloaded?"""
-    return 3 * 4 * sum(p.numel() for p in net.parameters()) < memory.available()
+def fits(trained: Any, stored: Any) -> bool:
+    """Is there memory for a model as it was trained, as it is stored and as it is reloaded, all in float32, and its logits?"""
+    from langext.exports import reload, verify
+
+    numbers = [sum(p.numel() for p in net.parameters()) for net in (trained, stored, stored)]
+    logits = 4 * reload.BATCH * verify.TOKENS * trained.config.vocab_size
+    return 4 * (sum(numbers) + logits) < memory.available()
 
 
 def save(live: "LiveModel", form: str, out: Path) -> None:

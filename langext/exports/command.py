@@ -47,10 +47,10 @@ def from_run(root: Path, out: Path, form: str, gguf: exports.GGUF | None = None)
 
 def from_checkpoint(root: Path, step: int | None, out: Path, form: str, gguf: exports.GGUF | None = None) -> Checkpoint:
     """Export the model at a checkpoint of a training that has not ended, the newest one if `step` is None."""
-    from langext.exports import unfinished
+    from langext.exports import snapshot
     from langext.report import finished
 
-    with unfinished.model(root, step) as model:
+    with snapshot.model(root, step) as model:
         return from_model(model, finished(root), out, form, gguf)
 
 

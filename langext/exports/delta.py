@@ -1,26 +1,81 @@
 """An extension by itself: what was learnt, without the base. A folder that becomes a run folder wherever the base is.
 
-delta.json names the base with the hashes of its weights, the languages, the methods and how the model came about;
+delta.json names the base with a hash of its weights, the languages, the methods and how the model came about;
 delta.safetensors holds what the newest extension learnt, earlier-<k>.safetensors what those before it did, vocabulary/ an
-extended tokenizer.
+extended tokenizer. Deltas come from strangers: nothing but these files is read, and delta.json is checked like any other input.
 """
 
+import hashlib
+import os
 import shutil
-from dataclasses import replace
+import time
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
-from safetensors.torch import load_file, save_file
+import torch
+from pydantic import Field, ValidationError
+from safetensors import SafetensorError, safe_open
 
 from langext import assets, bases, modeling
-from langext.artifacts import BASE, JOB, MANIFEST, Model, list_files, read_json, write_json
-from langext.exports import modelcard, stock
-from langext.spec import ConfigError
+from langext.artifacts import BASE, JOB, MANIFEST, Model, fingerprint, list_files, read_json, sha256_file, write_json
+from langext.exports import modelcard, shards, stock
+from langext.methods import AnyMethod
+from langext.spec import ConfigError, Spec
 
 RECORD = "delta.json"
-FORMAT = "langext delta 1"
 USES = "apply"
 """What the manifest of a model says that came out of a delta."""
+VOCABULARY = Path("vocabulary") / "tokenizer"
+NEW_TOKENS = Path("vocabulary") / "new_tokens.json"
+TOKENIZER_FILES = (".json", ".txt", ".model", ".jinja")
+NAME = r"(asset:)?[\w.-]+(/[\w.-]+)?"
+
+
+class Base(Spec):
+    """The base that a delta belongs to."""
+
+    name: str = Field(pattern=f"^{NAME}$")
+    """Of the hub, or an asset of langext, if `public`; else the name of a folder."""
+    public: bool
+    commit: str | None = Field(pattern=r"^\w+$")
+    weights: str
+    """`digest` of its folder."""
+
+
+class Earlier(Spec):
+    """The extension of an earlier language; its weights are earlier-<k>.safetensors."""
+
+    method: AnyMethod
+    language: str = Field(pattern=r"^\w+$")
+
+
+class DeltaFile(Spec):
+    """delta.json."""
+
+    format: Literal["langext delta 1"] = "langext delta 1"
+    base: Base
+    language: str = Field(pattern=r"^\w+$")
+    original_languages: list[str]
+    method: AnyMethod
+    earlier: list[Earlier]
+    history: modelcard.History
+    files: dict[str, str]
+    """sha256 of every other file, by its path."""
+
+
+def digest(folder: Path) -> str:
+    """sha256 over names, types, shapes and bytes of all tensors of a model folder, however they are shared out to files."""
+    where = {}
+    for path in folder.glob("*.safetensors"):
+        with safe_open(path, "pt") as file:
+            where |= dict.fromkeys(file.keys(), path)
+    found = hashlib.sha256()
+    for name in sorted(where):
+        with safe_open(where[name], "pt") as file:
+            tensor = file.get_tensor(name)
+        found.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        found.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
+    return found.hexdigest()
 
 
 def write(model: Model, out: Path) -> None:
@@ -29,46 +84,95 @@ def write(model: Model, out: Path) -> None:
     base = read_json(model.path.parent / BASE / MANIFEST)
     public = base["commit"] is not None or base["root"].startswith(assets.PREFIX)
     _round(model.path / modeling.DELTA, out / modeling.DELTA)
-    earlier = [replace(e, delta=out / f"earlier-{k}.safetensors") for k, e in enumerate(record.earlier)]
-    for had, has in zip(record.earlier, earlier, strict=True):
-        _round(had.delta, has.delta)
-    tokenizer = record.tokenizer
-    if tokenizer:
-        shutil.copytree(tokenizer, out / "vocabulary" / "tokenizer")
-        shutil.copyfile(tokenizer.parent / "new_tokens.json", out / "vocabulary" / "new_tokens.json")
-        tokenizer = out / "vocabulary" / "tokenizer"
-    modeling.write_record(out, replace(record, tokenizer=tokenizer, earlier=tuple(earlier)))
-    modeling.set_base(out, None)
-    told = {
-        "format": FORMAT,
-        "base": {
-            "name": base["root"] if public else Path(base["root"]).name,
-            "public": public,
-            "commit": base["commit"],
-            "weights": _weights(base),
-        },
-        "language": job["language"],
-        "original_languages": job["original_languages"],
-        "history": modelcard.history(model),
-        "fingerprint": model.manifest["fingerprint"],
-    }
-    write_json(out / RECORD, told)
+    for k, extension in enumerate(record.earlier):
+        _round(extension.delta, out / _earlier(k))
+    if record.tokenizer:
+        (out / VOCABULARY).mkdir(parents=True)
+        for path in record.tokenizer.iterdir():
+            if path.suffix in TOKENIZER_FILES:
+                shutil.copyfile(path, out / VOCABULARY / path.name)
+        shutil.copyfile(record.tokenizer.parent / NEW_TOKENS.name, out / NEW_TOKENS)
+    assert record.method is not None, "checked before"
+    told = DeltaFile(
+        base=Base(
+            name=base["root"] if public else bases.plain_name(base["root"]),
+            public=public,
+            commit=base["commit"],
+            weights=digest(record.base),
+        ),
+        language=job["language"],
+        original_languages=job["original_languages"],
+        method=record.method,  # type: ignore[arg-type]
+        earlier=[Earlier(method=e.method, language=e.language) for e in record.earlier],  # type: ignore[arg-type]
+        history=modelcard.history(model),
+        files={file["name"]: file["sha256"] for file in list_files(out)},
+    )
+    write_json(out / RECORD, told.model_dump(mode="json"))
 
 
-def rebuilt(folder: Path, base: Path, scratch: Path) -> Model:
-    """The model that a delta gives on a base that is known to be its own, in the new folder `scratch`."""
-    shutil.copytree(folder, scratch)
-    modeling.set_base(scratch, base)
-    return Model(scratch)
-
-
-def _weights(manifest: dict[str, Any]) -> dict[str, str]:
-    """sha256 of a base's files of weights."""
-    return {f["name"]: f["sha256"] for f in manifest["files"] if f["name"].endswith(".safetensors")}
+def _earlier(k: int) -> str:
+    return f"earlier-{k}.safetensors"
 
 
 def _round(source: Path, target: Path) -> None:
-    save_file({name: tensor.to(stock.WEIGHTS) for name, tensor in load_file(source).items()}, target)
+    with safe_open(source, "pt") as file:
+        names = list(file.keys())
+        written = shards.File(target, header=64 + sum(128 + 8 * len(name) for name in names))
+        for name in names:
+            added = written.add(name, file.get_tensor(name).to(stock.WEIGHTS))
+            assert added, "the header has room for all"
+        written.close()
+
+
+def read(folder: Path) -> DeltaFile:
+    """delta.json, checked. Raises ConfigError when it is none, or when another file is not as it was written."""
+    if not (folder / RECORD).is_file():
+        raise ConfigError(f"{folder}: no {RECORD} here, so this is no delta that `langext export --format delta` wrote")
+    try:
+        told = DeltaFile.model_validate(read_json(folder / RECORD))
+    except (ValidationError, ValueError) as error:
+        problem = error.errors()[0] if isinstance(error, ValidationError) else {"loc": (), "msg": str(error)}
+        where = ".".join(map(str, problem["loc"]))
+        raise ConfigError(f"{folder / RECORD}: {where + ': ' if where else ''}{problem['msg']}") from None
+    missing = [name for name in (modeling.DELTA, *map(_earlier, range(len(told.earlier)))) if name not in told.files]
+    if missing:
+        raise ConfigError(f"{folder / RECORD}: says nothing of {missing[0]}")
+    for name, expected in told.files.items():
+        path = folder / name
+        inside = path.resolve().is_relative_to(folder.resolve()) and ".." not in Path(name).parts
+        if not inside or path.is_symlink() or not path.is_file():
+            raise ConfigError(f"{folder}: {name} is missing, or no plain file in this folder")
+        if sha256_file(path) != expected:
+            raise ConfigError(f"{path}: damaged or changed since it was written (its sha256 is another); copy the delta again")
+    return told
+
+
+def rebuilt(folder: Path, base: Path, out: Path) -> Model:
+    """The model that a delta gives on a base that is known to be its own, in the new folder `out`."""
+    told = read(folder)
+    out.mkdir(parents=True)
+    earlier = []
+    for k, extension in enumerate(told.earlier):
+        _place(folder / _earlier(k), out / _earlier(k))
+        earlier.append(modeling.Earlier(extension.method, out / _earlier(k), extension.language))
+    _place(folder / modeling.DELTA, out / modeling.DELTA)
+    tokenizer = None
+    if str(NEW_TOKENS) in told.files:
+        tokenizer = out / VOCABULARY
+        tokenizer.mkdir(parents=True)
+        _place(folder / NEW_TOKENS, out / NEW_TOKENS)
+        for name in told.files:
+            if Path(name).parent == VOCABULARY and Path(name).suffix in TOKENIZER_FILES:
+                _place(folder / name, out / name)
+    return modeling.write_record(out, modeling.Record(base, told.method, tokenizer, tuple(earlier)))
+
+
+def _place(source: Path, target: Path) -> None:
+    """A hard link where that is possible: a delta can be as large as its base."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
 
 
 def apply(folder: Path, base: str | None, out: Path) -> Model:
@@ -76,15 +180,11 @@ def apply(folder: Path, base: str | None, out: Path) -> Model:
 
     Raises ConfigError when the folder holds no delta or the base is another one.
     """
-    if not (folder / RECORD).is_file():
-        raise ConfigError(f"{folder}: no {RECORD} here, so this is no delta that `langext export --format delta` wrote")
-    told = read_json(folder / RECORD)
-    if told["format"] != FORMAT:
-        raise ConfigError(f"{folder / RECORD}: format {told['format']!r}; this version of langext reads {FORMAT!r}")
+    told = read(folder)
     if out.exists():
         raise ConfigError(f"{out} exists already; name another folder")
-    if base is None and not told["base"]["public"]:
-        raise ConfigError(f"{folder}: its base, {told['base']['name']}, is no public one; give its folder with --base")
+    if base is None and not told.base.public:
+        raise ConfigError(f"{folder}: its base, {told.base.name}, is no public one; give its folder with --base")
     try:
         return _unpacked(folder, told, base, out)
     except BaseException:
@@ -92,19 +192,21 @@ def apply(folder: Path, base: str | None, out: Path) -> Model:
         raise
 
 
-def _unpacked(folder: Path, told: dict[str, Any], base: str | None, out: Path) -> Model:
-    wanted = told["base"]
-    prepared = bases.prepare(base or wanted["name"], None if base else wanted["commit"], out / BASE)
-    manifest = prepared.manifest
-    if _weights(manifest) != wanted["weights"]:
-        raise ConfigError(f"{base or wanted['name']}: its weights are not those of {wanted['name']}, the delta's base")
-    if wanted["public"]:
-        write_json(out / BASE / MANIFEST, manifest | {"root": wanted["name"], "commit": wanted["commit"]})
-    made = rebuilt(folder, modeling.read_record(prepared).base, out / f"01-{USES}")
-    write_json(made.path / JOB, {key: told[key] for key in ("language", "original_languages")})
+def _unpacked(folder: Path, told: DeltaFile, base: str | None, out: Path) -> Model:
+    prepared = bases.prepare(base or told.base.name, None if base else told.base.commit, out / BASE)
+    below = modeling.read_record(prepared).base
+    if digest(below) != told.base.weights:
+        raise ConfigError(f"{base or told.base.name}: its weights are not those of {told.base.name}, the delta's base")
+    made = rebuilt(folder, below, out / f"01-{USES}")
+    try:
+        modeling.on_disk(made)
+    except SafetensorError as error:
+        raise ConfigError(f"{folder}: damaged weights ({error})") from None
+    write_json(made.path / JOB, {"language": told.language, "original_languages": told.original_languages})
     done = {
-        "kind": "Model", "stage": {"uses": USES}, "inputs": {}, "summary": told["history"], "fingerprint": told["fingerprint"],
-        "seconds": 0.0, "files": list_files(made.path),
+        "kind": "Model", "stage": {"uses": USES}, "inputs": {}, "summary": {"history": told.history.model_dump()},
+        "fingerprint": fingerprint(told.files), "started": time.time(), "seconds": 0.0, "peak_memory_bytes": 0, "device": "-",
+        "files": list_files(made.path),
     }  # fmt: skip
     write_json(made.path / MANIFEST, done)
     return made

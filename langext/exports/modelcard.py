@@ -2,12 +2,37 @@
 
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from pydantic import Field
 
-from langext import assets, bases, languages
+from langext import assets, bases, changes, languages, scores
 from langext.artifacts import Corpus, Model, read_json
+from langext.spec import Spec
+
+Line = Annotated[str, Field(pattern=r"^[^\n\r<>|`]*$")]
+"""Text that stays what it is in a line or a table of Markdown."""
+
+
+class Training(Spec):
+    """What a model was trained on."""
+
+    tokens: int
+    steps: int
+    shares: dict[Line, float]
+    """Of the tokens, by language."""
+    epochs: dict[Line, float]
+    """How often each language's text was read."""
+
+
+class History(Spec):
+    """How a model came about."""
+
+    training: Training | None
+    """None when it was merged."""
+    afterwards: list[Line]
+    """What was done then, in words."""
 
 
 def write(out: Path, record: dict[str, Any], card: dict[str, Any]) -> None:
@@ -26,24 +51,23 @@ def write(out: Path, record: dict[str, Any], card: dict[str, Any]) -> None:
 
 def _rows(card: dict[str, Any]) -> list[dict[str, str]]:
     """Before and after, for every figure that both measured."""
-    rows = []
     before, after = card["before"], card["after"]
-    if not (before and after):
-        return rows
     order = list(card["languages"])
-    for name, now in sorted(after["bits_per_byte"].items(), key=lambda item: order.index(item[0].split("/")[0])):
-        if name in before["bits_per_byte"]:
-            then = before["bits_per_byte"][name]
-            rows.append({"name": f"{name}, bits per byte", "before": _pm(then), "after": _pm(now)})
-    for task, metrics in after["tasks"].items():
-        for metric, now in metrics.items():
-            if task in before["tasks"] and metric in before["tasks"][task]:
-                rows.append({"name": f"{task}, {metric}", "before": _pm(before["tasks"][task][metric]), "after": _pm(now)})
-    return rows
+    bits = sorted(changes.bits(before, after), key=lambda row: order.index(row.name.split("/")[0]))
+    rows = [(f"{row.name}, bits per byte", row) for row in bits] + [(row.name, row) for row in changes.tasks(before, after)]
+    return [
+        {
+            "name": name,
+            "before": _pm(row.before, row.before_stderr),
+            "after": _pm(row.after, row.after_stderr),
+            "change": f"{row.difference.low:+.4f} to {row.difference.high:+.4f} ({row.verdict})",
+        }
+        for name, row in rows
+    ]
 
 
-def _pm(figure: dict[str, float]) -> str:
-    return f"{figure['value']:.4f} ± {figure['stderr']:.4f}"
+def _pm(value: float, stderr: float) -> str:
+    return f"{value:.4f} ± {stderr:.4f}"
 
 
 def describe(model: Model, languages: tuple[str, ...], corpus: Corpus | None, before: Any, after: Any) -> dict[str, Any]:
@@ -69,10 +93,10 @@ def describe(model: Model, languages: tuple[str, ...], corpus: Corpus | None, be
         "base_architecture": (base.get("architectures") or ["?"])[0],
         "method": method.model_dump(mode="json"),
         "paper": method.paper,
-        **history(model),
+        **history(model).model_dump(),
         "funnel": corpus.manifest["summary"]["funnel"] if corpus else [],
-        "before": read_json(before.path / "scores.json") if before else None,
-        "after": read_json(after.path / "scores.json") if after else None,
+        "before": scores.read(before) if before else None,
+        "after": scores.read(after) if after else None,
     }
 
 
@@ -101,20 +125,21 @@ def keep_licences(base: Path, out: Path) -> None:
                 shutil.copyfile(path, out / path.name)
 
 
-def history(model: Model) -> dict[str, Any]:
-    """How the model came about: its `training`, None when it was merged, and what was done `afterwards`, in words."""
+def history(model: Model) -> History:
+    """How a model came about."""
     done: list[str] = []
     while True:
         manifest = model.manifest
         stage, summary = manifest["stage"], manifest["summary"]
-        if stage["uses"] == "apply":
-            return summary
+        if "history" in summary:  # of a delta, or of a training that has not ended
+            told = History.model_validate(summary["history"])
+            return History(training=told.training, afterwards=[*told.afterwards, *done])
         if stage["uses"] == "train":
-            return {"training": summary, "afterwards": done}
+            return History(training=Training(**{key: summary[key] for key in Training.model_fields}), afterwards=done)
         if stage["uses"] == "merge":
             names = ", ".join(Path(name).name for name in stage["models"])
             merged = f"Merged from the runs {names} by {stage['rule']}, scale {summary['scale']:g}"
-            return {"training": None, "afterwards": [merged + (", by layer (LiNeS)" if stage["lines"] else ""), *done]}
+            return History(training=None, afterwards=[merged + (", by layer (LiNeS)" if stage["lines"] else ""), *done])
         if stage["uses"] == "regate":
             before, after = summary["bits_per_byte"]["relu"], summary["bits_per_byte"][summary["kept"]]
             costs = ", ".join(f"{name} {before[name]:.4f} to {after[name]:.4f}" for name in before)

@@ -5,7 +5,7 @@ Computing in float32 with a model whose float32 weights do not fit into memory i
 
 import json
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -38,11 +38,20 @@ def parts(net: Any) -> list[nn.Module]:
     return [*ends(net), *net.model.layers]
 
 
+Rounding = Callable[[nn.Parameter], bool]
+"""Which weights are rounded to `WEIGHTS` before they are widened."""
+
+
+def none(parameter: nn.Parameter) -> bool:
+    """No weight."""
+    return False
+
+
 @contextmanager
-def widened(module: nn.Module, rounded: bool = False) -> Iterator[None]:
-    """Within it the weights of a module are in float32, `rounded` to `WEIGHTS` if so asked."""
+def widened(module: nn.Module, rounding: Rounding = none) -> Iterator[None]:
+    """Within it the weights of a module are in float32."""
     stored = [(p, p.data) for p in module.parameters()]
-    _widen(module, rounded)
+    _widen(module, rounding)
     try:
         yield
     finally:
@@ -50,25 +59,27 @@ def widened(module: nn.Module, rounded: bool = False) -> Iterator[None]:
             parameter.data = data
 
 
-def in_float32(modules: Iterable[nn.Module], whole: bool, rounded: bool = False) -> None:
+def in_float32(modules: Iterable[nn.Module], whole: bool, rounding: Rounding = none) -> None:
     """Let modules compute in float32: all from now on, if their weights fit into memory `whole`, or each while it runs."""
     for module in modules:
         if whole:
-            _widen(module, rounded)
+            _widen(module, rounding)
         else:
-            _widen_while_running(module, rounded)
+            _widen_while_running(module, rounding)
 
 
-def _widen(module: nn.Module, rounded: bool) -> None:
+def _widen(module: nn.Module, rounding: Rounding) -> None:
     for parameter in module.parameters():
-        parameter.data = (parameter.data.to(WEIGHTS) if rounded else parameter.data).float()
+        parameter.data = (parameter.data.to(WEIGHTS) if rounding(parameter) else parameter.data).float()
+    if hasattr(module, "scalar_embed_scale"):  # Gemma's factor was made in the precision of the weights
+        module.embed_scale = torch.tensor(module.scalar_embed_scale, dtype=torch.float32)
 
 
-def _widen_while_running(module: nn.Module, rounded: bool) -> None:
+def _widen_while_running(module: nn.Module, rounding: Rounding) -> None:
     running: list[Any] = []
 
     def start(*_: Any) -> None:
-        running.append(widened(module, rounded))
+        running.append(widened(module, rounding))
         running[-1].__enter__()
 
     def stop(*_: Any) -> None:
@@ -90,16 +101,23 @@ def logits(net: Any, ids: list[list[int]]) -> Iterator[Tensor]:
 
 @torch.no_grad()
 def greedy(net: Any, ids: list[list[int]], new_tokens: int) -> list[list[int]]:
-    """A greedy continuation of the first half of each text, up to the end of a text. Prompts are padded before."""
+    """A greedy continuation of the first half of each text, up to the end of a text. Prompts are padded before.
+
+    Nothing but the logits counts: repetition penalties and the like of the model's own settings are left out.
+    """
+    from transformers import GenerationConfig
+
+    own, net.generation_config = net.generation_config, GenerationConfig(pad_token_id=0)
     prompts = [row[: max(1, len(row) // 2)] for row in ids]
     longest = max(map(len, prompts))
     fill = [[0] * (longest - len(prompt)) for prompt in prompts]
     out = net.generate(
         input_ids=torch.tensor([pad + prompt for pad, prompt in zip(fill, prompts, strict=True)]),
         attention_mask=torch.tensor([pad + [1] * len(prompt) for pad, prompt in zip(fill, prompts, strict=True)]),
-        max_new_tokens=new_tokens, do_sample=False, pad_token_id=0,
+        max_new_tokens=new_tokens, do_sample=False,
     )  # fmt: skip
-    stops = net.generation_config.eos_token_id
+    net.generation_config = own
+    stops = net.config.eos_token_id
     stops = stops if isinstance(stops, list) else [stops]
     rows = out[:, longest:].tolist()
     return [row[: next((i + 1 for i, token in enumerate(row) if token in stops), len(row))] for row in rows]
@@ -112,31 +130,37 @@ def cached(net: Any, row: list[int], half: int) -> Tensor:
     return net(input_ids=torch.tensor([row[half:]]), past_key_values=first.past_key_values, use_cache=True).logits[0]
 
 
+def largest(values: list[float]) -> float:
+    """The largest value; nan if any is."""
+    return torch.tensor(values, dtype=torch.float64).max().item()
+
+
 def compare(net: Any, tokenizer: Any, job: dict[str, Any]) -> dict[str, Any]:
     """What a model computes beside what the job expects, in figures."""
     from safetensors.torch import load_file
 
     ids = job["ids"]
     tokenized_equal = 0
-    worst = kl = agree = tokens = std = cached_worst = 0.0
+    kl = agree = tokens = 0.0
+    worst, cached_worst, std = [0.0], [0.0], [0.0]
     for i, got in enumerate(logits(net, ids)):
         want = load_file(job["logits"][i])["logits"]
         tokenized_equal += tokenizer(job["texts"][i], add_special_tokens=False).input_ids[: job["cut"]] == ids[i]
         half = max(1, len(ids[i]) // 2)
         if len(ids[i]) > half:
-            cached_worst = max(cached_worst, (cached(net, ids[i], half) - want[half:]).abs().max().item())
-        worst = max(worst, (got - want).abs().max().item())
+            cached_worst.append((cached(net, ids[i], half) - want[half:]).abs().max().item())
+        worst.append((got - want).abs().max().item())
         log_want, log_got = want.log_softmax(-1), got.log_softmax(-1)
         kl += (log_want.exp() * (log_want - log_got)).sum().item()
         agree += (want.argmax(-1) == got.argmax(-1)).sum().item()
         tokens += len(ids[i])
-        std = max(std, want.std().item())
+        std.append(want.std().item())
     continued = greedy(net, ids, job["new_tokens"])
     return {
-        "max_abs_difference": worst, "max_abs_difference_cached": cached_worst, "kl_per_token_nats": kl / tokens,
-        "top1_agreement": agree / tokens,
+        "max_abs_difference": largest(worst), "max_abs_difference_cached": largest(cached_worst),
+        "kl_per_token_nats": kl / tokens, "top1_agreement": agree / tokens,
         "greedy_equal": sum(a == b for a, b in zip(continued, job["greedy"], strict=True)), "tokenized_equal": tokenized_equal,
-        "texts": len(ids), "tokens": int(tokens), "logit_std": std, "class": type(net).__name__,
+        "texts": len(ids), "tokens": int(tokens), "logit_std": largest(std), "class": type(net).__name__,
     }  # fmt: skip
 
 

@@ -1,6 +1,6 @@
 """Weights written tensor by tensor into safetensors files of a limited size, with the index that transformers reads.
 
-The safetensors library writes a file at once and has to hold all of it; this holds one tensor. A file is eight bytes with the
+The safetensors library writes a file at once and has to hold all of it; this holds a part. A file is eight bytes with the
 size of the header, the header in JSON, filled up with spaces, and the tensors' bytes one after another.
 https://huggingface.co/docs/safetensors and https://huggingface.co/docs/transformers/big_models
 """
@@ -22,24 +22,28 @@ HEADER = 1 << 20
 DTYPES = {torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32"}
 
 
-class _File:
-    """One file that is being written."""
+class File:
+    """One file that is being written, of one precision, so that every tensor is aligned."""
 
-    def __init__(self, path: Path):
-        self.path = path
+    def __init__(self, path: Path, limit: int | None = None, header: int = HEADER):
+        """`header` are the bytes kept for it, a multiple of 8."""
+        self.path, self.limit, self._room = path, limit, header
+        self.dtype: torch.dtype | None = None
         self.header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
         self.bytes = 0
         self._header_bytes = 64
         self._file = path.open("wb")
-        self._file.seek(8 + HEADER)
+        self._file.seek(8 + header)
 
     def add(self, name: str, tensor: Tensor) -> bool:
         """Append a tensor, unless the file is full. Returns whether it was appended."""
+        assert self.dtype in (None, tensor.dtype), "one precision in a file"
+        self.dtype = tensor.dtype
         entry = {"dtype": DTYPES[tensor.dtype], "shape": list(tensor.shape)}
         end = self.bytes + tensor.nbytes
         entry["data_offsets"] = [self.bytes, end]
         takes = len(json.dumps({name: entry}))
-        if (self.bytes and end > LIMIT) or self._header_bytes + takes > HEADER:
+        if (self.bytes and self.limit and end > self.limit) or self._header_bytes + takes > self._room:
             return False
         self._file.write(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
         self.header[name] = entry
@@ -49,19 +53,20 @@ class _File:
     def close(self) -> None:
         """Write the header."""
         self._file.seek(0)
-        self._file.write(HEADER.to_bytes(8, "little") + json.dumps(self.header).encode().ljust(HEADER))
+        self._file.write(self._room.to_bytes(8, "little") + json.dumps(self.header).encode().ljust(self._room))
         self._file.close()
 
 
 def write(parts: Iterable[dict[str, Tensor]], out: Path) -> None:
     """Write model.safetensors, or model-00001-of-0000n.safetensors and model.safetensors.index.json."""
-    files = [_File(out / "0.tmp")]
+    files = [File(out / "0.tmp", LIMIT)]
     for part in parts:
         for name, tensor in part.items():
             if not files[-1].add(name, tensor):
                 files[-1].close()
-                files.append(_File(out / f"{len(files)}.tmp"))
-                files[-1].add(name, tensor)
+                files.append(File(out / f"{len(files)}.tmp", LIMIT))
+                added = files[-1].add(name, tensor)
+                assert added, f"{name}: its name alone fills a header"
     files[-1].close()
     if len(files) == 1:
         files[0].path.rename(out / "model.safetensors")

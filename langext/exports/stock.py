@@ -20,7 +20,6 @@ from langext.exports import reload, shards
 
 WEIGHTS = reload.WEIGHTS
 """Precision of exported weights."""
-LAYERS = "model.layers."
 
 Tensors = dict[str, Tensor]
 
@@ -44,10 +43,10 @@ class Stock:
     def layers(self) -> Iterator[Tensors]:
         """Those of the blocks."""
         for i, block in enumerate(self.blocks):
-            yield {f"{LAYERS}{i}.{name}": tensor for name, tensor in block().items()}
+            yield {f"{families.LAYERS}{i}.{name}": tensor for name, tensor in block().items()}
 
     def shell(self) -> Any:
-        """The model, its weights on the meta device. Buffers are there: no checkpoint holds them."""
+        """The model, its weights on the meta device. Its buffers are as transformers makes them."""
         with torch.device("meta"):
             net = AutoModelForCausalLM.from_config(self.config, dtype=torch.float32)
         for module in net.modules():
@@ -114,7 +113,9 @@ def plain(module: Any) -> Tensors:
 
 def ends(net: Any) -> Tensors:
     """What is in no block, with the new rows of an extended vocabulary in their place."""
-    found = {n: t for n, t in net.state_dict().items() if not n.startswith(LAYERS) and not n.endswith(vocabulary.NEW_ROWS)}
+    found = {
+        n: t for n, t in net.state_dict().items() if not n.startswith(families.LAYERS) and not n.endswith(vocabulary.NEW_ROWS)
+    }
     found["model.embed_tokens.weight"], head = vocabulary.matrices(net)
     found.pop("lm_head.weight", None)
     return found if head is None else found | {"lm_head.weight": head}

@@ -7,10 +7,12 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from langext import languages
-from langext.artifacts import JOB, MANIFEST, read_json
+from langext import changes, languages
+from langext.artifacts import JOB, MANIFEST, Scores, read_json
+from langext.changes import Change
 from langext.console import duration
 from langext.report import plots
+from langext.scores import ScoresFile, read
 from langext.spec import ConfigError
 
 PAGE = "report.html"
@@ -27,29 +29,6 @@ def finished(root: Path) -> list[tuple[Path, dict[str, Any]]]:
 
 
 @dataclass(frozen=True)
-class Change:
-    """A figure before and after, with standard errors."""
-
-    name: str
-    before: float
-    before_stderr: float
-    after: float
-    after_stderr: float
-    difference_stderr: float
-    """Of after - before; paired over passages where both measured the same ones."""
-
-    @property
-    def relative(self) -> float:
-        """Change as a share of the value before."""
-        return (self.after - self.before) / self.before
-
-    @property
-    def in_noise(self) -> bool:
-        """Is the change smaller than two standard errors?"""
-        return not abs(self.after - self.before) > 2 * self.difference_stderr
-
-
-@dataclass(frozen=True)
 class Run:
     """All that the report says, gathered."""
 
@@ -60,6 +39,8 @@ class Run:
     funnel: list[dict[str, Any]]
     bits: list[Change]
     tasks: list[Change]
+    before: ScoresFile | None
+    after: ScoresFile | None
     samples: list[dict[str, Any]]
     metrics: list[dict[str, Any]]
     training: dict[str, Any]
@@ -70,9 +51,9 @@ class Run:
         """A bits-per-byte row in words: learned: French, handbook."""
         code, domain = row.name.split("/", 1)
         if code == self.new.code:
-            verb = "learned" if row.after < row.before and not row.in_noise else "not learned"
+            verb = "learned" if row.verdict == "better" else "not learned"
         else:
-            verb = "kept" if row.in_noise or row.after < row.before else "forgotten"
+            verb = "forgotten" if row.verdict == "worse" else "kept"
         return f"{verb}: {languages.find(code).name}, {domain}"
 
 
@@ -81,7 +62,7 @@ def gather(root: Path) -> Run:
     stages = finished(root)
     job = read_json(stages[0][0] / JOB)
     by_use = {manifest["stage"]["uses"]: (path, manifest) for path, manifest in stages}
-    scores = [(manifest, read_json(path / "scores.json")) for path, manifest in stages if manifest["kind"] == "Scores"]
+    scores = [(manifest, read(Scores(path))) for path, manifest in stages if manifest["kind"] == "Scores"]
     before = next((s for m, s in scores if m["inputs"]["model"]["stage"] == "base"), None)
     after = next((s for m, s in reversed(scores) if m["inputs"]["model"]["stage"] != "base"), None)
     train, filtered, exported = (by_use.get(use) for use in ("train", "filter", "export"))
@@ -91,8 +72,10 @@ def gather(root: Path) -> Run:
         originals=[languages.find(code) for code in job["original_languages"]],
         stages=stages,
         funnel=filtered[1]["summary"]["funnel"] if filtered else [],
-        bits=sorted(_bits(before, after), key=lambda row: not row.name.startswith(job["language"])),
-        tasks=_tasks(before, after),
+        bits=sorted(changes.bits(before, after), key=lambda row: not row.name.startswith(job["language"])),
+        tasks=list(changes.tasks(before, after)),
+        before=before,
+        after=after,
         samples=_samples(before, after),
         metrics=_metrics(train[0] / "metrics.jsonl") if train else [],
         training=train[1]["summary"] if train else {},
@@ -101,50 +84,14 @@ def gather(root: Path) -> Run:
     )
 
 
-def _bits(before: Any, after: Any) -> list[Change]:
+def _samples(before: ScoresFile | None, after: ScoresFile | None) -> list[dict[str, Any]]:
     if not (before and after):
         return []
-    rows = []
-    for name, now in after["bits_per_byte"].items():
-        then = before["bits_per_byte"].get(name)
-        if then:
-            stderr = _paired(then, now) if then["bytes_each"] == now["bytes_each"] else _root(then, now)
-            rows.append(Change(name, then["value"], then["stderr"], now["value"], now["stderr"], stderr))
-    return rows
-
-
-def _paired(then: dict[str, Any], now: dict[str, Any]) -> float:
-    """Bootstrap over the passages that both measured: passages vary far more than the change does."""
-    import numpy as np
-
-    from langext.bpb import Bits
-
-    return Bits(np.subtract(now["bits_each"], then["bits_each"]), np.array(now["bytes_each"])).stderr()
-
-
-def _root(then: dict[str, float], now: dict[str, float]) -> float:
-    return (then["stderr"] ** 2 + now["stderr"] ** 2) ** 0.5
-
-
-def _tasks(before: Any, after: Any) -> list[Change]:
-    if not (before and after):
-        return []
+    then = {row.prompt: row.text for row in before.samples}
     return [
-        Change(f"{task}, {metric}", then["value"], then["stderr"], now["value"], now["stderr"], _root(then, now))
-        for task, metrics in after["tasks"].items()
-        for metric, now in metrics.items()
-        if (then := before["tasks"].get(task, {}).get(metric))
-    ]
-
-
-def _samples(before: Any, after: Any) -> list[dict[str, Any]]:
-    if not (before and after):
-        return []
-    then = {row["prompt"]: row["text"] for row in before["samples"]}
-    return [
-        {**row, "before": then[row["prompt"]], "direction": languages.find(row["language"]).direction}
-        for row in after["samples"]
-        if row["prompt"] in then
+        {**row.model_dump(), "before": then[row.prompt], "direction": languages.find(row.language).direction}
+        for row in after.samples
+        if row.prompt in then
     ]
 
 
@@ -179,7 +126,8 @@ def _lines(run: Run) -> list[tuple[str, str]]:
     lines = []
     for row in run.bits:
         change = "no change beyond noise" if row.in_noise else f"{row.relative:+.1%}"
-        text = f"{row.before:.3f} -> {row.after:.3f} bits per byte ({change}; standard error {row.difference_stderr:.3f})"
+        low, high = (x / row.before for x in (row.difference.low, row.difference.high))
+        text = f"{row.before:.3f} -> {row.after:.3f} bits per byte ({change}; 95 % between {low:+.1%} and {high:+.1%})"
         lines.append((run.title(row), text))
     return lines
 

@@ -1,10 +1,12 @@
 """Stage evaluate: bits per byte, multiple-choice tasks and text samples of one model, in every language of the run."""
 
+from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
+from langext import scores
 from langext.artifacts import Corpus, Model, Scores, write_json
 from langext.console import say
 from langext.spec import ConfigError
@@ -13,8 +15,6 @@ from langext.stage import Context, Stage
 if TYPE_CHECKING:
     from langext.modeling import LiveModel
 
-SCORES = "scores.json"
-
 
 class Evaluate(Stage):
     """Measure a model. Give it `inputs: {model: base}` to measure the untouched base."""
@@ -22,6 +22,8 @@ class Evaluate(Stage):
     uses: Literal["evaluate"]
     bpb_bytes: int = Field(200_000, ge=1000)
     """Held-out bytes per language and domain for bits per byte."""
+    drift_bytes: int = Field(20_000, ge=0)
+    """Held-out bytes of each original language for KL(base || model), which needs the base as well; 0 leaves it out."""
     continuation_items: int = Field(200, ge=0)
     """Items per language of the continuation task (which second half of a paragraph is right, out of four); 0 leaves it out."""
     tasks: list[str] = []
@@ -32,8 +34,8 @@ class Evaluate(Stage):
     """Examples before each item of `tasks`; the task's own default when not given."""
     limit: int | None = Field(None, ge=1)
     """Items of each of `tasks`; all when not given."""
-    batch_size: int = Field(8, ge=1)
-    """Sequences in one forward pass of lm-eval."""
+    batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = 8
+    """Sequences in one forward pass of lm-eval; auto is as many as fit into a GPU's memory."""
     samples: int = Field(2, ge=0)
     """Texts to write per language, each from the start of a paragraph of another held-out document."""
     sample_tokens: int = Field(60, ge=1)
@@ -50,7 +52,7 @@ class Evaluate(Stage):
         check_tasks(self.tasks, self.include_path)
 
     def run(self, ctx: Context, model: Model, corpus: Corpus) -> Scores:
-        """Write scores.json: bits_per_byte, tasks, samples, each by name with standard errors."""
+        """Write scores.json; see `langext.scores`."""
         import torch
 
         from langext import documents, harness, modeling
@@ -59,6 +61,7 @@ class Evaluate(Stage):
         dtype = torch.bfloat16 if self.precision == "bf16" else torch.float32
         live = modeling.load(model, dtype, "cuda" if self.runtime.gpus else "cpu")
         heldout = documents.heldout(corpus, ctx.languages)
+        drift = self._drift(ctx, model, live, heldout, dtype)
         bits = {name: self._bits(live, name, texts) for name, texts in heldout.items()}
         by_language = {c: [t for name, ts in heldout.items() if name.startswith(c) for t in ts] for c in ctx.languages}
         own = {f"continuation_{c}": harness.continuation_items(ts, self.continuation_items, ctx.seed)
@@ -74,13 +77,41 @@ class Evaluate(Stage):
             include=self.include_path,
         )  # fmt: skip
         for name, metrics in tasks.items():
-            say(f"  {name}: " + ", ".join(f"{m} {f['value']:.3f} ± {f['stderr']:.3f}" for m, f in metrics.items()))
-        samples = [self._sample(live, c, start) for c, ts in by_language.items() for start in _starts(ts)[: self.samples]]
-        write_json(ctx.out / SCORES, {"bits_per_byte": bits, "tasks": tasks, "samples": samples})
-        ctx.summary.update(bits_per_byte={name: row["value"] for name, row in bits.items()}, own_items=bool(own))
+            say(f"  {name}: " + ", ".join(f"{m} {f.value:.3f} ± {f.stderr:.3f}" for m, f in metrics.items()))
+        samples, writing = self._write(live, {c: _starts(texts)[: self.samples] for c, texts in by_language.items()})
+        found = scores.ScoresFile(bits_per_byte=bits, tasks=tasks, drift=drift, samples=samples, writing=writing)
+        write_json(ctx.out / scores.FILE, found.model_dump(mode="json", exclude_none=True))
+        ctx.summary.update(bits_per_byte={name: row.value for name, row in bits.items()}, own_items=bool(own))
         return Scores(ctx.out)
 
-    def _bits(self, live: "LiveModel", name: str, texts: list[str]) -> dict[str, Any]:
+    def _drift(
+        self, ctx: Context, model: Model, live: "LiveModel", heldout: dict[str, list[str]], dtype: Any
+    ) -> dict[str, scores.Drift]:
+        """How far the model is from what it was before its newest extension, by original language."""
+        import numpy as np
+
+        from langext import bpb, modeling
+        from langext.drift import Drift
+
+        method, found = live.method, {}
+        if method is None or not self.drift_bytes:
+            return found
+        record = modeling.read_record(model)
+        base = None if method.reversible else modeling.load(model, dtype, str(live.net.device), trained=False).net
+        tokenizer = modeling.load_tokenizer(record.base)
+        for code in ctx.original_languages:
+            texts = [text for name, texts in heldout.items() if name.startswith(f"{code}/") for text in texts]
+            with nullcontext() if base is not None else method.off(live.net):
+                drift = Drift(base or live.net, tokenizer, bpb.passages(texts, 1000, self.drift_bytes))
+            nats, tokens = np.array(drift.each(live.net)), np.array([len(row) for row in drift.rows])
+            if not len(nats):
+                continue
+            spread = bpb.Bits(nats, tokens)
+            found[code] = scores.Drift(kl=spread.per_byte, stderr=spread.stderr(), tokens=int(tokens.sum()))
+            say(f"  {code}: KL to the base {spread.per_byte:.4f} ± {spread.stderr():.4f} nats per token")
+        return found
+
+    def _bits(self, live: "LiveModel", name: str, texts: list[str]) -> scores.Bits:
         from langext import bpb
         from langext.diagnostics import Observer
 
@@ -88,31 +119,43 @@ class Evaluate(Stage):
         seen = Observer(live)
         measured = bpb.measure(live.net, live.tokenizer, passages, observe=seen)
         say(f"  {name}: {measured.per_byte:.4f} ± {measured.stderr():.4f} bits per byte on {measured.num_bytes.sum():,} bytes")
-        return {
-            "value": measured.per_byte,
-            "stderr": measured.stderr(),
-            "bytes": int(measured.num_bytes.sum()),
-            "passages": len(passages),
-            "bits_each": [round(b, 3) for b in measured.bits.tolist()],
-            "bytes_each": measured.num_bytes.tolist(),
+        return scores.Bits(
+            value=measured.per_byte,
+            stderr=measured.stderr(),
+            bytes=int(measured.num_bytes.sum()),
+            passages=len(passages),
+            bits_each=[round(b, 3) for b in measured.bits.tolist()],
+            bytes_each=measured.num_bytes.tolist(),
             **seen.layers(),
-        }
+        )
 
-    def _sample(self, live: "LiveModel", language: str, prompt: str) -> dict[str, str]:
-        """Greedy continuation of a prompt."""
+    def _write(self, live: "LiveModel", prompts: dict[str, list[str]]) -> tuple[list[scores.Sample], scores.Writing | None]:
+        """Greedy continuations of the prompts of each language, and how fast they came."""
+        import time
+
         import torch
 
-        ids = live.tokenizer(prompt, return_tensors="pt", add_special_tokens=False).input_ids.to(live.net.device)
-        with torch.no_grad():
-            out = live.net.generate(
-                input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=self.sample_tokens, do_sample=False,
-                repetition_penalty=1.1, pad_token_id=live.tokenizer.eos_token_id,
-            )  # fmt: skip
-        return {
-            "language": language,
-            "prompt": prompt,
-            "text": live.tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True).strip(),
-        }
+        samples: list[scores.Sample] = []
+        tokens, seconds = 0, 0.0
+        for language, prompt in ((code, prompt) for code, found in prompts.items() for prompt in found):
+            ids = live.tokenizer(prompt, return_tensors="pt", add_special_tokens=False).input_ids.to(live.net.device)
+            more: dict[str, Any] = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "do_sample": False}
+            more |= {"repetition_penalty": 1.1, "pad_token_id": live.tokenizer.eos_token_id}
+            with torch.no_grad():
+                if not samples:
+                    live.net.generate(**more, max_new_tokens=2)  # the first call sets things up
+                started = time.monotonic()
+                out = live.net.generate(**more, max_new_tokens=self.sample_tokens)[0, ids.shape[1] :].tolist()
+            tokens, seconds = tokens + len(out), seconds + time.monotonic() - started
+            text = live.tokenizer.decode(out, skip_special_tokens=True).strip()
+            samples.append(scores.Sample(language=language, prompt=prompt, text=text))
+        if not samples:
+            return samples, None
+        memory = sum(p.numel() * p.element_size() for p in live.net.parameters())
+        speed = tokens / seconds
+        return samples, scores.Writing(
+            tokens_per_second=speed, tokens=tokens, memory_bytes=memory, device=str(live.net.device.type)
+        )
 
 
 def _starts(texts: list[str]) -> list[str]:

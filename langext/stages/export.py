@@ -1,4 +1,4 @@
-"""Stage export: the trained model as a Hugging Face folder that loads without langext, verified."""
+"""Stage export: the trained model in a format that others load, verified."""
 
 from typing import Any, ClassVar, Literal
 
@@ -19,7 +19,8 @@ class Export(Stage):
     uses: Literal["export"]
     format: exports.Format = "auto"
     """native is a stock architecture of transformers; dense is the base's own, wider or deeper where need be; remote travels
-    with its own code; gguf is for llama.cpp and Ollama; auto takes native where that is exact, else remote."""
+    with its own code; gguf is for llama.cpp and Ollama; delta is what was learnt without the base, for langext; auto takes
+    native where that is exact, else remote."""
     gguf: tuple[exports.Precision, ...] = Field(("bf16",), min_length=1)
     """Precisions of GGUF files, one file each: f32, f16, bf16, q8_0. Only for format gguf."""
     gguf_pre: str | None = None

@@ -155,8 +155,7 @@ def _task_vectors(models: list[Model], method: Method) -> tuple[dict[str, Any], 
     """(initial weights of what changed, one task vector for each model, mean new vocabulary rows), all in float32."""
     import torch
 
-    from langext import modeling, vocabulary
-    from langext.exports.stock import LAYERS
+    from langext import families, modeling, vocabulary
 
     if method.dense():
         start = modeling.load_base(modeling.read_record(models[0]).base, torch.float32)
@@ -170,7 +169,7 @@ def _task_vectors(models: list[Model], method: Method) -> tuple[dict[str, Any], 
         trained = {name: p.detach() for name, p in live.net.named_parameters()}
         if method.dense():
             folded = {name: tensor for layer in live.method.fold(live.net).layers() for name, tensor in layer.items()}
-            trained = {name: p for name, p in trained.items() if not name.startswith(LAYERS)} | folded
+            trained = {name: p for name, p in trained.items() if not name.startswith(families.LAYERS)} | folded
         rows.append({name: t for name, t in trained.items() if name.endswith(vocabulary.NEW_ROWS)})
         changes = ((name, trained[name] - origin[name]) for name in origin if name in trained and name not in rows[-1])
         vectors.append({name: change for name, change in changes if change.any()})

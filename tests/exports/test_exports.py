@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
+from toy import make_base, make_tokenizer
 
 from langext import exports, memory, modeling
 from langext.artifacts import Model, write_json
-from langext.exports import hub, modelcard, shards
+from langext.exports import hub, modelcard, reload, shards, verify
 from langext.methods import Full, Grow, Lora, NeutralResidues
 from langext.methods.residue import stacks
 from langext.spec import ConfigError
@@ -70,9 +71,12 @@ def test_a_model_that_does_not_fit_into_memory_is_exported_alike(tmp_path, pico,
     methods = {"lora": Lora(name="lora", rank=4), "grow": Grow(name="grow")}
     method = methods.get(name) or NeutralResidues(name="neutral_residues", gate="hard_sigmoid", width=40)
     model = extended(tmp_path, pico, method)
-    record = exports.write(model, tmp_path / "whole", form, TEXTS, CARD)
+    record, keep = exports.write(model, tmp_path / "whole", form, TEXTS, CARD), reload.in_float32
     monkeypatch.setattr(memory, "available", lambda: 0)
+    seen = []
+    monkeypatch.setattr(reload, "in_float32", lambda modules, whole, *more: seen.append(whole) or keep(modules, whole, *more))
     in_parts = exports.write(model, tmp_path / "in parts", form, TEXTS, CARD)
+    assert seen and not any(seen)
     assert {k: v for k, v in record.items() if isinstance(v, str | int)} == {
         k: v for k, v in in_parts.items() if isinstance(v, str | int)
     }
@@ -80,6 +84,49 @@ def test_a_model_that_does_not_fit_into_memory_is_exported_alike(tmp_path, pico,
     for path in (tmp_path / "whole").iterdir():
         if path.suffix == ".safetensors":
             assert path.read_bytes() == (tmp_path / "in parts" / path.name).read_bytes()
+
+
+@pytest.mark.parametrize("family", ["qwen2", "gemma", "gemma3_text"])
+@pytest.mark.parametrize("available", [0, 1 << 40])
+def test_bases_of_other_precisions_widths_and_settings(tmp_path, monkeypatch, family, available):
+    """A float32 base as wide as no square of a bf16 number, that says bf16 of itself and whose texts are to be penalised."""
+    monkeypatch.setattr(memory, "available", lambda: available)
+    tokenizer = make_tokenizer()
+    net = make_base(family, len(tokenizer), hidden_size=48).float()
+    for parameter in net.parameters():
+        parameter.data += 1e-3 * torch.randn(parameter.shape)
+    net.config.dtype = torch.bfloat16
+    net.generation_config.repetition_penalty, net.generation_config.eos_token_id = 1.3, [0, 5]
+    net.save_pretrained(tmp_path / "base")
+    config = json.loads((tmp_path / "base" / "config.json").read_text())
+    (tmp_path / "base" / "config.json").write_text(json.dumps(config | {"dtype": "bfloat16"}))
+    tokenizer.save_pretrained(tmp_path / "base")
+    record = exports.write(
+        extended(tmp_path, tmp_path / "base", Lora(name="lora", rank=4)), tmp_path / "out", "auto", TEXTS, CARD
+    )
+    assert record["max_abs_difference"] < 1e-4 and record["greedy_equal"] == record["texts"]
+    assert record["rounding"]["max_abs_difference"] > 1e-4  # of the base itself
+    saved = json.loads((tmp_path / "out" / "generation_config.json").read_text())
+    assert saved["repetition_penalty"] == 1.3 and saved["eos_token_id"] == [0, 5]
+
+
+def test_what_is_no_number_and_what_only_the_cache_gets_wrong_is_refused(tmp_path):
+    good = {"max_abs_difference": 1e-6, "max_abs_difference_cached": 1e-6, "logit_std": 1.0, "greedy_equal": 2,
+            "tokenized_equal": 2, "texts": 2}  # fmt: skip
+    verify.judged(good)
+    nan = float("nan")
+    for wrong in ({"max_abs_difference": nan}, {"max_abs_difference_cached": nan}, {"max_abs_difference_cached": 0.1}):
+        with pytest.raises(ConfigError, match="differs from the trained model"):
+            verify.judged(good | wrong)
+    files = []
+    for name, value in (("a", 0.0), ("b", nan), ("c", 0.0)):
+        logits = torch.randn(3, 5)
+        logits[1, 2] += value
+        files.append(tmp_path / name)
+        save_file({"logits": logits}, files[-1])
+    for one, other in ((files[:1] * 2, [files[1], files[0]]), (files[:1] * 2, [files[0], files[1]])):
+        with pytest.raises(ConfigError, match="a logit by nan"):
+            verify.same(one, other)
 
 
 def test_weights_of_several_files_load_as_one_would(tmp_path, pico, monkeypatch):

@@ -1,5 +1,6 @@
 """The model at a checkpoint of a training that has not ended, in this process alone, however many processes wrote it."""
 
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -14,7 +15,6 @@ from torch import Tensor
 from langext import modeling
 from langext.artifacts import CHECKPOINTS, JOB, MANIFEST, Model, fingerprint, read_json, write_json
 from langext.checkpoints import AVERAGE, RECORD, STATE, Checkpoints, convert, damage
-from langext.exports.delta import USES
 from langext.spec import ConfigError
 
 PREFIX = "net."
@@ -25,31 +25,42 @@ PREFIX = "net."
 def model(root: Path, step: int | None) -> Iterator[Model]:
     """The model of a run folder at a checkpoint, the newest if `step` is None. It is gone after this context.
 
-    Raises ConfigError when there is no such checkpoint or it is damaged.
+    Training may go on meanwhile and drop the checkpoint: its files are held by links of their own. Raises ConfigError when
+    there is no such checkpoint or it is damaged.
     """
-    stages = [path.parent for path in sorted(root.glob(f"[0-9][0-9]-*/{CHECKPOINTS}")) if Checkpoints(path, 1).steps()]
-    if not stages:
+    folders = [path for path in sorted(root.glob(f"[0-9][0-9]-*/{CHECKPOINTS}")) if not (path.parent / MANIFEST).exists()]
+    steps = Checkpoints(folders[-1], 1).steps() if folders else []
+    if not steps:
         raise ConfigError(f"{root}: no checkpoint here; a training that has ended drops its own, so leave --checkpoint out")
-    found = Checkpoints(stages[-1] / CHECKPOINTS, 1).steps()
-    step = found[-1] if step is None else step
-    if step not in found:
-        raise ConfigError(f"--checkpoint {step}: no such step in {stages[-1]}; there are {', '.join(map(str, found))}")
-    checkpoint = stages[-1] / CHECKPOINTS / f"step-{step}"
-    if wrong := damage(checkpoint):
-        raise ConfigError(f"{checkpoint}: {wrong}")
-    job = read_json(stages[-1] / JOB)
+    step = steps[-1] if step is None else step
+    if step not in steps:
+        raise ConfigError(f"--checkpoint {step}: no such step in {folders[-1]}; there are {', '.join(map(str, steps))}")
+    job = read_json(folders[-1].parent / JOB)
     extended = Model(root / Path(job["inputs"]["model"]["path"]).name)
     out = Path(tempfile.mkdtemp(dir=root, prefix=f".step-{step}-"))
     try:
+        checkpoint = _held(folders[-1] / f"step-{step}", out / "checkpoint")
         modeling.save_delta(out, weights(checkpoint, modeling.on_disk(extended, trained=False).learning()))
         made = modeling.write_record(out, modeling.read_record(extended))
         write_json(out / JOB, job)
         said = f"From a checkpoint of a training that had not ended, at step {step} of {job['stage']['steps']}"
-        done = {"kind": "Model", "stage": {"uses": USES}, "summary": {"training": None, "afterwards": [said]}}
-        write_json(out / MANIFEST, done | {"fingerprint": fingerprint([job["fingerprint"], step])})
+        history = {"training": None, "afterwards": [said]}
+        manifest = {"kind": "Model", "stage": {"uses": "snapshot"}, "summary": {"history": history}}
+        write_json(out / MANIFEST, manifest | {"fingerprint": fingerprint([job["fingerprint"], step])})
         yield made
     finally:
         shutil.rmtree(out)
+
+
+def _held(checkpoint: Path, out: Path) -> Path:
+    """The checkpoint under another name. Raises ConfigError when it goes away meanwhile, or is damaged."""
+    try:
+        shutil.copytree(checkpoint, out, copy_function=os.link)
+    except (shutil.Error, FileNotFoundError):
+        raise ConfigError(f"{checkpoint}: dropped by the training while it was read; try again") from None
+    if wrong := damage(out):
+        raise ConfigError(f"{checkpoint}: {wrong}")
+    return out
 
 
 def weights(checkpoint: Path, learning: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -63,7 +74,7 @@ def weights(checkpoint: Path, learning: Mapping[str, Tensor]) -> dict[str, Tenso
         saved = _read(checkpoint / STATE / "mp_rank_00_model_states.pt")["module"]
         return {name: saved[f"{PREFIX}{name}"] for name in learning}
     found = {}
-    with tempfile.TemporaryDirectory(dir=checkpoint.parent, suffix=".tmp") as scratch:
+    with tempfile.TemporaryDirectory(dir=checkpoint.parent) as scratch:
         convert(checkpoint, Path(scratch))
         for name, like in learning.items():
             tensor = _read(Path(scratch) / STATE / "zero" / f"{PREFIX}{name}" / "fp32.pt")

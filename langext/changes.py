@@ -1,0 +1,116 @@
+"""A figure before and after, and whether the difference is more than noise."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import erfc, sqrt
+
+import numpy as np
+
+from langext.scores import Bits, Metric, ScoresFile
+
+RESAMPLES = 5000
+SIGNIFICANT = 0.05
+
+
+@dataclass(frozen=True)
+class Difference:
+    """After - before."""
+
+    value: float
+    stderr: float
+    low: float
+    high: float
+    """The 95 % confidence interval."""
+    p: float
+    """Two-sided: how often no true change would look at least as large."""
+    paired: bool
+    """Measured on the same passages or items, so that these do not add to the noise."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """One figure of two evaluations."""
+
+    name: str
+    before: float
+    before_stderr: float
+    after: float
+    after_stderr: float
+    difference: Difference
+    higher_is_better: bool
+
+    @property
+    def relative(self) -> float:
+        """Change as a share of the value before; nan from zero."""
+        return self.difference.value / self.before if self.before else float("nan")
+
+    @property
+    def in_noise(self) -> bool:
+        """Could it well be chance?"""
+        return not self.difference.p < SIGNIFICANT
+
+    @property
+    def better(self) -> bool:
+        """Is the figure after the better one?"""
+        return (self.difference.value > 0) == self.higher_is_better
+
+    @property
+    def verdict(self) -> str:
+        """better, worse or noise."""
+        return "noise" if self.in_noise else "better" if self.better else "worse"
+
+
+def bits(before: ScoresFile | None, after: ScoresFile | None) -> Iterator[Change]:
+    """The changes in bits per byte of all sets that both measured."""
+    if not (before and after):
+        return
+    for name, now in after.bits_per_byte.items():
+        if then := before.bits_per_byte.get(name):
+            found = _of_bits(then, now)
+            yield Change(name, then.value, then.stderr, now.value, now.stderr, found, higher_is_better=False)
+
+
+def tasks(before: ScoresFile | None, after: ScoresFile | None) -> Iterator[Change]:
+    """The changes in all task figures that both measured."""
+    if not (before and after):
+        return
+    for task, metrics in after.tasks.items():
+        for metric, now in metrics.items():
+            if then := before.tasks.get(task, {}).get(metric):
+                found = _of_metrics(then, now)
+                name = f"{task}, {metric}"
+                yield Change(name, then.value, then.stderr, now.value, now.stderr, found, now.higher_is_better)
+
+
+def _of_bits(then: Bits, now: Bits) -> Difference:
+    if then.bytes_each != now.bytes_each or len(now.bytes_each) < 2:
+        return _unpaired(then.value, then.stderr, now.value, now.stderr)
+    more, weight = np.subtract(now.bits_each, then.bits_each), np.array(now.bytes_each, dtype=float)
+    return _paired(now.value - then.value, more, weight)
+
+
+def _of_metrics(then: Metric, now: Metric) -> Difference:
+    if not then.each or not now.each or len(then.each) != len(now.each) or len(now.each) < 2:
+        return _unpaired(then.value, then.stderr, now.value, now.stderr)
+    more = np.subtract(now.each, then.each)
+    return _paired(now.value - then.value, more, np.ones(len(more)))
+
+
+def _paired(value: float, more: np.ndarray, weight: np.ndarray, seed: int = 0) -> Difference:
+    """Bootstrap over the passages or items, https://doi.org/10.1201/9780429246593; `more` and `weight` are of each of them."""
+    dice, means = np.random.default_rng(seed), []
+    for _ in range(RESAMPLES // 100):  # in parts: a large task has many items
+        picks = dice.integers(len(more), size=(100, len(more)))
+        means.append(more[picks].sum(1) / weight[picks].sum(1))
+    found = np.concatenate(means)
+    low, high = np.quantile(found, (0.025, 0.975))
+    tail = min((found <= 0).mean(), (found >= 0).mean())
+    p = min(1.0, max(2 * float(tail), 1 / RESAMPLES))
+    return Difference(value, float(found.std(ddof=1)), float(low), float(high), p, paired=True)
+
+
+def _unpaired(then: float, then_stderr: float, now: float, now_stderr: float) -> Difference:
+    """By the normal distribution, as if both were measured apart."""
+    value, stderr = now - then, sqrt(then_stderr**2 + now_stderr**2)
+    p = erfc(abs(value) / stderr / sqrt(2)) if stderr > 0 else 0.0 if value else 1.0
+    return Difference(value, stderr, value - 1.96 * stderr, value + 1.96 * stderr, p, paired=False)

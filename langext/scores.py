@@ -1,0 +1,104 @@
+"""What scores.json holds. `docs/scores.schema.json` is made from this: python -m langext.scores > docs/scores.schema.json."""
+
+import json
+from pathlib import Path
+from typing import Literal
+
+from langext.artifacts import Scores, read_json
+from langext.spec import ConfigError, Spec
+
+FILE = "scores.json"
+FORMAT = "langext scores 2"
+
+
+class Bits(Spec):
+    """Bits per byte of held-out text of one language and domain."""
+
+    value: float
+    """Over all passages together."""
+    stderr: float
+    """By bootstrap over passages."""
+    bytes: int
+    """UTF-8 bytes that were measured."""
+    passages: int
+    """Pieces of about 1,000 bytes that they come in."""
+    bits_each: list[float]
+    """Bits of each passage."""
+    bytes_each: list[int]
+    """Bytes of each passage."""
+    gate: list[float] | None = None
+    """Mean gate value in each layer; only of methods with gates."""
+    open: list[float] | None = None
+    """Share of tokens whose gate is open in each layer."""
+    all_closed: float | None = None
+    """Share of tokens that are computed exactly as the base does: every gate is zero. Only of gates that close."""
+
+
+class Metric(Spec):
+    """One figure of a task."""
+
+    value: float
+    stderr: float
+    items: int
+    higher_is_better: bool = True
+    each: list[float] | None = None
+    """The figure of each item in the task's own order, where it is their mean: changes are paired by it."""
+
+
+class Drift(Spec):
+    """How far the model is from its base on held-out text of an original language."""
+
+    kl: float
+    """KL(base || model), nats per token."""
+    stderr: float
+    """Over passages."""
+    tokens: int
+
+
+class Sample(Spec):
+    """A text that the model wrote."""
+
+    language: str
+    prompt: str
+    text: str
+
+
+class Writing(Spec):
+    """How fast the model writes: greedy text, one sequence, in the precision it was measured in."""
+
+    tokens_per_second: float
+    tokens: int
+    memory_bytes: int
+    """Of all weights."""
+    device: str
+
+
+class ScoresFile(Spec):
+    """The whole file."""
+
+    format: Literal["langext scores 2"] = FORMAT
+    bits_per_byte: dict[str, Bits]
+    """By `<language>/<domain>`."""
+    tasks: dict[str, dict[str, Metric]]
+    """By task, then by metric."""
+    drift: dict[str, Drift] = {}
+    """By original language; none of the base itself."""
+    samples: list[Sample] = []
+    writing: Writing | None = None
+
+
+def read(scores: Scores) -> ScoresFile:
+    """The scores of a finished evaluation. Raises ConfigError for a file of another version of langext."""
+    return read_file(scores.path / FILE)
+
+
+def read_file(path: Path) -> ScoresFile:
+    """A scores.json. Raises ConfigError for one of another version of langext."""
+    value = read_json(path)
+    if value.get("format") != FORMAT:
+        raise ConfigError(f"{path}: written by another version of langext; measure again with --redo")
+    return ScoresFile.model_validate(value)
+
+
+if __name__ == "__main__":
+    print(json.dumps(ScoresFile.model_json_schema(), indent=2))

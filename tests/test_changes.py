@@ -1,0 +1,81 @@
+"""Differences of two evaluations: paired where they can be, with honest p-values."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from langext import changes, scores
+from langext.artifacts import write_json
+from langext.scores import Bits, Metric, ScoresFile
+from langext.spec import ConfigError
+
+
+def bits(each, sizes=None):
+    sizes = sizes or [1000] * len(each)
+    value = sum(each) / sum(sizes)
+    return Bits(value=value, stderr=0.1, bytes=sum(sizes), passages=len(each), bits_each=list(each), bytes_each=sizes)
+
+
+def file(french=None, task=None):
+    found = {"fra_Latn/book": french} if french else {}
+    return ScoresFile(bits_per_byte=found, tasks={"arc": {"acc": task}} if task else {})
+
+
+def metric(each, keep=True):
+    spread = float(np.std(each) / len(each) ** 0.5)
+    return Metric(value=float(np.mean(each)), stderr=spread, items=len(each), each=list(map(float, each)) if keep else None)
+
+
+def test_a_small_change_of_every_passage_is_no_noise():
+    dice = np.random.default_rng(1)
+    before = dice.normal(1000, 300, 60)  # passages differ far more than the two models do
+    after = before - dice.normal(10, 5, 60)
+    (change,) = changes.bits(file(bits(before)), file(bits(after)))
+    assert change.difference.paired and change.verdict == "better" and change.difference.p < 0.001
+    more = after - before
+    assert change.difference.value == pytest.approx(more.mean() / 1000)
+    assert change.difference.stderr == pytest.approx(more.std() / 60**0.5 / 1000, rel=0.05)
+    assert change.difference.low < change.difference.value < change.difference.high < 0
+
+
+def test_one_in_twenty_changes_of_nothing_is_called_significant():
+    dice = np.random.default_rng(2)
+    called = 0
+    for _ in range(300):
+        before = dice.normal(1000, 300, 40)
+        (change,) = changes.bits(file(bits(before)), file(bits(before + dice.normal(0, 20, 40))))
+        called += not change.in_noise
+    assert 4 <= called <= 33  # 15 on average
+
+
+def test_items_of_tasks_are_paired_and_others_are_not():
+    dice = np.random.default_rng(3)
+    before = (dice.random(400) < 0.5).astype(float)
+    after = before.copy()
+    after[np.flatnonzero(before == 0)[:14]] = 1  # 14 items more, none fewer
+    (paired,) = changes.tasks(file(task=metric(before)), file(task=metric(after)))
+    assert paired.verdict == "better" and paired.difference.paired
+    (apart,) = changes.tasks(file(task=metric(before, keep=False)), file(task=metric(after, keep=False)))
+    assert apart.verdict == "noise" and not apart.difference.paired
+    assert apart.difference.stderr == pytest.approx(2**0.5 * 0.025, rel=0.02)
+
+
+def test_other_passages_are_not_paired_and_nothing_measured_twice_is_no_change():
+    one, other = bits([100.0, 120.0, 90.0]), bits([100.0, 120.0, 90.0], [1000, 900, 1100])
+    assert not next(changes.bits(file(one), file(other))).difference.paired
+    (same,) = changes.bits(file(one), file(one))
+    assert same.in_noise and same.difference.value == 0 and same.difference.p == 1
+    assert list(changes.bits(None, file(one))) == [] and list(changes.bits(file(one), file())) == []
+
+
+def test_the_schema_in_the_docs_is_that_of_the_file():
+    written = json.loads((Path(__file__).parent.parent / "docs" / "scores.schema.json").read_text())
+    assert written == ScoresFile.model_json_schema()
+
+
+def test_scores_of_another_version_are_refused(tmp_path):
+    write_json(tmp_path / "scores.json", {"bits_per_byte": {}, "tasks": {}, "samples": []})
+    with pytest.raises(ConfigError, match="another version of langext"):
+        scores.read_file(tmp_path / "scores.json")

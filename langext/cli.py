@@ -136,6 +136,19 @@ def apply_(
 
 
 @app.command()
+def chat(
+    where: Annotated[Path, typer.Argument(help="Run folder, or an exported model.")],
+    base: Annotated[Path | None, typer.Option(help="Folder of the base, to talk to beside an exported model.")] = None,
+    tokens: Annotated[int, typer.Option(min=1, help="Most tokens of an answer.")] = 100,
+) -> None:
+    """Talk to the base and to the extended model side by side, in any language."""
+    with _clean_errors():
+        from langext import chat as chatting
+
+        chatting.talk(chatting.speakers(where, base), tokens, chatting.typed())
+
+
+@app.command()
 def fetch(what: Annotated[str, typer.Argument(help="quickstart, or the name of one asset.")]) -> None:
     """Bring small models and texts to this machine, verified; afterwards no network is needed."""
     with _clean_errors():

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.progress import Progress as Live
 from rich.table import Table
+from rich.text import Text
 
 
 def say(text: str) -> None:
@@ -24,6 +25,13 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> 
     grid = Table(*columns, title=title, title_justify="left", title_style="bold")
     for row in rows:
         grid.add_row(*row)
+    Console(width=None if sys.stdout.isatty() else 140).print(grid)
+
+
+def columns(texts: dict[str, str]) -> None:
+    """Print texts side by side under their names. They are taken as they are: nothing in them is markup."""
+    grid = Table(*texts, expand=True)
+    grid.add_row(*(Text(text) for text in texts.values()))
     Console(width=None if sys.stdout.isatty() else 140).print(grid)
 
 

@@ -93,10 +93,10 @@ class Evaluate(Stage):
         from langext import bpb, modeling
         from langext.drift import Drift
 
-        method, found = live.method, {}
-        if method is None or not self.drift_bytes:
+        found: dict[str, scores.Drift] = {}
+        record, method = modeling.read_record(model), live.method
+        if record.method is None or method is None or not self.drift_bytes:
             return found
-        record = modeling.read_record(model)
         base = None if method.reversible else modeling.load(model, dtype, str(live.net.device), trained=False).net
         tokenizer = modeling.load_tokenizer(record.base)
         for code in ctx.original_languages:

@@ -1,0 +1,110 @@
+"""Talking to the base and to the extended model, side by side in a terminal."""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from langext import console
+from langext.spec import ConfigError
+
+HELP = "/new starts over, /quit leaves"
+
+
+@dataclass
+class Speaker:
+    """One of the models, and what was said to it."""
+
+    name: str
+    net: Any
+    tokenizer: Any
+    as_itself: Callable[[], AbstractContextManager[None]] = nullcontext
+    """Within it `net` is this model; base and extended model can be one net."""
+    messages: list[dict[str, str]] = field(default_factory=list)
+
+    def answer(self, text: str, tokens: int) -> str:
+        """What the model says to `text`: an answer where its tokenizer has a chat template, else how the text goes on."""
+        import torch
+
+        if self.tokenizer.chat_template:
+            self.messages.append({"role": "user", "content": text})
+            prompt = self.tokenizer.apply_chat_template(self.messages, add_generation_prompt=True, tokenize=False)
+            ids = self.tokenizer(prompt, return_tensors="pt", add_special_tokens=False).input_ids
+        else:
+            ids = self.tokenizer(text, return_tensors="pt").input_ids
+        ids = ids.to(self.net.device)
+        with torch.no_grad(), self.as_itself():
+            out = self.net.generate(
+                input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=tokens, do_sample=False,
+                repetition_penalty=1.1, pad_token_id=self.tokenizer.eos_token_id,
+            )  # fmt: skip
+        said = self.tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True).strip()
+        self.messages.append({"role": "assistant", "content": said})
+        return said
+
+
+def speakers(where: Path, base: Path | None) -> list[Speaker]:
+    """Base and newest trained model of a run folder, or an exported model, beside `base` if that is given.
+
+    Raises ConfigError when the folder is neither.
+    """
+    from langext import bases, modeling
+
+    model = bases.extended(str(where)) if where.is_dir() else None
+    if model is None:
+        if not (where / "config.json").is_file():
+            raise ConfigError(f"{where}: neither a run folder nor an exported model (no config.json)")
+        return [*([_exported("base", base)] if base else []), _exported("extended", where)]
+    import torch
+
+    if base:
+        raise ConfigError("--base is for exported models; a run folder knows its base")
+    live = modeling.load(model, torch.bfloat16)
+    record = modeling.read_record(model)
+    extended = Speaker("extended", live.net, live.tokenizer)
+    tokenizer = modeling.load_tokenizer(record.base)
+    method = live.method
+    if method is not None and method.reversible and record.tokenizer is None:
+        return [Speaker("base", live.net, tokenizer, lambda: method.off(live.net)), extended]
+    return [Speaker("base", modeling.load_base(record.base, torch.bfloat16), tokenizer), extended]
+
+
+def _exported(name: str, folder: Path) -> Speaker:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from langext import modeling
+
+    if any(folder.glob("modeling_*.py")):
+        raise ConfigError(f"{folder}: travels with code of its own, which langext does not run; give the run folder instead")
+    tokenizer = modeling.load_tokenizer(folder)
+    net = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16, local_files_only=True, use_safetensors=True)
+    return Speaker(name, net.eval(), tokenizer)
+
+
+def talk(found: list[Speaker], tokens: int, lines: Iterator[str]) -> None:
+    """Answer line after line until there are no more."""
+    chats = all(speaker.tokenizer.chat_template for speaker in found)
+    console.say(f"{'Say something' if chats else 'Begin a text, and each model goes on'}; {HELP}.")
+    for line in lines:
+        text = line.strip()
+        if text == "/quit":
+            return
+        if text == "/new":
+            for speaker in found:
+                speaker.messages.clear()
+            console.say("forgotten")
+        elif text.startswith("/"):
+            console.say(f"no command {text.split()[0]}; {HELP}")
+        elif text:
+            console.columns({speaker.name: speaker.answer(text, tokens) for speaker in found})
+
+
+def typed() -> Iterator[str]:
+    """What the user types, line by line, to the end of input."""
+    while True:
+        try:
+            yield input("> ")
+        except EOFError:
+            return

@@ -1,0 +1,80 @@
+"""Talking to base and extended model."""
+
+import pytest
+import torch
+from bench import Bench, extend, train
+from typer.testing import CliRunner
+
+from langext import chat, modeling
+from langext.cli import app
+from langext.spec import ConfigError
+
+RESIDUES = {"name": "neutral_residues", "gate": "hard_sigmoid", "init": "lecun", "width": 32, "alpha": 0.1}
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory, pico):
+    return Bench(tmp_path_factory.mktemp("bench"), pico)
+
+
+@pytest.fixture(scope="module")
+def runs(bench):
+    """With the base inside the extended model, and with a base of its own."""
+    stages = [extend(**RESIDUES), train(steps=20, eval_every=20), {"uses": "export"}]
+    words = [
+        {"uses": "extend_tokenizer", "new_tokens": 40, "min_count": 2},
+        extend(name="full"),
+        train(steps=20, eval_every=20),
+    ]
+    return bench.run("residues", "fra_Latn", ["eng_Latn"], stages), bench.run("full", "fra_Latn", ["eng_Latn"], words)
+
+
+def alone(folder, text):
+    net, tokenizer = modeling.load_base(folder, torch.bfloat16), modeling.load_tokenizer(folder)
+    ids = tokenizer(text, return_tensors="pt").input_ids
+    out = net.generate(ids, max_new_tokens=12, do_sample=False, repetition_penalty=1.1, pad_token_id=0)
+    return tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True).strip()
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_the_base_says_what_it_would_say_alone(bench, runs, which):
+    base, extended = chat.speakers(runs[which], None)
+    text = "le petit chat dort"
+    assert base.answer(text, 12) == alone(bench.pico, text) != extended.answer(text, 12)
+    assert base.answer(text, 12) == alone(bench.pico, text)  # also after the other one has spoken
+
+
+def test_an_export_beside_its_base_talks_like_the_run(bench, runs):
+    of_run = chat.speakers(runs[0], None)[1].answer("le petit chat", 12)
+    exported = chat.speakers(runs[0] / "04-export" / "checkpoint", bench.pico)
+    assert [speaker.name for speaker in exported] == ["base", "extended"]
+    assert exported[1].answer("le petit chat", 12) == of_run
+    assert [speaker.name for speaker in chat.speakers(runs[0] / "04-export" / "checkpoint", None)] == ["extended"]
+
+
+def test_a_chat_template_makes_a_conversation(runs):
+    speaker = chat.speakers(runs[0], None)[1]
+    speaker.tokenizer.chat_template = "{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}"
+    speaker.answer("bonjour", 4)
+    speaker.answer("le chat", 4)
+    assert [m["role"] for m in speaker.messages] == ["user", "assistant", "user", "assistant"]
+
+
+def test_commands_and_markup(runs):
+    done = CliRunner().invoke(
+        app, ["chat", str(runs[0]), "--tokens", "4"], input="[bold]le chat\n/what\n/new\n\n/quit\nnot read\n"
+    )
+    assert done.exit_code == 0, done.output
+    assert "base" in done.output and "extended" in done.output and "forgotten" in done.output
+    assert "no command /what; /new starts over, /quit leaves" in done.output
+
+
+def test_what_is_neither_run_nor_export_is_refused(tmp_path, runs, bench):
+    with pytest.raises(ConfigError, match="neither a run folder nor an exported model"):
+        chat.speakers(tmp_path, None)
+    with pytest.raises(ConfigError, match="a run folder knows its base"):
+        chat.speakers(runs[0], bench.pico)
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "modeling_x.py").write_text("")
+    with pytest.raises(ConfigError, match="code of its own"):
+        chat.speakers(tmp_path, None)

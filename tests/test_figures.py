@@ -1,0 +1,76 @@
+"""`langext evaluate`: figures by name, conditions, exit codes."""
+
+import json
+
+import pytest
+from test_report import bits, run, stage  # noqa: F401
+from typer.testing import CliRunner
+
+from langext import figures, report
+from langext.artifacts import read_json, write_json
+from langext.cli import app
+from langext.spec import ConfigError
+
+
+@pytest.fixture
+def measured(run):  # noqa: F811
+    path = run / "04-evaluate" / "scores.json"
+    scores = read_json(path)
+    scores["drift"] = {"eng_Latn": {"kl": 0.02, "stderr": 0.001, "tokens": 500}}
+    scores["bits_per_byte"]["eng_Latn/python"] = bits(1.1)
+    scores["tasks"]["continuation_fra_Latn"]["acc"]["value"] = 0.4
+    write_json(path, scores)
+    before = run / "02-evaluate_base" / "scores.json"
+    scores = read_json(before)
+    scores["bits_per_byte"]["eng_Latn/python"] = bits(1.0)
+    write_json(before, scores)
+    return run
+
+
+def langext(*arguments):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def test_figures_have_names(measured):
+    found = figures.of(report.gather(measured))
+    assert found["new.bpb_increase"] == found["fra_Latn/book.bpb_increase"] == pytest.approx(-0.25)
+    assert found["eng_Latn/python.bpb_increase"] == pytest.approx(0.1)
+    assert found["original.bpb_increase"] == pytest.approx((0.1 + 0.0001) / 2, rel=1e-3)
+    assert found["original.kl"] == found["eng_Latn.kl"] == 0.02
+    assert found["continuation_fra_Latn.acc_drop"] == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize(
+    ("condition", "true"),
+    [
+        ("original.bpb_increase > 0.5%", True),
+        ("original.bpb_increase>6%", False),
+        ("eng_Latn/python.bpb_increase >= 0.09", True),
+        ("new.bpb_increase > -2e-1", False),
+        ("new.bpb_increase < -20%", True),
+        ("eng_Latn.kl <= 0.01", False),
+    ],
+)
+def test_conditions_decide_the_exit_code(measured, condition, true):
+    done = langext("evaluate", measured, "--fail-if", condition)
+    assert done.exit_code == (3 if true else 0)
+    assert ("failed: " + condition in done.output) == true
+
+
+def test_conditions_that_cannot_be_read_are_told(measured, tmp_path):
+    found = figures.of(report.gather(measured))
+    with pytest.raises(ConfigError, match="expected <figure> <operator> <number>"):
+        figures.held(["original.kl"], found)
+    with pytest.raises(ConfigError, match=r"no figure 'orignal.kl'\. Did you mean original.kl"):
+        figures.held(["orignal.kl > 1"], found)
+    with pytest.raises(ConfigError, match="have not both been measured"):
+        figures.held(["original.kl > 1"], {})
+    assert langext("evaluate", measured, "--fail-if", "x").exit_code == 2
+
+
+def test_json_is_what_the_tables_say(measured):
+    found = json.loads(langext("evaluate", measured, "--json", "--fail-if", "original.kl > 0.01").stdout)
+    assert found["failed"] == ["original.kl > 0.01: it is 0.02"]
+    assert found["bits_per_byte"]["fra_Latn/book"]["verdict"] == "better"
+    again = json.loads(langext("report", measured, "--json").stdout)
+    assert again == {key: value for key, value in found.items() if key != "failed"}

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from langext import languages
 from langext.scores import Metric
 from langext.spec import ConfigError, near
 
@@ -21,10 +22,17 @@ def check_tasks(tasks: Sequence[str], include: Path | None) -> None:
     """Raise ConfigError for task names that lm-eval does not know."""
     if not tasks:
         return
-    known = set(_manager(include).all_tasks)
+    known = set(_manager(tasks, include).all_tasks)
     unknown = [task for task in tasks if task not in known]
     if unknown:
         raise ConfigError(f"tasks: lm-eval has no {unknown[0]!r}.{near(unknown[0], known)} List them with: lm-eval ls tasks")
+
+
+def public(codes: Sequence[str], include: Path | None) -> list[str]:
+    """The tasks that `tasks: auto` stands for: those of `languages.benchmarks` that lm-eval has, language by language."""
+    wanted = [name for code in codes for name in languages.benchmarks(languages.find(code))]
+    known = set(_manager(wanted, include).all_tasks)
+    return [name for name in wanted if name in known]
 
 
 def continuation_items(texts: Sequence[str], count: int, seed: int) -> list[dict[str, Any]]:
@@ -77,7 +85,7 @@ def evaluate(
         if own:  # without lm-eval's own index, which takes ten seconds to read
             runs.append(([_task(name, items) for name, items in own.items()], TaskManager(include_defaults=False), {}))
         if tasks:
-            runs.append((list(tasks), _manager(include), {"num_fewshot": num_fewshot, "limit": limit}))
+            runs.append((list(tasks), _manager(tasks, include), {"num_fewshot": num_fewshot, "limit": limit}))
         for wanted, manager, options in runs:
             found = run(model=model, tasks=wanted, task_manager=manager, bootstrap_iters=1000, log_samples=True, **options)
             assert found is not None, "lm-eval returns results on rank 0, and evaluation runs as one process"
@@ -132,10 +140,15 @@ def _metrics(figures: dict[str, Any], items: int, rows: list[dict[str, Any]], be
     return found
 
 
-def _manager(include: Path | None) -> Any:
+def _manager(tasks: Sequence[str], include: Path | None) -> Any:
+    """What knows these tasks; reading lm-eval's own index takes ten seconds, so not when `include` has them all."""
     with _quiet():
         from lm_eval.tasks import TaskManager
 
+        if include:
+            own = TaskManager(include_path=str(include), include_defaults=False)
+            if set(tasks) <= set(own.all_tasks):
+                return own
         return TaskManager(include_path=str(include) if include else None)
 
 

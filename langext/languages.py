@@ -100,6 +100,18 @@ def find(code: str) -> Language:
     raise ConfigError(f"unknown language {code!r}.{near(wanted, names)} Write fra_Latn (FLORES-200), fr, fra or French.")
 
 
+def benchmarks(language: Language) -> list[str]:
+    """lm-eval's names of the tasks of the neutral residues paper (https://arxiv.org/abs/2410.02744) in a language.
+
+    ARC-Challenge, HellaSwag, MMLU, CommonsenseQA and Belebele, or their machine translations (https://arxiv.org/abs/2307.16039).
+    Not every language has all of them.
+    """
+    if language.code == "eng_Latn":
+        return ["arc_challenge", "hellaswag", "mmlu", "commonsense_qa", "belebele_eng_Latn"]
+    translated = [f"{name}_{language.iso1}" for name in ("arc", "hellaswag", "m_mmlu")] if language.iso1 else []
+    return [*translated, f"belebele_{language.code}"]
+
+
 def label_of(language: Language, labels: Iterable[str]) -> str:
     """The label a language-ID model uses for a language: fra_Latn, fra or fr. Raises ConfigError with near matches."""
     known = {label.removeprefix("__label__"): label for label in labels}

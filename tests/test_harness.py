@@ -1,3 +1,8 @@
+import json
+import math
+from itertools import pairwise
+from pathlib import Path
+
 import pytest
 import torch
 from toy import ENGLISH, FRENCH, documents
@@ -41,3 +46,53 @@ def test_unknown_tasks_are_named_at_plan_time():
     harness.check_tasks([], None)
     with pytest.raises(ConfigError, match="no 'belebele_fra'.*belebele_fra_Latn"):
         harness.check_tasks(["hellaswag", "belebele_fra"], None)
+
+
+def test_auto_is_what_there_is_in_the_languages():
+    english = ["arc_challenge", "hellaswag", "mmlu", "commonsense_qa", "belebele_eng_Latn"]
+    french = ["arc_fr", "hellaswag_fr", "m_mmlu_fr", "belebele_fra_Latn"]
+    assert harness.public(["fra_Latn", "eng_Latn"], None) == french + english
+    assert harness.public(["swh_Latn"], None) == ["belebele_swh_Latn"]
+    assert harness.public(["kmb_Latn"], None) == []
+
+
+def test_each_format_of_a_local_file_is_scored_as_by_hand(pico, tmp_path):
+    live = LiveModel(modeling.load_base(pico, torch.float32), modeling.load_tokenizer(pico), None)
+    words = "the small cat sleeps in the house with a dog".split()
+    choices = [["cat sleeps", "with a", "dog"], ["in the", "house"], ["a dog", "the cat", "small"]]
+    rows = {
+        "multiple_choice": [{"query": f"the {w}", "choices": c, "gold": 1} for w, c in zip(words, choices, strict=False)],
+        "contexts": [{"context_options": ["the cat", w], "continuation": "sleeps", "gold": 1} for w in words[:4]],
+        "pairs": [{"good": f"{a} {b}", "bad": f"{b} {a}"} for a, b in pairwise(words)],
+        "cloze": [{"context": "the small", "continuation": f" {w}"} for w in words],
+        "bits_per_byte": [{"text": " ".join(words)}],
+    }
+    formats = Path(__file__).parent.parent / "configs" / "lm_eval"
+    for name, items in rows.items():
+        data = tmp_path / f"{name}.jsonl"
+        data.write_text("".join(json.dumps(item) + "\n" for item in items))
+        task = {"include": str(formats / f"_{name}.yaml"), "task": f"my_{name}"}
+        (tmp_path / f"{name}.yaml").write_text(json.dumps(task | {"dataset_kwargs": {"data_files": {"test": str(data)}}}))
+    tasks = [f"my_{name}" for name in rows]
+    harness.check_tasks(tasks, tmp_path)
+    found = harness.evaluate(live, tasks, {}, num_fewshot=None, limit=None, batch_size=2, include=tmp_path)
+
+    @torch.no_grad()
+    def log_p(context, continuation):
+        first = live.tokenizer(context).input_ids or [live.tokenizer.eos_token_id]
+        whole = first + live.tokenizer(continuation).input_ids
+        scores = live.net(input_ids=torch.tensor([whole])).logits[0].log_softmax(-1)
+        return sum(scores[i - 1, whole[i]].item() for i in range(len(first), len(whole)))
+
+    right = [max(range(len(r["choices"])), key=lambda i, r=r: log_p(r["query"], f" {r['choices'][i]}")) == 1
+             for r in rows["multiple_choice"]]  # fmt: skip
+    assert found["my_multiple_choice"]["acc"].each == right
+    right = [log_p(r["context_options"][1], " sleeps") > log_p(r["context_options"][0], " sleeps") for r in rows["contexts"]]
+    assert found["my_contexts"]["acc"].each == right
+    assert found["my_pairs"]["acc"].each == [log_p("", r["good"]) > log_p("", r["bad"]) for r in rows["pairs"]]
+    mean = sum(log_p("the small", r["continuation"]) for r in rows["cloze"]) / len(words)
+    assert found["my_cloze"]["perplexity"].value == pytest.approx(math.exp(-mean), rel=1e-4)
+    assert not found["my_cloze"]["perplexity"].higher_is_better
+    text = " ".join(words)
+    bits = -log_p("", text) / math.log(2) / len(text.encode())
+    assert found["my_bits_per_byte"]["bits_per_byte"].value == pytest.approx(bits, rel=1e-4)

@@ -26,8 +26,9 @@ class Evaluate(Stage):
     """Held-out bytes of each original language for KL(base || model), which needs the base as well; 0 leaves it out."""
     continuation_items: int = Field(200, ge=0)
     """Items per language of the continuation task (which second half of a paragraph is right, out of four); 0 leaves it out."""
-    tasks: list[str] = []
-    """lm-eval tasks by name. Their data comes from the hub."""
+    tasks: list[str] | Literal["auto"] = []
+    """lm-eval tasks by name, or auto: ARC-Challenge, HellaSwag, MMLU, CommonsenseQA and Belebele or their translations, as far
+    as there are some in the languages of the run. Their data comes from the hub, that of tasks of your own from where they say."""
     include_path: Path | None = None
     """Folder of further lm-eval task files."""
     num_fewshot: int | None = Field(None, ge=0)
@@ -44,12 +45,15 @@ class Evaluate(Stage):
     """Of the weights."""
 
     def check(self, ctx: Context) -> None:
-        """Every task name is known to lm-eval."""
-        from langext.harness import check_tasks
+        """Every task name is known to lm-eval. Says what auto stands for."""
+        from langext.harness import check_tasks, public
 
         if self.include_path and not self.include_path.is_dir():
             raise ConfigError(f"include_path: {self.include_path}: no such folder")
-        check_tasks(self.tasks, self.include_path)
+        if self.tasks == "auto":
+            say(f"{self.name or self.uses}: tasks auto is {', '.join(public(ctx.languages, self.include_path)) or 'none'}")
+        else:
+            check_tasks(self.tasks, self.include_path)
 
     def run(self, ctx: Context, model: Model, corpus: Corpus) -> Scores:
         """Write scores.json; see `langext.scores`."""
@@ -70,10 +74,11 @@ class Evaluate(Stage):
         if empty:
             say(f"  {', '.join(empty)}: too little held-out text for an item; left out")
         own = {name: items for name, items in own.items() if items}
-        if own or self.tasks:
-            say(f"  lm-eval: {', '.join([*own, *self.tasks])}")
+        names = harness.public(ctx.languages, self.include_path) if self.tasks == "auto" else self.tasks
+        if own or names:
+            say(f"  lm-eval: {', '.join([*own, *names])}")
         tasks = harness.evaluate(
-            live, self.tasks, own, num_fewshot=self.num_fewshot, limit=self.limit, batch_size=self.batch_size,
+            live, names, own, num_fewshot=self.num_fewshot, limit=self.limit, batch_size=self.batch_size,
             include=self.include_path,
         )  # fmt: skip
         for name, metrics in tasks.items():

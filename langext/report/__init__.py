@@ -41,6 +41,7 @@ class Run:
     tasks: list[Change]
     before: ScoresFile | None
     after: ScoresFile | None
+    vocabulary: dict[str, Any]
     samples: list[dict[str, Any]]
     metrics: list[dict[str, Any]]
     training: dict[str, Any]
@@ -76,6 +77,7 @@ def gather(root: Path) -> Run:
         tasks=list(changes.tasks(before, after)),
         before=before,
         after=after,
+        vocabulary=by_use["extend_tokenizer"][1]["summary"] if "extend_tokenizer" in by_use else {},
         samples=_samples(before, after),
         metrics=_metrics(train[0] / "metrics.jsonl") if train else [],
         training=train[1]["summary"] if train else {},
@@ -113,12 +115,22 @@ def build(root: Path) -> Path:
     )
     env.filters["duration"] = duration
     curves = Markup(plots.curves(run.metrics, run.new.code)) if run.metrics else ""  # our own SVG, its texts escaped
-    gates = Markup(plots.gates(run.metrics)) if run.metrics else ""
+    gates = Markup(plots.gates(_opened(run)))
     page = env.get_template("report.html.j2").render(run=run, curves=curves, gates=gates)
     beside = root / (PAGE + ".tmp")
     beside.write_text(page, encoding="utf-8")
     beside.replace(root / PAGE)
     return root / PAGE
+
+
+def _opened(run: Run) -> dict[str, list[float]]:
+    """Share of open tokens in each layer by set: of the evaluation after training, or else of the training's last one."""
+    if run.after:
+        found = {name: bits.open for name, bits in run.after.bits_per_byte.items() if bits.open is not None}
+        if found:
+            return found
+    last = next((row["figures"] for row in reversed(run.metrics) if row["kind"] == "eval"), {})
+    return {name: figures["open"] for name, figures in last.items() if "open" in figures}
 
 
 def _lines(run: Run) -> list[tuple[str, str]]:

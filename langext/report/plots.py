@@ -72,10 +72,8 @@ def curves(metrics: list[dict[str, Any]], new: str) -> str:
     return _svg(figure, "Learning curves: held-out bits per byte and training loss")
 
 
-def gates(metrics: list[dict[str, Any]]) -> str:
-    """Share of open tokens by layer and domain at the last evaluation; empty text when the method has no gates."""
-    last = next((row["figures"] for row in reversed(metrics) if row["kind"] == "eval"), {})
-    rows = {name: figures["open"] for name, figures in last.items() if "open" in figures}
+def gates(rows: dict[str, list[float]]) -> str:
+    """Share of open tokens by layer, for each set; empty text when the method has no gates."""
     if not rows:
         return ""
     figure, (axis,) = _figure(9.5, 0.9 + 0.35 * len(rows), 1)

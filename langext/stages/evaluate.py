@@ -28,7 +28,7 @@ class Evaluate(Stage):
     """Items per language of the continuation task (which second half of a paragraph is right, out of four); 0 leaves it out."""
     tasks: list[str] | Literal["auto"] = []
     """lm-eval tasks by name, or auto: ARC-Challenge, HellaSwag, MMLU, CommonsenseQA and Belebele or their translations, as far
-    as there are some in the languages of the run. Their data comes from the hub, that of tasks of your own from where they say."""
+    as there are some in the languages of the run. Their data comes from the hub; that of your own tasks from where they say."""
     include_path: Path | None = None
     """Folder of further lm-eval task files."""
     num_fewshot: int | None = Field(None, ge=0)

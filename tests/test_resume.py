@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from langext.exports import snapshot
 
-pytestmark = pytest.mark.timeout(900)  # the matrix is 64 trainings, all behind one fixture
+pytestmark = pytest.mark.timeout(900)  # the matrix is 48 trainings behind one fixture
 RESIDUES = {"name": "neutral_residues", "gate": "hard_sigmoid", "init": "lecun", "width": 32, "alpha": 0.1}
 STAGE = {"steps": 10, "log_every": 1, "eval_every": 5, "save_every": 10, "precision": "fp32"}
 # Case -> ZeRO stages of the three legs, and what else is asked for.

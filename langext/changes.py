@@ -1,6 +1,6 @@
 """A figure before and after, and whether the difference is more than noise."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import erfc, sqrt
 
@@ -80,6 +80,50 @@ def tasks(before: ScoresFile | None, after: ScoresFile | None) -> Iterator[Chang
                 found = _of_metrics(then, now)
                 name = f"{task}, {metric}"
                 yield Change(name, then.value, then.stderr, now.value, now.stderr, found, now.higher_is_better)
+
+
+@dataclass(frozen=True)
+class Mean:
+    """The mean of several changes with its 95 % confidence interval."""
+
+    value: float
+    low: float
+    high: float
+
+    def __neg__(self) -> "Mean":
+        return Mean(-self.value, -self.high, -self.low)
+
+    @property
+    def in_noise(self) -> bool:
+        """Could it well be chance?"""
+        return self.low <= 0 <= self.high
+
+
+def mean(rows: Sequence[Change]) -> Mean | None:
+    """The mean relative change, each row counting alike; None of nothing. The rows are of different texts, so independent."""
+    return _mean([(row.relative, row.difference.stderr / abs(row.before)) for row in rows if row.before])
+
+
+def gain(rows: Sequence[Change]) -> Mean | None:
+    """The mean absolute change for the better, likewise."""
+    signs = [1 if row.higher_is_better else -1 for row in rows]
+    return _mean([(sign * row.difference.value, row.difference.stderr) for sign, row in zip(signs, rows, strict=True)])
+
+
+def _mean(found: Sequence[tuple[float, float]]) -> Mean | None:
+    if not found:
+        return None
+    value = sum(change for change, _ in found) / len(found)
+    spread = 1.96 * sqrt(sum(stderr**2 for _, stderr in found)) / len(found)
+    return Mean(value, value - spread, value + spread)
+
+
+def unbeaten(pairs: Sequence[tuple[float, float]]) -> list[int]:
+    """Which of (learned, forgotten) no other one beats, by learning as much, forgetting as little, and one of both more."""
+    return [
+        k for k, (learned, forgot) in enumerate(pairs)
+        if not any(more >= learned and less <= forgot and (more, less) != (learned, forgot) for more, less in pairs)
+    ]  # fmt: skip
 
 
 def _of_bits(then: Bits, now: Bits) -> Difference:

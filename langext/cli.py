@@ -35,13 +35,17 @@ def run(
     overrides: Set = None,
     out: Out = None,
     redo: Annotated[str | None, typer.Option(help="Do this stage again, and what depends on it.")] = None,
+    reuse: Annotated[
+        list[Path] | None,
+        typer.Option(help="Another run; stages it finished by the same recipe are taken from it. Repeatable."),
+    ] = None,
 ) -> None:
     """Run a pipeline. Finished stages are skipped, interrupted ones go on."""
     with _clean_errors(file, overrides):
         from langext import pipeline, report
 
         spec, root = _load(file, overrides, out)
-        pipeline.run(spec, root, redo=redo)
+        pipeline.run(spec, root, redo=redo, others=reuse or [])
         page = report.build(root)
         typer.echo("\n" + report.headline(root, page))
 
@@ -60,10 +64,10 @@ def plan(file: File, overrides: Set = None, out: Out = None) -> None:
 def report_(root: RunFolder, as_json: Json = False) -> None:
     """Write <run>/report.html from what the stages left, and print the headline."""
     with _clean_errors():
-        from langext import figures, report
+        from langext import figures, report, run_folder
 
         page = report.build(root)
-        typer.echo(json.dumps(figures.table(report.gather(root)), indent=2) if as_json else report.headline(root, page))
+        typer.echo(json.dumps(figures.table(run_folder.gather(root)), indent=2) if as_json else report.headline(root, page))
 
 
 @app.command()
@@ -76,9 +80,9 @@ def evaluate(
 ) -> None:
     """Print what the evaluations of a run have found, before and after, and test conditions on it. Measures nothing itself."""
     with _clean_errors():
-        from langext import figures, report
+        from langext import figures, run_folder
 
-        run = report.gather(root)
+        run = run_folder.gather(root)
         found = figures.of(run)
         true = figures.held(fail_if or [], found)
         if as_json:
@@ -146,6 +150,64 @@ def chat(
         from langext import chat as chatting
 
         chatting.talk(chatting.speakers(where, base), tokens, chatting.typed())
+
+
+@app.command()
+def compare(
+    roots: Annotated[list[Path], typer.Argument(help="Run folders, or the folder of a sweep.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for compare.html and compare.csv. Default: where the runs are.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Compare runs: what each learned and forgot, and which of them no other one beats in both."""
+    with _clean_errors():
+        from langext import comparison
+        from langext.report import compare as page
+
+        found = comparison.gather(roots)
+        written = page.build(found, out or comparison.folder(roots))
+        if as_json:
+            typer.echo(json.dumps(comparison.table(found), indent=2))
+        else:
+            page.show(found, written)
+
+
+@app.command()
+def sweep(
+    files: Annotated[list[Path], typer.Argument(help="Pipeline files (YAML).")],
+    over: Annotated[
+        list[str] | None,
+        typer.Option(help="Values of one key, e.g. train.lr=1e-4,3e-4 or extend.method=lora,full. Repeatable."),
+    ] = None,
+    overrides: Set = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the runs. Default: runs/<pipeline name>-sweep.")] = None,
+    jobs: Annotated[
+        int | None, typer.Option(min=1, help="Runs side by side. Default: as many as the GPUs allow; 1 on CPUs.")
+    ] = None,
+) -> None:
+    """Run pipelines with every combination of values, common stages once, and compare them. The same command goes on."""
+    with _clean_errors():
+        from langext import comparison
+        from langext import sweep as sweeping
+        from langext.report import compare as page
+
+        root = (out or Path("runs") / f"{sweeping.name_of(files[0])}-sweep").resolve()
+        failed = sweeping.run(sweeping.points(files, over or [], overrides or [], root), jobs)
+        found = comparison.gather([root])
+        if found.entries:
+            page.show(found, page.build(found, root))
+        sweeping.report(failed)
+
+
+@app.command()
+def tasks(language: Annotated[str, typer.Argument(help="fra_Latn, fr or French.")]) -> None:
+    """List the public lm-eval tasks in a language."""
+    with _clean_errors():
+        from langext import harness, languages
+
+        for name in harness.known(languages.tasks(languages.find(language))):
+            typer.echo(name)
 
 
 @app.command()

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from langext.changes import Change
-from langext.report import Run
+from langext.run_folder import Run
 from langext.spec import ConfigError, near
 
 COMPARE = {">": operator.gt, ">=": operator.ge, "<": operator.lt, "<=": operator.le}

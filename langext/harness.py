@@ -1,6 +1,7 @@
 """The only importer of lm_eval: public tasks by name, and our own continuation task made from held-out text."""
 
 import contextlib
+import functools
 import io
 import logging
 import os
@@ -9,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from langext import languages
+from langext import benchmark_data, languages
 from langext.scores import Metric
 from langext.spec import ConfigError, near
 
@@ -19,20 +20,40 @@ MAX_LENGTH = 4096
 
 
 def check_tasks(tasks: Sequence[str], include: Path | None) -> None:
-    """Raise ConfigError for task names that lm-eval does not know."""
+    """Raise ConfigError for tasks that lm-eval does not know, or whose data cannot be loaded here."""
     if not tasks:
         return
-    known = set(_manager(tasks, include).all_tasks)
-    unknown = [task for task in tasks if task not in known]
+    manager = _manager(tasks, include)
+    unknown = [task for task in tasks if task not in manager.task_index]
     if unknown:
-        raise ConfigError(f"tasks: lm-eval has no {unknown[0]!r}.{near(unknown[0], known)} List them with: lm-eval ls tasks")
+        close = near(unknown[0], manager.all_tasks)
+        raise ConfigError(f"tasks: lm-eval has no {unknown[0]!r}.{close} List them with: lm-eval ls tasks")
+    benchmark_data.check([source for task in tasks for source in _sources(manager, task)])
+
+
+def _sources(manager: Any, task: str) -> list[benchmark_data.Source]:
+    """Where the data of a task, or of all tasks of a group, come from."""
+    entry = manager.task_index.get(task)
+    if entry is None:
+        return []
+    config = entry.cfg or {}
+    members = config.get("task", []) if entry.cfg else sorted(entry.tags)
+    if isinstance(members, list):
+        names = [member if isinstance(member, str) else member.get("task", "") for member in members]
+        return [source for name in names if isinstance(name, str) and name != task for source in _sources(manager, name)]
+    path, files = config.get("dataset_path"), (config.get("dataset_kwargs") or {}).get("data_files")
+    return [benchmark_data.Source(task, path, config.get("dataset_name"), files)] if path else []
 
 
 def public(codes: Sequence[str], include: Path | None) -> list[str]:
     """The tasks that `tasks: auto` stands for: those of `languages.benchmarks` that lm-eval has, language by language."""
-    wanted = [name for code in codes for name in languages.benchmarks(languages.find(code))]
-    known = set(_manager(wanted, include).all_tasks)
-    return [name for name in wanted if name in known]
+    return known([name for code in codes for name in languages.benchmarks(languages.find(code))], include)
+
+
+def known(names: Sequence[str], include: Path | None = None) -> list[str]:
+    """Those of the names that lm-eval has."""
+    index = _manager(names, include).task_index
+    return [name for name in names if name in index]
 
 
 def continuation_items(texts: Sequence[str], count: int, seed: int) -> list[dict[str, Any]]:
@@ -149,7 +170,15 @@ def _manager(tasks: Sequence[str], include: Path | None) -> Any:
             own = TaskManager(include_path=str(include), include_defaults=False)
             if set(tasks) <= set(own.all_tasks):
                 return own
-        return TaskManager(include_path=str(include) if include else None)
+        return _index(str(include) if include else None)
+
+
+@functools.cache
+def _index(include: str | None) -> Any:
+    """lm-eval's own index."""
+    from lm_eval.tasks import TaskManager
+
+    return TaskManager(include_path=include)
 
 
 @contextlib.contextmanager

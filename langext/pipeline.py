@@ -1,23 +1,19 @@
 """A pipeline is a list of stages. This module plans the wiring and runs what is not done."""
 
-import fcntl
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pydantic import Field, field_validator, model_validator
 
-from langext import bases, languages
+from langext import bases, languages, lock, reuse
 from langext.artifacts import (
     BASE,
     CHECKPOINTS,
     JOB,
-    LOCK,
     MANIFEST,
-    WORKERS_LOCK,
     Artifact,
     Model,
     Tokenizer,
@@ -207,20 +203,27 @@ def lineage(pipeline: Pipeline, steps: list[Step]) -> dict[str, tuple[Method, ..
     return models
 
 
-def run(pipeline: Pipeline, root: Path, *, redo: str | None = None) -> list[Step]:
-    """Run each unfinished step in order; refuse when a finished or interrupted step has another recipe. Returns the steps."""
+def run(
+    pipeline: Pipeline, root: Path, *, redo: str | None = None, others: Sequence[Path] = (), only: Collection[str] | None = None
+) -> list[Step]:
+    """Run each unfinished step in order; refuse when a finished or interrupted step has another recipe. Returns the steps.
+
+    Steps that one of the runs `others` has finished are taken from there. `only` limits the run to steps of these fingerprints,
+    which must hold those of all their inputs.
+    """
     steps = plan(pipeline, root)
     names = [step.name for step in steps]
     if redo is not None and redo not in names:
         raise ConfigError(f"--redo {redo}: no such stage.{near(redo, names)} Stages: {', '.join(names)}.")
-    with _only_run(root) as lock:
+    with lock.hold(root) as held:
         bases.check_same(root / BASE, pipeline.base_model, pipeline.revision)
         stray = sorted(set(root.glob("[0-9][0-9]-*")) - {step.out for step in steps})
         if stray:
             raise ConfigError(f"{stray[0]}: not a stage of this pipeline. Remove it, or choose another --out.")
         redone: set[Path] = set()
-        todo = []
+        todo: list[Step] = []
         for step in steps:
+            reuse.clear(step.out)
             if step.name == redo or any(path in redone for _, path, _ in step.inputs.values()):
                 redone.add(step.out)
                 todo.append(step)
@@ -234,32 +237,61 @@ def run(pipeline: Pipeline, root: Path, *, redo: str | None = None) -> list[Step
                 todo.append(step)
             elif drift := step.stage.drift(step.recorded):
                 raise ConfigError(f"stage {step.name!r}: {drift}. Use --redo {step.name} to read it again.")
+        if only is not None:
+            todo = [step for step in todo if step.fingerprint in only]
+        taken = _taken(todo, redone, others)
+        todo = [step for step in todo if step not in taken]
         if todo:
             check(pipeline, steps, todo)
         for path in redone:
             _discard(path)
+        reuse.base(root / BASE, bases.identity(pipeline.base_model, pipeline.revision), others)
         bases.prepare(pipeline.base_model, pipeline.revision, root / BASE)
         for number, step in enumerate(steps, 1):
             label = f"[{number}/{len(steps)}] {step.name}"
+            if only is not None and step.fingerprint not in only:
+                continue
+            if step in taken:
+                say(f"{label}: taken from {step.out.resolve()}")
+                continue
             if step not in todo:
                 say(f"{label}: done already ({duration(step.recorded['seconds'])})")  # type: ignore[index]
                 continue
             say(f"{label}: " + ("going on" if step.begun else "started"))
-            _start(step, pipeline, lock)
+            _start(step, pipeline, held)
             say(f"{label}: finished in {duration(step.recorded['seconds'])}")  # type: ignore[index]
     return steps
 
 
+def _taken(todo: Sequence[Step], redone: Collection[Path], others: Sequence[Path]) -> list[Step]:
+    """The steps that are now taken from other runs: never begun here, finished there, and still true of their sources."""
+    taken = []
+    for step in todo:
+        if step.out in redone or step.begun:
+            continue
+        manifest = reuse.stage(step.out, step.fingerprint, others)
+        if manifest is None:
+            continue
+        if drift := step.stage.drift(manifest):
+            say(f"{step.name}: not taken from {step.out.resolve()}: {drift}")
+            step.out.unlink()
+        else:
+            taken.append(step)
+    return taken
+
+
 def _discard(path: Path) -> None:
     """Remove a stage folder so that no half of it can ever count: it loses its name first, in one step."""
-    if path.exists():
+    if path.is_symlink():
+        path.unlink()
+    elif path.exists():
         aside = path.with_name(f".{path.name}.old")
         shutil.rmtree(aside, ignore_errors=True)
         path.rename(aside)
         shutil.rmtree(aside)
 
 
-def _start(step: Step, pipeline: Pipeline, lock: int) -> None:
+def _start(step: Step, pipeline: Pipeline, held: int) -> None:
     step.out.mkdir(parents=True, exist_ok=True)
     job = {
         "stage": step.stage.model_dump(mode="json"),
@@ -271,7 +303,7 @@ def _start(step: Step, pipeline: Pipeline, lock: int) -> None:
         "identity": step.identity,
     }
     write_json(step.out / JOB, job)
-    code = launch(step.out, step.stage.runtime, lock)
+    code = launch(step.out, step.stage.runtime, held)
     if code == EXIT_CONFIG:
         write_json(step.out / JOB, job | {"failed": True})
         raise SystemExit(EXIT_CONFIG)  # the worker has said what is wrong
@@ -282,22 +314,6 @@ def _start(step: Step, pipeline: Pipeline, lock: int) -> None:
             else f"failed (exit code {code})"
         )
         raise RunFailed(f"stage {step.name!r} {how}. Nothing half-done counts as done; run the same command again to go on.")
-
-
-@contextmanager
-def _only_run(root: Path) -> Iterator[int]:
-    """Hold the run folder, so that two runs never write into it at once: neither another `langext run` nor workers that
-    outlived theirs, for those share a lock of their own, whose file descriptor is yielded.
-    """
-    root.mkdir(parents=True, exist_ok=True)
-    with (root / LOCK).open("w") as lock, (root / WORKERS_LOCK).open("w") as workers:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            fcntl.flock(workers, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ConfigError(f"{root}: another langext run is working here; wait for it or choose another --out") from None
-        fcntl.flock(workers, fcntl.LOCK_SH)
-        yield workers.fileno()
 
 
 def _changed(step: Step, before: dict[str, Any]) -> str:

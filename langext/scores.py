@@ -81,6 +81,8 @@ class ScoresFile(Spec):
     """By `<language>/<domain>`."""
     tasks: dict[str, dict[str, Metric]]
     """By task, then by metric."""
+    task_languages: dict[str, str] = {}
+    """The language that a task measures, where that is known."""
     drift: dict[str, Drift] = {}
     """By original language; none of the base itself."""
     samples: list[Sample] = []

@@ -48,8 +48,8 @@ def load(path: Path, cls: type[S], overrides: Sequence[str] = ()) -> S:
     """Read `path`, apply `a.b=value` overrides and validate as `cls`. Raises ConfigError with one line per problem."""
     if not path.is_file():
         raise ConfigError(f"{path}: no such file")
-    doc = _parse(path.read_text(encoding="utf-8"), str(path), "rt")
-    plain = _parse(path.read_text(encoding="utf-8"), str(path), "safe")
+    doc = parse(path.read_text(encoding="utf-8"), str(path), "rt")
+    plain = parse(path.read_text(encoding="utf-8"), str(path), "safe")
     if not isinstance(plain, dict):
         raise ConfigError(f"{path}: expected a mapping of keys to values, got {type(plain).__name__}")
     set_at: dict[Loc, str] = {}
@@ -57,7 +57,7 @@ def load(path: Path, cls: type[S], overrides: Sequence[str] = ()) -> S:
         key, equals, value = item.partition("=")
         if not equals:
             raise ConfigError(f"--set {item}: expected key=value, for example train.steps=10")
-        where = assign(plain, key.split("."), _parse(value, f"--set {item}", "safe"), item)
+        where = assign(plain, key.split("."), parse(value, f"--set {item}", "safe"), item)
         set_at[where] = f"--set {item}"
     try:
         return cls.model_validate(plain)
@@ -66,7 +66,7 @@ def load(path: Path, cls: type[S], overrides: Sequence[str] = ()) -> S:
         raise ConfigError(f"{path}: {len(problems)} problem(s)\n" + "\n".join(problems)) from None
 
 
-def _parse(text: str, where: str, kind: str) -> Any:
+def parse(text: str, where: str, kind: str) -> Any:
     """YAML 1.2: `no` stays the string "no" (Norwegian), `3e-4` is a number, duplicate keys are errors."""
     try:
         return YAML(typ=kind, pure=True).load(StringIO(text))
@@ -134,10 +134,10 @@ def located(error: ConfigError, path: Path, overrides: Sequence[str] = ()) -> st
     """The error's message, with file and line (or the override that set it) in front where it is about a key of the file."""
     if not error.at:
         return str(error)
-    doc, plain = (_parse(path.read_text(encoding="utf-8"), str(path), kind) for kind in ("rt", "safe"))
+    doc, plain = (parse(path.read_text(encoding="utf-8"), str(path), kind) for kind in ("rt", "safe"))
     for item in overrides:
         key, _, value = item.partition("=")
-        at = assign(plain, key.split("."), _parse(value, item, "safe"), item)
+        at = assign(plain, key.split("."), parse(value, item, "safe"), item)
         if at[: len(error.at)] == error.at or error.at[: len(at)] == at:
             return f"{path}: --set {item}: {error}"
     return f"{path}: line {_trace(doc, error.at)[0]}: {error}"

@@ -6,7 +6,7 @@ import pytest
 from test_report import bits, run, stage  # noqa: F401
 from typer.testing import CliRunner
 
-from langext import figures, report
+from langext import figures, run_folder
 from langext.artifacts import read_json, write_json
 from langext.cli import app
 from langext.spec import ConfigError
@@ -32,7 +32,7 @@ def langext(*arguments):
 
 
 def test_figures_have_names(measured):
-    found = figures.of(report.gather(measured))
+    found = figures.of(run_folder.gather(measured))
     assert found["new.bpb_increase"] == found["fra_Latn/book.bpb_increase"] == pytest.approx(-0.25)
     assert found["eng_Latn/python.bpb_increase"] == pytest.approx(0.1)
     assert found["original.bpb_increase"] == pytest.approx((0.1 + 0.0001) / 2, rel=1e-3)
@@ -58,7 +58,7 @@ def test_conditions_decide_the_exit_code(measured, condition, true):
 
 
 def test_conditions_that_cannot_be_read_are_told(measured, tmp_path):
-    found = figures.of(report.gather(measured))
+    found = figures.of(run_folder.gather(measured))
     with pytest.raises(ConfigError, match="expected <figure> <operator> <number>"):
         figures.held(["original.kl"], found)
     with pytest.raises(ConfigError, match=r"no figure 'orignal.kl'\. Did you mean original.kl"):

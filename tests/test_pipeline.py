@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from langext import launcher, pipeline, spec
+from langext import launcher, lock, pipeline, spec
 from langext.pipeline import Pipeline
 from langext.spec import ConfigError
 from langext.stage import Runtime
@@ -140,8 +140,8 @@ def test_stages_of_another_layout_are_refused(tmp_path):
 
 
 def test_two_runs_never_share_a_folder(tmp_path):
-    with pipeline._only_run(tmp_path), pytest.raises(ConfigError, match="another langext run is working here"):
-        with pipeline._only_run(tmp_path):
+    with lock.hold(tmp_path), pytest.raises(ConfigError, match="another langext run is working here"):
+        with lock.hold(tmp_path):
             pass
 
 

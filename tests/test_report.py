@@ -30,7 +30,7 @@ def stage(root: Path, number: int, name: str, uses: str, kind: str, inputs=None,
     write_json(folder / "job.json", {"language": "fra_Latn", "original_languages": ["eng_Latn"]})
     manifest = {
         "stage": {"uses": uses}, "kind": kind, "inputs": inputs or {}, "summary": summary or {}, "seconds": 3.0,
-        "peak_memory_bytes": 10**9, "device": "CPU", "fingerprint": "abc",
+        "peak_memory_bytes": 10**9, "device": "CPU", "fingerprint": "abc", "started": 1.7e9, "seed": 1,
     }  # fmt: skip
     write_json(folder / "manifest.json", manifest)
     return folder

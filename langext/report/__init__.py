@@ -1,111 +1,50 @@
 """One self-contained HTML file about a run. It reads what stages wrote; stages never call it."""
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from langext import changes, languages
-from langext.artifacts import JOB, MANIFEST, Scores, read_json
-from langext.changes import Change
+from langext import changes
+from langext.changes import Mean
 from langext.console import duration
 from langext.report import plots
-from langext.scores import ScoresFile, read
-from langext.spec import ConfigError
+from langext.run_folder import Run, gather
 
 PAGE = "report.html"
-
-
-def finished(root: Path) -> list[tuple[Path, dict[str, Any]]]:
-    """Folder and manifest of every finished stage of a run, in order. Raises ConfigError when `root` is no run folder."""
-    if not root.is_dir():
-        raise ConfigError(f"{root}: no such folder")
-    found = [(p.parent, read_json(p)) for p in sorted(root.glob(f"[0-9][0-9]-*/{MANIFEST}"))]
-    if not found:
-        raise ConfigError(f"{root}: no finished stage here, so there is nothing to report")
-    return found
-
-
-@dataclass(frozen=True)
-class Run:
-    """All that the report says, gathered."""
-
-    root: Path
-    new: languages.Language
-    originals: list[languages.Language]
-    stages: list[tuple[Path, dict[str, Any]]]
-    funnel: list[dict[str, Any]]
-    bits: list[Change]
-    tasks: list[Change]
-    before: ScoresFile | None
-    after: ScoresFile | None
-    vocabulary: dict[str, Any]
-    samples: list[dict[str, Any]]
-    metrics: list[dict[str, Any]]
-    training: dict[str, Any]
-    export: dict[str, Any]
-    checkpoint: Path | None
-
-    def title(self, row: Change) -> str:
-        """A bits-per-byte row in words: learned: French, handbook."""
-        code, domain = row.name.split("/", 1)
-        if code == self.new.code:
-            verb = "learned" if row.verdict == "better" else "not learned"
-        else:
-            verb = "forgotten" if row.verdict == "worse" else "kept"
-        return f"{verb}: {languages.find(code).name}, {domain}"
-
-
-def gather(root: Path) -> Run:
-    """Read a run folder."""
-    stages = finished(root)
-    job = read_json(stages[0][0] / JOB)
-    by_use = {manifest["stage"]["uses"]: (path, manifest) for path, manifest in stages}
-    scores = [(manifest, read(Scores(path))) for path, manifest in stages if manifest["kind"] == "Scores"]
-    before = next((s for m, s in scores if m["inputs"]["model"]["stage"] == "base"), None)
-    after = next((s for m, s in reversed(scores) if m["inputs"]["model"]["stage"] != "base"), None)
-    train, filtered, exported = (by_use.get(use) for use in ("train", "filter", "export"))
-    return Run(
-        root=root,
-        new=languages.find(job["language"]),
-        originals=[languages.find(code) for code in job["original_languages"]],
-        stages=stages,
-        funnel=filtered[1]["summary"]["funnel"] if filtered else [],
-        bits=sorted(changes.bits(before, after), key=lambda row: not row.name.startswith(job["language"])),
-        tasks=list(changes.tasks(before, after)),
-        before=before,
-        after=after,
-        vocabulary=by_use["extend_tokenizer"][1]["summary"] if "extend_tokenizer" in by_use else {},
-        samples=_samples(before, after),
-        metrics=_metrics(train[0] / "metrics.jsonl") if train else [],
-        training=train[1]["summary"] if train else {},
-        export=exported[1]["summary"] if exported else {},
-        checkpoint=exported[0] / "checkpoint" if exported else None,
-    )
-
-
-def _samples(before: ScoresFile | None, after: ScoresFile | None) -> list[dict[str, Any]]:
-    if not (before and after):
-        return []
-    then = {row.prompt: row.text for row in before.samples}
-    return [
-        {**row.model_dump(), "before": then[row.prompt], "direction": languages.find(row.language).direction}
-        for row in after.samples
-        if row.prompt in then
-    ]
-
-
-def _metrics(path: Path) -> list[dict[str, Any]]:
-    import json
-
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+SECTIONS = {
+    "curves": "Learning curves", "figures": "Before and after", "distance": "Distance to the base", "gates": "Gates",
+    "samples": "Samples", "text": "Text", "vocabulary": "Vocabulary", "mixture": "What was trained on", "cost": "Cost",
+    "export": "Export", "provenance": "Provenance", "configuration": "Configuration",
+}  # fmt: skip
 
 
 def build(root: Path) -> Path:
     """Write <run>/report.html and return its path."""
     run = gather(root)
+    found: dict[str, Any] = {
+        "curves": Markup(plots.curves(run.metrics, run.new.code)) if run.metrics else "",  # our own SVG, its texts escaped
+        "gates": Markup(plots.gates(_opened(run))),
+        "funnel": run.summary("filter").get("funnel"),
+        "vocabulary": run.summary("extend_tokenizer"),
+        "training": run.summary("train"),
+        "export": run.summary("export"),
+    }
+    there = {
+        "figures": run.bits or run.tasks, "distance": run.after and run.after.drift, "samples": run.samples,
+        "text": found["funnel"], "mixture": found["training"], "cost": True, "provenance": True, "configuration": True, **found,
+    }  # fmt: skip
+    sections = [(key, title) for key, title in SECTIONS.items() if there.get(key)]
+    page = render("report.html.j2", run=run, sections=sections, tiles=list(_tiles(run)), costs=list(_costs(run)),
+                  provenance=list(_provenance(run)), **found)  # fmt: skip
+    return put(root / PAGE, page)
+
+
+def render(template: str, **values: Any) -> str:
+    """A page from one of the templates beside this file; everything in it is escaped unless it is Markup."""
     env = Environment(
         loader=PackageLoader("langext", "report"),
         autoescape=True,
@@ -114,13 +53,98 @@ def build(root: Path) -> Path:
         lstrip_blocks=True,
     )
     env.filters["duration"] = duration
-    curves = Markup(plots.curves(run.metrics, run.new.code)) if run.metrics else ""  # our own SVG, its texts escaped
-    gates = Markup(plots.gates(_opened(run)))
-    page = env.get_template("report.html.j2").render(run=run, curves=curves, gates=gates)
-    beside = root / (PAGE + ".tmp")
+    env.filters["moment"] = lambda seconds: datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M")
+    return env.get_template(template).render(**values)
+
+
+def put(path: Path, page: str) -> Path:
+    """Write a page beside its place and rename it."""
+    beside = path.with_name(path.name + ".tmp")
     beside.write_text(page, encoding="utf-8")
-    beside.replace(root / PAGE)
-    return root / PAGE
+    beside.replace(path)
+    return path
+
+
+def _tiles(run: Run) -> Iterator[dict[str, Any]]:
+    """The two sentences that matter: what was learned, and what was forgotten."""
+    by_language = run.task_changes()
+    learned = changes.mean([row for row in run.bits if run.is_new(row)])
+    if learned:
+        lines = [f"bits per byte {percent(learned)}"]
+        figure = f"{-100 * learned.value:.1f} % fewer bits" if learned.value < 0 else f"{100 * learned.value:.1f} % more bits"
+        if run.way:
+            names = ", ".join(language.name for language in run.originals)
+            figure = f"{100 * run.way.value:.0f} % of the way"
+            lines.insert(
+                0, f"to what {names} costs the base; 95 % between {100 * run.way.low:.0f} and {100 * run.way.high:.0f} %"
+            )
+        tone = "" if learned.in_noise else "good" if learned.value < 0 else "bad"
+        yield {
+            "title": f"{run.new.name}: learned",
+            "figure": figure,
+            "tone": tone,
+            "lines": [*lines, *_task_line(by_language, True)],
+        }
+    forgot = changes.mean([row for row in run.bits if not run.is_new(row)])
+    if forgot:
+        figure = "nothing beyond noise" if forgot.in_noise else "nothing" if forgot.value < 0 else f"{100 * forgot.value:.1f} %"
+        tone = "" if forgot.in_noise else "good" if forgot.value < 0 else "bad"
+        lines = [f"bits per byte {percent(forgot)}", *_task_line(by_language, False)]
+        names = ", ".join(language.name for language in run.originals)
+        yield {"title": f"{names}: forgot", "figure": figure, "tone": tone, "lines": lines}
+
+
+def _task_line(by_language: dict[bool, list[changes.Change]], new: bool) -> list[str]:
+    gain = changes.gain(by_language.get(new, []))
+    return [f"tasks {points(gain)} ({len(by_language[new])} of them)"] if gain else []
+
+
+def percent(mean: Mean) -> str:
+    """-20.5 % (95 %: -21.7 to -19.4)"""
+    return f"{100 * mean.value:+.1f} % (95 %: {100 * mean.low:+.1f} to {100 * mean.high:+.1f})"
+
+
+def points(mean: Mean) -> str:
+    """+3.1 points (95 %: -1.0 to +7.2)"""
+    return f"{100 * mean.value:+.1f} points (95 %: {100 * mean.low:+.1f} to {100 * mean.high:+.1f})"
+
+
+def _costs(run: Run) -> Iterator[tuple[str, str]]:
+    cost, training, before, after = run.cost, run.summary("train"), run.before, run.after
+    if training:
+        yield "training", f"{training['tokens']:,} tokens in {training['steps']} steps and {duration(training['seconds'])}"
+    if training.get("tokens_per_second"):
+        yield "speed of training", f"{training['tokens_per_second']:,.0f} tokens/s"
+    if cost["trainable_parameters"] is not None:
+        added, base = cost["trainable_parameters"], run.summary("extend")["base_parameters"]
+        yield "parameters that learn", f"{added / 1e6:,.1f} M beside {base / 1e6:,.1f} M of the base"
+    yield "all stages", duration(cost["all_seconds"])
+    if before and after and before.writing and after.writing:
+        then, now = before.writing, after.writing
+        yield (
+            f"writing one text ({now.device})",
+            f"{now.tokens_per_second:.1f} tokens/s, the base {then.tokens_per_second:.1f}",
+        )
+        yield "memory of the weights", f"{now.memory_bytes / 1e9:.2f} GB, the base {then.memory_bytes / 1e9:.2f} GB"
+
+
+def _provenance(run: Run) -> Iterator[tuple[str, str]]:
+    """Where everything came from."""
+    identity = run.base.get("identity", {})
+    if run.base:
+        yield "base", str(run.base.get("root") or identity.get("base_model"))
+        if run.base.get("commit"):
+            yield "commit of the base", run.base["commit"]
+        for file in run.base.get("files", []):
+            if file["name"].endswith(".safetensors"):
+                yield f"sha256 of {file['name']}", file["sha256"]
+    for _, manifest in run.stages:
+        for source in manifest["stage"].get("sources", []):
+            where = source.get("path") or "/".join(filter(None, [source.get("hub"), source.get("config")]))
+            revision = f" @ {source['revision']}" if source.get("revision") else ""
+            yield f"source {source['language']}/{source.get('name') or where}", where + revision
+    yield "seed", str(run.stages[0][1].get("seed", "unknown"))
+    yield from run.stages[-1][1].get("versions", {}).items()
 
 
 def _opened(run: Run) -> dict[str, list[float]]:
@@ -149,10 +173,11 @@ def headline(root: Path, page: Path) -> str:
     run = gather(root)
     lines = [f"{name + ' ':.<44} {text}" for name, text in _lines(run)]
     if run.checkpoint:
-        lines.append(f"{'checkpoint ':.<44} {_shown(run.checkpoint)} ({run.export['class']})")
-    lines.append(f"{'report ':.<44} {_shown(page)}")
+        lines.append(f"{'checkpoint ':.<44} {shown(run.checkpoint)} ({run.summary('export')['class']})")
+    lines.append(f"{'report ':.<44} {shown(page)}")
     return "\n".join(lines)
 
 
-def _shown(path: Path) -> str:
+def shown(path: Path) -> str:
+    """A path as people would type it here."""
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)

@@ -2,10 +2,15 @@
 
 import io
 import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
 from typing import Any
 
 import matplotlib
 from matplotlib.figure import Figure
+
+from langext.changes import Mean, unbeaten
 
 # Okabe and Ito's palette, told apart with every kind of colour vision: https://jfly.uni-koeln.de/color/
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -32,6 +37,7 @@ def _svg(figure: Figure, alt: str) -> str:
     out = io.StringIO()
     figure.savefig(out, format="svg", transparent=True, metadata={"Date": None})
     svg = re.sub(r"^.*?(<svg)", r"\1", out.getvalue(), count=1, flags=re.S)
+    alt = escape(alt)
     svg = re.sub(r"<metadata>.*?</metadata>", f"<title>{alt}</title>", svg, count=1, flags=re.S)
     svg = re.sub(r'width="[\d.]+pt" height="[\d.]+pt"', f'role="img" aria-label="{alt}"', svg, count=1)
     return svg.replace(INK, "currentColor")
@@ -84,3 +90,49 @@ def gates(rows: dict[str, list[float]]) -> str:
     bar = figure.colorbar(shown, ax=axis, pad=0.01)
     bar.ax.tick_params(colors=INK)
     return _svg(figure, "Share of tokens whose gate is open, by layer and text")
+
+
+MARKERS = "osD^vP*X<>hp"
+
+
+@dataclass(frozen=True)
+class Point:
+    """One run in the plane, and what to write beside it."""
+
+    learned: Mean
+    forgot: Mean
+    label: str
+
+
+def plane(curves: Mapping[str, Sequence[Point]], x: str, y: str) -> str:
+    """Learning to the right and forgetting upwards, in percent with 95 % intervals; one line for each entry of `curves`, one
+    through the runs that no other one beats, and the base in the origin. Full fine-tuning, the reference, is drawn in grey.
+    """
+    figure, (axis,) = _figure(9.5, 5.2, 1)
+    axis.axhline(0, color=INK, linewidth=0.8)
+    axis.axvline(0, color=INK, linewidth=0.8)
+    axis.plot(0, 0, marker="+", markersize=12, color=INK, linestyle="none", label="the base")
+    colours = iter(COLOURS * (1 + len(curves) // len(COLOURS)))
+    for number, (name, points) in enumerate(curves.items()):
+        (gained, gained_bars), (lost, lost_bars) = _percents([p.learned for p in points]), _percents([p.forgot for p in points])
+        axis.errorbar(
+            gained, lost, xerr=gained_bars, yerr=lost_bars, color=INK if name == "full" else next(colours), label=name,
+            marker=MARKERS[number % len(MARKERS)], markersize=6, linewidth=1.2, elinewidth=0.7,
+        )  # fmt: skip
+        for p, *at in zip(points, gained, lost, strict=True):
+            axis.annotate(p.label, at, xytext=(5, 4), textcoords="offset points", fontsize=8, color=INK)
+    every = [(p.learned.value, p.forgot.value) for points in curves.values() for p in points]
+    best = sorted(every[k] for k in unbeaten(every))
+    axis.step(*([100 * value for value in side] for side in zip(*best, strict=True)), where="pre", color=INK, linewidth=4,
+              alpha=0.25, zorder=0, label="unbeaten")  # fmt: skip
+    _label(axis, "Learning and forgetting", x)
+    axis.set_ylabel(y, color=INK)
+    legend = axis.legend(frameon=False, labelcolor=INK, fontsize=9, loc="upper left", bbox_to_anchor=(1.01, 1))
+    legend.set_zorder(5)
+    return _svg(figure, f"Each run by {x} and {y}; the table below has the figures")
+
+
+def _percents(means: Sequence[Mean]) -> tuple[list[float], list[list[float]]]:
+    """Values and the two lengths of their error bars."""
+    bars = [[100 * (m.value - m.low) for m in means], [100 * (m.high - m.value) for m in means]]
+    return [100 * m.value for m in means], bars

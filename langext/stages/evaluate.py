@@ -4,9 +4,9 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
-from langext import scores
+from langext import languages, scores
 from langext.artifacts import Corpus, Model, Scores, write_json
 from langext.console import say
 from langext.spec import ConfigError
@@ -26,9 +26,11 @@ class Evaluate(Stage):
     """Held-out bytes of each original language for KL(base || model), which needs the base as well; 0 leaves it out."""
     continuation_items: int = Field(200, ge=0)
     """Items per language of the continuation task (which second half of a paragraph is right, out of four); 0 leaves it out."""
-    tasks: list[str] | Literal["auto"] = []
-    """lm-eval tasks by name, or auto: ARC-Challenge, HellaSwag, MMLU, CommonsenseQA and Belebele or their translations, as far
-    as there are some in the languages of the run. Their data comes from the hub; that of your own tasks from where they say."""
+    tasks: list[str] | dict[str, list[str]] | Literal["auto"] = []
+    """lm-eval tasks by name, or by language (`{fra_Latn: [...], eng_Latn: [...]}`), so that it is known which ones tell of
+    learning and which of forgetting; public ones that `langext tasks` lists are known anyway. auto: ARC-Challenge, HellaSwag,
+    MMLU, CommonsenseQA and Belebele or their translations, as far as there are some in the languages of the run. Data comes
+    from the hub; that of your own tasks from where they say."""
     include_path: Path | None = None
     """Folder of further lm-eval task files."""
     num_fewshot: int | None = Field(None, ge=0)
@@ -41,19 +43,43 @@ class Evaluate(Stage):
     """Texts to write per language, each from the start of a paragraph of another held-out document."""
     sample_tokens: int = Field(60, ge=1)
     """Length of each written text."""
+    prompts: dict[str, list[str]] = {}
+    """Texts to go on from instead, by language."""
     precision: Literal["bf16", "fp32"] = "bf16"
     """Of the weights."""
 
+    @field_validator("tasks", "prompts")
+    @classmethod
+    def _by_language(cls, value: Any) -> Any:
+        return {languages.find(code).code: entries for code, entries in value.items()} if isinstance(value, dict) else value
+
     def check(self, ctx: Context) -> None:
-        """Every task name is known to lm-eval. Says what auto stands for."""
-        from langext.harness import check_tasks, public
+        """Every task is known to lm-eval and its data can be loaded. Says what auto stands for."""
+        from langext.harness import check_tasks
 
         if self.include_path and not self.include_path.is_dir():
-            raise ConfigError(f"include_path: {self.include_path}: no such folder")
+            raise ConfigError(f"include_path: {self.include_path}: no such folder", at=("include_path",))
+        for key, value in (("tasks", self.tasks), ("prompts", self.prompts)):
+            odd = sorted(set(value) - set(ctx.languages)) if isinstance(value, dict) else []
+            if odd:
+                allowed = ", ".join(ctx.languages)
+                raise ConfigError(f"{key}: {odd[0]} is no language of this run; there are: {allowed}", at=(key,))
+        names = self._names(ctx)
         if self.tasks == "auto":
-            say(f"{self.name or self.uses}: tasks auto is {', '.join(public(ctx.languages, self.include_path)) or 'none'}")
-        else:
-            check_tasks(self.tasks, self.include_path)
+            say(f"{self.name or self.uses}: tasks auto is {', '.join(names) or 'none'}")
+        try:
+            check_tasks(list(names), self.include_path)
+        except ConfigError as error:
+            raise ConfigError(str(error), at=("tasks",)) from None
+
+    def _names(self, ctx: Context) -> dict[str, str | None]:
+        """The lm-eval tasks and the language that each of them measures, where that is known."""
+        from langext.harness import public
+
+        if isinstance(self.tasks, dict):
+            return {name: code for code, names in self.tasks.items() for name in names}
+        names = public(ctx.languages, self.include_path) if self.tasks == "auto" else self.tasks
+        return {name: languages.of_task(name, ctx.languages) for name in names}
 
     def run(self, ctx: Context, model: Model, corpus: Corpus) -> Scores:
         """Write scores.json; see `langext.scores`."""
@@ -74,17 +100,22 @@ class Evaluate(Stage):
         if empty:
             say(f"  {', '.join(empty)}: too little held-out text for an item; left out")
         own = {name: items for name, items in own.items() if items}
-        names = harness.public(ctx.languages, self.include_path) if self.tasks == "auto" else self.tasks
+        names = self._names(ctx)
         if own or names:
             say(f"  lm-eval: {', '.join([*own, *names])}")
         tasks = harness.evaluate(
-            live, names, own, num_fewshot=self.num_fewshot, limit=self.limit, batch_size=self.batch_size,
+            live, list(names), own, num_fewshot=self.num_fewshot, limit=self.limit, batch_size=self.batch_size,
             include=self.include_path,
         )  # fmt: skip
         for name, metrics in tasks.items():
             say(f"  {name}: " + ", ".join(f"{m} {f.value:.3f} ± {f.stderr:.3f}" for m, f in metrics.items()))
-        samples, writing = self._write(live, {c: _starts(texts)[: self.samples] for c, texts in by_language.items()})
-        found = scores.ScoresFile(bits_per_byte=bits, tasks=tasks, drift=drift, samples=samples, writing=writing)
+        prompts = {c: _starts(texts)[: self.samples] for c, texts in by_language.items()} | self.prompts
+        samples, writing = self._write(live, prompts)
+        measures = names | {f"continuation_{code}": code for code in ctx.languages}
+        known = {task: code for task in tasks if (code := measures.get(task))}
+        found = scores.ScoresFile(
+            bits_per_byte=bits, tasks=tasks, task_languages=known, drift=drift, samples=samples, writing=writing
+        )
         write_json(ctx.out / scores.FILE, found.model_dump(mode="json", exclude_none=True))
         ctx.summary.update(bits_per_byte={name: row.value for name, row in bits.items()}, own_items=bool(own))
         return Scores(ctx.out)

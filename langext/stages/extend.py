@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from langext.artifacts import Model, Tokenizer
 from langext.console import say
@@ -18,7 +18,13 @@ class Extend(Stage):
 
     uses: Literal["extend"]
     method: AnyMethod = Field()
-    """How the model is extended: `name` chooses the method, the other keys are the method's own."""
+    """How the model is extended: `name` chooses the method, the other keys are the method's own. A name alone takes the
+    method as it comes."""
+
+    @field_validator("method", mode="before")
+    @classmethod
+    def _named(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
 
     def methods(self, given: tuple[Method, ...]) -> tuple[Method, ...]:
         """One more."""

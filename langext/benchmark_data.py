@@ -1,0 +1,125 @@
+"""Whether the data of a benchmark can be loaded here, seen before hours of training rather than after them.
+
+Many data sets that lm-eval names are Python scripts, which datasets has refused to run since version 4
+(https://github.com/EleutherAI/lm-evaluation-harness/issues/3171).
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from langext.spec import ConfigError
+
+SCRIPTS = {
+    "CogComp/mc_taco": "social_iqa",
+    "EleutherAI/advanced_ai_risk": "",
+    "EleutherAI/arithmetic": "asdiv",
+    "EleutherAI/hendrycks_ethics": "moral_stories",
+    "EleutherAI/logiqa": "agieval_logiqa_en",
+    "EleutherAI/mutual": "social_iqa",
+    "EleutherAI/persona": "",
+    "EleutherAI/pile": "paloma",
+    "EleutherAI/sycophancy": "truthfulqa_mc1",
+    "EleutherAI/unscramble": "",
+    "allenai/qasper": "",
+    "asi/wikitext_fr": "a held-out source of your own, for its bits per byte",
+    "baber/logiqa2": "agieval_logiqa_en",
+    "bigbio/meddialog": "",
+    "bigbio/mediqa_qa": "medmcqa",
+    "bigbio/meqsum": "",
+    "bigbio/pubmed_qa": "medmcqa",
+    "corypaik/prost": "piqa",
+    "csebuetnlp/xlsum": "",
+    "facebook/flores": "belebele_<language>, which asks about the same texts",
+    "juletxara/mgsm": "global_mmlu_<language>",
+}
+"""Data set -> what measures something like it and can be loaded; empty where there is nothing."""
+FILES = {"arrow", "csv", "json", "parquet", "text"}
+"""Loaders of local files."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a task's data come from."""
+
+    task: str
+    path: str
+    config: str | None
+    data_files: Any = None
+
+
+def check(sources: list[Source]) -> None:
+    """Raise ConfigError for data that cannot be loaded: a script, a file or data set that is not there, no connection to it.
+
+    Asks the hub about each data set once, and this machine's cache where the hub cannot be reached. Downloads nothing.
+    """
+    asked: set[str] = set()
+    for source in sources:
+        if source.path in SCRIPTS:
+            better = f" Take instead: {SCRIPTS[source.path]}." if SCRIPTS[source.path] else ""
+            raise ConfigError(
+                f"tasks: {source.task}: its data set {source.path} is a script, which datasets does not run.{better}"
+            )
+        if source.path in FILES or Path(source.path).exists():
+            _check_files(source)
+        elif _on_hub(source) is False and (key := f"{source.path} {source.config}") not in asked:
+            asked.add(key)
+            _check_cache(source)
+
+
+def _check_files(source: Source) -> None:
+    named = source.data_files.values() if isinstance(source.data_files, dict) else [source.data_files]
+    for entry in named:
+        for file in entry if isinstance(entry, list) else [entry]:
+            if isinstance(file, str) and "://" not in file and not any(c in file for c in "*?[") and not Path(file).is_file():
+                raise ConfigError(f"tasks: {source.task}: {file}: no such file")
+
+
+_found: dict[str, bool] = {}
+"""Data sets that the hub was asked about: whether it could be reached."""
+
+
+def _on_hub(source: Source) -> bool:
+    """Can the hub be reached, and does it have the data set as files? Raises ConfigError when it has not."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import (  # HTTPError is that of whichever client the hub library uses
+        GatedRepoError,
+        HTTPError,  # pyright: ignore[reportPrivateImportUsage]
+        RepositoryNotFoundError,
+    )
+
+    if source.path in _found:
+        return _found[source.path]
+    if False in _found.values():
+        return False  # one try is enough
+    try:
+        names = [file.rfilename for file in HfApi().dataset_info(source.path, timeout=10).siblings or []]
+    except GatedRepoError:
+        raise ConfigError(
+            f"tasks: {source.task}: {source.path} is gated; accept its terms on the hub and log in with `hf auth login`"
+        ) from None
+    except RepositoryNotFoundError:
+        raise ConfigError(f"tasks: {source.task}: the hub has no data set {source.path}") from None
+    except (HTTPError, OSError):
+        _found[source.path] = False
+        return False
+    script = f"{source.path.split('/')[-1]}.py"
+    if script in names and not any(name.endswith((".parquet", ".arrow")) for name in names):
+        raise ConfigError(f"tasks: {source.task}: its data set {source.path} is a script, which datasets does not run")
+    _found[source.path] = True
+    return True
+
+
+def _check_cache(source: Source) -> None:
+    from datasets.packaged_modules.cache.cache import Cache
+
+    try:
+        Cache(
+            dataset_name=source.path.split("/")[-1], config_name=source.config, repo_id=source.path, version="auto", hash="auto"
+        )
+    except (ValueError, OSError):
+        shown = f"{source.path} ({source.config})" if source.config else source.path
+        raise ConfigError(
+            f"tasks: {source.task}: its data set {shown} is not on this machine, and the hub cannot be reached; load it once "
+            "with a connection, or leave the task out"
+        ) from None

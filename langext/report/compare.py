@@ -1,0 +1,100 @@
+"""The page and the table of a comparison."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup
+
+from langext import comparison, console
+from langext.changes import Mean
+from langext.comparison import Comparison, Entry
+from langext.report import PAGE, plots, put, render, shown
+from langext.spec import ConfigError
+
+HTML = "compare.html"
+CSV = "compare.csv"
+
+
+def build(found: Comparison, out: Path) -> Path:
+    """Write compare.html and compare.csv into `out` and return the page's path. Raises ConfigError when nothing compares."""
+    if not found.entries:
+        raise ConfigError(f"nothing to compare: no evaluation of both base and trained model in {', '.join(found.left_out)}")
+    out.mkdir(parents=True, exist_ok=True)
+    beside = out / (CSV + ".tmp")
+    comparison.write_csv(found, beside)
+    beside.replace(out / CSV)
+    first = found.entries[0].run
+    kept = ", ".join(language.name for language in first.originals)
+    planes = [_plane(found, "learned", "forgot", f"{first.new.name}: fewer bits per byte, %", f"{kept}: more bits per byte, %")]
+    if any(entry.tasks_learned and entry.tasks_forgot for entry in found.entries):
+        names = (f"{first.new.name}: gain in tasks, points", f"{kept}: loss in tasks, points")
+        planes.append(_plane(found, "tasks_learned", "tasks_forgot", *names))
+    sets = list(dict.fromkeys(row.name for entry in found.entries for row in entry.run.bits))
+    tasks = list(dict.fromkeys(row.name for entry in found.entries for row in entry.run.tasks))
+    page = render(
+        "compare.html.j2", found=found, front=found.front, planes=planes, keys=_keys(found), sets=sets, tasks=tasks, kept=kept,
+        first=first, of={"bits": _by_name("bits"), "tasks": _by_name("tasks")}, link=lambda entry: _link(entry, out),
+        shown=comparison.shown, share=share,
+    )  # fmt: skip
+    return put(out / HTML, page)
+
+
+def _plane(found: Comparison, x: str, y: str, x_title: str, y_title: str) -> Markup:
+    """Learning against forgetting, a curve for each way of doing it over learning rates."""
+    curves: dict[str, list[plots.Point]] = {}
+    for entry in sorted(found.entries, key=lambda e: e.rate or 0.0):
+        gained, lost = getattr(entry, x), getattr(entry, y)
+        if gained and lost:
+            label = f"{entry.rate:g}" if entry.rate is not None and "train.lr" in entry.settings else ""
+            curves.setdefault(entry.curve, []).append(plots.Point(gained, lost, label))
+    return Markup(plots.plane(curves, x_title, y_title))
+
+
+def _by_name(which: str) -> Any:
+    return lambda entry, name: next((row for row in getattr(entry.run, which) if row.name == name), None)
+
+
+def _keys(found: Comparison) -> list[str]:
+    return list(dict.fromkeys(key for entry in found.entries for key in entry.settings))
+
+
+def _link(entry: Entry, out: Path) -> str:
+    page = entry.run.root / PAGE
+    return os.path.relpath(page.resolve(), out.resolve()) if page.exists() else ""
+
+
+def share(mean: Mean | None, digits: int = 1) -> str:
+    """20.5 ± 1.1, in percent; the half width of the 95 % interval."""
+    return f"{100 * mean.value:+.{digits}f} ± {50 * (mean.high - mean.low):.{digits}f}" if mean else "–"
+
+
+def show(found: Comparison, page: Path) -> None:
+    """Print the table and where the page is."""
+    first = found.entries[0].run
+    kept = ", ".join(language.name for language in first.originals)
+    keys = _keys(found)
+    columns = ["run", "method", *(key.split(".")[-1] for key in keys), f"{first.new.name} %", f"{kept} %", "KL", "of full", ""]
+    front = found.front
+    rows = []
+    for entry in sorted(found.entries, key=lambda e: e.learned.value if e.learned else 0.0, reverse=True):
+        of_full = found.of_full(entry)
+        row = [
+            entry.run.root.name,
+            entry.method,
+            *(comparison.shown(entry.settings[k]) if k in entry.settings else "" for k in keys),
+        ]
+        row += [share(entry.learned), share(entry.forgot), f"{entry.kl:.4f}" if entry.kl is not None else ""]
+        row += [f"{of_full:.0%}" if of_full is not None else "", _mark(entry, entry in front)]
+        rows.append(row)
+    console.table(f"{first.new.name} learned and {kept} forgotten, bits per byte (± half of the 95 % interval)", columns, rows)
+    if any(not entry.same_text for entry in found.entries):
+        console.say("† measured on other held-out text than the first run")
+    if found.left_out:
+        console.say(f"left out, without an evaluation of both base and trained model: {', '.join(found.left_out)}")
+    console.say("* no other run learned more and forgot less")
+    console.say(f"{shown(page)}, {shown(page.with_name(CSV))}")
+
+
+def _mark(entry: Entry, on_front: bool) -> str:
+    return ("*" if on_front else "") + ("" if entry.same_text else "†")

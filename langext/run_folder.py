@@ -1,0 +1,192 @@
+"""What the stages of a run left in its folder, gathered for those who read it: the report, `evaluate`, `compare`."""
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from langext import changes, languages
+from langext.artifacts import BASE, JOB, MANIFEST, Scores, read_json
+from langext.changes import Change, Mean
+from langext.scores import ScoresFile, read
+from langext.spec import ConfigError
+
+
+def finished(root: Path) -> list[tuple[Path, dict[str, Any]]]:
+    """Folder and manifest of every finished stage of a run, in order. Raises ConfigError when `root` is no run folder."""
+    if not root.is_dir():
+        raise ConfigError(f"{root}: no such folder")
+    found = [(p.parent, read_json(p)) for p in sorted(root.glob(f"[0-9][0-9]-*/{MANIFEST}"))]
+    if not found:
+        raise ConfigError(f"{root}: no finished stage here, so there is nothing to report")
+    return found
+
+
+@dataclass(frozen=True)
+class Run:
+    """All that is there of a run."""
+
+    root: Path
+    new: languages.Language
+    originals: list[languages.Language]
+    stages: list[tuple[Path, dict[str, Any]]]
+    base: dict[str, Any]
+    """The manifest of the base; {} where there is none."""
+    before: ScoresFile | None
+    """The evaluation of the base."""
+    after: ScoresFile | None
+    """The last evaluation of anything else."""
+
+    def _last(self, use: str) -> tuple[Path, dict[str, Any]] | None:
+        found = [(path, manifest) for path, manifest in self.stages if manifest["stage"]["uses"] == use]
+        return found[-1] if found else None
+
+    def summary(self, use: str) -> dict[str, Any]:
+        """What the last finished stage of this kind has put into its manifest; {} where there is none."""
+        found = self._last(use)
+        return found[1]["summary"] if found else {}
+
+    @cached_property
+    def bits(self) -> list[Change]:
+        """Changes in bits per byte, the new language first."""
+        return sorted(changes.bits(self.before, self.after), key=lambda row: not self.is_new(row))
+
+    @cached_property
+    def tasks(self) -> list[Change]:
+        """Changes in the figures of tasks."""
+        return list(changes.tasks(self.before, self.after))
+
+    def is_new(self, row: Change) -> bool:
+        """Is this row of bits per byte of the new language?"""
+        return row.name.split("/")[0] == self.new.code
+
+    def task_changes(self) -> dict[bool, list[Change]]:
+        """One figure of each task whose language is known, by whether that is the new one: acc_norm, acc, or the first."""
+        known = self.after.task_languages if self.after else {}
+        by_task: dict[str, dict[str, Change]] = {}
+        for row in self.tasks:
+            task, metric = row.name.split(", ")
+            by_task.setdefault(task, {})[metric] = row
+        found: dict[bool, list[Change]] = {}
+        for task, metrics in by_task.items():
+            if task in known:
+                chosen = metrics.get("acc_norm") or metrics.get("acc") or next(iter(metrics.values()))
+                found.setdefault(known[task] == self.new.code, []).append(chosen)
+        return found
+
+    @cached_property
+    def way(self) -> Mean | None:
+        """How much of the way the new language has come from what it cost the base to what the original languages cost the
+        base, in bits per byte, over the domains that both have, or over all. None where there was no way to go.
+        """
+        new = [row for row in self.bits if self.is_new(row)]
+        kept = [row for row in self.bits if not self.is_new(row)]
+        both = {row.name.split("/", 1)[1] for row in new} & {row.name.split("/", 1)[1] for row in kept}
+        if both:
+            new, kept = ([row for row in rows if row.name.split("/", 1)[1] in both] for rows in (new, kept))
+        if not (new and kept):
+            return None
+        start, goal = (sum(row.before for row in rows) / len(rows) for rows in (new, kept))
+        gain = changes.gain(new)
+        if gain is None or start <= goal:
+            return None
+        return Mean(*(value / (start - goal) for value in (gain.value, gain.low, gain.high)))
+
+    @cached_property
+    def pair(self) -> tuple[str, frozenset[str]]:
+        """What is learned and what is kept."""
+        return self.new.code, frozenset(language.code for language in self.originals)
+
+    @cached_property
+    def method(self) -> str:
+        """What was done, in a few words: full + ldifs, rescale."""
+        names = [manifest["stage"]["method"]["name"] for _, manifest in self.stages if "method" in manifest["stage"]]
+        trained = self._last("train")
+        penalties = [penalty["name"] for penalty in trained[1]["stage"].get("penalties", [])] if trained else []
+        later = [use for use in ("rescale", "regate", "merge") if self._last(use)]
+        return ", ".join([" + ".join([*(names or ["base"]), *penalties]), *later])
+
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """Everything that was chosen and could change what is learned, by `stage.key`."""
+        found: dict[str, Any] = {"base_model": self.base.get("root") or self.base.get("identity", {}).get("base_model")}
+        for _, manifest in self.stages:
+            stage = manifest["stage"]
+            if stage["uses"] in ("evaluate", "export"):
+                continue
+            name = stage.get("name") or stage["uses"]
+            for key, value in stage.items():
+                if key == "method":
+                    found |= {f"{name}.method.{k}": v for k, v in value.items() if k != "name"}
+                elif key not in ("uses", "name", "inputs", "runtime"):
+                    found[f"{name}.{key}"] = value
+            found["seed"] = manifest.get("seed")
+        return found
+
+    @cached_property
+    def cost(self) -> dict[str, Any]:
+        """What it took: parameters, tokens, time and memory of training, and how fast the result writes beside the base."""
+        trained, extended = self._last("train"), self.summary("extend")
+        training = trained[1]["summary"] if trained else {}
+        slower = None
+        if self.before and self.after and self.before.writing and self.after.writing:
+            slower = self.after.writing.tokens_per_second / self.before.writing.tokens_per_second
+        return {
+            "trainable_parameters": extended.get("trainable_parameters"),
+            "tokens": training.get("tokens"),
+            "train_seconds": training.get("seconds"),
+            "train_memory_bytes": trained[1]["peak_memory_bytes"] if trained else None,
+            "all_seconds": sum(manifest["seconds"] for _, manifest in self.stages),
+            "writing_speed_of_base": slower,
+        }
+
+    @cached_property
+    def samples(self) -> list[dict[str, Any]]:
+        """Texts that both models wrote, side by side."""
+        if not (self.before and self.after):
+            return []
+        then = {row.prompt: row.text for row in self.before.samples}
+        return [
+            {**row.model_dump(), "before": then[row.prompt], "direction": languages.find(row.language).direction}
+            for row in self.after.samples
+            if row.prompt in then
+        ]
+
+    @cached_property
+    def metrics(self) -> list[dict[str, Any]]:
+        """The lines that training wrote."""
+        trained = self._last("train")
+        path = trained[0] / "metrics.jsonl" if trained else self.root / "none"
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+
+    @property
+    def checkpoint(self) -> Path | None:
+        """The exported model."""
+        exported = self._last("export")
+        return exported[0] / "checkpoint" if exported else None
+
+    def title(self, row: Change) -> str:
+        """A bits-per-byte row in words: learned: French, handbook."""
+        code, domain = row.name.split("/", 1)
+        if code == self.new.code:
+            verb = "learned" if row.verdict == "better" else "not learned"
+        else:
+            verb = "forgotten" if row.verdict == "worse" else "kept"
+        return f"{verb}: {languages.find(code).name}, {domain}"
+
+
+def gather(root: Path) -> Run:
+    """Read a run folder."""
+    stages = finished(root)
+    job = read_json(stages[0][0] / JOB)
+    scores = [(manifest, read(Scores(path))) for path, manifest in stages if manifest["kind"] == "Scores"]
+    return Run(
+        root=root,
+        new=languages.find(job["language"]),
+        originals=[languages.find(code) for code in job["original_languages"]],
+        stages=stages,
+        base=read_json(root / BASE / MANIFEST) if (root / BASE / MANIFEST).exists() else {},
+        before=next((s for m, s in scores if m["inputs"]["model"]["stage"] == BASE), None),
+        after=next((s for m, s in reversed(scores) if m["inputs"]["model"]["stage"] != BASE), None),
+    )

@@ -3,7 +3,8 @@
 import json
 
 import pytest
-from test_report import bits, run, stage  # noqa: F401
+from run_folders import bits
+from test_report import run  # noqa: F401
 from typer.testing import CliRunner
 
 from langext import figures, run_folder

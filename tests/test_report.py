@@ -1,39 +1,15 @@
 """The report only reads, escapes what it reads, and calls noise noise."""
 
 import json
-from pathlib import Path
+import re
 
 import pytest
+from run_folders import bits, evaluation, stage
 
 from langext import report
-from langext.artifacts import write_json
 from langext.spec import ConfigError
 
 EVIL = "<script>alert('x')</script> & <b>"
-
-
-def bits(value, count=50):
-    each = [value * 100 + (i % 7) for i in range(count)]
-    return {
-        "value": value,
-        "stderr": 0.05,
-        "bytes": 100 * count,
-        "passages": count,
-        "bits_each": each,
-        "bytes_each": [100] * count,
-    }
-
-
-def stage(root: Path, number: int, name: str, uses: str, kind: str, inputs=None, summary=None) -> Path:
-    folder = root / f"{number:02d}-{name}"
-    folder.mkdir(parents=True)
-    write_json(folder / "job.json", {"language": "fra_Latn", "original_languages": ["eng_Latn"]})
-    manifest = {
-        "stage": {"uses": uses}, "kind": kind, "inputs": inputs or {}, "summary": summary or {}, "seconds": 3.0,
-        "peak_memory_bytes": 10**9, "device": "CPU", "fingerprint": "abc", "started": 1.7e9, "seed": 1,
-    }  # fmt: skip
-    write_json(folder / "manifest.json", manifest)
-    return folder
 
 
 @pytest.fixture
@@ -42,20 +18,13 @@ def run(tmp_path):
         "language": "fra_Latn", "domain": EVIL, "documents_read": 9, "judged": 9, "dropped": {"language_en": 2},
         "train_documents": 5, "valid_documents": 2, "train_bytes": 1000, "valid_bytes": 400,
     }]  # fmt: skip
-    stage(tmp_path, 1, "filter", "filter", "Corpus", summary={"funnel": funnel})
+    stage(tmp_path, 1, "filter", "Corpus", summary={"funnel": funnel}, sources=[{"language": "fra_Latn", "path": EVIL}])
     for number, name, model, french, english in ((2, "evaluate_base", "base", 2.0, 1.0), (4, "evaluate", "train", 1.5, 1.0001)):
-        folder = stage(tmp_path, number, name, "evaluate", "Scores", {"model": {"stage": model}})
-        found = {"fra_Latn/book": bits(french), "eng_Latn/news": bits(english)}
-        found["eng_Latn/news"]["bits_each"] = [
-            b + (i % 3 - 1) * number for i, b in enumerate(found["eng_Latn/news"]["bits_each"])
-        ]
-        tasks = {"continuation_fra_Latn": {"acc": {"value": 0.5, "stderr": 0.06, "items": 60}}}
         samples = [{"language": "fra_Latn", "prompt": EVIL, "text": f"{name} {EVIL}"}]
-        scores = {"format": "langext scores 2", "bits_per_byte": found, "tasks": tasks, "samples": samples}
-        write_json(folder / "scores.json", scores)
-    train = {"tokens": 100, "steps": 2, "seconds": 3.0, "shares": {"fra_Latn": 1.0}, "epochs": {"fra_Latn": 1.0}}
+        evaluation(tmp_path, number, name, model, french, english, samples=samples)
+    train = {"tokens": 100, "steps": 2, "seconds": 3.0, "shares": {"fra_Latn/book": 1.0}, "epochs": {"fra_Latn/book": 1.5}}
     train |= {"kl_to_base": 0.0123, "dead_layers": [4, 7], "weights": {"active_blocks": 3.0}}
-    folder = stage(tmp_path, 3, "train", "train", "Model", {"model": {"stage": "extend"}}, train)
+    folder = stage(tmp_path, 3, "train", "Model", {"model": "extend"}, train)
     rows = [
         {
             "step": s,
@@ -93,13 +62,26 @@ def test_sections_are_there(run):
     page = report.build(run).read_text()
     for part in (
         "Learning curves", "Gates", "Before and after", "Samples", "language_en", "continuation_fra_Latn",
-        "0.0123 nats per token", "layers 4, 7 are closed", "active blocks: 3",
+        "0.0123 nats per token", "layers 4, 7 are closed", "active blocks: 3", "50 % of the way", "nothing beyond noise",
+        "95 % between 50 and 50 %", ">1.50<",
     ):  # fmt: skip
         assert part in page
 
 
+def test_keyboard_and_screen_reader_find_their_way(run):
+    page = report.build(run).read_text()
+    linked = re.findall(r'href="#([a-z]+)"', page)
+    assert len(linked) > 8 and set(linked) <= set(re.findall(r' id="([a-z]+)"', page))
+    assert '<html lang="en">' in page and page.count("<main") == page.count("<h1") == 1
+    for opened in re.findall(r'<div class="scroll"[^>]*>', page):  # what scrolls sideways can be reached and has a name
+        assert 'tabindex="0"' in opened and "aria-label=" in opened
+    for svg in re.findall(r"<svg[^>]*>", page):
+        assert 'role="img"' in svg and "aria-label=" in svg
+    assert not re.search(r"<th(?! scope=)[ >]", page)
+
+
 def test_an_unfinished_run_is_reported_as_far_as_it_is(tmp_path):
-    stage(tmp_path, 1, "filter", "filter", "Corpus", summary={"funnel": []})
+    stage(tmp_path, 1, "filter", "Corpus", summary={"funnel": []})
     assert "No before and after yet" in report.build(tmp_path).read_text()
     with pytest.raises(ConfigError, match="no finished stage"):
         report.build(tmp_path / "01-filter")

@@ -1,0 +1,109 @@
+"""What a comparison finds in runs, and what it shows."""
+
+import csv
+import json
+
+import pytest
+from run_folders import bits, compared, evaluation, stage
+from test_report import EVIL
+from typer.testing import CliRunner
+
+from langext import comparison
+from langext.artifacts import read_json, write_json
+from langext.changes import unbeaten
+from langext.cli import app
+from langext.report import compare
+from langext.spec import ConfigError
+
+
+@pytest.fixture
+def runs(tmp_path):
+    """Two methods at two rates, a full fine-tuning, and one that a better one beats."""
+    for name, method, lr, french, english in (
+        ("a", "lora", 1e-3, 1.8, 1.01), ("b", "lora", 1e-2, 1.6, 1.1), ("c", "adapter", 1e-3, 1.7, 1.0),
+        ("d", "adapter", 1e-2, 1.5, 1.05), ("e", "full", 1e-4, 1.4, 1.3),
+    ):  # fmt: skip
+        compared(tmp_path / name, method, lr, french, english, **({"rank": 8} if method == "lora" else {"width": 4}))
+    return tmp_path
+
+
+def of(found, name):
+    return next(entry for entry in found.entries if entry.run.root.name == name)
+
+
+def test_what_was_learned_and_forgotten_and_who_is_unbeaten(runs):
+    found = comparison.gather([runs])
+    assert of(found, "a").learned.value == pytest.approx(0.1) and of(found, "a").forgot.value == pytest.approx(0.01)
+    assert [entry.run.root.name for entry in found.front] == ["c", "d", "e"]
+    assert found.full is of(found, "e")
+    assert found.of_full(of(found, "d")) == pytest.approx(0.25 / 0.3)
+    assert of(found, "a").kl == 0.1
+
+
+def test_only_settings_that_differ_are_shown_and_make_curves(runs):
+    found = comparison.gather([runs])
+    assert {key for entry in found.entries for key in entry.settings} == {"train.lr"}
+    assert of(found, "a").curve == of(found, "b").curve == "lora"
+    compared(runs / "f", "lora", 1e-3, 1.75, 1.02, rank=16)
+    found = comparison.gather([runs])
+    assert of(found, "f").settings == {"train.lr": 1e-3, "extend.method.rank": 16}
+    assert of(found, "a").curve == "lora, rank 8" and of(found, "f").curve == "lora, rank 16"
+    assert of(found, "c").curve == "adapter"
+
+
+@pytest.mark.parametrize(
+    ("pairs", "best"),
+    [
+        ([(1, 1), (2, 2), (3, 3)], [0, 1, 2]),
+        ([(1, 1), (2, 1), (1, 0)], [1, 2]),
+        ([(1, 1), (1, 1)], [0, 1]),
+        ([(0, 0)], [0]),
+    ],
+)
+def test_unbeaten(pairs, best):
+    assert unbeaten(pairs) == best
+
+
+def test_page_and_table_say_the_same(runs):
+    compared(runs / EVIL.replace("/", ""), "grow", 1e-3, 1.9, 1.0)
+    page = compare.build(comparison.gather([runs]), runs).read_text()
+    assert "<script" not in page and "&lt;script&gt;" in page
+    assert "+10.0 ± " in page and "83 %" in page and page.count(">yes</td>") == 3
+    rows = list(csv.DictReader((runs / "compare.csv").open(encoding="utf-8")))
+    assert [row["run"] for row in rows if row["on_front"] == "True"] == ["c", "d", "e"]
+    assert float(rows[-1]["learned"]) == pytest.approx(0.3) and rows[-1]["fra_Latn/book after"] == "1.4"
+    done = CliRunner().invoke(app, ["compare", str(runs), "--json"])
+    assert json.loads(done.stdout)["front"] == ["c", "d", "e"]
+    shown = CliRunner().invoke(app, ["compare", str(runs / "a"), str(runs / "b"), "--out", str(runs / "two")])
+    assert shown.exit_code == 0 and "lora" in shown.stdout and (runs / "two" / "compare.html").is_file()
+
+
+def test_what_does_not_compare_is_told(runs, tmp_path_factory):
+    path = runs / "b" / "02-evaluate_base" / "scores.json"
+    scores = read_json(path)
+    scores["bits_per_byte"]["fra_Latn/book"] = bits(2.0, count=40)
+    write_json(path, scores)
+    stage(runs / "half", 1, "filter", "Corpus", summary={"funnel": []})
+    found = comparison.gather([runs])
+    assert [entry.run.root.name for entry in found.entries if not entry.same_text] == ["b"]
+    assert found.left_out == ["half"]
+    write_json(runs / "c" / "01-filter" / "job.json", {"language": "swh_Latn", "original_languages": ["eng_Latn"]})
+    with pytest.raises(ConfigError, match="c adds swh_Latn and keeps eng_Latn, a fra_Latn .* same languages"):
+        comparison.gather([runs])
+    with pytest.raises(ConfigError, match="nothing to compare: no evaluation of both base and trained model in half"):
+        compare.build(comparison.gather([runs / "half"]), runs)
+    with pytest.raises(ConfigError, match="neither a run folder nor a folder of runs"):
+        comparison.gather([tmp_path_factory.mktemp("empty")])
+
+
+def test_tasks_have_a_plane_of_their_own(runs):
+    found = comparison.gather([runs])
+    assert of(found, "a").tasks_learned.value == 0 and of(found, "a").tasks_forgot is None
+    for number, name, model, value in ((8, "x", "base", 0.4), (9, "y", "train", 0.3)):
+        metric = {"value": value, "stderr": 0.01, "items": 9}
+        tasks = {"mine": {"acc": metric}, "other": {"acc": metric}, "unknown": {"acc": metric}}
+        languages = {"mine": "fra_Latn", "other": "eng_Latn"}
+        evaluation(runs / "g", number, name, model, 2.0, 1.0, tasks=tasks, task_languages=languages)
+    found = comparison.gather([runs])
+    assert of(found, "g").tasks_learned.value == pytest.approx(-0.1) and of(found, "g").tasks_forgot.value == pytest.approx(0.1)
+    assert compare.build(found, runs).read_text().count('role="img"') == 2

@@ -1,0 +1,151 @@
+"""Sweeps: their runs, what these have in common, and going on after an interruption."""
+
+import json
+import signal
+from pathlib import Path
+
+import pytest
+from bench import ROOT, Bench, extend, train
+from processes import start, wait_for
+
+from langext import pipeline, reuse, sweep
+from langext.artifacts import write_json
+from langext.spec import ConfigError
+
+EVALUATE = {"uses": "evaluate", "bpb_bytes": 2000, "drift_bytes": 0, "continuation_items": 0, "samples": 0}
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory, pico: Path) -> Path:
+    bench = Bench(tmp_path_factory.mktemp("sweep"), pico)
+    quick = train(steps=4, eval_every=4, save_every=4, eval_bytes=1000)
+    stages = [{**EVALUATE, "name": "evaluate_base", "inputs": {"model": "base"}}, extend(name="lora"), quick, EVALUATE]
+    return bench.file("toy", "fra_Latn", ["eng_Latn"], stages)
+
+
+@pytest.mark.parametrize(
+    ("text", "values"),
+    [
+        ("train.lr=1e-4,3e-4", [1e-4, 3e-4]),
+        ("train.lr=[1e-4, 3e-4]", [1e-4, 3e-4]),
+        ("extend.method=lora, full", ["lora", "full"]),
+        ("extend.method={name: lora, rank: 8},{name: full}", [{"name": "lora", "rank": 8}, {"name": "full"}]),
+        ("train.betas=[0.9, 0.95],[0.9, 0.99]", [[0.9, 0.95], [0.9, 0.99]]),
+    ],
+)
+def test_values_of_an_axis(text, values):
+    assert sweep.axis(text)[1] == values
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("train.lr", "expected key=value,value"),
+        ("train.lr=", "expected key=value,value"),
+        ("train.lr=1e-3,0.001", "a value is there twice"),
+        ("train.lr=[1", "not valid YAML"),
+    ],
+)
+def test_an_axis_that_cannot_be(text, expected):
+    with pytest.raises(ConfigError, match=expected):
+        sweep.axis(text)
+
+
+def test_every_combination_is_a_run_with_a_name(file, tmp_path):
+    over = ["extend.method=lora,{name: lora, rank: 4},full", "train.lr=1e-3,2e-5"]
+    found = sweep.points([file], over, ["train.clip=0.5"], tmp_path)
+    names = ["lora-lr=0.001", "lora-lr=2e-05", "lora-rank=4-lr=0.001", "lora-rank=4-lr=2e-05", "full-lr=0.001", "full-lr=2e-05"]
+    assert [point.name for point in found] == names
+    assert {point.spec.stages[3].clip for point in found} == {0.5}  # type: ignore[union-attr]
+    shared = sweep.common(found)
+    for point in found:  # filter and the base's evaluation are common to all, an extension to the runs of one method
+        assert [step.name for step in point.steps if step.fingerprint in shared] == ["filter", "evaluate_base", "extend"]
+    assert len(shared) == 2 + 3
+
+
+def test_what_is_wrong_is_told_before_anything_runs(file, tmp_path):
+    with pytest.raises(ConfigError, match="unknown key 'stepz'"):
+        sweep.points([file], ["train.stepz=1,2"], [], tmp_path)
+    with pytest.raises(ConfigError, match="two runs of this sweep would both be called toy"):
+        sweep.points([file, file], [], [], tmp_path)
+    found = sweep.points([file], ["train.batch_sequences=8,9"], [], tmp_path)
+    with pytest.raises(ConfigError, match="batch_sequences=9: .*--set train.batch_sequences=9: .*no multiple"):
+        sweep.run(found, None)
+    assert not list(tmp_path.iterdir())
+
+
+def test_devices_are_shared_out(file, tmp_path, monkeypatch):
+    found = sweep.points([file], ["train.lr=1e-3,1e-2"], ["train.runtime.gpus=2"], tmp_path)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6,7,9")
+    assert sweep.places(found, None) == [{"CUDA_VISIBLE_DEVICES": "4,5"}, {"CUDA_VISIBLE_DEVICES": "6,7"}]
+    assert len(sweep.places(found, 1)) == 1
+    with pytest.raises(ConfigError, match="there are devices for 2 at a time"):
+        sweep.places(found, 3)
+    assert sweep.places(sweep.points([file], [], [], tmp_path), None) == [{}]
+
+
+@pytest.fixture(scope="module")
+def swept(file, tmp_path_factory) -> Path:
+    """Two runs side by side: stopped, and gone on with."""
+    out = tmp_path_factory.mktemp("swept") / "out"
+    command = ["sweep", str(file), "--over", "train.lr=1e-3,1e-2", "--out", str(out), "--jobs", "2"]
+    process = start(*command)
+    wait_for(process, "lr=0.01: started")
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert not (out / "compare.html").exists()
+    printed = _printed(*command)
+    assert "in common" not in printed and "lr=0.001" in printed and "compare.html" in printed
+    return out
+
+
+def test_common_stages_are_done_once(swept):
+    second = swept / "lr=0.01"
+    for name in ("01-filter", "02-evaluate_base", "03-extend"):
+        assert (second / name).is_symlink() and (second / name).resolve() == (swept / "lr=0.001" / name).resolve()
+    assert not (second / "04-train").is_symlink() and (second / "sweep.log").is_file()
+    rows = json.loads(_printed("compare", str(swept), "--json"))["runs"]
+    assert [row["train.lr"] for row in rows] == [1e-3, 1e-2] and rows[0]["learned"] != rows[1]["learned"]
+
+
+def test_what_is_done_is_not_done_again(swept, file):
+    made = (swept / "lr=0.01" / "04-train" / "manifest.json").stat().st_mtime_ns
+    printed = _printed("sweep", str(file), "--over", "train.lr=1e-3,1e-2", "--out", str(swept))
+    assert "2 of 2 runs are finished already" in printed
+    assert (swept / "lr=0.01" / "04-train" / "manifest.json").stat().st_mtime_ns == made
+
+
+def test_a_run_takes_what_another_has_done(swept, file, tmp_path):
+    command = ["run", str(file), "--out", str(tmp_path), "--reuse", str(swept / "lr=0.001")]
+    printed = _printed(*command, "--set", "train.lr=1e-3")
+    assert printed.count("taken from") == 5 and (tmp_path / "base").is_symlink()
+    pipeline._discard(tmp_path / "05-evaluate")  # what --redo does first
+    assert not (tmp_path / "05-evaluate").is_symlink()
+    assert (swept / "lr=0.001" / "05-evaluate" / "manifest.json").is_file()
+
+
+def _printed(*command: str) -> str:
+    process = start(*command)
+    printed = process.communicate(timeout=300)[0]
+    assert process.returncode == 0, printed
+    return printed
+
+
+def test_a_link_to_what_is_no_longer_finished_is_removed(tmp_path):
+    folder = tmp_path / "a" / "01-filter"
+    folder.mkdir(parents=True)
+    write_json(folder / "manifest.json", {"fingerprint": "f"})
+    (tmp_path / "b").mkdir()
+    mine = tmp_path / "b" / "02-filter"
+    assert reuse.stage(mine, "other", [tmp_path / "a"]) is None and not mine.is_symlink()
+    assert reuse.stage(mine, "f", [tmp_path / "a"]) == {"fingerprint": "f"}
+    reuse.clear(mine)
+    assert mine.resolve() == folder
+    (folder / "manifest.json").unlink()
+    reuse.clear(mine)
+    assert not mine.is_symlink() and folder.is_dir()
+
+
+def test_the_folder_of_a_sweep_is_named_after_the_pipeline():
+    assert sweep.name_of(ROOT / "pipelines" / "compare.yaml") == "compare"

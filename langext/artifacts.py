@@ -6,6 +6,7 @@ A directory without `manifest.json` is an unfinished stage. Nothing else marks c
 import hashlib
 import json
 import os
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,14 @@ def write_json(path: Path, value: Any) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(beside, path)
+
+
+def place(source: str | Path, target: str | Path) -> None:
+    """A hard link where that is possible, else a copy: what stages and models hold can be large."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
 
 
 def list_files(root: Path) -> list[dict[str, Any]]:

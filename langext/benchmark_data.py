@@ -56,23 +56,31 @@ def check(sources: list[Source]) -> None:
     asked: set[str] = set()
     for source in sources:
         if source.path in SCRIPTS:
-            better = f" Take instead: {SCRIPTS[source.path]}." if SCRIPTS[source.path] else ""
-            raise ConfigError(
-                f"tasks: {source.task}: its data set {source.path} is a script, which datasets does not run.{better}"
-            )
+            raise ConfigError(_script(source))
         if source.path in FILES or Path(source.path).exists():
             _check_files(source)
+        elif source.path.startswith(("/", ".", "~")) or source.path.count("/") > 1:
+            raise ConfigError(f"tasks: {source.task}: {source.path}: no such folder")
         elif _on_hub(source) is False and (key := f"{source.path} {source.config}") not in asked:
             asked.add(key)
             _check_cache(source)
 
 
-def _check_files(source: Source) -> None:
+def files(source: Source) -> list[Path]:
+    """The local files that a task's data are said to be in, whether they are there or not; patterns and addresses left out."""
     named = source.data_files.values() if isinstance(source.data_files, dict) else [source.data_files]
-    for entry in named:
-        for file in entry if isinstance(entry, list) else [entry]:
-            if isinstance(file, str) and "://" not in file and not any(c in file for c in "*?[") and not Path(file).is_file():
-                raise ConfigError(f"tasks: {source.task}: {file}: no such file")
+    every = [file for entry in named for file in (entry if isinstance(entry, list) else [entry]) if isinstance(file, str)]
+    return [Path(file) for file in every if "://" not in file and not any(c in file for c in "*?[")]
+
+
+def _check_files(source: Source) -> None:
+    if missing := next((path for path in files(source) if not path.is_file()), None):
+        raise ConfigError(f"tasks: {source.task}: {missing}: no such file")
+
+
+def _script(source: Source) -> str:
+    better = f"take instead: {instead}" if (instead := SCRIPTS.get(source.path)) else "no replacement is known"
+    return f"tasks: {source.task}: its data set {source.path} is a script, which datasets does not run; {better}"
 
 
 _found: dict[str, bool] = {}
@@ -104,8 +112,8 @@ def _on_hub(source: Source) -> bool:
         _found[source.path] = False
         return False
     script = f"{source.path.split('/')[-1]}.py"
-    if script in names and not any(name.endswith((".parquet", ".arrow")) for name in names):
-        raise ConfigError(f"tasks: {source.task}: its data set {source.path} is a script, which datasets does not run")
+    if script in names:  # whatever else is there, datasets raises
+        raise ConfigError(_script(source))
     _found[source.path] = True
     return True
 

@@ -2,13 +2,16 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from math import erfc, sqrt
+from math import erfc, isfinite, nan, sqrt
 
 import numpy as np
+from scipy.stats import t as student
 
 from langext.scores import Bits, Metric, ScoresFile
 
 RESAMPLES = 5000
+FEW = 20
+"""With fewer passages or items than this the bootstrap's intervals are too narrow, and Student's t takes its place."""
 SIGNIFICANT = 0.05
 
 
@@ -56,7 +59,9 @@ class Change:
 
     @property
     def verdict(self) -> str:
-        """better, worse or noise."""
+        """better, worse or noise; unmeasured for what is no number."""
+        if not isfinite(self.difference.value):
+            return "unmeasured"
         return "noise" if self.in_noise else "better" if self.better else "worse"
 
 
@@ -96,12 +101,17 @@ class Mean:
     @property
     def in_noise(self) -> bool:
         """Could it well be chance?"""
-        return self.low <= 0 <= self.high
+        return not (self.low > 0 or self.high < 0)  # true for bounds that are not known
 
 
 def mean(rows: Sequence[Change]) -> Mean | None:
     """The mean relative change, each row counting alike; None of nothing. The rows are of different texts, so independent."""
     return _mean([(row.relative, row.difference.stderr / abs(row.before)) for row in rows if row.before])
+
+
+def worst(rows: Sequence[Change]) -> Change | None:
+    """The one of the largest relative increase: what a mean would hide. None of nothing."""
+    return max(rows, key=lambda row: row.relative, default=None)
 
 
 def gain(rows: Sequence[Change]) -> Mean | None:
@@ -120,10 +130,11 @@ def _mean(found: Sequence[tuple[float, float]]) -> Mean | None:
 
 def unbeaten(pairs: Sequence[tuple[float, float]]) -> list[int]:
     """Which of (learned, forgotten) no other one beats, by learning as much, forgetting as little, and one of both more."""
-    return [
-        k for k, (learned, forgot) in enumerate(pairs)
-        if not any(more >= learned and less <= forgot and (more, less) != (learned, forgot) for more, less in pairs)
-    ]  # fmt: skip
+
+    def beaten(pair: tuple[float, float]) -> bool:
+        return any(more >= pair[0] and less <= pair[1] and (more, less) != pair for more, less in pairs)
+
+    return [k for k, pair in enumerate(pairs) if all(map(isfinite, pair)) and not beaten(pair)]
 
 
 def _of_bits(then: Bits, now: Bits) -> Difference:
@@ -142,6 +153,10 @@ def _of_metrics(then: Metric, now: Metric) -> Difference:
 
 def _paired(value: float, more: np.ndarray, weight: np.ndarray, seed: int = 0) -> Difference:
     """Bootstrap over the passages or items, https://doi.org/10.1201/9780429246593; `more` and `weight` are of each of them."""
+    if not isfinite(value):
+        return Difference(value, nan, nan, nan, nan, paired=True)
+    if len(more) < FEW:
+        return _few(value, more, weight)
     dice, means = np.random.default_rng(seed), []
     for _ in range(RESAMPLES // 100):  # in parts: a large task has many items
         picks = dice.integers(len(more), size=(100, len(more)))
@@ -153,8 +168,20 @@ def _paired(value: float, more: np.ndarray, weight: np.ndarray, seed: int = 0) -
     return Difference(value, float(found.std(ddof=1)), float(low), float(high), p, paired=True)
 
 
+def _few(value: float, more: np.ndarray, weight: np.ndarray) -> Difference:
+    """Student's t with the linearised variance of a ratio of sums (Cochran, Sampling Techniques, 1977, section 6.4)."""
+    count = len(more)
+    ratio = more.sum() / weight.sum()
+    stderr = sqrt(count / (count - 1) * float(((more - ratio * weight) ** 2).sum())) / float(weight.sum())
+    half = float(student.ppf(0.975, count - 1)) * stderr
+    p = 2 * float(student.sf(abs(value) / stderr, count - 1)) if stderr else float(value == 0)
+    return Difference(value, stderr, value - half, value + half, p, paired=True)
+
+
 def _unpaired(then: float, then_stderr: float, now: float, now_stderr: float) -> Difference:
-    """By the normal distribution, as if both were measured apart."""
+    """By the normal distribution, as if both were measured apart. Where no error is known, neither interval nor p is."""
     value, stderr = now - then, sqrt(then_stderr**2 + now_stderr**2)
-    p = erfc(abs(value) / stderr / sqrt(2)) if stderr > 0 else 0.0 if value else 1.0
+    if not (isfinite(value) and isfinite(stderr)):
+        return Difference(value, nan, nan, nan, nan, paired=False)
+    p = erfc(abs(value) / stderr / sqrt(2)) if stderr > 0 else float(value == 0)
     return Difference(value, stderr, value - 1.96 * stderr, value + 1.96 * stderr, p, paired=False)

@@ -25,7 +25,7 @@ class Speaker:
 
     def answer(self, text: str, tokens: int) -> str:
         """What the model says to `text`: an answer where its tokenizer has a chat template, else how the text goes on."""
-        import torch
+        from langext import writing
 
         if self.tokenizer.chat_template:
             self.messages.append({"role": "user", "content": text})
@@ -33,13 +33,9 @@ class Speaker:
             ids = self.tokenizer(prompt, return_tensors="pt", add_special_tokens=False).input_ids
         else:
             ids = self.tokenizer(text, return_tensors="pt").input_ids
-        ids = ids.to(self.net.device)
-        with torch.no_grad(), self.as_itself():
-            out = self.net.generate(
-                input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=tokens, do_sample=False,
-                repetition_penalty=1.1, pad_token_id=self.tokenizer.eos_token_id,
-            )  # fmt: skip
-        said = self.tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True).strip()
+        with self.as_itself():
+            out = writing.go_on(self.net, self.tokenizer, ids.to(self.net.device), tokens)
+        said = self.tokenizer.decode(out, skip_special_tokens=True).strip()
         self.messages.append({"role": "assistant", "content": said})
         return said
 
@@ -60,14 +56,15 @@ def speakers(where: Path, base: Path | None) -> list[Speaker]:
 
     if base:
         raise ConfigError("--base is for exported models; a run folder knows its base")
-    live = modeling.load(model, torch.bfloat16)
+    device = _device()
+    live = modeling.load(model, torch.bfloat16, device)
     record = modeling.read_record(model)
     extended = Speaker("extended", live.net, live.tokenizer)
     tokenizer = modeling.load_tokenizer(record.base)
     method = live.method
     if method is not None and method.reversible and record.tokenizer is None:
         return [Speaker("base", live.net, tokenizer, lambda: method.off(live.net)), extended]
-    return [Speaker("base", modeling.load_base(record.base, torch.bfloat16), tokenizer), extended]
+    return [Speaker("base", modeling.load_base(record.base, torch.bfloat16).to(device), tokenizer), extended]
 
 
 def _exported(name: str, folder: Path) -> Speaker:
@@ -79,8 +76,14 @@ def _exported(name: str, folder: Path) -> Speaker:
     if any(folder.glob("modeling_*.py")):
         raise ConfigError(f"{folder}: travels with code of its own, which langext does not run; give the run folder instead")
     tokenizer = modeling.load_tokenizer(folder)
-    net = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16, local_files_only=True, use_safetensors=True)
-    return Speaker(name, net.eval(), tokenizer)
+    net: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16, local_files_only=True, use_safetensors=True)
+    return Speaker(name, net.eval().to(_device()), tokenizer)
+
+
+def _device() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def talk(found: list[Speaker], tokens: int, lines: Iterator[str]) -> None:

@@ -192,10 +192,10 @@ def sweep(
         from langext import sweep as sweeping
         from langext.report import compare as page
 
-        root = (out or Path("runs") / f"{sweeping.name_of(files[0])}-sweep").resolve()
+        root = (out or Path("runs") / f"{sweeping.name_of(files[0], overrides or [], over or [])}-sweep").resolve()
         failed = sweeping.run(sweeping.points(files, over or [], overrides or [], root), jobs)
         found = comparison.gather([root])
-        if found.entries:
+        if found.entries or not failed:
             page.show(found, page.build(found, root))
         sweeping.report(failed)
 

@@ -2,7 +2,6 @@
 
 import csv
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,7 +14,10 @@ from langext.changes import Mean
 from langext.run_folder import Run
 from langext.spec import ConfigError
 
-RATE = "train.lr"
+FULL = "full"
+"""The method that is the reference for all others."""
+FORMULA = ("=", "+", "-", "@", "\t", "\r")
+"""What a spreadsheet takes for the start of a formula."""
 
 
 @dataclass(frozen=True)
@@ -23,12 +25,16 @@ class Entry:
     """One run among others."""
 
     run: Run
+    name: str
+    """Of its folder, with as many of the folders above as tell it from the others."""
     settings: dict[str, Any]
     """The settings in which the runs differ, and its values."""
     learned: Mean | None
     """How many fewer bits per byte the new language takes, as a share of the base's; the mean over its sets."""
     forgot: Mean | None
-    """How many more the original languages take."""
+    """How many more the original languages take, in the set that lost most: a mean would hide it behind one that gained."""
+    forgot_in: str
+    """That set."""
     tasks_learned: Mean | None
     """Gain in the tasks of the new language, in the tasks' own unit (accuracy); the mean over them."""
     tasks_forgot: Mean | None
@@ -44,12 +50,8 @@ class Entry:
     @property
     def curve(self) -> str:
         """Runs of one curve differ in the learning rate alone."""
-        return ", ".join([self.method, *(f"{_short(k)} {shown(v)}" for k, v in self.settings.items() if k != RATE)])
-
-    @property
-    def rate(self) -> float | None:
-        """Its learning rate."""
-        return self.run.settings.get(RATE)
+        rate = self.run.rate[0] if self.run.rate else ""
+        return ", ".join([self.method, *(f"{_short(k)} {shown(v, 24)}" for k, v in self.settings.items() if k != rate)])
 
     @property
     def kl(self) -> float | None:
@@ -64,18 +66,33 @@ class Comparison:
 
     entries: list[Entry]
     left_out: list[str]
-    """Folders without an evaluation of both base and trained model."""
+    """Folders that do not compare with the first run, and why."""
+
+    @cached_property
+    def keys(self) -> list[str]:
+        """Settings that have several values."""
+        return list(dict.fromkeys(key for entry in self.entries for key in entry.settings))
+
+    @cached_property
+    def sets(self) -> list[str]:
+        """Sets of held-out text that any run has measured."""
+        return list(dict.fromkeys(row.name for entry in self.entries for row in entry.run.bits))
+
+    @cached_property
+    def tasks(self) -> list[str]:
+        """Figures of tasks that any run has measured."""
+        return list(dict.fromkeys(row.name for entry in self.entries for row in entry.run.tasks))
 
     @cached_property
     def front(self) -> list[Entry]:
-        """Those that no other one beats in both: learned more and forgot less."""
+        """Those that no other one beats in both: learned more and forgot less. It goes by the figures, not by their errors."""
         found = [(e, e.learned.value, e.forgot.value) for e in self.entries if e.learned and e.forgot]
         return [found[k][0] for k in changes.unbeaten([(learned, forgot) for _, learned, forgot in found])]
 
     @property
     def full(self) -> Entry | None:
         """The full fine-tuning that learned most, the reference for how much can be learned from this text."""
-        found = [entry for entry in self.entries if entry.method == "full" and entry.learned]
+        found = [entry for entry in self.entries if entry.method == FULL and entry.learned]
         return max(found, key=lambda e: e.learned.value if e.learned else 0.0, default=None)
 
     def of_full(self, entry: Entry) -> float | None:
@@ -85,24 +102,46 @@ class Comparison:
 
 
 def gather(roots: Sequence[Path]) -> Comparison:
-    """Read runs, and those in folders of runs. Raises ConfigError for a folder without any, or runs of several languages."""
-    found = [run for root in roots for run in _runs(root)]
-    folders = [folder for k, folder in enumerate(found) if folder.resolve() not in {f.resolve() for f in found[:k]}]
-    runs = [run_folder.gather(folder) for folder in folders]
-    left_out = [run.root.name for run in runs if not run.bits]
-    runs = [run for run in runs if run.bits]
-    if other := next((run for run in runs if run.pair != runs[0].pair), None):
-        raise ConfigError(
-            f"{other.root.name} adds {_pair(other)}, {runs[0].root.name} {_pair(runs[0])}; runs of the same languages compare"
-        )
+    """Read runs, and those in folders of runs. What does not compare with the first of them is left out, with the reason.
+
+    Raises ConfigError for a folder that holds no run.
+    """
+    folders = list(dict.fromkeys(run for root in roots for run in _runs(root.resolve())))
+    runs: list[Run] = []
+    left_out: list[str] = []
+    for path in folders:
+        try:
+            run = run_folder.gather(path)
+        except ConfigError as error:
+            left_out.append(f"{path.name}: {error}")
+            continue
+        if not run.bits:
+            left_out.append(f"{path.name}: no evaluation of both base and trained model")
+        elif runs and run.pair != runs[0].pair:
+            left_out.append(f"{path.name}: adds {_pair(run)}, {runs[0].root.name} {_pair(runs[0])}")
+        else:
+            runs.append(run)
     keys = _differing(runs)
-    return Comparison([_entry(run, runs[0], keys) for run in runs], left_out)
+    names = _names([run.root for run in runs])
+    return Comparison([_entry(run, name, runs[0], keys) for run, name in zip(runs, names, strict=True)], left_out)
+
+
+def _names(roots: Sequence[Path]) -> list[str]:
+    """The shortest ends of the paths that tell all of them apart."""
+    longest = max((len(root.parts) for root in roots), default=0)
+    for count in range(1, longest + 1):
+        names = ["/".join(root.parts[-count:]) for root in roots]
+        if len(set(names)) == len(names):
+            return names
+    return [str(root) for root in roots]
 
 
 def folder(roots: Sequence[Path]) -> Path:
-    """The folder that holds all the runs."""
-    common = Path(os.path.commonpath([root.resolve() for root in roots]))
-    return common.parent if _is_run(common) else common
+    """Where a comparison is written: the folder of runs, that which all the runs are in, or else the working folder."""
+    if len(roots) == 1 and not _is_run(roots[0].resolve()):
+        return roots[0].resolve()
+    parents = {root.resolve().parent for root in roots}
+    return parents.pop() if len(parents) == 1 else Path.cwd()
 
 
 def _runs(root: Path) -> list[Path]:
@@ -118,18 +157,20 @@ def _is_run(root: Path) -> bool:
     return any(root.glob(f"[0-9][0-9]-*/{MANIFEST}"))
 
 
-def _entry(run: Run, first: Run, keys: Sequence[str]) -> Entry:
-    new = [row for row in run.bits if run.is_new(row)]
-    kept = [row for row in run.bits if not run.is_new(row)]
-    learned, forgot = changes.mean(new), changes.mean(kept)
+def _entry(run: Run, name: str, first: Run, keys: Sequence[str]) -> Entry:
+    learned = changes.mean([row for row in run.bits if run.is_new(row)])
+    forgot = changes.worst([row for row in run.bits if not run.is_new(row)])
     by_language = run.task_changes()
+    lost = changes.gain(by_language.get(False, []))
     return Entry(
         run=run,
+        name=name,
         settings={key: run.settings[key] for key in keys if key in run.settings},
         learned=-learned if learned else None,
-        forgot=forgot,
+        forgot=changes.mean([forgot]) if forgot else None,
+        forgot_in=forgot.name if forgot else "",
         tasks_learned=changes.gain(by_language.get(True, [])),
-        tasks_forgot=-gain if (gain := changes.gain(by_language.get(False, []))) else None,
+        tasks_forgot=-lost if lost else None,
         same_text=_passages(run) == _passages(first),
     )
 
@@ -138,9 +179,10 @@ def _pair(run: Run) -> str:
     return f"{run.new.code} and keeps {', '.join(language.code for language in run.originals)}"
 
 
-def _passages(run: Run) -> dict[str, list[int]]:
-    assert run.before, "runs without are left out"
-    return {name: bits.bytes_each for name, bits in run.before.bits_per_byte.items()}
+def _passages(run: Run) -> list[tuple[str, list[int]]]:
+    """Sizes of the passages of each set, before and after."""
+    found = [evaluation for evaluation in (run.before, run.after) if evaluation]
+    return sorted((name, bits.bytes_each) for evaluation in found for name, bits in evaluation.bits_per_byte.items())
 
 
 def _differing(runs: Sequence[Run]) -> list[str]:
@@ -157,9 +199,12 @@ def _differing(runs: Sequence[Run]) -> list[str]:
     return found
 
 
-def shown(value: Any) -> str:
-    """A setting as people write it."""
-    return f"{value:g}" if isinstance(value, float) else value if isinstance(value, str) else json.dumps(value)
+def shown(value: Any, most: int = 200) -> str:
+    """A setting as people write it, in `most` characters."""
+    text = (
+        f"{value:g}" if isinstance(value, float) else value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    )
+    return text if len(text) <= most else text[: most - 1] + "…"
 
 
 def _short(key: str) -> str:
@@ -168,45 +213,49 @@ def _short(key: str) -> str:
 
 def rows(found: Comparison) -> list[dict[str, Any]]:
     """One flat record for each run, of the same keys: what compare.csv and --json hold."""
-    keys = list(dict.fromkeys(key for entry in found.entries for key in entry.settings))
-    bits = list(dict.fromkeys(row.name for entry in found.entries for row in entry.run.bits))
-    tasks = list(dict.fromkeys(row.name for entry in found.entries for row in entry.run.tasks))
-    front = found.front
-    return [_row(found, entry, keys, bits, tasks) | {"on_front": entry in front} for entry in found.entries]
+    return [_row(found, entry) | {"on_front": entry in found.front} for entry in found.entries]
 
 
-def _row(found: Comparison, entry: Entry, keys: list[str], bits: list[str], tasks: list[str]) -> dict[str, Any]:
-    run, cost = entry.run, entry.run.cost
-    row: dict[str, Any] = {"run": run.root.name, "method": entry.method}
-    row |= {key: entry.settings.get(key) for key in keys}
+def _row(found: Comparison, entry: Entry) -> dict[str, Any]:
+    run = entry.run
+    row: dict[str, Any] = {"run": entry.name, "method": entry.method}
+    row |= {key: entry.settings.get(key) for key in found.keys}
     for name in ("learned", "forgot", "tasks_learned", "tasks_forgot"):
         mean: Mean | None = getattr(entry, name)
         row |= {name: mean and mean.value, f"{name}_low": mean and mean.low, f"{name}_high": mean and mean.high}
-    row |= {"learned_of_full": found.of_full(entry), "kl_to_base": entry.kl, "same_text": entry.same_text, **cost}
-    for name in bits:
-        change = next((c for c in run.bits if c.name == name), None)
-        row |= {f"{name} before": change and change.before, f"{name} after": change and change.after}
-    for name in tasks:
-        change = next((c for c in run.tasks if c.name == name), None)
-        row |= {f"{name} before": change and change.before, f"{name} after": change and change.after}
+    row |= {"forgot_in": entry.forgot_in, "learned_of_full": found.of_full(entry), "kl_to_base": entry.kl}
+    row |= {"same_text": entry.same_text, **run.cost}
+    for names, measured in ((found.sets, run.bits), (found.tasks, run.tasks)):
+        by_name = {change.name: change for change in measured}
+        for name in names:
+            change = by_name.get(name)
+            row |= {f"{name} before": change and change.before, f"{name} after": change and change.after}
     return row
 
 
 def table(found: Comparison) -> dict[str, Any]:
     """What `langext compare --json` prints."""
+    first = found.entries[0].run
     return {
-        "language": found.entries[0].run.new.code if found.entries else None,
-        "original_languages": [c.code for c in found.entries[0].run.originals] if found.entries else [],
+        "language": first.new.code,
+        "original_languages": [language.code for language in first.originals],
         "runs": rows(found),
-        "front": [entry.run.root.name for entry in found.front],
+        "front": [entry.name for entry in found.front],
         "left_out": found.left_out,
     }
 
 
 def write_csv(found: Comparison, path: Path) -> None:
-    """The same as a table, UTF-8."""
+    """The same as a table, UTF-8. What a spreadsheet would take for a formula has an apostrophe before it."""
     records = rows(found)
     with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, list(records[0]))
-        writer.writeheader()
-        writer.writerows(records)
+        writer = csv.writer(file)
+        writer.writerow([_cell(name) for name in records[0]])
+        writer.writerows([_cell(value) for value in record.values()] for record in records)
+
+
+def _cell(value: Any) -> Any:
+    if value is None or isinstance(value, int | float):
+        return value
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return "'" + text if text.startswith(FORMULA) else text

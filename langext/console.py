@@ -24,7 +24,7 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> 
     """Print a table; numbers given as strings."""
     grid = Table(*columns, title=title, title_justify="left", title_style="bold")
     for row in rows:
-        grid.add_row(*row)
+        grid.add_row(*(Text(cell) for cell in row))  # names are taken as they are: nothing in them is markup
     Console(width=None if sys.stdout.isatty() else 140).print(grid)
 
 

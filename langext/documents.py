@@ -62,6 +62,8 @@ def end_token(tokenizer: Any) -> int:
 
 def encode(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
     """Token ids of documents, each after the start token: how text is read in training and in every measurement."""
+    if not texts:
+        return []
     start = start_token(tokenizer)
     return [[start, *ids] for ids in tokenizer(list(texts), add_special_tokens=False).input_ids]
 

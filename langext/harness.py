@@ -45,6 +45,20 @@ def _sources(manager: Any, task: str) -> list[benchmark_data.Source]:
     return [benchmark_data.Source(task, path, config.get("dataset_name"), files)] if path else []
 
 
+def members(task: str, include: Path | None) -> list[str]:
+    """The task itself, or the tasks of a group or tag."""
+    return [source.task for source in _sources(_manager([task], include), task)]
+
+
+def files(tasks: Sequence[str], include: Path | None) -> list[Path]:
+    """The files that tasks of one's own are made of: what is in `include`, and their data where these are files."""
+    if not include:
+        return []
+    manager = _manager(tasks, include)
+    found = [path for task in tasks for source in _sources(manager, task) for path in benchmark_data.files(source)]
+    return [*sorted(include.glob("**/*.yaml")), *(path for path in dict.fromkeys(found) if path.is_file())]
+
+
 def public(codes: Sequence[str], include: Path | None) -> list[str]:
     """The tasks that `tasks: auto` stands for: those of `languages.benchmarks` that lm-eval has, language by language."""
     return known([name for code in codes for name in languages.benchmarks(languages.find(code))], include)
@@ -153,8 +167,9 @@ def _metrics(figures: dict[str, Any], items: int, rows: list[dict[str, Any]], be
         stderr = figures.get(f"{metric}_stderr,{kind}")
         each = [row[metric] for row in sorted(rows, key=lambda row: row["doc_id"]) if row.get("filter", kind) == kind
                 and isinstance(row.get(metric), int | float)]  # fmt: skip
+        several = sum(other.startswith(f"{metric},") for other in figures) > 1
         is_mean = len(each) == items > 0 and abs(sum(each) / len(each) - value) < 1e-9
-        found[metric] = Metric(
+        found[f"{metric} ({kind})" if several else metric] = Metric(
             value=float(value), stderr=float(stderr) if isinstance(stderr, int | float) else float("nan"), items=items,
             higher_is_better=better.get(metric) is not False, each=[float(x) for x in each] if is_mean else None,
         )  # fmt: skip

@@ -34,7 +34,7 @@ def launch(out: Path, runtime: Runtime, lock: int) -> int:
         env = {"DS_ACCELERATOR": "cpu"} | MALLOC | env
         env["CUDA_VISIBLE_DEVICES"] = ""
         if runtime.processes > 1:  # else each takes a thread on every core, and waiting threads keep the cores busy
-            env.setdefault("OMP_NUM_THREADS", str(max(1, _cores() // runtime.processes)))
+            env.setdefault("OMP_NUM_THREADS", str(max(1, cores() // runtime.processes)))
     if runtime.processes > 1:
         command = [sys.executable, "-m", "deepspeed.launcher.runner", *_placement(runtime), "--module", *command[2:]]
     # In a session of its own: else the terminal's Ctrl-C would reach it as well.
@@ -50,7 +50,8 @@ def launch(out: Path, runtime: Runtime, lock: int) -> int:
             (out / STOP).write_text(str(number), encoding="utf-8")
         asked.append(number)
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
+    numbers = [n for n in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP) if signal.getsignal(n) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, stop) for number in numbers}  # an ignored one is nohup's
     try:
         code = worker.wait()
     finally:
@@ -61,7 +62,7 @@ def launch(out: Path, runtime: Runtime, lock: int) -> int:
     return code
 
 
-def _cores() -> int:
+def cores() -> int:
     """The cores that this process may use, which in a container are fewer than the machine's."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 

@@ -203,14 +203,12 @@ def lineage(pipeline: Pipeline, steps: list[Step]) -> dict[str, tuple[Method, ..
     return models
 
 
-def run(
-    pipeline: Pipeline, root: Path, *, redo: str | None = None, others: Sequence[Path] = (), only: Collection[str] | None = None
-) -> list[Step]:
+def run(pipeline: Pipeline, root: Path, *, redo: str | None = None, others: Sequence[Path] = ()) -> list[Step]:
     """Run each unfinished step in order; refuse when a finished or interrupted step has another recipe. Returns the steps.
 
-    Steps that one of the runs `others` has finished are taken from there. `only` limits the run to steps of these fingerprints,
-    which must hold those of all their inputs.
+    Steps that one of the runs `others` has finished by the same recipe are taken from there.
     """
+    reuse.check(others)
     steps = plan(pipeline, root)
     names = [step.name for step in steps]
     if redo is not None and redo not in names:
@@ -223,7 +221,6 @@ def run(
         redone: set[Path] = set()
         todo: list[Step] = []
         for step in steps:
-            reuse.clear(step.out)
             if step.name == redo or any(path in redone for _, path, _ in step.inputs.values()):
                 redone.add(step.out)
                 todo.append(step)
@@ -237,10 +234,8 @@ def run(
                 todo.append(step)
             elif drift := step.stage.drift(step.recorded):
                 raise ConfigError(f"stage {step.name!r}: {drift}. Use --redo {step.name} to read it again.")
-        if only is not None:
-            todo = [step for step in todo if step.fingerprint in only]
         taken = _taken(todo, redone, others)
-        todo = [step for step in todo if step not in taken]
+        todo = [step for step in todo if step.out not in taken]
         if todo:
             check(pipeline, steps, todo)
         for path in redone:
@@ -249,10 +244,8 @@ def run(
         bases.prepare(pipeline.base_model, pipeline.revision, root / BASE)
         for number, step in enumerate(steps, 1):
             label = f"[{number}/{len(steps)}] {step.name}"
-            if only is not None and step.fingerprint not in only:
-                continue
-            if step in taken:
-                say(f"{label}: taken from {step.out.resolve()}")
+            if step.out in taken:
+                say(f"{label}: taken from {taken[step.out]}")
                 continue
             if step not in todo:
                 say(f"{label}: done already ({duration(step.recorded['seconds'])})")  # type: ignore[index]
@@ -263,28 +256,24 @@ def run(
     return steps
 
 
-def _taken(todo: Sequence[Step], redone: Collection[Path], others: Sequence[Path]) -> list[Step]:
-    """The steps that are now taken from other runs: never begun here, finished there, and still true of their sources."""
-    taken = []
+def _taken(todo: Sequence[Step], redone: Collection[Path], others: Sequence[Path]) -> dict[Path, Path]:
+    """The steps that are taken from other runs, and from which: never begun here, finished there, and of inputs that are not
+    made anew.
+    """
+    taken: dict[Path, Path] = {}
+    anew = {step.out for step in todo}
     for step in todo:
-        if step.out in redone or step.begun:
+        if step.out in redone or step.begun or any(path in anew for _, path, _ in step.inputs.values()):
             continue
-        manifest = reuse.stage(step.out, step.fingerprint, others)
-        if manifest is None:
-            continue
-        if drift := step.stage.drift(manifest):
-            say(f"{step.name}: not taken from {step.out.resolve()}: {drift}")
-            step.out.unlink()
-        else:
-            taken.append(step)
+        if home := reuse.stage(step, others):
+            taken[step.out] = home
+            anew.discard(step.out)
     return taken
 
 
 def _discard(path: Path) -> None:
     """Remove a stage folder so that no half of it can ever count: it loses its name first, in one step."""
-    if path.is_symlink():
-        path.unlink()
-    elif path.exists():
+    if path.exists():
         aside = path.with_name(f".{path.name}.old")
         shutil.rmtree(aside, ignore_errors=True)
         path.rename(aside)

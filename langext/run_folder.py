@@ -12,6 +12,11 @@ from langext.changes import Change, Mean
 from langext.scores import ScoresFile, read
 from langext.spec import ConfigError
 
+MEASURING = ("num_fewshot", "limit", "precision", "include_path")
+"""Keys of an evaluate stage that decide what its task figures mean."""
+WATCHING = {"eval_every", "eval_bytes", "log_every", "save_every", "keep_checkpoints"}
+"""Keys of a train stage that change nothing of what is learned, as a rule."""
+
 
 def finished(root: Path) -> list[tuple[Path, dict[str, Any]]]:
     """Folder and manifest of every finished stage of a run, in order. Raises ConfigError when `root` is no run folder."""
@@ -34,9 +39,11 @@ class Run:
     base: dict[str, Any]
     """The manifest of the base; {} where there is none."""
     before: ScoresFile | None
-    """The evaluation of the base."""
+    """What the evaluations of the base have found."""
     after: ScoresFile | None
-    """The last evaluation of anything else."""
+    """What those of the last model that was evaluated have found."""
+    measured_differently: list[str]
+    """Keys of the evaluate stages that differ between the two, so that their tasks do not compare."""
 
     def _last(self, use: str) -> tuple[Path, dict[str, Any]] | None:
         found = [(path, manifest) for path, manifest in self.stages if manifest["stage"]["uses"] == use]
@@ -76,10 +83,13 @@ class Run:
         return found
 
     @cached_property
-    def way(self) -> Mean | None:
-        """How much of the way the new language has come from what it cost the base to what the original languages cost the
-        base, in bits per byte, over the domains that both have, or over all. None where there was no way to go.
+    def gap_closed(self) -> Mean | None:
+        """How much of the gap has been closed between what the new language cost the base and what the original languages cost
+        it, in bits per byte, over the domains that both have, or over all. The interval is that of the learning alone. None
+        where there was no gap, or another script: its characters take another number of bytes.
         """
+        if any(language.code[4:] != self.new.code[4:] for language in self.originals):
+            return None
         new = [row for row in self.bits if self.is_new(row)]
         kept = [row for row in self.bits if not self.is_new(row)]
         both = {row.name.split("/", 1)[1] for row in new} & {row.name.split("/", 1)[1] for row in kept}
@@ -105,11 +115,11 @@ class Run:
         trained = self._last("train")
         penalties = [penalty["name"] for penalty in trained[1]["stage"].get("penalties", [])] if trained else []
         later = [use for use in ("rescale", "regate", "merge") if self._last(use)]
-        return ", ".join([" + ".join([*(names or ["base"]), *penalties]), *later])
+        return ", ".join([" + ".join([*names, *penalties]), *later] if names else [*penalties, *later]) or "base"
 
     @cached_property
     def settings(self) -> dict[str, Any]:
-        """Everything that was chosen and could change what is learned, by `stage.key`."""
+        """Everything that was chosen and decides what is learned, by `stage.key`."""
         found: dict[str, Any] = {"base_model": self.base.get("root") or self.base.get("identity", {}).get("base_model")}
         for _, manifest in self.stages:
             stage = manifest["stage"]
@@ -117,12 +127,23 @@ class Run:
                 continue
             name = stage.get("name") or stage["uses"]
             for key, value in stage.items():
+                if stage["uses"] == "train" and key in WATCHING:
+                    continue
                 if key == "method":
                     found |= {f"{name}.method.{k}": v for k, v in value.items() if k != "name"}
                 elif key not in ("uses", "name", "inputs", "runtime"):
                     found[f"{name}.{key}"] = value
             found["seed"] = manifest.get("seed")
         return found
+
+    @cached_property
+    def rate(self) -> tuple[str, float] | None:
+        """The learning rate of the last training, and its name among the settings."""
+        trained = self._last("train")
+        if trained is None or "lr" not in trained[1]["stage"]:
+            return None
+        stage = trained[1]["stage"]
+        return f"{stage.get('name') or 'train'}.lr", stage["lr"]
 
     @cached_property
     def cost(self) -> dict[str, Any]:
@@ -178,15 +199,42 @@ class Run:
 
 def gather(root: Path) -> Run:
     """Read a run folder."""
+    root = root.resolve()
     stages = finished(root)
     job = read_json(stages[0][0] / JOB)
-    scores = [(manifest, read(Scores(path))) for path, manifest in stages if manifest["kind"] == "Scores"]
+    measured = [(path, manifest) for path, manifest in stages if manifest["kind"] == "Scores"]
+    of_base = [entry for entry in measured if entry[1]["inputs"]["model"]["stage"] == BASE]
+    others = [entry for entry in measured if entry not in of_base]
+    last = [entry for entry in others if entry[1]["inputs"]["model"] == others[-1][1]["inputs"]["model"]]
     return Run(
         root=root,
         new=languages.find(job["language"]),
         originals=[languages.find(code) for code in job["original_languages"]],
         stages=stages,
         base=read_json(root / BASE / MANIFEST) if (root / BASE / MANIFEST).exists() else {},
-        before=next((s for m, s in scores if m["inputs"]["model"]["stage"] == BASE), None),
-        after=next((s for m, s in reversed(scores) if m["inputs"]["model"]["stage"] != BASE), None),
+        before=_together([path for path, _ in of_base]),
+        after=_together([path for path, _ in last]),
+        measured_differently=_differences([m for _, m in of_base], [m for _, m in last]),
     )
+
+
+def _together(evaluations: list[Path]) -> ScoresFile | None:
+    """All that several evaluations of one model have found; of what was measured twice, the later."""
+    found = [read(Scores(path)) for path in evaluations]
+    if not found:
+        return None
+    merged = found[0].model_dump()
+    for scores in found[1:]:
+        for key, value in scores.model_dump(exclude_none=True).items():
+            if isinstance(value, dict) and key != "writing":
+                merged[key] = {**merged[key], **value}
+            elif value:
+                merged[key] = value
+    return ScoresFile.model_validate(merged)
+
+
+def _differences(before: list[dict[str, Any]], after: list[dict[str, Any]]) -> list[str]:
+    if not (before and after):
+        return []
+    pairs = {key: ([m["stage"].get(key) for m in before], [m["stage"].get(key) for m in after]) for key in MEASURING}
+    return [key for key, (then, now) in pairs.items() if set(map(str, then)) != set(map(str, now))]

@@ -1,4 +1,8 @@
-"""Many runs that differ in a few settings: what they have in common is done once, the rest side by side where devices allow."""
+"""Many runs that differ in a few settings: what they have in common is done once, the rest side by side where devices allow.
+
+Each run is a `langext run` of its own, in a process of its own; a run that has a stage in common with one at work waits until
+that stage is finished there, and takes it.
+"""
 
 import json
 import os
@@ -10,12 +14,14 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import Any
 
-from langext import pipeline
+from langext import launcher, pipeline
+from langext.artifacts import BASE, MANIFEST
 from langext.console import duration, say
 from langext.pipeline import Pipeline, Step
 from langext.spec import ConfigError, RunFailed, load, located, parse
@@ -40,10 +46,10 @@ class Point:
         """Is every stage finished?"""
         return all(step.state == "done" for step in self.steps)
 
-    def command(self, others: Sequence["Point"]) -> list[str]:
-        """Arguments of the `langext run` that makes it."""
+    def command(self, others: Sequence[Path] = ()) -> list[str]:
+        """Arguments of the `langext run` that makes it, with what the runs `others` have finished."""
         more = [part for item in self.overrides for part in ("--set", item)]
-        more += [part for other in others for part in ("--reuse", str(other.root))]
+        more += [part for other in others for part in ("--reuse", str(other))]
         return ["run", str(self.file), "--out", str(self.root), *more]
 
 
@@ -61,15 +67,19 @@ def axis(text: str) -> tuple[str, list[Any]]:
     return key, found
 
 
-def name_of(file: Path) -> str:
-    """The name of a pipeline."""
-    return load(file, Pipeline).name
+def name_of(file: Path, overrides: Sequence[str], over: Sequence[str]) -> str:
+    """The name of a pipeline, as the first run of a sweep has it."""
+    first = [f"{key}={json.dumps(values[0])}" for key, values in map(axis, over)]
+    return load(file, Pipeline, [*overrides, *first]).name
 
 
 def points(files: Sequence[Path], over: Sequence[str], overrides: Sequence[str], out: Path) -> list[Point]:
     """Every pipeline with every combination of values, in order. Raises ConfigError for one that is not valid."""
     axes = [axis(text) for text in over]
-    found = []
+    keys = [key for key, _ in axes]
+    if twice := next((key for key in keys if keys.count(key) > 1), None):
+        raise ConfigError(f"--over {twice}: given twice; put all its values into one")
+    found: list[Point] = []
     for file in files:
         for values in product(*(values for _, values in axes)):
             chosen = {key: value for (key, _), value in zip(axes, values, strict=True)}
@@ -83,9 +93,14 @@ def points(files: Sequence[Path], over: Sequence[str], overrides: Sequence[str],
             except ConfigError as error:
                 raise ConfigError(located(error, file, given)) from None
             found.append(Point(root.name, file, given, spec, root, steps))
-    twice = [name for name, count in Counter(point.name for point in found).items() if count > 1]
-    if twice:
-        raise ConfigError(f"two runs of this sweep would both be called {twice[0]}; give the pipelines names that differ")
+    if twice := next((name for name, count in Counter(point.name for point in found).items() if count > 1), None):
+        raise ConfigError(
+            f"two runs of this sweep would both be called {twice}; give the pipelines names that "
+            "differ, and values that differ in their first six digits"
+        )
+    pairs = {(point.spec.language, *sorted(point.spec.original_languages)) for point in found}
+    if len(pairs) > 1:
+        raise ConfigError("the runs of a sweep must add one language and keep the same ones, or they do not compare")
     return found
 
 
@@ -103,6 +118,14 @@ def check(found: Sequence[Point]) -> None:
     """Raise ConfigError for whatever can be seen to be wrong with any of the runs; what is common, once."""
     seen: set[str] = set()
     for point in found:
+        for step in point.steps:
+            before = step.recorded or step.begun
+            if before and before["fingerprint"] != step.fingerprint and step.state != "failed":
+                raise ConfigError(
+                    f"{step.out} was done with another recipe than this sweep's; name another --out, or remove {point.root}"
+                )
+            if step.recorded and (drift := step.stage.drift(step.recorded)):
+                raise ConfigError(f"{step.out}: {drift}; name another --out, or remove {point.root}")
         todo = [step for step in point.steps if step.state != "done" and step.fingerprint not in seen]
         seen |= {step.fingerprint for step in point.steps}
         try:
@@ -111,13 +134,14 @@ def check(found: Sequence[Point]) -> None:
             raise ConfigError(f"{point.name}: {located(error, point.file, point.overrides)}") from None
 
 
-def places(found: Sequence[Point], jobs: int | None) -> list[dict[str, str]]:
+def slots(found: Sequence[Point], jobs: int | None) -> list[dict[str, str]]:
     """For each run that can go on at the same time, the environment that gives it devices of its own.
 
     Raises ConfigError when `jobs` is more than there are devices for.
     """
-    gpus = max(step.stage.runtime.gpus for point in found for step in point.steps)
-    if any(step.stage.runtime.nodes > 1 for point in found for step in point.steps):
+    runtimes = [step.stage.runtime for point in found for step in point.steps]
+    gpus = max(runtime.gpus for runtime in runtimes)
+    if any(runtime.nodes > 1 for runtime in runtimes):
         fits, each = 1, [{}]
     elif gpus:
         here = _visible()
@@ -125,8 +149,8 @@ def places(found: Sequence[Point], jobs: int | None) -> list[dict[str, str]]:
         each = [{"CUDA_VISIBLE_DEVICES": ",".join(here[k * gpus : (k + 1) * gpus])} for k in range(fits)]
     else:
         fits = jobs or 1
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        each = [{"OMP_NUM_THREADS": str(max(1, cores // fits))} if fits > 1 else {} for _ in range(fits)]
+        threads = max(1, launcher.cores() // fits // max(runtime.processes for runtime in runtimes))
+        each = [{"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads))} if fits > 1 else {}] * fits
     if jobs and jobs > fits:
         raise ConfigError(f"--jobs {jobs}: there are devices for {fits} at a time")
     return each[: jobs or fits]
@@ -139,96 +163,104 @@ def _visible() -> list[str]:
     return given.split(",") if given else [str(k) for k in range(torch.cuda.device_count())]
 
 
-def common(found: Sequence[Point]) -> set[str]:
-    """Fingerprints of the stages that more than one run has. What such a stage reads is common to them as well."""
-    counts = Counter(fingerprint for point in found for fingerprint in {step.fingerprint for step in point.steps})
-    return {fingerprint for fingerprint, count in counts.items() if count > 1}
-
-
 def run(found: Sequence[Point], jobs: int | None) -> list[Point]:
-    """Do what is missing, common stages first. Returns the runs that failed; the others are finished.
+    """Do what is missing. Returns the runs that failed; the others are finished.
 
     A first Ctrl-C or SIGTERM goes to the runs that are at work, which save and leave; then this leaves as well.
     """
     check(found)
-    room = places(found, jobs)
-    shared = common(found)
-    known = [point.root for point in found]
-    for point in found:
-        mine = [step for step in point.steps if step.fingerprint in shared and step.state != "done"]
-        if mine:
-            say(f"{point.name}: {', '.join(step.name for step in mine)}, in common with other runs")
-            pipeline.run(point.spec, point.root, others=[root for root in known if root != point.root], only=shared)
-    return _Work(found, room).through()
+    return _Work(found, slots(found, jobs)).run()
 
 
 def report(failed: Sequence[Point]) -> None:
     """Raise RunFailed with the commands that try the failed runs again, if there are some."""
     if failed:
-        commands = "\n".join("  langext " + shlex.join(point.command([])) for point in failed)
+        commands = "\n".join("  langext " + shlex.join(point.command()) for point in failed)
         raise RunFailed(f"{len(failed)} run(s) failed; see their output. To try one again alone:\n{commands}")
 
 
 class _Work:
     """The runs that are at work, and those that wait."""
 
-    def __init__(self, found: Sequence[Point], room: Sequence[dict[str, str]]):
+    def __init__(self, found: Sequence[Point], free: Sequence[dict[str, str]]):
         self.all = list(found)
         self.waiting = [point for point in found if not point.done]
-        self.free = list(room)
-        self.alone = len(room) == 1
+        self.free = list(free)
+        self.slots = len(free)
         self.at_work: list[tuple[Point, subprocess.Popen[bytes], dict[str, str], float]] = []
         self.failed: list[Point] = []
         self.asked: list[int] = []
         self.seconds: list[float] = []
-        self.rooms = len(room)
+        counts = Counter(step.fingerprint for point in found for step in point.steps)
+        self.common = {fingerprint for fingerprint, count in counts.items() if count > 1}
 
-    def through(self) -> list[Point]:
+    def run(self) -> list[Point]:
+        """Start and watch until none is left."""
         done = len(self.all) - len(self.waiting)
         if done:
             say(f"{done} of {len(self.all)} runs are finished already")
-        signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-        before = {number: signal.signal(number, self._stop) for number in signals}
+        numbers = [n for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) is not signal.SIG_IGN]
+        before = {number: signal.signal(number, self._stop) for number in numbers}  # an ignored one is nohup's
         try:
             while self.at_work or (self.waiting and not self.asked):
-                while self.waiting and self.free and not self.asked:
-                    self._start(self.waiting.pop(0), self.free.pop(0))
-                time.sleep(0.1)
+                while self.free and not self.asked and (point := self._ready()):
+                    self.waiting.remove(point)
+                    self._start(point, self.free.pop(0))
+                time.sleep(0.2)
                 self._look()
         finally:
+            for _, process, _, _ in self.at_work:  # only after an error of ours
+                process.terminate()
+                process.wait()
             for number, handler in before.items():
                 signal.signal(number, handler)
         if self.asked:
             raise KeyboardInterrupt
         return self.failed
 
+    def _ready(self) -> Point | None:
+        """The first run that has no stage in common that another one is about to finish."""
+        if not self.at_work:
+            return self.waiting[0] if self.waiting else None
+        pending = {
+            step.fingerprint
+            for point, *_ in self.at_work
+            for step in point.steps
+            if step.fingerprint in self.common and not (step.out / MANIFEST).exists()
+        }
+        free = (point for point in self.waiting if not pending & {step.fingerprint for step in point.steps})
+        return next(free, None)
+
     def _stop(self, number: int, _frame: Any) -> None:
         self.asked.append(number)
         for _, process, _, _ in self.at_work:
             process.send_signal(number)
 
-    def _start(self, point: Point, place: dict[str, str]) -> None:
-        where = f" on GPU {place['CUDA_VISIBLE_DEVICES']}" if "CUDA_VISIBLE_DEVICES" in place else ""
+    def _start(self, point: Point, slot: dict[str, str]) -> None:
+        where = f" on GPU {slot['CUDA_VISIBLE_DEVICES']}" if "CUDA_VISIBLE_DEVICES" in slot else ""
         point.root.mkdir(parents=True, exist_ok=True)
-        say(f"{point.name}: started{where}" + ("" if self.alone else f", output in {point.root / LOG}"))
-        command = [sys.executable, "-m", "langext.cli", *point.command([other for other in self.all if other is not point])]
-        log = None if self.alone else (point.root / LOG).open("ab")
-        # In a session of its own: else the terminal's Ctrl-C would reach it twice.
-        process = subprocess.Popen(command, env=os.environ | place, stdout=log, stderr=log, start_new_session=True)
-        if log:
-            log.close()
-        self.at_work.append((point, process, place, time.monotonic()))
+        alone = self.slots == 1
+        say(f"{point.name}: started{where}" + ("" if alone else f", output in {point.root / LOG}"))
+        others = [folder.parent.parent for folder in sorted(point.root.parent.glob(f"*/{BASE}/{MANIFEST}"))]
+        command = [sys.executable, "-m", "langext.cli", *point.command([root for root in others if root != point.root])]
+        with ExitStack() as files:
+            log = None if alone else files.enter_context((point.root / LOG).open("ab"))
+            # In a session of its own: else the terminal's Ctrl-C would reach it twice.
+            process = subprocess.Popen(command, env=os.environ | slot, stdout=log, stderr=log, start_new_session=True)
+        self.at_work.append((point, process, slot, time.monotonic()))
+        if self.asked:  # between the start and this line
+            process.send_signal(self.asked[-1])
 
     def _look(self) -> None:
         for entry in [entry for entry in self.at_work if entry[1].poll() is not None]:
-            point, process, place, started = entry
+            point, process, slot, started = entry
             self.at_work.remove(entry)
-            self.free.append(place)
+            self.free.append(slot)
             self.seconds.append(time.monotonic() - started)
-            if process.returncode and not self.asked:
-                self.failed.append(point)
-                say(f"{point.name}: failed (exit code {process.returncode})")
-            elif not process.returncode:
-                left = len(self.waiting) + len(self.at_work)
-                eta = sum(self.seconds) / len(self.seconds) * left / self.rooms
+            left = len(self.waiting) + len(self.at_work)
+            if not process.returncode:
+                eta = sum(self.seconds) / len(self.seconds) * left / self.slots
                 say(f"{point.name}: finished in {duration(self.seconds[-1])}, {left} to go, ETA {duration(eta)}")
+            elif not self.asked:
+                self.failed.append(point)
+                say(f"{point.name}: failed (exit code {process.returncode}), {left} to go")

@@ -17,7 +17,7 @@ FORMATS = Path(__file__).parent.parent / "configs" / "lm_eval"
 
 def test_scripts_are_refused_with_what_to_take_instead():
     with pytest.raises(
-        ConfigError, match="logiqa: its data set EleutherAI/logiqa is a script.*Take instead: agieval_logiqa_en"
+        ConfigError, match="logiqa: its data set EleutherAI/logiqa is a script.*take instead: agieval_logiqa_en"
     ):
         harness.check_tasks(["logiqa"], None)
     with pytest.raises(ConfigError, match="mgsm_direct_..: its data set juletxara/mgsm is a script"):

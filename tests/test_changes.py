@@ -40,14 +40,38 @@ def test_a_small_change_of_every_passage_is_no_noise():
     assert change.difference.low < change.difference.value < change.difference.high < 0
 
 
-def test_one_in_twenty_changes_of_nothing_is_called_significant():
+@pytest.mark.parametrize("passages", [2, 3, 8, 19, 20, 40])
+def test_one_in_twenty_changes_of_nothing_is_called_significant(passages):
     dice = np.random.default_rng(2)
     called = 0
-    for _ in range(300):
-        before = dice.normal(1000, 300, 40)
-        (change,) = changes.bits(file(bits(before)), file(bits(before + dice.normal(0, 20, 40))))
+    for _ in range(400):
+        before = dice.normal(1000, 300, passages)
+        (change,) = changes.bits(file(bits(before)), file(bits(before + dice.normal(0, 20, passages))))
         called += not change.in_noise
-    assert 4 <= called <= 33  # 15 on average
+    assert 8 <= called <= 36  # 20 on average; the bootstrap of 20 passages is a little generous
+
+
+def test_few_passages_of_unlike_size_have_the_error_of_a_ratio():
+    dice = np.random.default_rng(4)
+    sizes, found = [400, 1600, 1000, 900, 1100], []
+    for _ in range(2000):
+        found.append(sum(dice.normal(0.1, 0.02, 5) * sizes) / sum(sizes))
+    before = np.array(sizes, dtype=float)
+    after = before + dice.normal(0.1, 0.02, 5) * sizes
+    (change,) = changes.bits(file(bits(before, sizes)), file(bits(after, sizes)))
+    assert 0.3 < change.difference.stderr / np.std(found) < 2
+    assert change.difference.high - change.difference.low == pytest.approx(2 * 2.776 * change.difference.stderr, rel=1e-3)
+
+
+def test_what_is_not_known_is_called_neither_better_nor_worse():
+    one = Bits(value=1.0, stderr=float("nan"), bytes=1000, passages=1, bits_each=[1000], bytes_each=[1000])
+    (single,) = changes.bits(file(one), file(one.model_copy(update={"value": 1.0001, "bits_each": [1000.1]})))
+    assert single.verdict == "noise" and np.isnan(single.difference.p)
+    assert changes.mean([single]).in_noise
+    broken = bits([1000.0, 1100.0, 1000.0]).model_copy(update={"value": float("nan")})
+    (nothing,) = changes.bits(file(bits([1000.0, 1100.0, 1000.0])), file(broken))
+    assert nothing.verdict == "unmeasured"
+    assert changes.unbeaten([(float("nan"), 0.0), (0.1, 0.1)]) == [1]
 
 
 def test_items_of_tasks_are_paired_and_others_are_not():

@@ -2,13 +2,14 @@
 
 import csv
 import json
+from pathlib import Path
 
 import pytest
 from run_folders import bits, compared, evaluation, stage
 from test_report import EVIL
 from typer.testing import CliRunner
 
-from langext import comparison
+from langext import comparison, report, run_folder
 from langext.artifacts import read_json, write_json
 from langext.changes import unbeaten
 from langext.cli import app
@@ -34,7 +35,7 @@ def of(found, name):
 def test_what_was_learned_and_forgotten_and_who_is_unbeaten(runs):
     found = comparison.gather([runs])
     assert of(found, "a").learned.value == pytest.approx(0.1) and of(found, "a").forgot.value == pytest.approx(0.01)
-    assert [entry.run.root.name for entry in found.front] == ["c", "d", "e"]
+    assert [entry.name for entry in found.front] == ["c", "d", "e"]
     assert found.full is of(found, "e")
     assert found.of_full(of(found, "d")) == pytest.approx(0.25 / 0.3)
     assert of(found, "a").kl == 0.1
@@ -86,14 +87,76 @@ def test_what_does_not_compare_is_told(runs, tmp_path_factory):
     stage(runs / "half", 1, "filter", "Corpus", summary={"funnel": []})
     found = comparison.gather([runs])
     assert [entry.run.root.name for entry in found.entries if not entry.same_text] == ["b"]
-    assert found.left_out == ["half"]
+    assert found.left_out == ["half: no evaluation of both base and trained model"]
     write_json(runs / "c" / "01-filter" / "job.json", {"language": "swh_Latn", "original_languages": ["eng_Latn"]})
-    with pytest.raises(ConfigError, match="c adds swh_Latn and keeps eng_Latn, a fra_Latn .* same languages"):
-        comparison.gather([runs])
-    with pytest.raises(ConfigError, match="nothing to compare: no evaluation of both base and trained model in half"):
+    write_json(runs / "d" / "05-evaluate" / "scores.json", {"format": "langext scores 1"})
+    found = comparison.gather([runs])
+    assert "c: adds swh_Latn and keeps eng_Latn, a fra_Latn and keeps eng_Latn" in found.left_out
+    assert any("d: " in reason and "another version of langext" in reason for reason in found.left_out)
+    with pytest.raises(ConfigError, match="nothing to compare: half: no evaluation of both base and trained model"):
         compare.build(comparison.gather([runs / "half"]), runs)
     with pytest.raises(ConfigError, match="neither a run folder nor a folder of runs"):
         comparison.gather([tmp_path_factory.mktemp("empty")])
+
+
+def test_names_tell_runs_apart(runs, tmp_path, monkeypatch):
+    compared(tmp_path / "other" / "a", "lora", 1e-3, 1.8, 1.0)
+    found = comparison.gather([runs / "a", tmp_path / "other" / "a"])
+    assert [entry.name for entry in found.entries] == [f"{runs.name}/a", "other/a"]
+    monkeypatch.chdir(runs / "b")
+    assert [entry.name for entry in comparison.gather([Path(".")]).entries] == ["b"]
+    assert comparison.folder([runs]) == comparison.folder([runs / "a", runs / "b"]) == runs
+    assert comparison.folder([runs / "a", tmp_path / "other" / "a"]) == Path.cwd()
+
+
+def test_forgetting_is_that_of_the_set_that_lost_most(runs):
+    for name, value in (("02-evaluate_base", 1.0), ("05-evaluate", 0.5)):
+        path = runs / "a" / name / "scores.json"
+        scores = read_json(path)
+        scores["bits_per_byte"]["eng_Latn/book"] = bits(value)
+        write_json(path, scores)
+    entry = of(comparison.gather([runs]), "a")
+    assert entry.forgot_in == "eng_Latn/news" and entry.forgot.value == pytest.approx(0.01)
+
+
+def test_one_sided_runs_have_no_plane(tmp_path):
+    compared(tmp_path / "a", "lora", 1e-3, 1.8, 1.0)
+    for name in ("02-evaluate_base", "05-evaluate"):
+        path = tmp_path / "a" / name / "scores.json"
+        scores = read_json(path)
+        del scores["bits_per_byte"]["eng_Latn/news"]
+        write_json(path, scores)
+    found = comparison.gather([tmp_path])
+    assert 'role="img"' not in compare.build(found, tmp_path).read_text() and found.front == []
+
+
+def test_names_from_outside_stay_text(runs):
+    """A method, a setting and a folder that would be markup, a formula or mathematics somewhere."""
+    compared(runs / "$\\frac{$ =1", "grow", 1e-3, 1.9, 1.0, init=EVIL)
+    compared(runs / "[bold]x", "grow", 1e-3, 1.9, 1.0, init="=HYPERLINK()")
+    found = comparison.gather([runs])
+    page = compare.build(found, runs)
+    assert "<script" not in page.read_text() and "frac" in page.read_text()
+    rows = list(csv.DictReader((runs / "compare.csv").open(encoding="utf-8")))
+    assert "'=HYPERLINK()" in {row["extend.method.init"] for row in rows}
+    shown = CliRunner().invoke(app, ["compare", str(runs)], env={"COLUMNS": "300"})
+    assert "[bold]x" in shown.stdout
+
+
+def test_several_evaluations_of_a_model_count_together(runs):
+    more = {"eng_Latn/web": bits(1.2)}
+    evaluation(runs / "a", 6, "evaluate_more", "train", 1.9, 1.0)
+    path = runs / "a" / "06-evaluate_more" / "scores.json"
+    write_json(path, read_json(path) | {"bits_per_byte": more, "tasks": {}})
+    for name, shots in (("02-evaluate_base", 5), ("05-evaluate", 0)):
+        manifest = read_json(runs / "a" / name / "manifest.json")
+        manifest["stage"]["num_fewshot"] = shots
+        write_json(runs / "a" / name / "manifest.json", manifest)
+    run = run_folder.gather(runs / "a")
+    assert run.after is not None and set(run.after.bits_per_byte) == {"fra_Latn/book", "eng_Latn/news", "eng_Latn/web"}
+    assert run.after.bits_per_byte["fra_Latn/book"].value == 1.8 and run.after.drift
+    assert run.measured_differently == ["num_fewshot"]
+    assert "measured with different num_fewshot" in report.build(runs / "a").read_text()
 
 
 def test_tasks_have_a_plane_of_their_own(runs):

@@ -37,6 +37,7 @@ def test_figures_have_names(measured):
     assert found["new.bpb_increase"] == found["fra_Latn/book.bpb_increase"] == pytest.approx(-0.25)
     assert found["eng_Latn/python.bpb_increase"] == pytest.approx(0.1)
     assert found["original.bpb_increase"] == pytest.approx((0.1 + 0.0001) / 2, rel=1e-3)
+    assert found["original.worst_bpb_increase"] == found["eng_Latn/python.bpb_increase"]
     assert found["original.kl"] == found["eng_Latn.kl"] == 0.02
     assert found["continuation_fra_Latn.acc_drop"] == pytest.approx(0.1)
 
@@ -67,6 +68,13 @@ def test_conditions_that_cannot_be_read_are_told(measured, tmp_path):
     with pytest.raises(ConfigError, match="have not both been measured"):
         figures.held(["original.kl > 1"], {})
     assert langext("evaluate", measured, "--fail-if", "x").exit_code == 2
+
+
+def test_what_is_no_number_does_not_pass():
+    assert figures.held(["x > 1"], {"x": float("nan")}) and figures.held(["x < 1"], {"x": float("nan")})
+    for number in ("1.2.3", ".", "1e"):
+        with pytest.raises(ConfigError, match="expected <figure> <operator> <number>"):
+            figures.held([f"x > {number}"], {"x": 1.0})
 
 
 def test_json_is_what_the_tables_say(measured):

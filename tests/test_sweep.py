@@ -1,6 +1,7 @@
 """Sweeps: their runs, what these have in common, and going on after an interruption."""
 
 import json
+import shutil
 import signal
 from pathlib import Path
 
@@ -57,10 +58,25 @@ def test_every_combination_is_a_run_with_a_name(file, tmp_path):
     names = ["lora-lr=0.001", "lora-lr=2e-05", "lora-rank=4-lr=0.001", "lora-rank=4-lr=2e-05", "full-lr=0.001", "full-lr=2e-05"]
     assert [point.name for point in found] == names
     assert {point.spec.stages[3].clip for point in found} == {0.5}  # type: ignore[union-attr]
-    shared = sweep.common(found)
+    shared = sweep._Work(found, []).common
     for point in found:  # filter and the base's evaluation are common to all, an extension to the runs of one method
         assert [step.name for step in point.steps if step.fingerprint in shared] == ["filter", "evaluate_base", "extend"]
     assert len(shared) == 2 + 3
+
+
+def test_runs_wait_for_what_another_is_doing_and_no_longer(file, tmp_path):
+    """Two methods at two rates: the second method starts once filter and base are done, a second rate after its extension."""
+    found = sweep.points([file], ["extend.method=lora,full", "train.lr=1e-3,2e-3"], [], tmp_path)
+    work = sweep._Work(found, [{}, {}, {}])
+    assert work._ready() is found[0]
+    work.waiting.remove(found[0])
+    work.at_work.append((found[0], None, {}, 0.0))  # type: ignore[arg-type]
+    assert work._ready() is None
+    for number, ready in ((0, None), (1, found[2]), (2, found[1])):
+        out = found[0].steps[number].out
+        out.mkdir(parents=True)
+        write_json(out / "manifest.json", {})
+        assert work._ready() is ready
 
 
 def test_what_is_wrong_is_told_before_anything_runs(file, tmp_path):
@@ -68,6 +84,10 @@ def test_what_is_wrong_is_told_before_anything_runs(file, tmp_path):
         sweep.points([file], ["train.stepz=1,2"], [], tmp_path)
     with pytest.raises(ConfigError, match="two runs of this sweep would both be called toy"):
         sweep.points([file, file], [], [], tmp_path)
+    with pytest.raises(ConfigError, match="--over train.lr: given twice"):
+        sweep.points([file], ["train.lr=1,2", "train.lr=3,4"], [], tmp_path)
+    with pytest.raises(ConfigError, match="must add one language"):
+        sweep.points([file], ["language=fr,sw"], [], tmp_path)
     found = sweep.points([file], ["train.batch_sequences=8,9"], [], tmp_path)
     with pytest.raises(ConfigError, match="batch_sequences=9: .*--set train.batch_sequences=9: .*no multiple"):
         sweep.run(found, None)
@@ -77,11 +97,11 @@ def test_what_is_wrong_is_told_before_anything_runs(file, tmp_path):
 def test_devices_are_shared_out(file, tmp_path, monkeypatch):
     found = sweep.points([file], ["train.lr=1e-3,1e-2"], ["train.runtime.gpus=2"], tmp_path)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6,7,9")
-    assert sweep.places(found, None) == [{"CUDA_VISIBLE_DEVICES": "4,5"}, {"CUDA_VISIBLE_DEVICES": "6,7"}]
-    assert len(sweep.places(found, 1)) == 1
+    assert sweep.slots(found, None) == [{"CUDA_VISIBLE_DEVICES": "4,5"}, {"CUDA_VISIBLE_DEVICES": "6,7"}]
+    assert len(sweep.slots(found, 1)) == 1
     with pytest.raises(ConfigError, match="there are devices for 2 at a time"):
-        sweep.places(found, 3)
-    assert sweep.places(sweep.points([file], [], [], tmp_path), None) == [{}]
+        sweep.slots(found, 3)
+    assert sweep.slots(sweep.points([file], [], [], tmp_path), None) == [{}]
 
 
 @pytest.fixture(scope="module")
@@ -103,8 +123,9 @@ def swept(file, tmp_path_factory) -> Path:
 def test_common_stages_are_done_once(swept):
     second = swept / "lr=0.01"
     for name in ("01-filter", "02-evaluate_base", "03-extend"):
-        assert (second / name).is_symlink() and (second / name).resolve() == (swept / "lr=0.001" / name).resolve()
-    assert not (second / "04-train").is_symlink() and (second / "sweep.log").is_file()
+        mine, others = second / name / "manifest.json", swept / "lr=0.001" / name / "manifest.json"
+        assert mine.stat().st_ino == others.stat().st_ino  # hard links of the same files
+    assert (second / "04-train" / "manifest.json").stat().st_nlink == 1 and (second / "sweep.log").is_file()
     rows = json.loads(_printed("compare", str(swept), "--json"))["runs"]
     assert [row["train.lr"] for row in rows] == [1e-3, 1e-2] and rows[0]["learned"] != rows[1]["learned"]
 
@@ -119,9 +140,10 @@ def test_what_is_done_is_not_done_again(swept, file):
 def test_a_run_takes_what_another_has_done(swept, file, tmp_path):
     command = ["run", str(file), "--out", str(tmp_path), "--reuse", str(swept / "lr=0.001")]
     printed = _printed(*command, "--set", "train.lr=1e-3")
-    assert printed.count("taken from") == 5 and (tmp_path / "base").is_symlink()
-    pipeline._discard(tmp_path / "05-evaluate")  # what --redo does first
-    assert not (tmp_path / "05-evaluate").is_symlink()
+    assert printed.count("taken from") == 5
+    paths = [path for path in tmp_path.rglob("model.json")]
+    assert len(paths) >= 3 and not any("swept" in path.read_text() for path in paths)  # it needs nothing of the other run
+    shutil.rmtree(tmp_path / "05-evaluate")
     assert (swept / "lr=0.001" / "05-evaluate" / "manifest.json").is_file()
 
 
@@ -132,20 +154,39 @@ def _printed(*command: str) -> str:
     return printed
 
 
-def test_a_link_to_what_is_no_longer_finished_is_removed(tmp_path):
-    folder = tmp_path / "a" / "01-filter"
-    folder.mkdir(parents=True)
-    write_json(folder / "manifest.json", {"fingerprint": "f"})
-    (tmp_path / "b").mkdir()
-    mine = tmp_path / "b" / "02-filter"
-    assert reuse.stage(mine, "other", [tmp_path / "a"]) is None and not mine.is_symlink()
-    assert reuse.stage(mine, "f", [tmp_path / "a"]) == {"fingerprint": "f"}
-    reuse.clear(mine)
-    assert mine.resolve() == folder
-    (folder / "manifest.json").unlink()
-    reuse.clear(mine)
-    assert not mine.is_symlink() and folder.is_dir()
+def test_a_stage_is_taken_whole_or_not_at_all(file, tmp_path):
+    """Not of another recipe, not from inputs of other names, not what its source says is out of date; and never half of it."""
+    (point,) = sweep.points([file], [], [], tmp_path / "b")
+    step = point.steps[0]
+    theirs = tmp_path / "a" / step.out.name
+    (theirs / "documents").mkdir(parents=True)
+    (theirs / "documents" / "text").write_text("x")
+    step.out.mkdir(parents=True)  # what a kill left
+    source = tmp_path / "source"
+    source.write_text("12345")
+    sizes = {"source_files": [{"path": str(source), "bytes": 5}]}
+    right = {"fingerprint": step.fingerprint, "inputs": {}, "summary": sizes}
+    other = {"corpus": {"path": "/x/01-other"}}
+    for manifest in (right | {"fingerprint": "other"}, right | {"inputs": other}, None):
+        if manifest is None:
+            source.write_text("1234567")
+        write_json(theirs / "manifest.json", manifest or right)
+        assert reuse.stage(step, [tmp_path / "a"]) is None and not any(step.out.iterdir())
+    source.write_text("12345")
+    assert reuse.stage(step, [tmp_path / "a"]) == tmp_path / "a"
+    assert (step.out / "documents" / "text").read_text() == "x"
+    assert [path.name for path in step.out.parent.iterdir()] == [step.out.name]
+    with pytest.raises(ConfigError, match="--reuse .*nowhere: no run folder"):
+        reuse.check([tmp_path / "nowhere"])
+
+
+def test_what_is_made_of_new_text_is_not_taken(file, tmp_path, monkeypatch):
+    """A filter that is done again takes all that was made of its text along, though their recipes are the same."""
+    (point,) = sweep.points([file], [], [], tmp_path)
+    monkeypatch.setattr(reuse, "stage", lambda step, _others: None if step.name == "filter" else Path("other"))
+    assert [path.name for path in pipeline._taken(point.steps, [], [Path("other")])] == ["03-extend"]
 
 
 def test_the_folder_of_a_sweep_is_named_after_the_pipeline():
-    assert sweep.name_of(ROOT / "pipelines" / "compare.yaml") == "compare"
+    assert sweep.name_of(ROOT / "pipelines" / "compare.yaml", [], ["train.lr=1,2"]) == "compare"
+    assert sweep.name_of(ROOT / "pipelines" / "compare.yaml", ["name=mine"], []) == "mine"

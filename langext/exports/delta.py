@@ -6,7 +6,6 @@ extended tokenizer. Deltas come from strangers: nothing but these files is read,
 """
 
 import hashlib
-import os
 import shutil
 import time
 from pathlib import Path
@@ -17,7 +16,7 @@ from pydantic import Field, ValidationError
 from safetensors import SafetensorError, safe_open
 
 from langext import assets, bases, modeling
-from langext.artifacts import BASE, JOB, MANIFEST, Model, fingerprint, list_files, read_json, sha256_file, write_json
+from langext.artifacts import BASE, JOB, MANIFEST, Model, fingerprint, list_files, place, read_json, sha256_file, write_json
 from langext.exports import modelcard, shards, stock
 from langext.methods import AnyMethod
 from langext.spec import ConfigError, Spec
@@ -153,26 +152,18 @@ def rebuilt(folder: Path, base: Path, out: Path) -> Model:
     out.mkdir(parents=True)
     earlier = []
     for k, extension in enumerate(told.earlier):
-        _place(folder / _earlier(k), out / _earlier(k))
+        place(folder / _earlier(k), out / _earlier(k))
         earlier.append(modeling.Earlier(extension.method, out / _earlier(k), extension.language))
-    _place(folder / modeling.DELTA, out / modeling.DELTA)
+    place(folder / modeling.DELTA, out / modeling.DELTA)
     tokenizer = None
     if str(NEW_TOKENS) in told.files:
         tokenizer = out / VOCABULARY
         tokenizer.mkdir(parents=True)
-        _place(folder / NEW_TOKENS, out / NEW_TOKENS)
+        place(folder / NEW_TOKENS, out / NEW_TOKENS)
         for name in told.files:
             if Path(name).parent == VOCABULARY and Path(name).suffix in TOKENIZER_FILES:
-                _place(folder / name, out / name)
+                place(folder / name, out / name)
     return modeling.write_record(out, modeling.Record(base, told.method, tokenizer, tuple(earlier)))
-
-
-def _place(source: Path, target: Path) -> None:
-    """A hard link where that is possible: a delta can be as large as its base."""
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)
 
 
 def apply(folder: Path, base: str | None, out: Path) -> Model:

@@ -1,5 +1,6 @@
 """One self-contained HTML file about a run. It reads what stages wrote; stages never call it."""
 
+import json
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -53,6 +54,7 @@ def render(template: str, **values: Any) -> str:
         lstrip_blocks=True,
     )
     env.filters["duration"] = duration
+    env.filters["json"] = lambda value: json.dumps(value, indent=2, ensure_ascii=False)
     env.filters["moment"] = lambda seconds: datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M")
     return env.get_template(template).render(**values)
 
@@ -68,30 +70,30 @@ def put(path: Path, page: str) -> Path:
 def _tiles(run: Run) -> Iterator[dict[str, Any]]:
     """The two sentences that matter: what was learned, and what was forgotten."""
     by_language = run.task_changes()
+    names = ", ".join(language.name for language in run.originals)
     learned = changes.mean([row for row in run.bits if run.is_new(row)])
     if learned:
         lines = [f"bits per byte {percent(learned)}"]
         figure = f"{-100 * learned.value:.1f} % fewer bits" if learned.value < 0 else f"{100 * learned.value:.1f} % more bits"
-        if run.way:
-            names = ", ".join(language.name for language in run.originals)
-            figure = f"{100 * run.way.value:.0f} % of the way"
-            lines.insert(
-                0, f"to what {names} costs the base; 95 % between {100 * run.way.low:.0f} and {100 * run.way.high:.0f} %"
-            )
+        if gap := run.gap_closed:
+            figure = f"{100 * gap.value:.0f} % of the gap closed"
+            lines.insert(0, f"to what {names} costs the base; 95 % between {100 * gap.low:.0f} and {100 * gap.high:.0f} %")
         tone = "" if learned.in_noise else "good" if learned.value < 0 else "bad"
+        lines += _task_line(by_language, True)
+        yield {"title": f"{run.new.name}: learned", "figure": figure, "tone": tone, "lines": lines}
+    kept = [row for row in run.bits if not run.is_new(row)]
+    worst, mean = changes.worst(kept), changes.mean(kept)
+    if worst and mean:
+        figure = {"noise": "nothing beyond noise", "better": "nothing", "worse": f"{100 * worst.relative:.1f} %"}
+        tone = {"noise": "", "better": "good", "worse": "bad"}
+        lines = [f"bits per byte of {worst.name}, the set that lost most; {percent(mean)} over all sets" if len(kept) > 1 else
+                 f"bits per byte {percent(mean)}"]  # fmt: skip
         yield {
-            "title": f"{run.new.name}: learned",
-            "figure": figure,
-            "tone": tone,
-            "lines": [*lines, *_task_line(by_language, True)],
+            "title": f"{names}: forgot",
+            "figure": figure.get(worst.verdict, worst.verdict),
+            "tone": tone.get(worst.verdict, "bad"),
+            "lines": [*lines, *_task_line(by_language, False)],
         }
-    forgot = changes.mean([row for row in run.bits if not run.is_new(row)])
-    if forgot:
-        figure = "nothing beyond noise" if forgot.in_noise else "nothing" if forgot.value < 0 else f"{100 * forgot.value:.1f} %"
-        tone = "" if forgot.in_noise else "good" if forgot.value < 0 else "bad"
-        lines = [f"bits per byte {percent(forgot)}", *_task_line(by_language, False)]
-        names = ", ".join(language.name for language in run.originals)
-        yield {"title": f"{names}: forgot", "figure": figure, "tone": tone, "lines": lines}
 
 
 def _task_line(by_language: dict[bool, list[changes.Change]], new: bool) -> list[str]:

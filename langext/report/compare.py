@@ -19,44 +19,47 @@ CSV = "compare.csv"
 def build(found: Comparison, out: Path) -> Path:
     """Write compare.html and compare.csv into `out` and return the page's path. Raises ConfigError when nothing compares."""
     if not found.entries:
-        raise ConfigError(f"nothing to compare: no evaluation of both base and trained model in {', '.join(found.left_out)}")
-    out.mkdir(parents=True, exist_ok=True)
-    beside = out / (CSV + ".tmp")
-    comparison.write_csv(found, beside)
-    beside.replace(out / CSV)
+        raise ConfigError(f"nothing to compare: {'; '.join(found.left_out)}")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        beside = out / (CSV + ".tmp")
+        comparison.write_csv(found, beside)
+        beside.replace(out / CSV)
+        return put(out / HTML, _page(found, out))
+    except PermissionError as error:
+        raise ConfigError(f"--out {out}: cannot be written ({error.strerror})") from None
+
+
+def _page(found: Comparison, out: Path) -> str:
     first = found.entries[0].run
     kept = ", ".join(language.name for language in first.originals)
-    planes = [_plane(found, "learned", "forgot", f"{first.new.name}: fewer bits per byte, %", f"{kept}: more bits per byte, %")]
+    planes = []
+    if any(entry.learned and entry.forgot for entry in found.entries):
+        names = (f"{first.new.name}: fewer bits per byte, %", f"{kept}: more bits per byte, %")
+        planes.append(_plane(found, "learned", "forgot", *names))
     if any(entry.tasks_learned and entry.tasks_forgot for entry in found.entries):
         names = (f"{first.new.name}: gain in tasks, points", f"{kept}: loss in tasks, points")
         planes.append(_plane(found, "tasks_learned", "tasks_forgot", *names))
-    sets = list(dict.fromkeys(row.name for entry in found.entries for row in entry.run.bits))
-    tasks = list(dict.fromkeys(row.name for entry in found.entries for row in entry.run.tasks))
-    page = render(
-        "compare.html.j2", found=found, front=found.front, planes=planes, keys=_keys(found), sets=sets, tasks=tasks, kept=kept,
-        first=first, of={"bits": _by_name("bits"), "tasks": _by_name("tasks")}, link=lambda entry: _link(entry, out),
-        shown=comparison.shown, share=share,
+    return render(
+        "compare.html.j2", found=found, front=found.front, planes=planes, kept=kept, first=first, share=share,
+        of={"bits": _by_name("bits"), "tasks": _by_name("tasks")}, link=lambda entry: _link(entry, out), shown=comparison.shown,
     )  # fmt: skip
-    return put(out / HTML, page)
 
 
 def _plane(found: Comparison, x: str, y: str, x_title: str, y_title: str) -> Markup:
     """Learning against forgetting, a curve for each way of doing it over learning rates."""
     curves: dict[str, list[plots.Point]] = {}
-    for entry in sorted(found.entries, key=lambda e: e.rate or 0.0):
+    reference = {entry.curve for entry in found.entries if entry.method == comparison.FULL}
+    for entry in sorted(found.entries, key=lambda e: e.run.rate[1] if e.run.rate else 0.0):
         gained, lost = getattr(entry, x), getattr(entry, y)
         if gained and lost:
-            label = f"{entry.rate:g}" if entry.rate is not None and "train.lr" in entry.settings else ""
+            label = f"{entry.run.rate[1]:g}" if entry.run.rate and entry.run.rate[0] in entry.settings else ""
             curves.setdefault(entry.curve, []).append(plots.Point(gained, lost, label))
-    return Markup(plots.plane(curves, x_title, y_title))
+    return Markup(plots.plane(curves, reference, x_title, y_title))
 
 
 def _by_name(which: str) -> Any:
     return lambda entry, name: next((row for row in getattr(entry.run, which) if row.name == name), None)
-
-
-def _keys(found: Comparison) -> list[str]:
-    return list(dict.fromkeys(key for entry in found.entries for key in entry.settings))
 
 
 def _link(entry: Entry, out: Path) -> str:
@@ -73,16 +76,16 @@ def show(found: Comparison, page: Path) -> None:
     """Print the table and where the page is."""
     first = found.entries[0].run
     kept = ", ".join(language.name for language in first.originals)
-    keys = _keys(found)
+    keys = found.keys
     columns = ["run", "method", *(key.split(".")[-1] for key in keys), f"{first.new.name} %", f"{kept} %", "KL", "of full", ""]
     front = found.front
     rows = []
     for entry in sorted(found.entries, key=lambda e: e.learned.value if e.learned else 0.0, reverse=True):
         of_full = found.of_full(entry)
         row = [
-            entry.run.root.name,
+            entry.name,
             entry.method,
-            *(comparison.shown(entry.settings[k]) if k in entry.settings else "" for k in keys),
+            *(comparison.shown(entry.settings[k], 40) if k in entry.settings else "" for k in keys),
         ]
         row += [share(entry.learned), share(entry.forgot), f"{entry.kl:.4f}" if entry.kl is not None else ""]
         row += [f"{of_full:.0%}" if of_full is not None else "", _mark(entry, entry in front)]
@@ -91,8 +94,8 @@ def show(found: Comparison, page: Path) -> None:
     if any(not entry.same_text for entry in found.entries):
         console.say("† measured on other held-out text than the first run")
     if found.left_out:
-        console.say(f"left out, without an evaluation of both base and trained model: {', '.join(found.left_out)}")
-    console.say("* no other run learned more and forgot less")
+        console.say("left out: " + "; ".join(found.left_out))
+    console.say(f"* no other run learned more and forgot less. Forgotten is that of the {kept} set that lost most")
     console.say(f"{shown(page)}, {shown(page.with_name(CSV))}")
 
 

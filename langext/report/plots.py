@@ -2,9 +2,11 @@
 
 import io
 import re
-from collections.abc import Mapping, Sequence
+import zlib
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
+from itertools import cycle
 from typing import Any
 
 import matplotlib
@@ -19,7 +21,13 @@ INK = "#808080"
 
 def _figure(width: float, height: float, count: int) -> tuple[Figure, list[Any]]:
     matplotlib.rcParams.update(
-        {"svg.fonttype": "none", "font.family": "sans-serif", "font.size": 10, "svg.hashsalt": "langext"}
+        {
+            "svg.fonttype": "none",
+            "font.family": "sans-serif",
+            "font.size": 10,
+            "svg.hashsalt": "langext",
+            "text.parse_math": False,
+        }
     )
     figure = Figure(figsize=(width, height), layout="constrained")
     axes = figure.subplots(1, count, squeeze=False)[0]
@@ -40,6 +48,8 @@ def _svg(figure: Figure, alt: str) -> str:
     alt = escape(alt)
     svg = re.sub(r"<metadata>.*?</metadata>", f"<title>{alt}</title>", svg, count=1, flags=re.S)
     svg = re.sub(r'width="[\d.]+pt" height="[\d.]+pt"', f'role="img" aria-label="{alt}"', svg, count=1)
+    own = f"f{zlib.crc32(alt.encode()):08x}-"  # ids are of the whole page, and a page has several figures
+    svg = re.sub(r'(\bid="|url\(#|href="#)', rf"\1{own}", svg)
     return svg.replace(INK, "currentColor")
 
 
@@ -58,7 +68,7 @@ def curves(metrics: list[dict[str, Any]], new: str) -> str:
     figure, (left, right) = _figure(9.5, 3.3, 2)
     evals = [row for row in metrics if row["kind"] == "eval"]
     names = sorted(evals[0]["figures"], key=lambda n: not n.startswith(new)) if evals else []
-    for colour, name in zip(COLOURS, names, strict=False):
+    for colour, name in zip(cycle(COLOURS), names, strict=False):
         start = evals[0]["figures"][name]["bits_per_byte"]
         change = [100 * (row["figures"][name]["bits_per_byte"] / start - 1) for row in evals]
         style = "-" if name.startswith(new) else "--"
@@ -69,7 +79,7 @@ def curves(metrics: list[dict[str, Any]], new: str) -> str:
         _legend(left)
     trains = [row for row in metrics if row["kind"] == "train"]
     losses = sorted({key for row in trains for key in row["figures"] if key.startswith("loss/")})
-    for colour, key in zip(COLOURS, sorted(losses, key=lambda k: not k.endswith(new)), strict=False):
+    for colour, key in zip(cycle(COLOURS), sorted(losses, key=lambda k: not k.endswith(new)), strict=False):
         points = [(row["step"], row["figures"][key]) for row in trains if key in row["figures"]]
         right.plot(*zip(*points, strict=True), color=colour, label=key.removeprefix("loss/"))
     _label(right, "Training loss, nats per token", "step")
@@ -104,27 +114,28 @@ class Point:
     label: str
 
 
-def plane(curves: Mapping[str, Sequence[Point]], x: str, y: str) -> str:
+def plane(curves: Mapping[str, Sequence[Point]], reference: Collection[str], x: str, y: str) -> str:
     """Learning to the right and forgetting upwards, in percent with 95 % intervals; one line for each entry of `curves`, one
-    through the runs that no other one beats, and the base in the origin. Full fine-tuning, the reference, is drawn in grey.
+    through the runs that no other one beats, and the base in the origin. The curves that are a `reference` are grey.
     """
     figure, (axis,) = _figure(9.5, 5.2, 1)
     axis.axhline(0, color=INK, linewidth=0.8)
     axis.axvline(0, color=INK, linewidth=0.8)
     axis.plot(0, 0, marker="+", markersize=12, color=INK, linestyle="none", label="the base")
-    colours = iter(COLOURS * (1 + len(curves) // len(COLOURS)))
+    colours = cycle(COLOURS)
     for number, (name, points) in enumerate(curves.items()):
         (gained, gained_bars), (lost, lost_bars) = _percents([p.learned for p in points]), _percents([p.forgot for p in points])
         axis.errorbar(
-            gained, lost, xerr=gained_bars, yerr=lost_bars, color=INK if name == "full" else next(colours), label=name,
+            gained, lost, xerr=gained_bars, yerr=lost_bars, color=INK if name in reference else next(colours), label=name,
             marker=MARKERS[number % len(MARKERS)], markersize=6, linewidth=1.2, elinewidth=0.7,
         )  # fmt: skip
         for p, *at in zip(points, gained, lost, strict=True):
             axis.annotate(p.label, at, xytext=(5, 4), textcoords="offset points", fontsize=8, color=INK)
     every = [(p.learned.value, p.forgot.value) for points in curves.values() for p in points]
     best = sorted(every[k] for k in unbeaten(every))
-    axis.step(*([100 * value for value in side] for side in zip(*best, strict=True)), where="pre", color=INK, linewidth=4,
-              alpha=0.25, zorder=0, label="unbeaten")  # fmt: skip
+    gained, lost = ([100 * pair[side] for pair in best] for side in (0, 1))
+    axis.step(gained, lost, where="pre", color=INK, linewidth=4, marker="o", markersize=12, markeredgewidth=0, alpha=0.2,
+              zorder=0, label="unbeaten")  # fmt: skip
     _label(axis, "Learning and forgetting", x)
     axis.set_ylabel(y, color=INK)
     legend = axis.legend(frameon=False, labelcolor=INK, fontsize=9, loc="upper left", bbox_to_anchor=(1.01, 1))

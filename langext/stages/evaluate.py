@@ -1,13 +1,14 @@
 """Stage evaluate: bits per byte, multiple-choice tasks and text samples of one model, in every language of the run."""
 
 from contextlib import nullcontext
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
 from langext import languages, scores
-from langext.artifacts import Corpus, Model, Scores, write_json
+from langext.artifacts import Corpus, Model, Scores, sha256_file, write_json
 from langext.console import say
 from langext.spec import ConfigError
 from langext.stage import Context, Stage
@@ -51,7 +52,17 @@ class Evaluate(Stage):
     @field_validator("tasks", "prompts")
     @classmethod
     def _by_language(cls, value: Any) -> Any:
-        return {languages.find(code).code: entries for code, entries in value.items()} if isinstance(value, dict) else value
+        if not isinstance(value, dict):
+            return value
+        found = {languages.find(code).code: entries for code, entries in value.items()}
+        if len(found) < len(value):
+            raise ValueError(f"a language is named twice: {', '.join(value)}")
+        every = [entry for entries in found.values() for entry in entries]
+        if twice := next((entry for entry in every if every.count(entry) > 1), None):
+            raise ValueError(f"{twice!r} is there twice")
+        if not all(entry.strip() for entry in every):
+            raise ValueError("an entry is empty")
+        return found
 
     def check(self, ctx: Context) -> None:
         """Every task is known to lm-eval and its data can be loaded. Says what auto stands for."""
@@ -71,6 +82,14 @@ class Evaluate(Stage):
             check_tasks(list(names), self.include_path)
         except ConfigError as error:
             raise ConfigError(str(error), at=("tasks",)) from None
+
+    def drift(self, manifest: dict[str, Any]) -> str:
+        """Names the first file of one's own tasks that has changed since they were measured."""
+        for file in manifest["summary"].get("task_files", []):
+            path = Path(file["path"])
+            if path.is_file() and sha256_file(path) != file["sha256"]:
+                return f"task file {path} has changed since it was measured with"
+        return ""
 
     def _names(self, ctx: Context) -> dict[str, str | None]:
         """The lm-eval tasks and the language that each of them measures, where that is known."""
@@ -110,14 +129,16 @@ class Evaluate(Stage):
         for name, metrics in tasks.items():
             say(f"  {name}: " + ", ".join(f"{m} {f.value:.3f} ± {f.stderr:.3f}" for m, f in metrics.items()))
         prompts = {c: _starts(texts)[: self.samples] for c, texts in by_language.items()} | self.prompts
-        samples, writing = self._write(live, prompts)
-        measures = names | {f"continuation_{code}": code for code in ctx.languages}
+        samples, speed = self._write(live, prompts)
+        members = {member: code for name, code in names.items() for member in harness.members(name, self.include_path)}
+        measures = members | names | {f"continuation_{code}": code for code in ctx.languages}
         known = {task: code for task in tasks if (code := measures.get(task))}
         found = scores.ScoresFile(
-            bits_per_byte=bits, tasks=tasks, task_languages=known, drift=drift, samples=samples, writing=writing
+            bits_per_byte=bits, tasks=tasks, task_languages=known, drift=drift, samples=samples, writing=speed
         )
         write_json(ctx.out / scores.FILE, found.model_dump(mode="json", exclude_none=True))
-        ctx.summary.update(bits_per_byte={name: row.value for name, row in bits.items()}, own_items=bool(own))
+        files = [{"path": str(path), "sha256": sha256_file(path)} for path in harness.files(list(names), self.include_path)]
+        ctx.summary.update(bits_per_byte={name: row.value for name, row in bits.items()}, own_items=bool(own), task_files=files)
         return Scores(ctx.out)
 
     def _drift(
@@ -137,13 +158,14 @@ class Evaluate(Stage):
         tokenizer = modeling.load_tokenizer(record.base)
         for code in ctx.original_languages:
             texts = [text for name, texts in heldout.items() if name.startswith(f"{code}/") for text in texts]
-            with nullcontext() if base is not None else method.off(live.net):
-                drift = Drift(base or live.net, tokenizer, bpb.passages(texts, 1000, self.drift_bytes))
-            nats, tokens = np.array(drift.each(live.net)), np.array([len(row) for row in drift.rows])
-            if not len(nats):
+            passages = bpb.passages(texts, 1000, self.drift_bytes)
+            if not passages:
                 continue
-            spread = bpb.Bits(nats, tokens)
-            found[code] = scores.Drift(kl=spread.per_byte, stderr=spread.stderr(), tokens=int(tokens.sum()))
+            with nullcontext() if base is not None else method.off(live.net):
+                drift = Drift(base or live.net, tokenizer, passages)
+            spread = bpb.Bits(np.array(drift.each(live.net)), np.array([len(row) for row in drift.rows]))
+            _finite(f"{code}: KL to the base", spread.per_byte)
+            found[code] = scores.Drift(kl=spread.per_byte, stderr=spread.stderr(), tokens=int(spread.num_bytes.sum()))
             say(f"  {code}: KL to the base {spread.per_byte:.4f} ± {spread.stderr():.4f} nats per token")
         return found
 
@@ -154,6 +176,7 @@ class Evaluate(Stage):
         passages = bpb.passages(texts, 1000, self.bpb_bytes)
         seen = Observer(live)
         measured = bpb.measure(live.net, live.tokenizer, passages, observe=seen)
+        _finite(f"{name}: bits per byte", measured.per_byte)
         say(f"  {name}: {measured.per_byte:.4f} ± {measured.stderr():.4f} bits per byte on {measured.num_bytes.sum():,} bytes")
         return scores.Bits(
             value=measured.per_byte,
@@ -171,17 +194,16 @@ class Evaluate(Stage):
 
         import torch
 
+        from langext import documents, writing
+
         samples: list[scores.Sample] = []
         tokens, seconds = 0, 0.0
         for language, prompt in ((code, prompt) for code, found in prompts.items() for prompt in found):
-            ids = live.tokenizer(prompt, return_tensors="pt", add_special_tokens=False).input_ids.to(live.net.device)
-            more: dict[str, Any] = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "do_sample": False}
-            more |= {"repetition_penalty": 1.1, "pad_token_id": live.tokenizer.eos_token_id}
-            with torch.no_grad():
-                if not samples:
-                    live.net.generate(**more, max_new_tokens=2)  # the first call sets things up
-                started = time.monotonic()
-                out = live.net.generate(**more, max_new_tokens=self.sample_tokens)[0, ids.shape[1] :].tolist()
+            ids_1T = torch.tensor(documents.encode(live.tokenizer, [prompt]), device=live.net.device)
+            if not samples:
+                writing.go_on(live.net, live.tokenizer, ids_1T, 2)  # the first call sets things up
+            started = time.monotonic()
+            out = writing.go_on(live.net, live.tokenizer, ids_1T, self.sample_tokens)
             tokens, seconds = tokens + len(out), seconds + time.monotonic() - started
             text = live.tokenizer.decode(out, skip_special_tokens=True).strip()
             samples.append(scores.Sample(language=language, prompt=prompt, text=text))
@@ -192,6 +214,11 @@ class Evaluate(Stage):
         return samples, scores.Writing(
             tokens_per_second=speed, tokens=tokens, memory_bytes=memory, device=str(live.net.device.type)
         )
+
+
+def _finite(what: str, value: float) -> None:
+    if not isfinite(value):
+        raise ConfigError(f"{what} is {value}: the weights of this model overflow; with precision fp32 they may not")
 
 
 def _starts(texts: list[str]) -> list[str]:

@@ -62,14 +62,14 @@ def axis(text: str) -> tuple[str, list[Any]]:
     found = parse(f"[{values}]", where, "safe")
     if len(found) == 1 and isinstance(found[0], list):
         found = found[0]
-    if len({json.dumps(value, sort_keys=True) for value in found}) < len(found):
+    if len({json.dumps(value, sort_keys=True, default=str) for value in found}) < len(found):
         raise ConfigError(f"{where}: a value is there twice")
     return key, found
 
 
 def name_of(file: Path, overrides: Sequence[str], over: Sequence[str]) -> str:
     """The name of a pipeline, as the first run of a sweep has it."""
-    first = [f"{key}={json.dumps(values[0])}" for key, values in map(axis, over)]
+    first = [f"{key}={json.dumps(values[0], default=str)}" for key, values in map(axis, over)]
     return load(file, Pipeline, [*overrides, *first]).name
 
 
@@ -83,11 +83,15 @@ def points(files: Sequence[Path], over: Sequence[str], overrides: Sequence[str],
     for file in files:
         for values in product(*(values for _, values in axes)):
             chosen = {key: value for (key, _), value in zip(axes, values, strict=True)}
-            given = (*overrides, *(f"{key}={json.dumps(value)}" for key, value in chosen.items()))
+            given = (*overrides, *(f"{key}={json.dumps(value, default=str)}" for key, value in chosen.items()))
             spec = load(file, Pipeline, given)
             parts = [spec.name] if len(files) > 1 or not chosen else []
             name = "-".join([*parts, *(_shown(key, value) for key, value in chosen.items())])
             root = out / re.sub(r"[^\w.=+-]+", "-", name)
+            if len(root.name.encode()) > 200:
+                raise ConfigError(
+                    f"--over: {root.name[:60]}... is too long for a folder; put these settings into a pipeline file"
+                )
             try:
                 steps = pipeline.plan(spec, root)
             except ConfigError as error:

@@ -1,5 +1,6 @@
 """Stage evaluate: bits per byte, multiple-choice tasks and text samples of one model, in every language of the run."""
 
+from collections.abc import Iterable
 from contextlib import nullcontext
 from math import isfinite
 from pathlib import Path
@@ -100,6 +101,17 @@ class Evaluate(Stage):
         names = public(ctx.languages, self.include_path) if self.tasks == "auto" else self.tasks
         return {name: languages.of_task(name, ctx.languages) for name in names}
 
+    def _task_languages(self, measures: dict[str, str | None], tasks: Iterable[str]) -> dict[str, str]:
+        """The language of each task that counts for one: a tag has no figures of its own, so its tasks stand for it."""
+        from langext.harness import members
+
+        found: dict[str, str] = {}
+        for name, code in measures.items():
+            if code is not None:
+                standing = [name] if name in tasks else members(name, self.include_path)
+                found |= {task: code for task in standing if task in tasks}
+        return found
+
     def run(self, ctx: Context, model: Model, corpus: Corpus) -> Scores:
         """Write scores.json; see `langext.scores`."""
         import torch
@@ -130,12 +142,11 @@ class Evaluate(Stage):
             say(f"  {name}: " + ", ".join(f"{m} {f.value:.3f} ± {f.stderr:.3f}" for m, f in metrics.items()))
         prompts = {c: _starts(texts)[: self.samples] for c, texts in by_language.items()} | self.prompts
         samples, speed = self._write(live, prompts)
-        members = {member: code for name, code in names.items() for member in harness.members(name, self.include_path)}
-        measures = members | names | {f"continuation_{code}": code for code in ctx.languages}
-        known = {task: code for task in tasks if (code := measures.get(task))}
+        measures = names | {f"continuation_{code}": code for code in ctx.languages}
         found = scores.ScoresFile(
-            bits_per_byte=bits, tasks=tasks, task_languages=known, drift=drift, samples=samples, writing=speed
-        )
+            bits_per_byte=bits, tasks=tasks, task_languages=self._task_languages(measures, tasks), drift=drift, samples=samples,
+            writing=speed,
+        )  # fmt: skip
         write_json(ctx.out / scores.FILE, found.model_dump(mode="json", exclude_none=True))
         files = [{"path": str(path), "sha256": sha256_file(path)} for path in harness.files(list(names), self.include_path)]
         ctx.summary.update(bits_per_byte={name: row.value for name, row in bits.items()}, own_items=bool(own), task_files=files)

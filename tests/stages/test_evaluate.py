@@ -1,0 +1,100 @@
+"""What stage evaluate refuses, and what it makes of prompts and files of one's own."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from pydantic import ValidationError
+
+from langext import documents, harness, modeling
+from langext.artifacts import sha256_file
+from langext.spec import ConfigError
+from langext.stage import Context
+from langext.stages import evaluate
+from langext.stages.evaluate import Evaluate
+
+FORMATS = Path(__file__).parent.parent.parent / "configs" / "lm_eval"
+
+
+@pytest.fixture
+def ctx(tmp_path):
+    return Context(tmp_path, 1, "fra_Latn", ("eng_Latn",))
+
+
+@pytest.fixture
+def own(tmp_path):
+    """A folder with one task over one file."""
+    data = tmp_path / "items.jsonl"
+    data.write_text('{"good": "a b", "bad": "b a"}\n')
+    task = {"include": str(FORMATS / "_pairs.yaml"), "task": "mine", "dataset_kwargs": {"data_files": {"test": str(data)}}}
+    (tmp_path / "mine.yaml").write_text(json.dumps(task))
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ({"fr": ["a"], "fra_Latn": ["b"]}, "a language is named twice: fr, fra_Latn"),
+        ({"fr": ["a"], "en": ["a"]}, "'a' is there twice"),
+        ({"fr": [" "]}, "an entry is empty"),
+        ({"frr": ["a"]}, "unknown language 'frr'"),
+    ],
+)
+def test_tasks_by_language_are_checked(value, expected):
+    for key in ("tasks", "prompts"):
+        with pytest.raises((ValidationError, ConfigError), match=expected):
+            Evaluate(uses="evaluate", **{key: value})
+
+
+def test_only_languages_of_the_run_have_tasks_and_prompts(ctx):
+    for key in ("tasks", "prompts"):
+        with pytest.raises(ConfigError, match=f"{key}: swh_Latn is no language of this run; there are: fra_Latn, eng_Latn"):
+            Evaluate(uses="evaluate", **{key: {"sw": ["x"]}}).check(ctx)
+
+
+def test_the_language_of_a_task_is_what_was_said_or_is_known(ctx, own):
+    told = Evaluate(uses="evaluate", include_path=own, tasks={"fr": ["mine"]})
+    told.check(ctx)
+    assert told._names(ctx) == {"mine": "fra_Latn"}
+    listed = Evaluate(uses="evaluate", tasks=["xnli_fr", "arc_easy", "gsm8k"])
+    assert listed._names(ctx) == {"xnli_fr": "fra_Latn", "arc_easy": "eng_Latn", "gsm8k": None}
+
+
+def test_a_group_counts_once_and_a_tag_by_its_tasks():
+    stage = Evaluate(uses="evaluate", tasks={"en": ["mmlu", "mgsm_direct"]})
+    measures = {"mmlu": "eng_Latn", "mgsm_direct": "eng_Latn", "gsm8k": None}
+    tasks = ["mmlu", "mmlu_anatomy", "mgsm_direct_de", "mgsm_direct_fr", "gsm8k"]
+    found = stage._task_languages(measures, tasks)
+    assert found == {"mmlu": "eng_Latn", "mgsm_direct_de": "eng_Latn", "mgsm_direct_fr": "eng_Latn"}
+
+
+def test_changed_tasks_of_ones_own_are_noticed(own):
+    stage = Evaluate(uses="evaluate", include_path=own, tasks=["mine"])
+    files = harness.files(["mine"], own)
+    assert [path.name for path in files] == ["mine.yaml", "items.jsonl"]
+    manifest = {"summary": {"task_files": [{"path": str(path), "sha256": sha256_file(path)} for path in files]}}
+    assert stage.drift(manifest) == ""
+    (own / "items.jsonl").write_text('{"good": "a", "bad": "b"}\n')
+    assert "items.jsonl has changed since it was measured with" in stage.drift(manifest)
+
+
+def test_prompts_are_gone_on_from_after_the_start_token(pico):
+    live = modeling.LiveModel(modeling.load_base(pico, torch.float32), modeling.load_tokenizer(pico), ())
+    stage = Evaluate(uses="evaluate", sample_tokens=5)
+    samples, speed = stage._write(live, {"fra_Latn": ["le chat"], "eng_Latn": ["the cat"]})
+    assert [(row.language, row.prompt) for row in samples] == [("fra_Latn", "le chat"), ("eng_Latn", "the cat")]
+    assert speed is not None and 2 <= speed.tokens <= 10
+    (ids,) = documents.encode(live.tokenizer, ["the cat"])
+    with torch.no_grad():
+        logits = live.net(input_ids=torch.tensor([ids])).logits[0, -1]
+    seen = torch.tensor(sorted(set(ids)))
+    logits[seen] = torch.where(logits[seen] > 0, logits[seen] / 1.1, logits[seen] * 1.1)
+    assert samples[1].text.startswith(live.tokenizer.decode([int(logits.argmax())]).strip())
+    assert stage._write(live, {}) == ([], None)
+    assert documents.encode(live.tokenizer, []) == []
+
+
+def test_what_is_no_number_ends_the_evaluation():
+    with pytest.raises(ConfigError, match="fra_Latn/book: bits per byte is nan: the weights of this model overflow"):
+        evaluate._finite("fra_Latn/book: bits per byte", float("nan"))

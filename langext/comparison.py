@@ -123,7 +123,8 @@ def gather(roots: Sequence[Path]) -> Comparison:
             runs.append(run)
     keys = _differing(runs)
     names = _names([run.root for run in runs])
-    return Comparison([_entry(run, name, runs[0], keys) for run, name in zip(runs, names, strict=True)], left_out)
+    entries = [_entry(run, name, runs[0], keys) for run, name in zip(runs, names, strict=True)]
+    return Comparison(sorted(entries, key=lambda e: (e.curve, e.run.rate[1] if e.run.rate else 0.0, e.name)), left_out)
 
 
 def _names(roots: Sequence[Path]) -> list[str]:

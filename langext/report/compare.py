@@ -36,26 +36,26 @@ def _page(found: Comparison, out: Path) -> str:
     planes = []
     if any(entry.learned and entry.forgot for entry in found.entries):
         names = (f"{first.new.name}: fewer bits per byte, %", f"{kept}: more bits per byte, %")
-        planes.append(_plane(found, "learned", "forgot", *names))
+        planes.append(_plane(found, "learned", "forgot", "Bits per byte", *names))
     if any(entry.tasks_learned and entry.tasks_forgot for entry in found.entries):
         names = (f"{first.new.name}: gain in tasks, points", f"{kept}: loss in tasks, points")
-        planes.append(_plane(found, "tasks_learned", "tasks_forgot", *names))
+        planes.append(_plane(found, "tasks_learned", "tasks_forgot", "Tasks", *names))
     return render(
         "compare.html.j2", found=found, front=found.front, planes=planes, kept=kept, first=first, share=share,
         of={"bits": _by_name("bits"), "tasks": _by_name("tasks")}, link=lambda entry: _link(entry, out), shown=comparison.shown,
     )  # fmt: skip
 
 
-def _plane(found: Comparison, x: str, y: str, x_title: str, y_title: str) -> Markup:
+def _plane(found: Comparison, x: str, y: str, title: str, x_title: str, y_title: str) -> Markup:
     """Learning against forgetting, a curve for each way of doing it over learning rates."""
     curves: dict[str, list[plots.Point]] = {}
     reference = {entry.curve for entry in found.entries if entry.method == comparison.FULL}
-    for entry in sorted(found.entries, key=lambda e: e.run.rate[1] if e.run.rate else 0.0):
+    for entry in found.entries:
         gained, lost = getattr(entry, x), getattr(entry, y)
         if gained and lost:
             label = f"{entry.run.rate[1]:g}" if entry.run.rate and entry.run.rate[0] in entry.settings else ""
             curves.setdefault(entry.curve, []).append(plots.Point(gained, lost, label))
-    return Markup(plots.plane(curves, reference, x_title, y_title))
+    return Markup(plots.plane(curves, reference, title, x_title, y_title))
 
 
 def _by_name(which: str) -> Any:

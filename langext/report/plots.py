@@ -114,7 +114,7 @@ class Point:
     label: str
 
 
-def plane(curves: Mapping[str, Sequence[Point]], reference: Collection[str], x: str, y: str) -> str:
+def plane(curves: Mapping[str, Sequence[Point]], reference: Collection[str], title: str, x: str, y: str) -> str:
     """Learning to the right and forgetting upwards, in percent with 95 % intervals; one line for each entry of `curves`, one
     through the runs that no other one beats, and the base in the origin. The curves that are a `reference` are grey.
     """
@@ -136,7 +136,7 @@ def plane(curves: Mapping[str, Sequence[Point]], reference: Collection[str], x: 
     gained, lost = ([100 * pair[side] for pair in best] for side in (0, 1))
     axis.step(gained, lost, where="pre", color=INK, linewidth=4, marker="o", markersize=12, markeredgewidth=0, alpha=0.2,
               zorder=0, label="unbeaten")  # fmt: skip
-    _label(axis, "Learning and forgetting", x)
+    _label(axis, title, x)
     axis.set_ylabel(y, color=INK)
     legend = axis.legend(frameon=False, labelcolor=INK, fontsize=9, loc="upper left", bbox_to_anchor=(1.01, 1))
     legend.set_zorder(5)

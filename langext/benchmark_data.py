@@ -13,7 +13,6 @@ from langext.spec import ConfigError
 SCRIPTS = {
     "CogComp/mc_taco": "social_iqa",
     "EleutherAI/advanced_ai_risk": "",
-    "EleutherAI/arithmetic": "asdiv",
     "EleutherAI/hendrycks_ethics": "moral_stories",
     "EleutherAI/logiqa": "agieval_logiqa_en",
     "EleutherAI/mutual": "social_iqa",
@@ -28,7 +27,6 @@ SCRIPTS = {
     "bigbio/mediqa_qa": "medmcqa",
     "bigbio/meqsum": "",
     "bigbio/pubmed_qa": "medmcqa",
-    "corypaik/prost": "piqa",
     "csebuetnlp/xlsum": "",
     "facebook/flores": "belebele_<language>, which asks about the same texts",
     "juletxara/mgsm": "global_mmlu_<language>",
@@ -46,6 +44,8 @@ class Source:
     path: str
     config: str | None
     data_files: Any = None
+    recipe: Path | None = None
+    """The YAML file that describes the task."""
 
 
 def check(sources: list[Source]) -> None:
@@ -92,6 +92,7 @@ def _on_hub(source: Source) -> bool:
     from huggingface_hub import HfApi
     from huggingface_hub.errors import (  # HTTPError is that of whichever client the hub library uses
         GatedRepoError,
+        HfHubHTTPError,
         HTTPError,  # pyright: ignore[reportPrivateImportUsage]
         RepositoryNotFoundError,
     )
@@ -101,18 +102,22 @@ def _on_hub(source: Source) -> bool:
     if False in _found.values():
         return False  # one try is enough
     try:
-        names = [file.rfilename for file in HfApi().dataset_info(source.path, timeout=10).siblings or []]
+        info = HfApi().dataset_info(source.path, timeout=10)
+        if info.gated:
+            HfApi().auth_check(source.path, repo_type="dataset")
     except GatedRepoError:
         raise ConfigError(
             f"tasks: {source.task}: {source.path} is gated; accept its terms on the hub and log in with `hf auth login`"
         ) from None
     except RepositoryNotFoundError:
         raise ConfigError(f"tasks: {source.task}: the hub has no data set {source.path}") from None
+    except HfHubHTTPError:
+        return True  # it is there and busy: nothing is known of the data set
     except (HTTPError, OSError):
         _found[source.path] = False
         return False
     script = f"{source.path.split('/')[-1]}.py"
-    if script in names:  # whatever else is there, datasets raises
+    if script in {file.rfilename for file in info.siblings or []}:  # whatever else is there, datasets raises
         raise ConfigError(_script(source))
     _found[source.path] = True
     return True

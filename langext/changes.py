@@ -106,26 +106,30 @@ class Mean:
 
 def mean(rows: Sequence[Change]) -> Mean | None:
     """The mean relative change, each row counting alike; None of nothing. The rows are of different texts, so independent."""
-    return _mean([(row.relative, row.difference.stderr / abs(row.before)) for row in rows if row.before])
+    found = [(row.difference, row.before) for row in rows if row.before]
+    return _mean([Mean(*(x / before for x in (d.value, d.low, d.high))) for d, before in found])
 
 
 def worst(rows: Sequence[Change]) -> Change | None:
-    """The one of the largest relative increase: what a mean would hide. None of nothing."""
-    return max(rows, key=lambda row: row.relative, default=None)
+    """The one of the largest relative increase, of those that are worse beyond noise if there are such: what a mean would hide.
+    None of nothing.
+    """
+    surely = [row for row in rows if row.verdict == "worse"]
+    return max(surely or rows, key=lambda row: row.relative, default=None)
 
 
 def gain(rows: Sequence[Change]) -> Mean | None:
     """The mean absolute change for the better, likewise."""
-    signs = [1 if row.higher_is_better else -1 for row in rows]
-    return _mean([(sign * row.difference.value, row.difference.stderr) for sign, row in zip(signs, rows, strict=True)])
+    plain = [(Mean(row.difference.value, row.difference.low, row.difference.high), row.higher_is_better) for row in rows]
+    return _mean([change if good else -change for change, good in plain])
 
 
-def _mean(found: Sequence[tuple[float, float]]) -> Mean | None:
-    if not found:
-        return None
-    value = sum(change for change, _ in found) / len(found)
-    spread = 1.96 * sqrt(sum(stderr**2 for _, stderr in found)) / len(found)
-    return Mean(value, value - spread, value + spread)
+def _mean(found: Sequence[Mean]) -> Mean | None:
+    if len(found) < 2:
+        return found[0] if found else None
+    value = sum(change.value for change in found) / len(found)
+    half = sqrt(sum(((change.high - change.low) / 2) ** 2 for change in found)) / len(found)
+    return Mean(value, value - half, value + half)
 
 
 def unbeaten(pairs: Sequence[tuple[float, float]]) -> list[int]:

@@ -25,14 +25,16 @@ class Speaker:
 
     def answer(self, text: str, tokens: int) -> str:
         """What the model says to `text`: an answer where its tokenizer has a chat template, else how the text goes on."""
-        from langext import writing
+        import torch
+
+        from langext import documents, writing
 
         if self.tokenizer.chat_template:
             self.messages.append({"role": "user", "content": text})
             prompt = self.tokenizer.apply_chat_template(self.messages, add_generation_prompt=True, tokenize=False)
             ids = self.tokenizer(prompt, return_tensors="pt", add_special_tokens=False).input_ids
         else:
-            ids = self.tokenizer(text, return_tensors="pt").input_ids
+            ids = torch.tensor(documents.encode(self.tokenizer, [text]))
         with self.as_itself():
             out = writing.go_on(self.net, self.tokenizer, ids.to(self.net.device), tokens)
         said = self.tokenizer.decode(out, skip_special_tokens=True).strip()

@@ -6,8 +6,9 @@ Modules that import slowly are imported inside the commands, so that --help is i
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from math import isfinite
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -67,7 +68,7 @@ def report_(root: RunFolder, as_json: Json = False) -> None:
         from langext import figures, report, run_folder
 
         page = report.build(root)
-        typer.echo(json.dumps(figures.table(run_folder.gather(root)), indent=2) if as_json else report.headline(root, page))
+        typer.echo(_json(figures.table(run_folder.gather(root))) if as_json else report.headline(root, page))
 
 
 @app.command()
@@ -86,7 +87,7 @@ def evaluate(
         found = figures.of(run)
         true = figures.held(fail_if or [], found)
         if as_json:
-            typer.echo(json.dumps(figures.table(run) | {"failed": true}, indent=2))
+            typer.echo(_json(figures.table(run) | {"failed": true}))
         else:
             for name, value in found.items():
                 typer.echo(f"{name + ' ':.<52} {value:+.6f}")
@@ -168,7 +169,7 @@ def compare(
         found = comparison.gather(roots)
         written = page.build(found, out or comparison.folder(roots))
         if as_json:
-            typer.echo(json.dumps(comparison.table(found), indent=2))
+            typer.echo(_json(comparison.table(found)))
         else:
             page.show(found, written)
 
@@ -193,9 +194,10 @@ def sweep(
         from langext.report import compare as page
 
         root = (out or Path("runs") / f"{sweeping.name_of(files[0], overrides or [], over or [])}-sweep").resolve()
-        failed = sweeping.run(sweeping.points(files, over or [], overrides or [], root), jobs)
-        found = comparison.gather([root])
-        if found.entries or not failed:
+        points = sweeping.points(files, over or [], overrides or [], root)
+        failed = sweeping.run(points, jobs)
+        if len(failed) < len(points):
+            found = comparison.gather([root])
             page.show(found, page.build(found, root))
         sweeping.report(failed)
 
@@ -229,6 +231,19 @@ def doctor(
         from langext import health
 
         raise typer.Exit(health.fields() if fields else health.show())
+
+
+def _json(value: Any) -> str:
+    """As text; what is no number is null."""
+
+    def plain(part: Any) -> Any:
+        if isinstance(part, dict):
+            return {key: plain(entry) for key, entry in part.items()}
+        if isinstance(part, list):
+            return [plain(entry) for entry in part]
+        return None if isinstance(part, float) and not isfinite(part) else part
+
+    return json.dumps(plain(value), indent=2, ensure_ascii=False, allow_nan=False)
 
 
 def _load(file: Path, overrides: list[str] | None, out: Path | None) -> "tuple[Pipeline, Path]":

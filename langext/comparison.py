@@ -39,8 +39,8 @@ class Entry:
     """Gain in the tasks of the new language, in the tasks' own unit (accuracy); the mean over them."""
     tasks_forgot: Mean | None
     """Loss in those of the original languages."""
-    same_text: bool
-    """Was it measured on the passages that the first run was measured on?"""
+    alike: bool
+    """Was it measured as the first run was: on the same passages, its tasks with the same settings?"""
 
     @property
     def method(self) -> str:
@@ -65,8 +65,10 @@ class Comparison:
     """All of them."""
 
     entries: list[Entry]
+    first: str
+    """Name of the run that the others must have been measured like."""
     left_out: list[str]
-    """Folders that do not compare with the first run, and why."""
+    """Folders that do not compare with it, and why."""
 
     @cached_property
     def keys(self) -> list[str]:
@@ -86,19 +88,16 @@ class Comparison:
     @cached_property
     def front(self) -> list[Entry]:
         """Those that no other one beats in both: learned more and forgot less. It goes by the figures, not by their errors."""
-        found = [(e, e.learned.value, e.forgot.value) for e in self.entries if e.learned and e.forgot]
+        found = [(e, e.learned.value, e.forgot.value) for e in self.entries if e.learned and e.forgot and e.alike]
         return [found[k][0] for k in changes.unbeaten([(learned, forgot) for _, learned, forgot in found])]
 
-    @property
-    def full(self) -> Entry | None:
-        """The full fine-tuning that learned most, the reference for how much can be learned from this text."""
-        found = [entry for entry in self.entries if entry.method == FULL and entry.learned]
-        return max(found, key=lambda e: e.learned.value if e.learned else 0.0, default=None)
-
     def of_full(self, entry: Entry) -> float | None:
-        """What a run learned, as a share of what full fine-tuning learned at its best."""
-        best = self.full.learned if self.full else None
-        return entry.learned.value / best.value if entry.learned and best and best.value > 0 else None
+        """What a run learned, as a share of what full fine-tuning of the same base learned at its best."""
+        of_base = [
+            e for e in self.entries if e.method == FULL and e.run.settings["base_model"] == entry.run.settings["base_model"]
+        ]
+        best = max((e.learned.value for e in of_base if e.learned and e.alike), default=0.0)
+        return entry.learned.value / best if entry.learned and entry.alike and best > 0 else None
 
 
 def gather(roots: Sequence[Path]) -> Comparison:
@@ -124,7 +123,8 @@ def gather(roots: Sequence[Path]) -> Comparison:
     keys = _differing(runs)
     names = _names([run.root for run in runs])
     entries = [_entry(run, name, runs[0], keys) for run, name in zip(runs, names, strict=True)]
-    return Comparison(sorted(entries, key=lambda e: (e.curve, e.run.rate[1] if e.run.rate else 0.0, e.name)), left_out)
+    ordered = sorted(entries, key=lambda e: (e.curve, e.run.rate[1] if e.run.rate else 0.0, e.name))
+    return Comparison(ordered, names[0] if names else "", left_out)
 
 
 def _names(roots: Sequence[Path]) -> list[str]:
@@ -172,7 +172,7 @@ def _entry(run: Run, name: str, first: Run, keys: Sequence[str]) -> Entry:
         forgot_in=forgot.name if forgot else "",
         tasks_learned=changes.gain(by_language.get(True, [])),
         tasks_forgot=-lost if lost else None,
-        same_text=_passages(run) == _passages(first),
+        alike=_passages(run) == _passages(first) and run.measuring == first.measuring,
     )
 
 
@@ -187,13 +187,15 @@ def _passages(run: Run) -> list[tuple[str, list[int]]]:
 
 
 def _differing(runs: Sequence[Run]) -> list[str]:
-    """Settings that have several values. Those of a method are compared among the runs of that method alone."""
+    """Settings that have several values. Those of a method are compared among the runs of that method alone. A stage that only
+    some runs have shows in what `method` says of them.
+    """
     found = []
     for key in dict.fromkeys(key for run in runs for key in run.settings):
         groups: dict[str, set[str]] = {}
         for run in runs:
             if key in run.settings:
-                group = run.method if ".method." in key else ""
+                group = run.extension if ".method." in key else ""
                 groups.setdefault(group, set()).add(json.dumps(run.settings[key], sort_keys=True))
         if any(len(values) > 1 for values in groups.values()):
             found.append(key)
@@ -225,7 +227,7 @@ def _row(found: Comparison, entry: Entry) -> dict[str, Any]:
         mean: Mean | None = getattr(entry, name)
         row |= {name: mean and mean.value, f"{name}_low": mean and mean.low, f"{name}_high": mean and mean.high}
     row |= {"forgot_in": entry.forgot_in, "learned_of_full": found.of_full(entry), "kl_to_base": entry.kl}
-    row |= {"same_text": entry.same_text, **run.cost}
+    row |= {"alike": entry.alike, **run.cost}
     for names, measured in ((found.sets, run.bits), (found.tasks, run.tasks)):
         by_name = {change.name: change for change in measured}
         for name in names:

@@ -6,6 +6,7 @@ import io
 import logging
 import os
 import random
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -27,7 +28,7 @@ def check_tasks(tasks: Sequence[str], include: Path | None) -> None:
     unknown = [task for task in tasks if task not in manager.task_index]
     if unknown:
         close = near(unknown[0], manager.all_tasks)
-        raise ConfigError(f"tasks: lm-eval has no {unknown[0]!r}.{close} List them with: lm-eval ls tasks")
+        raise ConfigError(f"tasks: lm-eval has no {unknown[0]!r}.{close} `langext tasks <language>` lists public ones")
     benchmark_data.check([source for task in tasks for source in _sources(manager, task)])
 
 
@@ -42,7 +43,7 @@ def _sources(manager: Any, task: str) -> list[benchmark_data.Source]:
         names = [member if isinstance(member, str) else member.get("task", "") for member in members]
         return [source for name in names if isinstance(name, str) and name != task for source in _sources(manager, name)]
     path, files = config.get("dataset_path"), (config.get("dataset_kwargs") or {}).get("data_files")
-    return [benchmark_data.Source(task, path, config.get("dataset_name"), files)] if path else []
+    return [benchmark_data.Source(task, path, config.get("dataset_name"), files, entry.yaml_path)] if path else []
 
 
 def members(task: str, include: Path | None) -> list[str]:
@@ -51,12 +52,22 @@ def members(task: str, include: Path | None) -> list[str]:
 
 
 def files(tasks: Sequence[str], include: Path | None) -> list[Path]:
-    """The files that tasks of one's own are made of: what is in `include`, and their data where these are files."""
+    """The files that those tasks are made of that are in `include`: what describes them, code beside it, and their data."""
     if not include:
         return []
     manager = _manager(tasks, include)
-    found = [path for task in tasks for source in _sources(manager, task) for path in benchmark_data.files(source)]
-    return [*sorted(include.glob("**/*.yaml")), *(path for path in dict.fromkeys(found) if path.is_file())]
+    found: list[Path] = []
+    for source in (source for task in tasks for source in _sources(manager, task)):
+        if source.recipe and source.recipe.resolve().is_relative_to(include.resolve()):
+            found += [*_recipe(source.recipe), *sorted(source.recipe.parent.glob("*.py")), *benchmark_data.files(source)]
+    return [path for path in dict.fromkeys(path.resolve() for path in found) if path.is_file()]
+
+
+def _recipe(path: Path) -> list[Path]:
+    """A task's YAML file and those that it includes."""
+    included = re.findall(r"""^[\s{"']*include["']?\s*:\s*["']?([^\s"',}]+)""", path.read_text(encoding="utf-8"), re.MULTILINE)
+    inner = [path.parent / name for name in included]
+    return [path, *(file for entry in inner if entry.is_file() for file in _recipe(entry))]
 
 
 def public(codes: Sequence[str], include: Path | None) -> list[str]:

@@ -234,13 +234,13 @@ def run(pipeline: Pipeline, root: Path, *, redo: str | None = None, others: Sequ
                 todo.append(step)
             elif drift := step.stage.drift(step.recorded):
                 raise ConfigError(f"stage {step.name!r}: {drift}. Use --redo {step.name} to read it again.")
+        reuse.base(root / BASE, pipeline.base_model, pipeline.revision, others)
         taken = _taken(todo, redone, others)
         todo = [step for step in todo if step.out not in taken]
         if todo:
             check(pipeline, steps, todo)
         for path in redone:
             _discard(path)
-        reuse.base(root / BASE, bases.identity(pipeline.base_model, pipeline.revision), others)
         bases.prepare(pipeline.base_model, pipeline.revision, root / BASE)
         for number, step in enumerate(steps, 1):
             label = f"[{number}/{len(steps)}] {step.name}"

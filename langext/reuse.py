@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from langext.artifacts import BASE, MANIFEST, place, read_json
+from langext import bases
+from langext.artifacts import BASE, CHECKPOINTS, MANIFEST, STOP, place, read_json
 from langext.spec import ConfigError
 
 if TYPE_CHECKING:
@@ -23,35 +24,52 @@ def check(others: Sequence[Path]) -> None:
 
 
 def stage(step: "Step", others: Sequence[Path]) -> Path | None:
-    """Copy the stage from the first of the runs `others` that has finished it, in a folder of the same name and from inputs of
-    the same names, for these are in its files. Returns where it was; None when it is nowhere.
+    """Copy the stage from the first of the runs `others` that has finished it by the same recipe, in a folder of the same name,
+    and from inputs of the same names and bytes as ours. Returns the run; None when there is none.
     """
-    names = {arg: path.name for arg, (_, path, _) in step.inputs.items()}
+    ours = {arg: (path.name, _bytes(path)) for arg, (_, path, _) in step.inputs.items()}
+    if not all(held for _, held in ours.values()):
+        return None  # an input is not there yet
 
-    def same(manifest: dict[str, Any]) -> bool:
-        given = {arg: Path(entry["path"]).name for arg, entry in manifest["inputs"].items()}
-        return manifest["fingerprint"] == step.fingerprint and given == names and not step.stage.drift(manifest)
+    def same(root: Path, manifest: dict[str, Any]) -> bool:
+        names = {arg: Path(entry["path"]).name for arg, entry in manifest["inputs"].items()}
+        theirs = {arg: (name, _bytes(root / name)) for arg, name in names.items()}
+        return manifest["fingerprint"] == step.fingerprint and theirs == ours and not step.stage.drift(manifest)
 
     return next((root for root in others if _take(root / step.out.name, step.out, same)), None)
 
 
-def base(out: Path, identity: dict[str, Any], others: Sequence[Path]) -> None:
-    """Copy the prepared base of one of the runs `others`, if it is the same base and `out` has none yet."""
+def base(out: Path, model: str, revision: str | None, others: Sequence[Path]) -> None:
+    """Copy the prepared base of one of the runs `others`, if it is the same base, unchanged since, and `out` has none yet."""
+
+    def same(root: Path, manifest: dict[str, Any]) -> bool:
+        try:
+            bases.check_same(root / BASE, model, revision)
+        except ConfigError:
+            return False
+        return bool(manifest)
+
     if not (out / MANIFEST).exists():
-        next((root for root in others if _take(root / BASE, out, lambda manifest: manifest["identity"] == identity)), None)
+        next((root for root in others if _take(root / BASE, out, same)), None)
 
 
-def _take(source: Path, out: Path, same: Callable[[dict[str, Any]], bool]) -> bool:
+def _bytes(folder: Path) -> dict[str, str]:
+    """sha256 of every file of a finished stage, or of the base, by name; {} for one that is not finished."""
+    return {f["name"]: f["sha256"] for f in read_json(folder / MANIFEST)["files"]} if (folder / MANIFEST).exists() else {}
+
+
+def _take(source: Path, out: Path, same: Callable[[Path, dict[str, Any]], bool]) -> bool:
     """Copy a finished folder if it is the same, whole or not at all; it may go away meanwhile."""
     if source == out or not (source / MANIFEST).exists():
         return False
     beside = out.with_name(f".{out.name}.taken")
     shutil.rmtree(beside, ignore_errors=True)
     try:
-        if not same(read_json(source / MANIFEST)):
+        if not same(source.parent, read_json(source / MANIFEST)):
             return False
-        shutil.copytree(source, beside, copy_function=place)
-        if not same(read_json(beside / MANIFEST)):
+        kept = shutil.ignore_patterns(CHECKPOINTS, STOP, "*.tmp")
+        shutil.copytree(source, beside, copy_function=place, ignore=kept)
+        if not same(source.parent, read_json(beside / MANIFEST)):
             return False
     except (FileNotFoundError, shutil.Error):
         return False  # its run does it again

@@ -3,6 +3,7 @@
 import json
 from dataclasses import dataclass
 from functools import cached_property
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from langext.spec import ConfigError
 
 MEASURING = ("num_fewshot", "limit", "precision", "include_path")
 """Keys of an evaluate stage that decide what its task figures mean."""
+SHARES = ("acc_norm", "acc", "exact_match", "f1")
+"""Figures of tasks between 0 and 1, more being better, the preferred one first."""
 WATCHING = {"eval_every", "eval_bytes", "log_every", "save_every", "keep_checkpoints"}
 """Keys of a train stage that change nothing of what is learned, as a rule."""
 
@@ -42,8 +45,10 @@ class Run:
     """What the evaluations of the base have found."""
     after: ScoresFile | None
     """What those of the last model that was evaluated have found."""
+    measuring: dict[str, list[str]]
+    """What the evaluations of that model were set to, of MEASURING."""
     measured_differently: list[str]
-    """Keys of the evaluate stages that differ between the two, so that their tasks do not compare."""
+    """Keys of MEASURING that differ between the two, so that they do not compare."""
 
     def _last(self, use: str) -> tuple[Path, dict[str, Any]] | None:
         found = [(path, manifest) for path, manifest in self.stages if manifest["stage"]["uses"] == use]
@@ -69,7 +74,9 @@ class Run:
         return row.name.split("/")[0] == self.new.code
 
     def task_changes(self) -> dict[bool, list[Change]]:
-        """One figure of each task whose language is known, by whether that is the new one: acc_norm, acc, or the first."""
+        """One figure of each task whose language is known, by whether that is the new one: the first of SHARES that it has.
+        Figures of other units do not add up.
+        """
         known = self.after.task_languages if self.after else {}
         by_task: dict[str, dict[str, Change]] = {}
         for row in self.tasks:
@@ -78,8 +85,9 @@ class Run:
         found: dict[bool, list[Change]] = {}
         for task, metrics in by_task.items():
             if task in known:
-                chosen = metrics.get("acc_norm") or metrics.get("acc") or next(iter(metrics.values()))
-                found.setdefault(known[task] == self.new.code, []).append(chosen)
+                shares = [metrics[name] for name in SHARES if name in metrics]
+                if shares and isfinite(shares[0].difference.value):
+                    found.setdefault(known[task] == self.new.code, []).append(shares[0])
         return found
 
     @cached_property
@@ -114,8 +122,13 @@ class Run:
         names = [manifest["stage"]["method"]["name"] for _, manifest in self.stages if "method" in manifest["stage"]]
         trained = self._last("train")
         penalties = [penalty["name"] for penalty in trained[1]["stage"].get("penalties", [])] if trained else []
-        later = [use for use in ("rescale", "regate", "merge") if self._last(use)]
+        later = [use for use in ("extend_tokenizer", "rescale", "regate", "merge") if self._last(use)]
         return ", ".join([" + ".join([*names, *penalties]), *later] if names else [*penalties, *later]) or "base"
+
+    @cached_property
+    def extension(self) -> str:
+        """The method's name alone; an empty text of a merged model."""
+        return next((m["stage"]["method"]["name"] for _, m in self.stages if "method" in m["stage"]), "")
 
     @cached_property
     def settings(self) -> dict[str, Any]:
@@ -157,10 +170,15 @@ class Run:
             "trainable_parameters": extended.get("trainable_parameters"),
             "tokens": training.get("tokens"),
             "train_seconds": training.get("seconds"),
-            "train_memory_bytes": trained[1]["peak_memory_bytes"] if trained else None,
+            "train_memory_bytes": self._train_memory(trained[1]) if trained else None,
             "all_seconds": sum(manifest["seconds"] for _, manifest in self.stages),
             "writing_speed_of_base": slower,
         }
+
+    def _train_memory(self, manifest: dict[str, Any]) -> int:
+        """The most that training held: of a GPU's memory where it used one, else of the process."""
+        held = [row["peak_memory_bytes"] for row in self.metrics if "peak_memory_bytes" in row]
+        return max([*held, *([] if held else [manifest["peak_memory_bytes"]])])
 
     @cached_property
     def samples(self) -> list[dict[str, Any]]:
@@ -205,7 +223,8 @@ def gather(root: Path) -> Run:
     measured = [(path, manifest) for path, manifest in stages if manifest["kind"] == "Scores"]
     of_base = [entry for entry in measured if entry[1]["inputs"]["model"]["stage"] == BASE]
     others = [entry for entry in measured if entry not in of_base]
-    last = [entry for entry in others if entry[1]["inputs"]["model"] == others[-1][1]["inputs"]["model"]]
+    model = others[-1][1]["inputs"]["model"]["fingerprint"] if others else None
+    last = [entry for entry in others if entry[1]["inputs"]["model"]["fingerprint"] == model]
     return Run(
         root=root,
         new=languages.find(job["language"]),
@@ -214,7 +233,10 @@ def gather(root: Path) -> Run:
         base=read_json(root / BASE / MANIFEST) if (root / BASE / MANIFEST).exists() else {},
         before=_together([path for path, _ in of_base]),
         after=_together([path for path, _ in last]),
-        measured_differently=_differences([m for _, m in of_base], [m for _, m in last]),
+        measuring=_measuring(last),
+        measured_differently=[
+            key for key, values in _measuring(last).items() if of_base and _measuring(of_base)[key] != values
+        ],
     )
 
 
@@ -226,15 +248,14 @@ def _together(evaluations: list[Path]) -> ScoresFile | None:
     merged = found[0].model_dump()
     for scores in found[1:]:
         for key, value in scores.model_dump(exclude_none=True).items():
-            if isinstance(value, dict) and key != "writing":
+            if key == "samples":
+                merged[key] = list({(row["language"], row["prompt"]): row for row in [*merged[key], *value]}.values())
+            elif isinstance(value, dict) and key != "writing":
                 merged[key] = {**merged[key], **value}
             elif value:
                 merged[key] = value
     return ScoresFile.model_validate(merged)
 
 
-def _differences(before: list[dict[str, Any]], after: list[dict[str, Any]]) -> list[str]:
-    if not (before and after):
-        return []
-    pairs = {key: ([m["stage"].get(key) for m in before], [m["stage"].get(key) for m in after]) for key in MEASURING}
-    return [key for key, (then, now) in pairs.items() if set(map(str, then)) != set(map(str, now))]
+def _measuring(evaluations: list[tuple[Path, dict[str, Any]]]) -> dict[str, list[str]]:
+    return {key: sorted({str(manifest["stage"].get(key)) for _, manifest in evaluations}) for key in MEASURING}

@@ -7,7 +7,6 @@ that stage is finished there, and takes it.
 import json
 import os
 import re
-import shlex
 import signal
 import subprocess
 import sys
@@ -46,7 +45,7 @@ class Point:
         """Is every stage finished?"""
         return all(step.state == "done" for step in self.steps)
 
-    def command(self, others: Sequence[Path] = ()) -> list[str]:
+    def command(self, others: Sequence[Path]) -> list[str]:
         """Arguments of the `langext run` that makes it, with what the runs `others` have finished."""
         more = [part for item in self.overrides for part in ("--set", item)]
         more += [part for other in others for part in ("--reuse", str(other))]
@@ -79,6 +78,10 @@ def points(files: Sequence[Path], over: Sequence[str], overrides: Sequence[str],
     keys = [key for key, _ in axes]
     if twice := next((key for key in keys if keys.count(key) > 1), None):
         raise ConfigError(f"--over {twice}: given twice; put all its values into one")
+    for item in overrides:
+        below = next((key for key in keys if item.partition("=")[0].startswith(f"{key}.")), None)
+        if below:
+            raise ConfigError(f"--set {item}: --over {below} would replace it; write it into the values of --over")
     found: list[Point] = []
     for file in files:
         for values in product(*(values for _, values in axes)):
@@ -177,10 +180,10 @@ def run(found: Sequence[Point], jobs: int | None) -> list[Point]:
 
 
 def report(failed: Sequence[Point]) -> None:
-    """Raise RunFailed with the commands that try the failed runs again, if there are some."""
+    """Raise RunFailed with the names of the runs that failed, if there are some."""
     if failed:
-        commands = "\n".join("  langext " + shlex.join(point.command()) for point in failed)
-        raise RunFailed(f"{len(failed)} run(s) failed; see their output. To try one again alone:\n{commands}")
+        names = ", ".join(point.name for point in failed)
+        raise RunFailed(f"{len(failed)} run(s) failed: {names}. What they printed says why; the same command tries them again")
 
 
 class _Work:

@@ -22,7 +22,8 @@ def stage(
     folder.mkdir(parents=True)
     write_json(folder / "job.json", {"language": "fra_Latn", "original_languages": ["eng_Latn"]})
     manifest = {
-        "stage": {"uses": name, **recipe}, "kind": kind, "inputs": {k: {"stage": v} for k, v in (inputs or {}).items()},
+        "stage": {"uses": name, **recipe}, "kind": kind,
+        "inputs": {k: {"stage": v, "fingerprint": f"of {v}", "path": f"{root}/{v}"} for k, v in (inputs or {}).items()},
         "summary": summary or {}, "seconds": 3.0, "peak_memory_bytes": 10**9, "device": "CPU", "fingerprint": "abc",
         "started": 1.7e9, "seed": 1, "versions": {"torch": "2"},
     }  # fmt: skip

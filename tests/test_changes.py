@@ -68,6 +68,10 @@ def test_what_is_not_known_is_called_neither_better_nor_worse():
     (single,) = changes.bits(file(one), file(one.model_copy(update={"value": 1.0001, "bits_each": [1000.1]})))
     assert single.verdict == "noise" and np.isnan(single.difference.p)
     assert changes.mean([single]).in_noise
+    few = [bits([1000.0, 1100.0, 900.0]), bits([950.0, 1080.0, 860.0])]
+    (change,) = changes.bits(file(few[0]), file(few[1]))
+    alone = changes.mean([change])
+    assert alone.high - alone.low == pytest.approx((change.difference.high - change.difference.low) / change.before)
     broken = bits([1000.0, 1100.0, 1000.0]).model_copy(update={"value": float("nan")})
     (nothing,) = changes.bits(file(bits([1000.0, 1100.0, 1000.0])), file(broken))
     assert nothing.verdict == "unmeasured"

@@ -36,7 +36,7 @@ def test_what_was_learned_and_forgotten_and_who_is_unbeaten(runs):
     found = comparison.gather([runs])
     assert of(found, "a").learned.value == pytest.approx(0.1) and of(found, "a").forgot.value == pytest.approx(0.01)
     assert [entry.name for entry in found.front] == ["c", "d", "e"]
-    assert found.full is of(found, "e")
+    assert found.of_full(of(found, "e")) == 1
     assert found.of_full(of(found, "d")) == pytest.approx(0.25 / 0.3)
     assert of(found, "a").kl == 0.1
 
@@ -88,7 +88,8 @@ def test_what_does_not_compare_is_told(runs, tmp_path_factory):
     write_json(path, scores)
     stage(runs / "half", 1, "filter", "Corpus", summary={"funnel": []})
     found = comparison.gather([runs])
-    assert [entry.run.root.name for entry in found.entries if not entry.same_text] == ["b"]
+    assert [entry.run.root.name for entry in found.entries if not entry.alike] == ["b"]
+    assert found.of_full(of(found, "b")) is None and "b" not in {entry.name for entry in found.front}
     assert found.left_out == ["half: no evaluation of both base and trained model"]
     write_json(runs / "c" / "01-filter" / "job.json", {"language": "swh_Latn", "original_languages": ["eng_Latn"]})
     write_json(runs / "d" / "05-evaluate" / "scores.json", {"format": "langext scores 1"})
@@ -119,6 +120,28 @@ def test_forgetting_is_that_of_the_set_that_lost_most(runs):
         write_json(path, scores)
     entry = of(comparison.gather([runs]), "a")
     assert entry.forgot_in == "eng_Latn/news" and entry.forgot.value == pytest.approx(0.01)
+
+
+def test_what_is_forgotten_for_certain_comes_before_what_may_be_chance(runs):
+    for name, value in (("02-evaluate_base", 1.0), ("05-evaluate", 1.05)):
+        path = runs / "d" / name / "scores.json"
+        scores = read_json(path)
+        scores["bits_per_byte"]["eng_Latn/few"] = bits(value, count=4)
+        scores["bits_per_byte"]["eng_Latn/few"]["bits_each"] = [value * 100 + k * (value - 1) * 900 for k in (-1, 2, -2, 1)]
+        write_json(path, scores)
+    entry = of(comparison.gather([runs]), "d")
+    assert [row.verdict for row in entry.run.bits if row.name == "eng_Latn/few"] == ["noise"]
+    assert entry.forgot_in == "eng_Latn/news"
+
+
+def test_a_method_with_another_vocabulary_is_another_curve(runs):
+    stage(runs / "a", 7, "extend_tokenizer", "Tokenizer", summary={"new_tokens": 3, "heldout": {}})
+    compared(runs / "f", "lora", 1e-3, 1.75, 1.02, rank=16)
+    manifest = runs / "f" / "04-train" / "manifest.json"
+    write_json(manifest, read_json(manifest) | {"stage": {"uses": "train", "lr": 1e-3, "penalties": [{"name": "l2sp"}]}})
+    found = comparison.gather([runs])
+    assert of(found, "a").curve == "lora, extend_tokenizer, rank 8" and of(found, "b").curve == "lora, rank 8"
+    assert of(found, "f").curve == "lora + l2sp, rank 16"
 
 
 def test_one_sided_runs_have_no_plane(tmp_path):
@@ -157,7 +180,7 @@ def test_several_evaluations_of_a_model_count_together(runs):
     run = run_folder.gather(runs / "a")
     assert run.after is not None and set(run.after.bits_per_byte) == {"fra_Latn/book", "eng_Latn/news", "eng_Latn/web"}
     assert run.after.bits_per_byte["fra_Latn/book"].value == 1.8 and run.after.drift
-    assert run.measured_differently == ["num_fewshot"]
+    assert run.measured_differently == ["num_fewshot"] and run.measuring["num_fewshot"] == ["0", "None"]
     assert "measured with different num_fewshot" in report.build(runs / "a").read_text()
 
 
@@ -166,8 +189,9 @@ def test_tasks_have_a_plane_of_their_own(runs):
     assert of(found, "a").tasks_learned.value == 0 and of(found, "a").tasks_forgot is None
     for number, name, model, value in ((8, "x", "base", 0.4), (9, "y", "train", 0.3)):
         metric = {"value": value, "stderr": 0.01, "items": 9}
-        tasks = {"mine": {"acc": metric}, "other": {"acc": metric}, "unknown": {"acc": metric}}
-        languages = {"mine": "fra_Latn", "other": "eng_Latn"}
+        tasks = {"mine": {"acc": metric, "bleu": metric}, "other": {"acc": metric}, "unknown": {"acc": metric}}
+        tasks["bits"] = {"bits_per_byte": metric | {"higher_is_better": False}}  # of another unit, so it is no part of the mean
+        languages = {"mine": "fra_Latn", "other": "eng_Latn", "bits": "fra_Latn"}
         evaluation(runs / "g", number, name, model, 2.0, 1.0, tasks=tasks, task_languages=languages)
     found = comparison.gather([runs])
     assert of(found, "g").tasks_learned.value == pytest.approx(-0.1) and of(found, "g").tasks_forgot.value == pytest.approx(0.1)

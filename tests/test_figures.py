@@ -1,13 +1,14 @@
 """`langext evaluate`: figures by name, conditions, exit codes."""
 
 import json
+import re
 
 import pytest
 from run_folders import bits
 from test_report import run  # noqa: F401
 from typer.testing import CliRunner
 
-from langext import figures, run_folder
+from langext import figures, report, run_folder
 from langext.artifacts import read_json, write_json
 from langext.cli import app
 from langext.spec import ConfigError
@@ -75,6 +76,17 @@ def test_what_is_no_number_does_not_pass():
     for number in ("1.2.3", ".", "1e"):
         with pytest.raises(ConfigError, match="expected <figure> <operator> <number>"):
             figures.held([f"x > {number}"], {"x": 1.0})
+
+
+def test_json_has_null_where_there_is_no_number(measured):
+    path = measured / "04-evaluate" / "scores.json"
+    scores = read_json(path)
+    scores["tasks"]["continuation_fra_Latn"]["acc"]["stderr"] = float("nan")
+    write_json(path, scores)
+    printed = langext("evaluate", measured, "--json").stdout
+    assert "NaN" not in printed and json.loads(printed)["tasks"]["continuation_fra_Latn, acc"]["p"] is None
+    page = report.build(measured).read_text()
+    assert not re.search(r"\bnan\b", page)
 
 
 def test_json_is_what_the_tables_say(measured):

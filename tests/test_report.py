@@ -63,7 +63,7 @@ def test_sections_are_there(run):
     for part in (
         "Learning curves", "Gates", "Before and after", "Samples", "language_en", "continuation_fra_Latn",
         "0.0123 nats per token", "layers 4, 7 are closed", "active blocks: 3", "50 % of the gap closed", "nothing beyond noise",
-        "95 % between 50 and 50 %", ">1.50<",
+        "(95 %: 50 to 50 %)", ">1.50<",
     ):  # fmt: skip
         assert part in page
 

@@ -3,6 +3,7 @@
 import json
 import shutil
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,8 @@ from bench import ROOT, Bench, extend, train
 from processes import start, wait_for
 
 from langext import pipeline, reuse, sweep
-from langext.artifacts import write_json
-from langext.spec import ConfigError
+from langext.artifacts import read_json, write_json
+from langext.spec import ConfigError, RunFailed
 
 EVALUATE = {"uses": "evaluate", "bpb_bytes": 2000, "drift_bytes": 0, "continuation_items": 0, "samples": 0}
 
@@ -62,6 +63,21 @@ def test_every_combination_is_a_run_with_a_name(file, tmp_path):
     for point in found:  # filter and the base's evaluation are common to all, an extension to the runs of one method
         assert [step.name for step in point.steps if step.fingerprint in shared] == ["filter", "evaluate_base", "extend"]
     assert len(shared) == 2 + 3
+
+
+def test_settings_that_a_value_would_replace_are_refused(file, tmp_path):
+    with pytest.raises(ConfigError, match="--set extend.method.rank=8: --over extend.method would replace it"):
+        sweep.points([file], ["extend.method=lora,full"], ["extend.method.rank=8"], tmp_path)
+
+
+def test_failed_runs_are_named(file, tmp_path):
+    """Their pipeline file is gone by the time they start."""
+    found = sweep.points([file], ["train.lr=1e-3,2e-3"], [], tmp_path)
+    broken = [replace(point, file=tmp_path / "gone.yaml") for point in found]
+    assert sweep._Work(broken, [{}]).run() == broken
+    with pytest.raises(RunFailed, match=r"2 run\(s\) failed: lr=0.001, lr=0.002"):
+        sweep.report(broken)
+    sweep.report([])
 
 
 def test_runs_wait_for_what_another_is_doing_and_no_longer(file, tmp_path):
@@ -116,7 +132,7 @@ def swept(file, tmp_path_factory) -> Path:
     assert process.returncode == 130
     assert not (out / "compare.html").exists()
     printed = _printed(*command)
-    assert "in common" not in printed and "lr=0.001" in printed and "compare.html" in printed
+    assert "lr=0.001" in printed and "compare.html" in printed
     return out
 
 
@@ -143,8 +159,14 @@ def test_a_run_takes_what_another_has_done(swept, file, tmp_path):
     assert printed.count("taken from") == 5
     paths = [path for path in tmp_path.rglob("model.json")]
     assert len(paths) >= 3 and not any("swept" in path.read_text() for path in paths)  # it needs nothing of the other run
+    weights = tmp_path / "base" / "manifest.json"
     shutil.rmtree(tmp_path / "05-evaluate")
-    assert (swept / "lr=0.001" / "05-evaluate" / "manifest.json").is_file()
+    shutil.rmtree(tmp_path / "04-train")
+    write_json(weights, read_json(weights) | {"files": []})  # as if ours were other weights
+    (point,) = sweep.points([file], [], ["train.lr=1e-3"], tmp_path.parent)
+    steps = pipeline.plan(point.spec, tmp_path)
+    assert pipeline._taken(steps[3:], [], [swept / "lr=0.001"]) == {steps[3].out: swept / "lr=0.001"}  # the same extension
+    assert reuse.stage(steps[1], [swept / "lr=0.001"]) is None  # but not what was measured of the base
 
 
 def _printed(*command: str) -> str:
@@ -165,8 +187,9 @@ def test_a_stage_is_taken_whole_or_not_at_all(file, tmp_path):
     source = tmp_path / "source"
     source.write_text("12345")
     sizes = {"source_files": [{"path": str(source), "bytes": 5}]}
-    right = {"fingerprint": step.fingerprint, "inputs": {}, "summary": sizes}
+    right = {"fingerprint": step.fingerprint, "inputs": {}, "summary": sizes, "files": []}
     other = {"corpus": {"path": "/x/01-other"}}
+    (theirs / "checkpoints").mkdir()
     for manifest in (right | {"fingerprint": "other"}, right | {"inputs": other}, None):
         if manifest is None:
             source.write_text("1234567")
@@ -175,7 +198,7 @@ def test_a_stage_is_taken_whole_or_not_at_all(file, tmp_path):
     source.write_text("12345")
     assert reuse.stage(step, [tmp_path / "a"]) == tmp_path / "a"
     assert (step.out / "documents" / "text").read_text() == "x"
-    assert [path.name for path in step.out.parent.iterdir()] == [step.out.name]
+    assert [path.name for path in step.out.parent.iterdir()] == [step.out.name] and not (step.out / "checkpoints").exists()
     with pytest.raises(ConfigError, match="--reuse .*nowhere: no run folder"):
         reuse.check([tmp_path / "nowhere"])
 

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,8 @@ def build(root: Path) -> Path:
     run = gather(root)
     found: dict[str, Any] = {
         "curves": Markup(plots.curves(run.metrics, run.new.code)) if run.metrics else "",  # our own SVG, its texts escaped
-        "gates": Markup(plots.gates(_opened(run))),
+        "gates": Markup(plots.gates(*_gates(run))),
+        "gates_close": _gates(run)[1],
         "funnel": run.summary("filter").get("funnel"),
         "vocabulary": run.summary("extend_tokenizer"),
         "training": run.summary("train"),
@@ -77,7 +79,8 @@ def _tiles(run: Run) -> Iterator[dict[str, Any]]:
         figure = f"{-100 * learned.value:.1f} % fewer bits" if learned.value < 0 else f"{100 * learned.value:.1f} % more bits"
         if gap := run.gap_closed:
             figure = f"{100 * gap.value:.0f} % of the gap closed"
-            lines.insert(0, f"to what {names} costs the base; 95 % between {100 * gap.low:.0f} and {100 * gap.high:.0f} %")
+            low, high = (f"{100 * bound:.0f}" for bound in (gap.low, gap.high))
+            lines.insert(0, f"of what it took the base more bits per byte than {names} (95 %: {low} to {high} %)")
         tone = "" if learned.in_noise else "good" if learned.value < 0 else "bad"
         lines += _task_line(by_language, True)
         yield {"title": f"{run.new.name}: learned", "figure": figure, "tone": tone, "lines": lines}
@@ -103,12 +106,16 @@ def _task_line(by_language: dict[bool, list[changes.Change]], new: bool) -> list
 
 def percent(mean: Mean) -> str:
     """-20.5 % (95 %: -21.7 to -19.4)"""
-    return f"{100 * mean.value:+.1f} % (95 %: {100 * mean.low:+.1f} to {100 * mean.high:+.1f})"
+    return f"{100 * mean.value:+.1f} %" + _interval(mean)
 
 
 def points(mean: Mean) -> str:
     """+3.1 points (95 %: -1.0 to +7.2)"""
-    return f"{100 * mean.value:+.1f} points (95 %: {100 * mean.low:+.1f} to {100 * mean.high:+.1f})"
+    return f"{100 * mean.value:+.1f} points" + _interval(mean)
+
+
+def _interval(mean: Mean) -> str:
+    return f" (95 %: {100 * mean.low:+.1f} to {100 * mean.high:+.1f})" if isfinite(mean.low + mean.high) else ""
 
 
 def _costs(run: Run) -> Iterator[tuple[str, str]]:
@@ -149,14 +156,17 @@ def _provenance(run: Run) -> Iterator[tuple[str, str]]:
     yield from run.stages[-1][1].get("versions", {}).items()
 
 
-def _opened(run: Run) -> dict[str, list[float]]:
-    """Share of open tokens in each layer by set: of the evaluation after training, or else of the training's last one."""
-    if run.after:
-        found = {name: bits.open for name, bits in run.after.bits_per_byte.items() if bits.open is not None}
-        if found:
-            return found
+def _gates(run: Run) -> tuple[dict[str, list[float]], bool]:
+    """For each layer by set, and whether these gates close: the share of open tokens, or the mean value of gates that never
+    quite do. Of the evaluation after training, or else of the training's last one.
+    """
+    sets = run.after.bits_per_byte if run.after else {}
+    if any(bits.all_closed is not None for bits in sets.values()):
+        return {name: bits.open for name, bits in sets.items() if bits.open is not None}, True
+    if any(bits.gate is not None for bits in sets.values()):
+        return {name: bits.gate for name, bits in sets.items() if bits.gate is not None}, False
     last = next((row["figures"] for row in reversed(run.metrics) if row["kind"] == "eval"), {})
-    return {name: figures["open"] for name, figures in last.items() if "open" in figures}
+    return {name: figures["open"] for name, figures in last.items() if "open" in figures}, True
 
 
 def _lines(run: Run) -> list[tuple[str, str]]:

@@ -1,6 +1,7 @@
 """The page and the table of a comparison."""
 
 import os
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ def build(found: Comparison, out: Path) -> Path:
         comparison.write_csv(found, beside)
         beside.replace(out / CSV)
         return put(out / HTML, _page(found, out))
-    except PermissionError as error:
+    except OSError as error:
         raise ConfigError(f"--out {out}: cannot be written ({error.strerror})") from None
 
 
@@ -36,10 +37,10 @@ def _page(found: Comparison, out: Path) -> str:
     planes = []
     if any(entry.learned and entry.forgot for entry in found.entries):
         names = (f"{first.new.name}: fewer bits per byte, %", f"{kept}: more bits per byte, %")
-        planes.append(_plane(found, "learned", "forgot", "Bits per byte", *names))
+        planes.append(("Bits per byte", _plane(found, "learned", "forgot", "Bits per byte", *names)))
     if any(entry.tasks_learned and entry.tasks_forgot for entry in found.entries):
         names = (f"{first.new.name}: gain in tasks, points", f"{kept}: loss in tasks, points")
-        planes.append(_plane(found, "tasks_learned", "tasks_forgot", "Tasks", *names))
+        planes.append(("Tasks", _plane(found, "tasks_learned", "tasks_forgot", "Tasks", *names)))
     return render(
         "compare.html.j2", found=found, front=found.front, planes=planes, kept=kept, first=first, share=share,
         of={"bits": _by_name("bits"), "tasks": _by_name("tasks")}, link=lambda entry: _link(entry, out), shown=comparison.shown,
@@ -69,7 +70,10 @@ def _link(entry: Entry, out: Path) -> str:
 
 def share(mean: Mean | None, digits: int = 1) -> str:
     """20.5 ± 1.1, in percent; the half width of the 95 % interval."""
-    return f"{100 * mean.value:+.{digits}f} ± {50 * (mean.high - mean.low):.{digits}f}" if mean else "–"
+    if mean is None:
+        return "–"
+    half = 50 * (mean.high - mean.low)
+    return f"{100 * mean.value:+.{digits}f}" + (f" ± {half:.{digits}f}" if isfinite(half) else "")
 
 
 def show(found: Comparison, page: Path) -> None:
@@ -91,8 +95,8 @@ def show(found: Comparison, page: Path) -> None:
         row += [f"{of_full:.0%}" if of_full is not None else "", _mark(entry, entry in front)]
         rows.append(row)
     console.table(f"{first.new.name} learned and {kept} forgotten, bits per byte (± half of the 95 % interval)", columns, rows)
-    if any(not entry.same_text for entry in found.entries):
-        console.say("† measured on other held-out text than the first run")
+    if any(not entry.alike for entry in found.entries):
+        console.say(f"† measured on other held-out text, or with other settings, than {found.first}")
     if found.left_out:
         console.say("left out: " + "; ".join(found.left_out))
     console.say(f"* no other run learned more and forgot less. Forgotten is that of the {kept} set that lost most")
@@ -100,4 +104,4 @@ def show(found: Comparison, page: Path) -> None:
 
 
 def _mark(entry: Entry, on_front: bool) -> str:
-    return ("*" if on_front else "") + ("" if entry.same_text else "†")
+    return ("*" if on_front else "") + ("" if entry.alike else "†")

@@ -88,18 +88,19 @@ def curves(metrics: list[dict[str, Any]], new: str) -> str:
     return _svg(figure, "Learning curves: held-out bits per byte and training loss")
 
 
-def gates(rows: dict[str, list[float]]) -> str:
-    """Share of open tokens by layer, for each set; empty text when the method has no gates."""
+def gates(rows: dict[str, list[float]], close: bool) -> str:
+    """Share of open tokens by layer, for each set, or the mean value of gates that do not close; empty text without gates."""
     if not rows:
         return ""
     figure, (axis,) = _figure(9.5, 0.9 + 0.35 * len(rows), 1)
     shown = axis.imshow(list(rows.values()), aspect="auto", cmap="viridis", vmin=0, vmax=1)
     axis.grid(False)
     axis.set_yticks(range(len(rows)), list(rows))
-    _label(axis, "Share of tokens whose gate is open", "layer")
+    what = "Share of tokens whose gate is open" if close else "Mean value of the gate"
+    _label(axis, what, "layer")
     bar = figure.colorbar(shown, ax=axis, pad=0.01)
     bar.ax.tick_params(colors=INK)
-    return _svg(figure, "Share of tokens whose gate is open, by layer and text")
+    return _svg(figure, f"{what}, by layer and text")
 
 
 MARKERS = "osD^vP*X<>hp"
@@ -144,6 +145,9 @@ def plane(curves: Mapping[str, Sequence[Point]], reference: Collection[str], tit
 
 
 def _percents(means: Sequence[Mean]) -> tuple[list[float], list[list[float]]]:
-    """Values and the two lengths of their error bars."""
-    bars = [[100 * (m.value - m.low) for m in means], [100 * (m.high - m.value) for m in means]]
+    """Values and the two lengths of their error bars; none where it is not known."""
+    bars = [
+        [max(0.0, 100 * way) for way in ways]
+        for ways in zip(*((m.value - m.low, m.high - m.value) for m in means), strict=True)
+    ]
     return [100 * m.value for m in means], bars

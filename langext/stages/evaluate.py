@@ -1,6 +1,6 @@
 """Stage evaluate: bits per byte, multiple-choice tasks and text samples of one model, in every language of the run."""
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 from contextlib import nullcontext
 from math import isfinite
 from pathlib import Path
@@ -101,14 +101,14 @@ class Evaluate(Stage):
         names = public(ctx.languages, self.include_path) if self.tasks == "auto" else self.tasks
         return {name: languages.of_task(name, ctx.languages) for name in names}
 
-    def _task_languages(self, measures: dict[str, str | None], tasks: Iterable[str]) -> dict[str, str]:
-        """The language of each task that counts for one: a tag has no figures of its own, so its tasks stand for it."""
+    def _task_languages(self, measures: dict[str, str | None], tasks: Mapping[str, Any]) -> dict[str, str]:
+        """The language of each task that counts for one. For a tag, or a group without figures of its own, its tasks do."""
         from langext.harness import members
 
         found: dict[str, str] = {}
         for name, code in measures.items():
             if code is not None:
-                standing = [name] if name in tasks else members(name, self.include_path)
+                standing = [name] if tasks.get(name) else members(name, self.include_path)
                 found |= {task: code for task in standing if task in tasks}
         return found
 

@@ -64,7 +64,8 @@ def test_the_language_of_a_task_is_what_was_said_or_is_known(ctx, own):
 def test_a_group_counts_once_and_a_tag_by_its_tasks():
     stage = Evaluate(uses="evaluate", tasks={"en": ["mmlu", "mgsm_direct"]})
     measures = {"mmlu": "eng_Latn", "mgsm_direct": "eng_Latn", "gsm8k": None}
-    tasks = ["mmlu", "mmlu_anatomy", "mgsm_direct_de", "mgsm_direct_fr", "gsm8k"]
+    names = ["mmlu", "mmlu_anatomy", "mgsm_direct_de", "mgsm_direct_fr", "gsm8k"]
+    tasks = {name: {"acc": 0.5} for name in names} | {"mgsm_direct": {}}  # lm-eval lists groups without figures as well
     found = stage._task_languages(measures, tasks)
     assert found == {"mmlu": "eng_Latn", "mgsm_direct_de": "eng_Latn", "mgsm_direct_fr": "eng_Latn"}
 
@@ -72,7 +73,9 @@ def test_a_group_counts_once_and_a_tag_by_its_tasks():
 def test_changed_tasks_of_ones_own_are_noticed(own):
     stage = Evaluate(uses="evaluate", include_path=own, tasks=["mine"])
     files = harness.files(["mine"], own)
-    assert [path.name for path in files] == ["mine.yaml", "items.jsonl"]
+    (own / "unrelated.yaml").write_text("task: other")
+    assert [path.name for path in files] == ["mine.yaml", "_pairs.yaml", "items.jsonl"]
+    assert harness.files(["arc_easy"], own) == []
     manifest = {"summary": {"task_files": [{"path": str(path), "sha256": sha256_file(path)} for path in files]}}
     assert stage.drift(manifest) == ""
     (own / "items.jsonl").write_text('{"good": "a", "bad": "b"}\n')

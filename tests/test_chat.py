@@ -31,7 +31,7 @@ def runs(bench):
 
 def alone(folder, text):
     net, tokenizer = modeling.load_base(folder, torch.bfloat16), modeling.load_tokenizer(folder)
-    ids = tokenizer(text, return_tensors="pt").input_ids
+    ids = torch.tensor([[tokenizer.eos_token_id, *tokenizer(text).input_ids]])  # this tokenizer's start of a document
     out = net.generate(ids, max_new_tokens=12, do_sample=False, repetition_penalty=1.1, pad_token_id=0)
     return tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True).strip()
 

@@ -58,6 +58,18 @@ def test_forgetting_is_called_forgetting(run):
     assert "forgotten: English, news" in report.headline(run, run)
 
 
+def test_a_task_that_is_surely_worse_is_named(run):
+    for name, each in (("02-evaluate_base", [1.0] * 40), ("04-evaluate", [1.0] * 20 + [0.0] * 20)):
+        path = run / name / "scores.json"
+        scores = json.loads(path.read_text())
+        value = sum(each) / 40
+        scores["tasks"]["facts"] = {"acc": {"value": value, "stderr": 0.07, "items": 40, "each": each}}
+        scores["tasks"]["other"] = {"acc": {"value": 0.9 - value / 2, "stderr": 0.01, "items": 40}}
+        scores["task_languages"] |= {"facts": "eng_Latn", "other": "eng_Latn"}
+        path.write_text(json.dumps(scores))
+    assert "worse: facts, acc<" in report.build(run).read_text()
+
+
 def test_sections_are_there(run):
     page = report.build(run).read_text()
     for part in (

@@ -100,8 +100,12 @@ def _tiles(run: Run) -> Iterator[dict[str, Any]]:
 
 
 def _task_line(by_language: dict[bool, list[changes.Change]], new: bool) -> list[str]:
-    gain = changes.gain(by_language.get(new, []))
-    return [f"tasks {points(gain)} ({len(by_language[new])} of them)"] if gain else []
+    """Their mean, and the names of those that are surely worse, which the mean would hide: beyond noise after Bonferroni."""
+    rows = by_language.get(new, [])
+    gain = changes.gain(rows)
+    worse = [row.name for row in rows if row.verdict == "worse" and row.difference.p < changes.SIGNIFICANT / len(rows)]
+    lines = [f"tasks {points(gain)} ({len(rows)} of them)"] if gain else []
+    return [*lines, *([f"worse: {'; '.join(worse)}"] if worse else [])]
 
 
 def percent(mean: Mean) -> str:

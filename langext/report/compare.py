@@ -55,7 +55,7 @@ def _plane(found: Comparison, x: str, y: str, title: str, x_title: str, y_title:
         gained, lost = getattr(entry, x), getattr(entry, y)
         if gained and lost:
             label = f"{entry.run.rate[1]:g}" if entry.run.rate and entry.run.rate[0] in entry.settings else ""
-            curves.setdefault(entry.curve, []).append(plots.Point(gained, lost, label))
+            curves.setdefault(entry.curve, []).append(plots.Point(gained, lost, label, entry.alike))
     return Markup(plots.plane(curves, reference, title, x_title, y_title))
 
 

@@ -113,6 +113,8 @@ class Point:
     learned: Mean
     forgot: Mean
     label: str
+    alike: bool
+    """Was it measured as the others were? Only then can it be unbeaten."""
 
 
 def plane(curves: Mapping[str, Sequence[Point]], reference: Collection[str], title: str, x: str, y: str) -> str:
@@ -132,7 +134,7 @@ def plane(curves: Mapping[str, Sequence[Point]], reference: Collection[str], tit
         )  # fmt: skip
         for p, *at in zip(points, gained, lost, strict=True):
             axis.annotate(p.label, at, xytext=(5, 4), textcoords="offset points", fontsize=8, color=INK)
-    every = [(p.learned.value, p.forgot.value) for points in curves.values() for p in points]
+    every = [(p.learned.value, p.forgot.value) for points in curves.values() for p in points if p.alike]
     best = sorted(every[k] for k in unbeaten(every))
     gained, lost = ([100 * pair[side] for pair in best] for side in (0, 1))
     axis.step(gained, lost, where="pre", color=INK, linewidth=4, marker="o", markersize=12, markeredgewidth=0, alpha=0.2,

@@ -1,5 +1,6 @@
 """The Penalty contract: a frozen config that adds one term to the loss, whatever the method."""
 
+from abc import abstractmethod
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -34,6 +35,6 @@ class Penalty(Spec):
         if self.name in method.own_penalties:
             raise ConfigError(f"{self.name}: {method.name} has this loss itself; set its weight with the method's alpha")
 
+    @abstractmethod
     def attach(self, net: Any, method: Any, reference: Callable[[], Any]) -> Term:
         """Set up the term on the model as it is before training. `reference` loads a frozen copy of it."""
-        raise NotImplementedError

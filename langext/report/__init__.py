@@ -27,10 +27,11 @@ SECTIONS = {
 def build(root: Path) -> Path:
     """Write <run>/report.html and return its path."""
     run = gather(root)
+    gates, close = _gates(run)
     found: dict[str, Any] = {
         "curves": Markup(plots.curves(run.metrics, run.new.code)) if run.metrics else "",  # our own SVG, its texts escaped
-        "gates": Markup(plots.gates(*_gates(run))),
-        "gates_close": _gates(run)[1],
+        "gates": Markup(plots.gates(gates, close)),
+        "gates_close": close,
         "funnel": run.summary("filter").get("funnel"),
         "vocabulary": run.summary("extend_tokenizer"),
         "training": run.summary("train"),

@@ -27,7 +27,10 @@ folder, include, tasks, limit, batch, device, out = json.loads(sys.argv[1])
 from pathlib import Path
 net = modeling.load_base(Path(folder), torch.bfloat16).to(device)
 live = modeling.LiveModel(net, modeling.load_tokenizer(Path(folder)), ())
-found = harness.evaluate(live, tasks, {}, num_fewshot=None, limit=limit, batch_size=batch, include=Path(include))
+measure = harness.Harness(live, batch)
+found = {}
+for task in tasks:
+    found |= measure.task(task, limit=limit, include=Path(include))
 Path(out).write_text(json.dumps({t: {m: f.value for m, f in metrics.items()} for t, metrics in found.items()}))
 """
 

@@ -169,8 +169,7 @@ def memory(device: str) -> int:
 def langext(asked: Any, compiled: bool = False) -> dict[str, float]:
     """The train stage itself; its log has the times."""
     from langext import training
-    from langext.artifacts import Corpus, Model
-    from langext.metrics import read
+    from langext.artifacts import METRICS, Corpus, Model, read_metrics
     from langext.stage import Context
     from langext.stages.train import Train
 
@@ -192,7 +191,7 @@ def langext(asked: Any, compiled: bool = False) -> dict[str, float]:
     peak: list[int] = []
     training.Watch.measure = lambda watch: (peak.append(memory(asked.device)), ({}, {"weights": {}}))[1]
     training.train(stage, ctx, Model(find("extend")), Corpus(find("filter")))
-    rows = [row for row in read(out / "metrics.jsonl") if row["kind"] == "train"]
+    rows = [row for row in read_metrics(out / METRICS) if row["kind"] == "train"]
     seconds = (rows[-1]["time"] - rows[1]["time"]) if rows else 1.0
     speed = asked.steps * asked.sequences * asked.length / seconds
     return {"tokens_per_second": speed, "memory": peak[-1], "trainable": trainable(asked)} | mfu(asked, speed)

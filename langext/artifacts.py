@@ -14,6 +14,8 @@ from typing import Any
 MANIFEST = "manifest.json"
 JOB = "job.json"
 CHECKPOINTS = "checkpoints"
+METRICS = "metrics.jsonl"
+"""What training logs, one line of JSON a time: the one interface between it and whatever reads its figures."""
 BASE = "base"
 """Folder, and name in `inputs:`, of the untouched base model."""
 STOP = "stop"
@@ -76,6 +78,14 @@ def sha256_file(path: Path) -> str:
 def read_json(path: Path) -> Any:
     """Parse a UTF-8 JSON file."""
     return json.loads(path.read_text(encoding="utf-8"))
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """All complete lines of a metrics file; [] when there is none."""
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    return [json.loads(line) for line in lines if line.endswith("\n")]  # a kill may have cut the last one
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -149,6 +149,7 @@ def prepare(base: str, revision: str | None, out: Path) -> Model:
         "commit": commit,
         "root": root,
         "folder": str(folder),
+        "local": str(path.resolve()) if path else None,
         "files": [f | {"modified_ns": (folder / f["name"]).stat().st_mtime_ns} for f in list_files(folder)],
     }
     write_json(out / MANIFEST, manifest)
@@ -171,6 +172,12 @@ def _copied(model: Model, base: str, out: Path) -> "Record":
         shutil.copytree(record.tokenizer, tokenizer, dirs_exist_ok=True)
         shutil.copyfile(record.tokenizer.parent / "new_tokens.json", out / "vocabulary" / "new_tokens.json")
     return modeling.Record(record.base, None, tokenizer, tuple(kept))
+
+
+def same_place(manifest: dict[str, Any], base: str) -> bool:
+    """Is the base that this manifest describes the one that `base` names here? The same relative path can be another folder."""
+    path = _local(base)
+    return manifest.get("local") == (str(path.resolve()) if path else None)
 
 
 def plain_name(base: str) -> str:

@@ -44,8 +44,6 @@ class Source:
     path: str
     config: str | None
     data_files: Any = None
-    recipe: Path | None = None
-    """The YAML file that describes the task."""
 
 
 def check(sources: list[Source]) -> None:

@@ -2,9 +2,10 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from math import erfc, isfinite, nan, sqrt
+from math import erfc, inf, isfinite, isnan, nan, sqrt
 
 import numpy as np
+from scipy.stats import binomtest
 from scipy.stats import t as student
 
 from langext.scores import Bits, Metric, ScoresFile
@@ -49,8 +50,8 @@ class Change:
 
     @property
     def in_noise(self) -> bool:
-        """Could it well be chance?"""
-        return not self.difference.p < SIGNIFICANT
+        """Could it well be chance? False where that is not known."""
+        return self.difference.p >= SIGNIFICANT
 
     @property
     def better(self) -> bool:
@@ -59,9 +60,11 @@ class Change:
 
     @property
     def verdict(self) -> str:
-        """better, worse or noise; unmeasured for what is no number."""
+        """better, worse or noise; unknown where no error is known, unmeasured for what is no number."""
         if not isfinite(self.difference.value):
             return "unmeasured"
+        if not isfinite(self.difference.p):
+            return "unknown"
         return "noise" if self.in_noise else "better" if self.better else "worse"
 
 
@@ -72,7 +75,7 @@ def bits(before: ScoresFile | None, after: ScoresFile | None) -> Iterator[Change
     for name, now in after.bits_per_byte.items():
         if then := before.bits_per_byte.get(name):
             found = _of_bits(then, now)
-            yield Change(name, then.value, then.stderr, now.value, now.stderr, found, higher_is_better=False)
+            yield Change(name, then.value, _error(then), now.value, _error(now), found, higher_is_better=False)
 
 
 def tasks(before: ScoresFile | None, after: ScoresFile | None) -> Iterator[Change]:
@@ -84,7 +87,7 @@ def tasks(before: ScoresFile | None, after: ScoresFile | None) -> Iterator[Chang
             if then := before.tasks.get(task, {}).get(metric):
                 found = _of_metrics(then, now)
                 name = f"{task}, {metric}"
-                yield Change(name, then.value, then.stderr, now.value, now.stderr, found, now.higher_is_better)
+                yield Change(name, then.value, _error(then), now.value, _error(now), found, now.higher_is_better)
 
 
 @dataclass(frozen=True)
@@ -111,11 +114,15 @@ def mean(rows: Sequence[Change]) -> Mean | None:
 
 
 def worst(rows: Sequence[Change]) -> Change | None:
-    """The one of the largest relative increase, of those that are worse beyond noise if there are such: what a mean would hide.
-    None of nothing.
+    """The one of the largest relative increase, which a mean would hide; noise or not. What is no number is the worst. None of
+    nothing.
     """
-    surely = [row for row in rows if row.verdict == "worse"]
-    return max(surely or rows, key=lambda row: row.relative, default=None)
+    return max(rows, key=lambda row: inf if isnan(row.relative) else row.relative, default=None)
+
+
+def surely_worse(rows: Sequence[Change]) -> list[Change]:
+    """Those that are worse beyond noise though one looked at all of them: by Bonferroni."""
+    return [row for row in rows if row.verdict == "worse" and row.difference.p < SIGNIFICANT / len(rows)]
 
 
 def gain(rows: Sequence[Change]) -> Mean | None:
@@ -141,22 +148,42 @@ def unbeaten(pairs: Sequence[tuple[float, float]]) -> list[int]:
     return [k for k, pair in enumerate(pairs) if all(map(isfinite, pair)) and not beaten(pair)]
 
 
+def _error(figure: Bits | Metric) -> float:
+    return nan if figure.stderr is None else figure.stderr
+
+
 def _of_bits(then: Bits, now: Bits) -> Difference:
     if then.bytes_each != now.bytes_each or len(now.bytes_each) < 2:
-        return _unpaired(then.value, then.stderr, now.value, now.stderr)
-    more, weight = np.subtract(now.bits_each, then.bits_each), np.array(now.bytes_each, dtype=float)
-    return _paired(now.value - then.value, more, weight)
+        return _unpaired(then.value, _error(then), now.value, _error(now))
+    return _paired(np.subtract(now.bits_each, then.bits_each), np.array(now.bytes_each, dtype=float))
 
 
 def _of_metrics(then: Metric, now: Metric) -> Difference:
-    if not then.each or not now.each or len(then.each) != len(now.each) or len(now.each) < 2:
-        return _unpaired(then.value, then.stderr, now.value, now.stderr)
-    more = np.subtract(now.each, then.each)
-    return _paired(now.value - then.value, more, np.ones(len(more)))
+    same = then.items_hash == now.items_hash and then.weight_each == now.weight_each
+    if not (same and then.each and now.each and len(then.each) == len(now.each) >= 2):
+        return _unpaired(then.value, _error(then), now.value, _error(now))
+    if now.weight_each is None and set(then.each) | set(now.each) <= {0.0, 1.0}:
+        return _paired_answers(np.subtract(now.each, then.each))
+    return _paired(np.subtract(now.each, then.each), np.array(now.weight_each or np.ones(len(now.each))))
 
 
-def _paired(value: float, more: np.ndarray, weight: np.ndarray, seed: int = 0) -> Difference:
-    """Bootstrap over the passages or items, https://doi.org/10.1201/9780429246593; `more` and `weight` are of each of them."""
+def _paired_answers(more: np.ndarray) -> Difference:
+    """Of items that are right or wrong. `more` is 1 where one became right, -1 where one became wrong.
+
+    p is that of McNemar's exact test, https://doi.org/10.1007/BF02295996 (a sign test of the changed answers); the interval
+    that of Agresti and Min, https://doi.org/10.1002/sim.1781: Wald's with half an item more in each cell of the 2 x 2 table.
+    """
+    count, right, wrong = len(more), int((more > 0).sum()), int((more < 0).sum())
+    middle = (right - wrong) / (count + 2)
+    stderr = sqrt((right + wrong + 1 - (right - wrong) ** 2 / (count + 2)) / (count + 2) ** 2)
+    low, high = max(-1.0, middle - 1.96 * stderr), min(1.0, middle + 1.96 * stderr)
+    p = float(binomtest(right, right + wrong).pvalue) if right + wrong else 1.0
+    return Difference((right - wrong) / count, stderr, low, high, p, paired=True)
+
+
+def _paired(more: np.ndarray, weight: np.ndarray, seed: int = 0) -> Difference:
+    """sum(more) / sum(weight) with a bootstrap over the passages or items, https://doi.org/10.1201/9780429246593."""
+    value = float(more.sum() / weight.sum())
     if not isfinite(value):
         return Difference(value, nan, nan, nan, nan, paired=True)
     if len(more) < FEW:
@@ -167,18 +194,20 @@ def _paired(value: float, more: np.ndarray, weight: np.ndarray, seed: int = 0) -
         means.append(more[picks].sum(1) / weight[picks].sum(1))
     found = np.concatenate(means)
     low, high = np.quantile(found, (0.025, 0.975))
-    tail = min((found <= 0).mean(), (found >= 0).mean())
-    p = min(1.0, max(2 * float(tail), 1 / RESAMPLES))
-    return Difference(value, float(found.std(ddof=1)), float(low), float(high), p, paired=True)
+    tail = (min((found <= 0).sum(), (found >= 0).sum()) + 1) / (len(found) + 1)
+    return Difference(value, float(found.std(ddof=1)), float(low), float(high), min(1.0, 2 * float(tail)), paired=True)
 
 
 def _few(value: float, more: np.ndarray, weight: np.ndarray) -> Difference:
-    """Student's t with the linearised variance of a ratio of sums (Cochran, Sampling Techniques, 1977, section 6.4)."""
+    """Student's t with the linearised variance of a ratio of sums (Cochran, Sampling Techniques, 1977, section 6.4). Where all
+    changes are the same, there is no telling how far another would be.
+    """
     count = len(more)
-    ratio = more.sum() / weight.sum()
-    stderr = sqrt(count / (count - 1) * float(((more - ratio * weight) ** 2).sum())) / float(weight.sum())
+    stderr = sqrt(count / (count - 1) * float(((more - value * weight) ** 2).sum())) / float(weight.sum())
+    if stderr < 1e-9:
+        return Difference(value, nan, nan, nan, nan, paired=True) if value else Difference(0.0, 0.0, 0.0, 0.0, 1.0, paired=True)
     half = float(student.ppf(0.975, count - 1)) * stderr
-    p = 2 * float(student.sf(abs(value) / stderr, count - 1)) if stderr else float(value == 0)
+    p = 2 * float(student.sf(abs(value) / stderr, count - 1))
     return Difference(value, stderr, value - half, value + half, p, paired=True)
 
 
@@ -187,5 +216,9 @@ def _unpaired(then: float, then_stderr: float, now: float, now_stderr: float) ->
     value, stderr = now - then, sqrt(then_stderr**2 + now_stderr**2)
     if not (isfinite(value) and isfinite(stderr)):
         return Difference(value, nan, nan, nan, nan, paired=False)
-    p = erfc(abs(value) / stderr / sqrt(2)) if stderr > 0 else float(value == 0)
+    if not stderr:  # as of items that are all right
+        return (
+            Difference(value, nan, nan, nan, nan, paired=False) if value else Difference(0.0, 0.0, 0.0, 0.0, 1.0, paired=False)
+        )
+    p = erfc(abs(value) / stderr / sqrt(2))
     return Difference(value, stderr, value - 1.96 * stderr, value + 1.96 * stderr, p, paired=False)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from langext import console
+from langext.artifacts import BASE, MANIFEST, Model, read_json
 from langext.spec import ConfigError
 
 HELP = "/new starts over, /quit leaves"
@@ -43,30 +44,64 @@ class Speaker:
 
 
 def speakers(where: Path, base: Path | None) -> list[Speaker]:
-    """Base and newest trained model of a run folder, or an exported model, beside `base` if that is given.
+    """Base and newest trained model of a run folder, or an exported model beside its base: `base` if that is given, else that
+    of the run that it lies in, or of the hub as far as it is on this machine.
 
     Raises ConfigError when the folder is neither.
     """
-    from langext import bases, modeling
+    from langext import bases
 
     model = bases.extended(str(where)) if where.is_dir() else None
-    if model is None:
-        if not (where / "config.json").is_file():
-            raise ConfigError(f"{where}: neither a run folder nor an exported model (no config.json)")
-        return [*([_exported("base", base)] if base else []), _exported("extended", where)]
+    if model is not None and base:
+        raise ConfigError("--base is for exported models; a run folder knows its base")
+    if model is not None:
+        return _both(model)
+    if not (where / "config.json").is_file():
+        raise ConfigError(_no_model(where))
+    extended = _exported("extended", where)
+    then = _exported("base", base) if base else _base_of(where)
+    if then is None:
+        console.say("its base is not on this machine; --base takes the folder of it")
+    return [then, extended] if then else [extended]
+
+
+def _both(model: Model) -> list[Speaker]:
     import torch
 
-    if base:
-        raise ConfigError("--base is for exported models; a run folder knows its base")
-    device = _device()
-    live = modeling.load(model, torch.bfloat16, device)
-    record = modeling.read_record(model)
-    extended = Speaker("extended", live.net, live.tokenizer)
-    tokenizer = modeling.load_tokenizer(record.base)
-    method = live.method
-    if method is not None and method.reversible and record.tokenizer is None:
-        return [Speaker("base", live.net, tokenizer, lambda: method.off(live.net)), extended]
-    return [Speaker("base", modeling.load_base(record.base, torch.bfloat16).to(device), tokenizer), extended]
+    from langext import before, modeling
+
+    live = modeling.load(model, torch.bfloat16, _device())
+    then = before.of(model, live)
+    return [Speaker("base", then.net, then.tokenizer, then.as_itself), Speaker("extended", live.net, live.tokenizer)]
+
+
+def _base_of(where: Path) -> Speaker | None:
+    """The base of the run that an export lies in, or the one of the hub that it names; None where it is not on this machine."""
+    import torch
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    from langext import modeling
+
+    kept = where.resolve().parent.parent / BASE
+    if (kept / MANIFEST).is_file():
+        live = modeling.load(Model(kept), torch.bfloat16, _device())
+        return Speaker("base", live.net, live.tokenizer)
+    written = read_json(where / "export.json") if (where / "export.json").is_file() else {}
+    if named := written.get("base"):
+        try:
+            return _exported("base", Path(snapshot_download(named["hub"], revision=named["commit"], local_files_only=True)))
+        except LocalEntryNotFoundError:
+            return None
+    return None
+
+
+def _no_model(where: Path) -> str:
+    if (where / "delta.json").is_file():
+        return f"{where}: a delta; `langext apply` makes a run folder of it, and that can be talked to"
+    if where.suffix == ".gguf" or (where.is_dir() and any(where.glob("*.gguf"))):
+        return f"{where}: GGUF files run in llama.cpp; give the run folder instead"
+    return f"{where}: neither a run folder nor an exported model (no config.json)"
 
 
 def _exported(name: str, folder: Path) -> Speaker:

@@ -143,7 +143,9 @@ def apply_(
 @app.command()
 def chat(
     where: Annotated[Path, typer.Argument(help="Run folder, or an exported model.")],
-    base: Annotated[Path | None, typer.Option(help="Folder of the base, to talk to beside an exported model.")] = None,
+    base: Annotated[
+        Path | None, typer.Option(help="Folder of the base of an exported model. Default: of its run, or the hub's.")
+    ] = None,
     tokens: Annotated[int, typer.Option(min=1, help="Most tokens of an answer.")] = 100,
 ) -> None:
     """Talk to the base and to the extended model side by side, in any language."""
@@ -192,13 +194,18 @@ def sweep(
         from langext import comparison
         from langext import sweep as sweeping
         from langext.report import compare as page
+        from langext.spec import ConfigError
 
         root = (out or Path("runs") / f"{sweeping.name_of(files[0], overrides or [], over or [])}-sweep").resolve()
         points = sweeping.points(files, over or [], overrides or [], root)
         failed = sweeping.run(points, jobs)
         if len(failed) < len(points):
             found = comparison.gather([root])
-            page.show(found, page.build(found, root))
+            try:
+                page.show(found, page.build(found, root))
+            except ConfigError:
+                sweeping.report(failed)  # the reason why there is nothing to compare
+                raise
         sweeping.report(failed)
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from langext import changes, run_folder
-from langext.artifacts import MANIFEST
+from langext.artifacts import BASE
 from langext.changes import Mean
-from langext.run_folder import Run
+from langext.run_folder import Run, is_run
 from langext.spec import ConfigError
 
 FULL = "full"
@@ -36,7 +36,9 @@ class Entry:
     forgot_in: str
     """That set."""
     tasks_learned: Mean | None
-    """Gain in the tasks of the new language, in the tasks' own unit (accuracy); the mean over them."""
+    """Gain in the tasks of the new language, in the tasks' own unit (accuracy): the mean over those of the first run that has
+    tasks. None of a run that has not all of these.
+    """
     tasks_forgot: Mean | None
     """Loss in those of the original languages."""
     alike: bool
@@ -49,9 +51,17 @@ class Entry:
 
     @property
     def curve(self) -> str:
-        """Runs of one curve differ in the learning rate alone."""
-        rate = self.run.rate[0] if self.run.rate else ""
-        return ", ".join([self.method, *(f"{_short(k)} {shown(v, 24)}" for k, v in self.settings.items() if k != rate)])
+        """What runs have in common that differ in the learning rate alone."""
+        return json.dumps([self.method, {k: v for k, v in self.settings.items() if k != self._rate}])
+
+    @property
+    def label(self) -> str:
+        """The same in a few words; those of two curves can be the same."""
+        return ", ".join([self.method, *(f"{_short(k)} {shown(v, 24)}" for k, v in self.settings.items() if k != self._rate)])
+
+    @property
+    def _rate(self) -> str:
+        return self.run.rate[0] if self.run.rate else ""
 
     @property
     def kl(self) -> float | None:
@@ -107,7 +117,7 @@ def gather(roots: Sequence[Path]) -> Comparison:
     """
     folders = list(dict.fromkeys(run for root in roots for run in _runs(root.resolve())))
     runs: list[Run] = []
-    left_out: list[str] = []
+    left_out = [f"{path.name}: no finished stage" for root in roots for path in _unfinished(root.resolve())]
     for path in folders:
         try:
             run = run_folder.gather(path)
@@ -122,7 +132,8 @@ def gather(roots: Sequence[Path]) -> Comparison:
             runs.append(run)
     keys = _differing(runs)
     names = _names([run.root for run in runs])
-    entries = [_entry(run, name, runs[0], keys) for run, name in zip(runs, names, strict=True)]
+    wanted = next((found for run in runs if (found := _tasks(run))), set())
+    entries = [_entry(run, name, runs[0], keys, wanted) for run, name in zip(runs, names, strict=True)]
     ordered = sorted(entries, key=lambda e: (e.curve, e.run.rate[1] if e.run.rate else 0.0, e.name))
     return Comparison(ordered, names[0] if names else "", left_out)
 
@@ -139,7 +150,7 @@ def _names(roots: Sequence[Path]) -> list[str]:
 
 def folder(roots: Sequence[Path]) -> Path:
     """Where a comparison is written: the folder of runs, that which all the runs are in, or else the working folder."""
-    if len(roots) == 1 and not _is_run(roots[0].resolve()):
+    if len(roots) == 1 and not is_run(roots[0].resolve()):
         return roots[0].resolve()
     parents = {root.resolve().parent for root in roots}
     return parents.pop() if len(parents) == 1 else Path.cwd()
@@ -148,20 +159,27 @@ def folder(roots: Sequence[Path]) -> Path:
 def _runs(root: Path) -> list[Path]:
     if not root.is_dir():
         raise ConfigError(f"{root}: no such folder")
-    found = [root] if _is_run(root) else [path for path in sorted(root.iterdir()) if path.is_dir() and _is_run(path)]
+    found = [root] if is_run(root) else [path for path in sorted(root.iterdir()) if path.is_dir() and is_run(path)]
     if not found:
         raise ConfigError(f"{root}: neither a run folder nor a folder of runs")
     return found
 
 
-def _is_run(root: Path) -> bool:
-    return any(root.glob(f"[0-9][0-9]-*/{MANIFEST}"))
+def _unfinished(root: Path) -> list[Path]:
+    """Folders in a folder of runs that were begun and have no finished stage yet."""
+    return [] if is_run(root) else [path.parent for path in sorted(root.glob(f"*/{BASE}")) if not is_run(path.parent)]
 
 
-def _entry(run: Run, name: str, first: Run, keys: Sequence[str]) -> Entry:
+def _tasks(run: Run) -> set[str]:
+    return {row.name for rows in run.task_changes().values() for row in rows}
+
+
+def _entry(run: Run, name: str, first: Run, keys: Sequence[str], wanted: set[str]) -> Entry:
     learned = changes.mean([row for row in run.bits if run.is_new(row)])
     forgot = changes.worst([row for row in run.bits if not run.is_new(row)])
-    by_language = run.task_changes()
+    by_language = {new: [row for row in rows if row.name in wanted] for new, rows in run.task_changes().items()}
+    if wanted - _tasks(run):  # a mean over others would be of other things
+        by_language = {}
     lost = changes.gain(by_language.get(False, []))
     return Entry(
         run=run,
@@ -172,7 +190,7 @@ def _entry(run: Run, name: str, first: Run, keys: Sequence[str]) -> Entry:
         forgot_in=forgot.name if forgot else "",
         tasks_learned=changes.gain(by_language.get(True, [])),
         tasks_forgot=-lost if lost else None,
-        alike=_passages(run) == _passages(first) and run.measuring == first.measuring,
+        alike=_measured(run) == _measured(first),
     )
 
 
@@ -180,10 +198,11 @@ def _pair(run: Run) -> str:
     return f"{run.new.code} and keeps {', '.join(language.code for language in run.originals)}"
 
 
-def _passages(run: Run) -> list[tuple[str, list[int]]]:
-    """Sizes of the passages of each set, before and after."""
+def _measured(run: Run) -> tuple[Any, ...]:
+    """On what, and how: the sizes of the passages of each set before and after, and the keys of MEASURING of both."""
     found = [evaluation for evaluation in (run.before, run.after) if evaluation]
-    return sorted((name, bits.bytes_each) for evaluation in found for name, bits in evaluation.bits_per_byte.items())
+    sizes = sorted((name, bits.bytes_each) for evaluation in found for name, bits in evaluation.bits_per_byte.items())
+    return sizes, run.measuring, run.measured_differently
 
 
 def _differing(runs: Sequence[Run]) -> list[str]:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from langext import bpb, languages
+from langext import bpb, languages, vocabulary
 from langext.console import say
 from langext.drift import Drift
 from langext.methods import layers, residue
@@ -22,7 +22,8 @@ class Observer:
     def __init__(self, live: "LiveModel"):
         self.live = live
         self.sums: dict[str, torch.Tensor] = {}
-        self.tokens, self.closed = 0, 0
+        self.tokens, self.as_base = 0, 0
+        self.more_tokens = isinstance(live.net.get_output_embeddings(), vocabulary.ExtendedHead)  # they share in every softmax
 
     def __call__(self, mask_BT: torch.Tensor) -> None:
         """Add up the diagnostics of the last forward pass over the tokens that `mask_BT` marks."""
@@ -33,15 +34,26 @@ class Observer:
             total_L = (values_LBT * mask_BT).sum((1, 2)).cpu()
             self.sums[name] = self.sums.get(name, torch.zeros_like(total_L)) + total_L
         if "open" in found:
-            self.closed += int(((found["open"].sum(0) == 0) & mask_BT).sum())
+            self.as_base += int((_as_base(found["open"]) & mask_BT).sum())
         self.tokens += int(mask_BT.sum())
 
     def layers(self) -> dict[str, Any]:
-        """Mean of each diagnostic per layer, and `all_closed`, the share of tokens whose gates are zero in every layer."""
+        """Mean of each diagnostic per layer, and `all_closed`, the share of tokens computed exactly as the base does."""
         means: dict[str, Any] = {name: (total / self.tokens).tolist() for name, total in self.sums.items()}
-        if "open" in means and _closes(self.live):
-            means["all_closed"] = self.closed / self.tokens
+        if not _closes(self.live):
+            means.pop("open", None)  # above one half is not open or closed
+        elif not self.more_tokens:
+            means["all_closed"] = self.as_base / self.tokens
         return means
+
+
+def _as_base(open_LBT: torch.Tensor) -> torch.Tensor:
+    """(B, T) tokens that no open gate has reached: none of their own, and, through the attention of the layers above it, none
+    of a token before them.
+    """
+    opened_LBT = open_LBT > 0
+    reached_BT = opened_LBT[:-1].any(0).cumsum(1) > 0
+    return ~(reached_BT | opened_LBT[-1])
 
 
 def _closes(live: "LiveModel") -> bool:
@@ -93,7 +105,7 @@ class Watch:
     def _dead(self, figures: dict[str, Any]) -> list[int] | None:
         """Layers whose gate is closed for every token of the new language: no gradient can open them again."""
         opened = [f["open"] for name, f in figures.items() if name.split("/")[0] == self.ctx.language and "open" in f]
-        if not opened or not _closes(self.live):
+        if not opened:
             return None
         gated = layers.chosen(self.live.method.layers, self.live.net.config)  # type: ignore[union-attr]
         return [i for i in gated if all(shares[i] == 0 for shares in opened)]

@@ -31,14 +31,17 @@ class Drift:
     @torch.no_grad()
     def each(self, net: Any) -> list[float]:
         """The same for each text, in nats, summed over its tokens."""
-        weight, cap = vocabulary.head_weight(net.get_output_embeddings()), families.softcap(net.config)
-        base_weight = self.weight[: self.num_ids].to(weight.device)  # ZeRO 3 moves the model after this was set up
+        head, cap = net.get_output_embeddings(), families.softcap(net.config)
+        weight, num_ids = vocabulary.head_weight(head), self.num_ids
+        if isinstance(head, vocabulary.ExtendedHead):  # its new rows stand where the base may have unused ones
+            num_ids = min(num_ids, head.first_new)
+        base_weight = self.weight[:num_ids].to(weight.device)  # ZeRO 3 moves the model after this was set up
         size, found = losses.CHUNK_TOKENS.get(weight.device.type, 4096), []
         for before, after in zip(self.hidden, self._hidden(net), strict=True):
             total = 0.0
             for at in range(0, len(before), size):
                 log_p = _log_probs(before[at : at + size].to(weight.device) @ base_weight.T, cap)
-                log_q = _log_probs(after[at : at + size] @ weight.T, cap)[:, : self.num_ids]
+                log_q = _log_probs(after[at : at + size] @ weight.T, cap)[:, :num_ids]
                 total += float((log_p.exp() * (log_p - log_q)).sum())
             found.append(total)
         return found

@@ -2,15 +2,17 @@
 
 Every figure is one that should be small: `<set>.bpb_increase` (relative; negative where the model has become better), for a
 set `<language>/<domain>`, a language, `new` or `original` (means over their sets); `original.worst_bpb_increase`, of the set
-that lost most; `<language>.kl` and `original.kl` (the largest), in nats per token; `<task>.<metric>_drop`, in its own unit.
+that lost most, be it noise; `<language>.kl` and `original.kl` (the largest), in nats per token; `<task>.<metric>_drop`, in its
+own unit. While an original language has no held-out text, `original.bpb_increase` and its worst are nan: nobody has looked.
 """
 
 import operator
 import re
 from collections.abc import Sequence
-from math import inf, isnan
+from math import isnan, nan
 from typing import Any
 
+from langext import changes
 from langext.changes import Change
 from langext.run_folder import Run
 from langext.spec import ConfigError, near
@@ -29,8 +31,10 @@ def of(run: Run) -> dict[str, float]:
         for name in (row.name, code, "new" if code == run.new.code else "original"):
             groups.setdefault(f"{name}.bpb_increase", []).append(row.relative)
     found |= {name: sum(values) / len(values) for name, values in groups.items()}
-    if "original.bpb_increase" in groups:
-        found["original.worst_bpb_increase"] = max(groups["original.bpb_increase"], key=lambda x: inf if isnan(x) else x)
+    if worst := changes.worst([row for row in run.bits if not run.is_new(row)]):
+        found["original.worst_bpb_increase"] = worst.relative
+    if run.bits and run.unmeasured:
+        found |= {"original.bpb_increase": nan, "original.worst_bpb_increase": nan}
     if run.after and run.after.drift:
         found |= {f"{code}.kl": drift.kl for code, drift in run.after.drift.items()}
         found["original.kl"] = max(drift.kl for drift in run.after.drift.values())
@@ -53,7 +57,7 @@ def held(conditions: Sequence[str], figures: dict[str, float]) -> list[str]:
             raise ConfigError(f"--fail-if {condition!r}: no figure {name!r}.{near(name, figures)} There are: {known}")
         # what is no number has not been shown to be good
         if isnan(figures[name]) or COMPARE[sign](figures[name], float(number) / (100 if percent else 1)):
-            true.append(f"{condition.strip()}: it is {figures[name]:.6g}")
+            true.append(f"{condition.strip()}: it is {'not known' if isnan(figures[name]) else f'{figures[name]:.6g}'}")
     return true
 
 

@@ -8,12 +8,19 @@ import os
 import random
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from math import isfinite, log
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from langext import benchmark_data, languages
+from langext.console import say
 from langext.scores import Metric
 from langext.spec import ConfigError, near
+
+if TYPE_CHECKING:
+    from langext.modeling import LiveModel
 
 CHOICES = 4
 MAX_LENGTH = 4096
@@ -29,26 +36,52 @@ def check_tasks(tasks: Sequence[str], include: Path | None) -> None:
     if unknown:
         close = near(unknown[0], manager.all_tasks)
         raise ConfigError(f"tasks: lm-eval has no {unknown[0]!r}.{close} `langext tasks <language>` lists public ones")
-    benchmark_data.check([source for task in tasks for source in _sources(manager, task)])
+    home: dict[str, str] = {}
+    found = {task: _leaves(manager, task) for task in tasks}
+    for task, leaf in ((task, leaf) for task, leaves in found.items() for leaf in leaves):
+        if home.setdefault(leaf.name, task) != task:
+            raise ConfigError(f"tasks: {leaf.name} is in both {home[leaf.name]} and {task}; leave one of them out")
+        if leaf.config.get("unsafe_code"):
+            raise ConfigError(f"tasks: {leaf.name} runs programs that the model has written, which langext does not do")
+        if leaf.config.keys() & {"doc_to_image", "doc_to_audio"}:
+            raise ConfigError(f"tasks: {leaf.name} is not of text alone")
+        if _source(leaf) is None:
+            say(f"  {leaf.name}: only its own code knows where its data come from, so they are not checked now")
+    benchmark_data.check([source for leaves in found.values() for leaf in leaves if (source := _source(leaf))])
 
 
-def _sources(manager: Any, task: str) -> list[benchmark_data.Source]:
-    """Where the data of a task, or of all tasks of a group, come from."""
-    entry = manager.task_index.get(task)
-    if entry is None:
-        return []
-    config = entry.cfg or {}
-    members = config.get("task", []) if entry.cfg else sorted(entry.tags)
-    if isinstance(members, list):
-        names = [member if isinstance(member, str) else member.get("task", "") for member in members]
-        return [source for name in names if isinstance(name, str) and name != task for source in _sources(manager, name)]
-    path, files = config.get("dataset_path"), (config.get("dataset_kwargs") or {}).get("data_files")
-    return [benchmark_data.Source(task, path, config.get("dataset_name"), files, entry.yaml_path)] if path else []
+@dataclass(frozen=True)
+class _Leaf:
+    """A task that is no group."""
+
+    name: str
+    config: dict[str, Any]
+    recipe: Path | None
+    """The YAML file that describes it."""
+
+
+def _leaves(manager: Any, task: str | dict[str, Any]) -> list[_Leaf]:
+    """The task itself, or all tasks of a group or tag; a group can describe a task, or another group, right in its list."""
+    name = task if isinstance(task, str) else task.get("group") or task.get("task")
+    entry = manager.task_index.get(name)
+    config = ((entry and entry.cfg) or {}) | ({} if isinstance(task, str) else task)
+    within = config.get("task", []) if config else sorted(entry.tags) if entry else []
+    if isinstance(within, list):
+        return [leaf for member in within if member != name for leaf in _leaves(manager, member)]
+    return [_Leaf(str(name), config, entry and entry.yaml_path)]
+
+
+def _source(leaf: _Leaf) -> benchmark_data.Source | None:
+    """Where a task's data come from; None when only its code knows."""
+    path, options = leaf.config.get("dataset_path"), leaf.config.get("dataset_kwargs") or {}
+    if not path:
+        return None
+    return benchmark_data.Source(leaf.name, path, leaf.config.get("dataset_name"), options.get("data_files"))
 
 
 def members(task: str, include: Path | None) -> list[str]:
     """The task itself, or the tasks of a group or tag."""
-    return [source.task for source in _sources(_manager([task], include), task)]
+    return [leaf.name for leaf in _leaves(_manager([task], include), task)]
 
 
 def files(tasks: Sequence[str], include: Path | None) -> list[Path]:
@@ -57,9 +90,11 @@ def files(tasks: Sequence[str], include: Path | None) -> list[Path]:
         return []
     manager = _manager(tasks, include)
     found: list[Path] = []
-    for source in (source for task in tasks for source in _sources(manager, task)):
-        if source.recipe and source.recipe.resolve().is_relative_to(include.resolve()):
-            found += [*_recipe(source.recipe), *sorted(source.recipe.parent.glob("*.py")), *benchmark_data.files(source)]
+    for leaf in (leaf for task in tasks for leaf in _leaves(manager, task)):
+        if leaf.recipe and leaf.recipe.resolve().is_relative_to(include.resolve()):
+            source = _source(leaf)
+            data = benchmark_data.files(source) if source else []
+            found += [*_recipe(leaf.recipe), *sorted(leaf.recipe.parent.glob("*.py")), *data]
     return [path for path in dict.fromkeys(path.resolve() for path in found) if path.is_file()]
 
 
@@ -110,36 +145,58 @@ def _halves(paragraph: str) -> tuple[str, str] | None:
     return " ".join(words[:middle]), " ".join(words[middle:])
 
 
-def evaluate(
-    live: Any, tasks: Sequence[str], own: dict[str, list[dict[str, Any]]], *, num_fewshot: int | None, limit: int | None,
-    batch_size: int | Literal["auto"], include: Path | None,
-) -> dict[str, dict[str, Metric]]:  # fmt: skip
-    """Run tasks on a live model: figures by task and metric. `own` holds items by task name."""
-    results: dict[str, dict[str, Metric]] = {}
-    if not tasks and not own:
-        return results
-    with _quiet():
-        from lm_eval import simple_evaluate
-        from lm_eval.models.huggingface import HFLM
-        from lm_eval.tasks import TaskManager
+class Harness:
+    """lm-eval around a live model."""
 
-        lm: Any = HFLM
+    def __init__(self, live: "LiveModel", batch_size: int | Literal["auto"]):
+        with _quiet():
+            from lm_eval.models.huggingface import HFLM
+
+            lm: Any = HFLM
+            length = min(live.net.config.max_position_embeddings, MAX_LENGTH)
+            batch = _batch(batch_size, live.net)
+            self.model = lm(pretrained=live.net, tokenizer=live.tokenizer, batch_size=batch, max_length=length)
+
+    def items(self, name: str, items: list[dict[str, Any]]) -> dict[str, Metric]:
+        """The figures of a multiple-choice task that is made of these items."""
+        with _quiet():
+            from lm_eval.tasks import TaskManager
+
+            # without lm-eval's own index, which takes ten seconds to read
+            return self._run(_task(name, items), TaskManager(include_defaults=False))[name]
+
+    def task(
+        self, name: str, *, num_fewshot: int | None = None, limit: int | None = None, include: Path | None = None
+    ) -> dict[str, dict[str, Metric]]:
+        """The figures of a task that lm-eval knows, or of a group and all that is in it, by task and metric.
+
+        Raises ConfigError for what lm-eval cannot do.
+        """
+        with _quiet():
+            try:
+                return self._run(name, _manager([name], include), num_fewshot=num_fewshot, limit=limit)
+            except Exception as error:  # of any kind: tasks come with code of their own
+                raise ConfigError(f"{name}: lm-eval cannot measure it: {type(error).__name__}: {error}") from error
+
+    def _run(self, wanted: Any, manager: Any, **options: Any) -> dict[str, dict[str, Metric]]:
+        from lm_eval import simple_evaluate
+
         run: Any = simple_evaluate
-        length = min(live.net.config.max_position_embeddings, MAX_LENGTH)
-        model = lm(pretrained=live.net, tokenizer=live.tokenizer, batch_size=_batch(batch_size, live.net), max_length=length)
-        runs: list[tuple[list[Any], Any, dict[str, Any]]] = []
-        if own:  # without lm-eval's own index, which takes ten seconds to read
-            runs.append(([_task(name, items) for name, items in own.items()], TaskManager(include_defaults=False), {}))
-        if tasks:
-            runs.append((list(tasks), _manager(tasks, include), {"num_fewshot": num_fewshot, "limit": limit}))
-        for wanted, manager, options in runs:
-            found = run(model=model, tasks=wanted, task_manager=manager, bootstrap_iters=1000, log_samples=True, **options)
-            assert found is not None, "lm-eval returns results on rank 0, and evaluation runs as one process"
-            for task, figures in found["results"].items():
-                items = found["n-samples"].get(task, {}).get("effective", 0)
-                better = found["higher_is_better"].get(task) or {}
-                results[task] = _metrics(figures, items, found["samples"].get(task, []), better)
-    return results
+        found = run(model=self.model, tasks=[wanted], task_manager=manager, bootstrap_iters=1000, log_samples=True, **options)
+        assert found is not None, "lm-eval returns results on rank 0, and evaluation runs as one process"
+        results = {}
+        for task, figures in found["results"].items():
+            better = found["higher_is_better"].get(task) or {}
+            shots = found["n-shot"].get(task)
+            results[task] = _metrics(figures, _rows(found, task), better, shots if isinstance(shots, int) else None)
+        return results
+
+
+def _rows(found: dict[str, Any], task: str) -> list[dict[str, Any]]:
+    """The items of a task in its own order, or those of all tasks of a group, one after the other."""
+    if task in found["samples"]:
+        return sorted(found["samples"][task], key=lambda row: row["doc_id"])
+    return [row for member in found.get("group_subtasks", {}).get(task, []) for row in _rows(found, member)]
 
 
 def _batch(asked: int | Literal["auto"], net: Any) -> int | str:
@@ -168,7 +225,9 @@ def _task(name: str, items: list[dict[str, Any]]) -> Any:
     )
 
 
-def _metrics(figures: dict[str, Any], items: int, rows: list[dict[str, Any]], better: dict[str, Any]) -> dict[str, Metric]:
+def _metrics(
+    figures: dict[str, Any], rows: list[dict[str, Any]], better: dict[str, Any], shots: int | None
+) -> dict[str, Metric]:
     """lm-eval's figures of a task. `rows` are its items, `better` tells by metric whether more is better."""
     found = {}
     for key, value in figures.items():
@@ -176,15 +235,32 @@ def _metrics(figures: dict[str, Any], items: int, rows: list[dict[str, Any]], be
         if not kind or metric.endswith("_stderr") or not isinstance(value, int | float):
             continue
         stderr = figures.get(f"{metric}_stderr,{kind}")
-        each = [row[metric] for row in sorted(rows, key=lambda row: row["doc_id"]) if row.get("filter", kind) == kind
-                and isinstance(row.get(metric), int | float)]  # fmt: skip
+        mine = [row for row in rows if row.get("filter", kind) == kind]
         several = sum(other.startswith(f"{metric},") for other in figures) > 1
-        is_mean = len(each) == items > 0 and abs(sum(each) / len(each) - value) < 1e-9
-        found[f"{metric} ({kind})" if several else metric] = Metric(
-            value=float(value), stderr=float(stderr) if isinstance(stderr, int | float) else float("nan"), items=items,
-            higher_is_better=better.get(metric) is not False, each=[float(x) for x in each] if is_mean else None,
+        found[f"{metric}/{kind}" if several else metric] = Metric(
+            value=float(value), stderr=float(stderr) if isinstance(stderr, int | float) and isfinite(stderr) else None,
+            items=len(mine), higher_is_better=better.get(metric) is not False, shots=shots, items_hash=_hash(mine),
+            **_each(metric, [row.get(metric) for row in mine], float(value)),
         )  # fmt: skip
     return found
+
+
+def _each(metric: str, each: list[Any], value: float) -> dict[str, list[float]]:
+    """The figure item by item, where the whole is their mean, or a sum of them over a sum of bytes."""
+    if each and all(isinstance(x, int | float) for x in each) and abs(sum(each) / len(each) - value) < 1e-9:
+        return {"each": [float(x) for x in each]}
+    if metric == "bits_per_byte" and each and all(isinstance(x, tuple | list) and len(x) == 2 for x in each):
+        bits, sizes = [-x / log(2) for x, _ in each], [float(size) for _, size in each]
+        if abs(sum(bits) / sum(sizes) - value) < 1e-9:
+            return {"each": bits, "weight_each": sizes}
+    return {}
+
+
+def _hash(rows: list[dict[str, Any]]) -> str | None:
+    """Of the items, and of what stands before each of them."""
+    if not rows:
+        return None
+    return sha256("".join(f"{row['doc_hash']} {row['prompt_hash']}\n" for row in rows).encode()).hexdigest()
 
 
 def _manager(tasks: Sequence[str], include: Path | None) -> Any:

@@ -70,6 +70,11 @@ class Language:
         return self.code[:3]
 
     @property
+    def tag(self) -> str:
+        """What HTML's `lang` wants (BCP 47): the shortest code there is, and the script."""
+        return f"{self.iso1 or self.iso3}-{self.code[4:]}"
+
+    @property
     def direction(self) -> str:
         """Writing direction as HTML wants it: ltr or rtl."""
         return "rtl" if self.code[4:] in _RIGHT_TO_LEFT else "ltr"

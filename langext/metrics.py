@@ -4,19 +4,17 @@ import json
 import os
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import distributed
 
+from langext.artifacts import METRICS, read_metrics
 from langext.console import say
 from langext.stage import Context
 
 if TYPE_CHECKING:
     from langext.mixture import Batch
-
-METRICS = "metrics.jsonl"
 
 
 class Log:
@@ -26,7 +24,9 @@ class Log:
         self.rank, self.path = ctx.rank, ctx.out / METRICS
         self.last: dict[str, dict[str, Any]] = {"train": {}, "eval": {}}
         if self.rank == 0:
-            kept = [row for row in read(self.path) if row["step"] < step or (row["step"] == step and row["kind"] == "train")]
+            kept = [
+                row for row in read_metrics(self.path) if row["step"] < step or (row["step"] == step and row["kind"] == "train")
+            ]
             beside = self.path.with_suffix(".tmp")
             beside.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
             os.replace(beside, self.path)
@@ -40,20 +40,12 @@ class Log:
 
     def evaluation(self, step: int) -> dict[str, Any]:
         """The line of the evaluation at `step`, on rank 0."""
-        return next(row for row in reversed(read(self.path)) if row["kind"] == "eval" and row["step"] == step)
+        return next(row for row in reversed(read_metrics(self.path)) if row["kind"] == "eval" and row["step"] == step)
 
     def say(self, text: str) -> None:
         """One line on the terminal, from rank 0."""
         if self.rank == 0:
             say(text)
-
-
-def read(path: Path) -> list[dict[str, Any]]:
-    """All complete lines of a metrics file; [] when there is none."""
-    if not path.exists():
-        return []
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("\n")]  # a kill may have cut the last one
 
 
 class Tally:

@@ -233,7 +233,7 @@ def run(pipeline: Pipeline, root: Path, *, redo: str | None = None, others: Sequ
             if not step.recorded:
                 todo.append(step)
             elif drift := step.stage.drift(step.recorded):
-                raise ConfigError(f"stage {step.name!r}: {drift}. Use --redo {step.name} to read it again.")
+                raise ConfigError(f"stage {step.name!r}: {drift}. Use --redo {step.name} to do it again.")
         reuse.base(root / BASE, pipeline.base_model, pipeline.revision, others)
         taken = _taken(todo, redone, others)
         todo = [step for step in todo if step.out not in taken]

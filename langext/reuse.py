@@ -25,7 +25,7 @@ def check(others: Sequence[Path]) -> None:
 
 def stage(step: "Step", others: Sequence[Path]) -> Path | None:
     """Copy the stage from the first of the runs `others` that has finished it by the same recipe, in a folder of the same name,
-    and from inputs of the same names and bytes as ours. Returns the run; None when there is none.
+    and from sources and inputs of the same names and bytes as ours. Returns the run; None when there is none.
     """
     ours = {arg: (path.name, _bytes(path)) for arg, (_, path, _) in step.inputs.items()}
     if not all(held for _, held in ours.values()):
@@ -34,7 +34,7 @@ def stage(step: "Step", others: Sequence[Path]) -> Path | None:
     def same(root: Path, manifest: dict[str, Any]) -> bool:
         names = {arg: Path(entry["path"]).name for arg, entry in manifest["inputs"].items()}
         theirs = {arg: (name, _bytes(root / name)) for arg, name in names.items()}
-        return manifest["fingerprint"] == step.fingerprint and theirs == ours and not step.stage.drift(manifest)
+        return manifest["fingerprint"] == step.fingerprint and theirs == ours and step.stage.same_sources(manifest)
 
     return next((root for root in others if _take(root / step.out.name, step.out, same)), None)
 
@@ -47,7 +47,7 @@ def base(out: Path, model: str, revision: str | None, others: Sequence[Path]) ->
             bases.check_same(root / BASE, model, revision)
         except ConfigError:
             return False
-        return bool(manifest)
+        return bases.same_place(manifest, model)
 
     if not (out / MANIFEST).exists():
         next((root for root in others if _take(root / BASE, out, same)), None)

@@ -1,14 +1,14 @@
 """What the stages of a run left in its folder, gathered for those who read it: the report, `evaluate`, `compare`."""
 
-import json
 from dataclasses import dataclass
 from functools import cached_property
-from math import isfinite
+from math import hypot, isfinite, sqrt
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from langext import changes, languages
-from langext.artifacts import BASE, JOB, MANIFEST, Scores, read_json
+from langext.artifacts import BASE, JOB, MANIFEST, METRICS, Scores, read_json, read_metrics
 from langext.changes import Change, Mean
 from langext.scores import ScoresFile, read
 from langext.spec import ConfigError
@@ -17,6 +17,8 @@ MEASURING = ("num_fewshot", "limit", "precision", "include_path")
 """Keys of an evaluate stage that decide what its task figures mean."""
 SHARES = ("acc_norm", "acc", "exact_match", "f1")
 """Figures of tasks between 0 and 1, more being better, the preferred one first."""
+REAL_GAP = 4
+"""Standard errors that the gap between two languages must be wide to be called one."""
 WATCHING = {"eval_every", "eval_bytes", "log_every", "save_every", "keep_checkpoints"}
 """Keys of a train stage that change nothing of what is learned, as a rule."""
 
@@ -25,10 +27,18 @@ def finished(root: Path) -> list[tuple[Path, dict[str, Any]]]:
     """Folder and manifest of every finished stage of a run, in order. Raises ConfigError when `root` is no run folder."""
     if not root.is_dir():
         raise ConfigError(f"{root}: no such folder")
-    found = [(p.parent, read_json(p)) for p in sorted(root.glob(f"[0-9][0-9]-*/{MANIFEST}"))]
-    if not found:
+    if not is_run(root):
         raise ConfigError(f"{root}: no finished stage here, so there is nothing to report")
-    return found
+    return [(path.parent, read_json(path)) for path in _manifests(root)]
+
+
+def is_run(root: Path) -> bool:
+    """Whether a folder is that of a run with at least one finished stage."""
+    return bool(_manifests(root))
+
+
+def _manifests(root: Path) -> list[Path]:
+    return sorted(root.glob(f"[0-9][0-9]-*/{MANIFEST}"))
 
 
 @dataclass(frozen=True)
@@ -81,7 +91,7 @@ class Run:
         by_task: dict[str, dict[str, Change]] = {}
         for row in self.tasks:
             task, metric = row.name.split(", ")
-            by_task.setdefault(task, {})[metric] = row
+            by_task.setdefault(task, {}).setdefault(metric.split("/")[0], row)  # of several filters, the first
         found: dict[bool, list[Change]] = {}
         for task, metrics in by_task.items():
             if task in known:
@@ -93,8 +103,8 @@ class Run:
     @cached_property
     def gap_closed(self) -> Mean | None:
         """How much of the gap has been closed between what the new language cost the base and what the original languages cost
-        it, in bits per byte, over the domains that both have, or over all. The interval is that of the learning alone. None
-        where there was no gap, or another script: its characters take another number of bytes.
+        it, in bits per byte, over the domains that both have, or over all. The interval is that of a ratio (delta method). None
+        where the gap was within its own error, or of another script: its characters take another number of bytes.
         """
         if any(language.code[4:] != self.new.code[4:] for language in self.originals):
             return None
@@ -106,10 +116,19 @@ class Run:
         if not (new and kept):
             return None
         start, goal = (sum(row.before for row in rows) / len(rows) for rows in (new, kept))
-        gain = changes.gain(new)
-        if gain is None or start <= goal:
+        gap, gain = start - goal, changes.gain(new)
+        error = sqrt(sum((row.before_stderr / len(rows)) ** 2 for rows in (new, kept) for row in rows))
+        if gain is None or not gap > REAL_GAP * error:
             return None
-        return Mean(*(value / (start - goal) for value in (gain.value, gain.low, gain.high)))
+        closed = gain.value / gap
+        half = hypot((gain.high - gain.low) / 2, 1.96 * closed * error) / gap
+        return Mean(closed, closed - half, closed + half)
+
+    @cached_property
+    def unmeasured(self) -> list[languages.Language]:
+        """Original languages that no held-out text was measured of, before and after."""
+        measured = {row.name.split("/")[0] for row in self.bits}
+        return [language for language in self.originals if language.code not in measured]
 
     @cached_property
     def pair(self) -> tuple[str, frozenset[str]]:
@@ -132,7 +151,7 @@ class Run:
 
     @cached_property
     def settings(self) -> dict[str, Any]:
-        """Everything that was chosen and decides what is learned, by `stage.key`."""
+        """Everything that was chosen and decides what is learned, by `stage.key`, and `stage.key.0.key` in lists."""
         found: dict[str, Any] = {"base_model": self.base.get("root") or self.base.get("identity", {}).get("base_model")}
         for _, manifest in self.stages:
             stage = manifest["stage"]
@@ -143,9 +162,9 @@ class Run:
                 if stage["uses"] == "train" and key in WATCHING:
                     continue
                 if key == "method":
-                    found |= {f"{name}.method.{k}": v for k, v in value.items() if k != "name"}
+                    found |= _flat({f"{name}.method.{k}": v for k, v in value.items() if k != "name"})
                 elif key not in ("uses", "name", "inputs", "runtime"):
-                    found[f"{name}.{key}"] = value
+                    found |= _flat({f"{name}.{key}": value})
             found["seed"] = manifest.get("seed")
         return found
 
@@ -163,16 +182,14 @@ class Run:
         """What it took: parameters, tokens, time and memory of training, and how fast the result writes beside the base."""
         trained, extended = self._last("train"), self.summary("extend")
         training = trained[1]["summary"] if trained else {}
-        slower = None
-        if self.before and self.after and self.before.writing and self.after.writing:
-            slower = self.after.writing.tokens_per_second / self.before.writing.tokens_per_second
+        writing = self.after.writing if self.after else None
         return {
             "trainable_parameters": extended.get("trainable_parameters"),
             "tokens": training.get("tokens"),
             "train_seconds": training.get("seconds"),
             "train_memory_bytes": self._train_memory(trained[1]) if trained else None,
             "all_seconds": sum(manifest["seconds"] for _, manifest in self.stages),
-            "writing_speed_of_base": slower,
+            "writing_speed_of_base": median(writing.of_base) if writing and writing.of_base else None,
         }
 
     def _train_memory(self, manifest: dict[str, Any]) -> int:
@@ -182,22 +199,22 @@ class Run:
 
     @cached_property
     def samples(self) -> list[dict[str, Any]]:
-        """Texts that both models wrote, side by side."""
-        if not (self.before and self.after):
-            return []
-        then = {row.prompt: row.text for row in self.before.samples}
-        return [
-            {**row.model_dump(), "before": then[row.prompt], "direction": languages.find(row.language).direction}
-            for row in self.after.samples
-            if row.prompt in then
-        ]
+        """Texts that the models wrote, side by side; None for one that was not asked."""
+        then, now = ({row.prompt: row for row in found.samples} if found else {} for found in (self.before, self.after))
+        rows = []
+        for prompt, row in {**then, **now}.items():
+            language = languages.find(row.language)
+            base, extended = (found[prompt].text if prompt in found else None for found in (then, now))
+            rows.append(
+                {"prompt": prompt, "before": base, "text": extended, "tag": language.tag, "direction": language.direction}
+            )
+        return rows
 
     @cached_property
     def metrics(self) -> list[dict[str, Any]]:
         """The lines that training wrote."""
         trained = self._last("train")
-        path = trained[0] / "metrics.jsonl" if trained else self.root / "none"
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+        return read_metrics(trained[0] / METRICS) if trained else []
 
     @property
     def checkpoint(self) -> Path | None:
@@ -255,6 +272,20 @@ def _together(evaluations: list[Path]) -> ScoresFile | None:
             elif value:
                 merged[key] = value
     return ScoresFile.model_validate(merged)
+
+
+def _flat(values: dict[str, Any]) -> dict[str, Any]:
+    """Settings within settings by names of their own, so that what differs is seen alone."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        parts = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+        deep = isinstance(value, dict) or any(isinstance(part, dict) for _, part in parts)
+        if not deep:
+            found[key] = value
+        else:
+            parts = value.items() if isinstance(value, dict) else enumerate(value)
+            found |= _flat({f"{key}.{k}": part for k, part in parts})
+    return found
 
 
 def _measuring(evaluations: list[tuple[Path, dict[str, Any]]]) -> dict[str, list[str]]:

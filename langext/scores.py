@@ -4,11 +4,13 @@ import json
 from pathlib import Path
 from typing import Literal
 
+from pydantic import ValidationError
+
 from langext.artifacts import Scores, read_json
 from langext.spec import ConfigError, Spec
 
 FILE = "scores.json"
-FORMAT = "langext scores 2"
+FORMAT = "langext scores 3"
 
 
 class Bits(Spec):
@@ -16,8 +18,8 @@ class Bits(Spec):
 
     value: float
     """Over all passages together."""
-    stderr: float
-    """By bootstrap over passages."""
+    stderr: float | None = None
+    """By bootstrap over passages; absent for a single one."""
     bytes: int
     """UTF-8 bytes that were measured."""
     passages: int
@@ -29,20 +31,28 @@ class Bits(Spec):
     gate: list[float] | None = None
     """Mean gate value in each layer; only of methods with gates."""
     open: list[float] | None = None
-    """Share of tokens whose gate is open in each layer."""
+    """Share of tokens whose gate is open in each layer; only of gates that close."""
     all_closed: float | None = None
-    """Share of tokens that are computed exactly as the base does: every gate is zero. Only of gates that close."""
+    """Share of tokens that are computed exactly as the base does: no gate is open for them, nor, below the last layer, for a
+    token before them. Only of gates that close, and of models that keep the base's vocabulary."""
 
 
 class Metric(Spec):
     """One figure of a task."""
 
     value: float
-    stderr: float
+    stderr: float | None = None
+    """absent where lm-eval knows none."""
     items: int
     higher_is_better: bool = True
     each: list[float] | None = None
     """The figure of each item in the task's own order, where it is their mean: changes are paired by it."""
+    weight_each: list[float] | None = None
+    """Where the figure is sum(each) / sum(weight_each) instead: bytes, of bits per byte."""
+    items_hash: str | None = None
+    """sha256 of the items as they were shown to the model, examples before them included."""
+    shots: int | None = None
+    """Examples before each item."""
 
 
 class Drift(Spec):
@@ -50,8 +60,8 @@ class Drift(Spec):
 
     kl: float
     """KL(base || model), nats per token."""
-    stderr: float
-    """Over passages."""
+    stderr: float | None = None
+    """Over passages; absent for a single one."""
     tokens: int
 
 
@@ -67,16 +77,22 @@ class Writing(Spec):
     """How fast the model writes: greedy text, one sequence, in the precision it was measured in."""
 
     tokens_per_second: float
+    """The median over the prompts."""
     tokens: int
-    memory_bytes: int
-    """Of all weights."""
+    """Written in all."""
+    weights_bytes: int
+    """Memory of all weights."""
+    peak_bytes: int | None = None
+    """The most of a GPU's memory that was held while writing; absent on a CPU."""
     device: str
+    of_base: list[float] = []
+    """Speed as a multiple of the base's, prompt by prompt: each was continued by both, one right after the other."""
 
 
 class ScoresFile(Spec):
     """The whole file."""
 
-    format: Literal["langext scores 2"] = FORMAT
+    format: Literal["langext scores 3"] = FORMAT
     bits_per_byte: dict[str, Bits]
     """By `<language>/<domain>`."""
     tasks: dict[str, dict[str, Metric]]
@@ -99,7 +115,11 @@ def read_file(path: Path) -> ScoresFile:
     value = read_json(path)
     if value.get("format") != FORMAT:
         raise ConfigError(f"{path}: written by another version of langext; measure again with --redo")
-    return ScoresFile.model_validate(value)
+    try:
+        return ScoresFile.model_validate(value)
+    except ValidationError as error:
+        where = ".".join(map(str, error.errors()[0]["loc"]))
+        raise ConfigError(f"{path}: damaged: {where}: {error.errors()[0]['msg']}") from None
 
 
 if __name__ == "__main__":

@@ -123,6 +123,10 @@ class Stage(Spec):
         """What has changed outside since the stage finished (a source file, say), or an empty string."""
         return ""
 
+    def same_sources(self, manifest: dict[str, Any]) -> bool:
+        """Would this stage, done here and now, read the very files that the finished one has read?"""
+        return not self.drift(manifest)
+
     def check(self, ctx: Context) -> None:
         """Raise ConfigError for what can be seen to be wrong before anything runs: missing files, unknown tasks."""
 

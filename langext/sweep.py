@@ -79,9 +79,10 @@ def points(files: Sequence[Path], over: Sequence[str], overrides: Sequence[str],
     if twice := next((key for key in keys if keys.count(key) > 1), None):
         raise ConfigError(f"--over {twice}: given twice; put all its values into one")
     for item in overrides:
-        below = next((key for key in keys if item.partition("=")[0].startswith(f"{key}.")), None)
-        if below:
-            raise ConfigError(f"--set {item}: --over {below} would replace it; write it into the values of --over")
+        name = item.partition("=")[0]
+        same = next((key for key in keys if name == key or name.startswith(f"{key}.")), None)
+        if same:
+            raise ConfigError(f"--set {item}: --over {same} would replace it; write it into the values of --over")
     found: list[Point] = []
     for file in files:
         for values in product(*(values for _, values in axes)):
@@ -125,6 +126,12 @@ def check(found: Sequence[Point]) -> None:
     """Raise ConfigError for whatever can be seen to be wrong with any of the runs; what is common, once."""
     seen: set[str] = set()
     for point in found:
+        measured = [step.inputs["model"][0] for step in point.steps if step.stage.uses == "evaluate"]
+        if BASE not in measured or not set(measured) - {BASE}:
+            raise ConfigError(
+                f"{point.file}: a sweep compares its runs, so each needs a stage evaluate of the base "
+                "(inputs: {model: base}) and one of the model that it makes"
+            )
         for step in point.steps:
             before = step.recorded or step.begun
             if before and before["fingerprint"] != step.fingerprint and step.state != "failed":

@@ -176,14 +176,15 @@ def _finish(
     modeling.save_delta(ctx.out, delta)
     modeling.write_record(ctx.out, modeling.read_record(model))
     kept = chosen["evaluation"] if chosen else log.last["eval"]
+    seen = mixture.cut(step * stage.batch_sequences)
     ctx.summary.update(
         steps=step,
         result_step=chosen["step"] if chosen else step,
         tokens=step * stage.batch_sequences * stage.sequence_length,
         seconds=round(seconds, 1),
         tokens_per_second=log.last["train"].get("tokens_per_second"),
-        epochs=mixture.epochs(),
-        shares=mixture.shares(),
+        epochs=seen.epochs(),
+        shares=seen.shares(),
         bits_per_byte=kept["figures"],
         kl_to_base=kept.get("kl_to_base"),
         dead_layers=kept.get("dead_layers"),

@@ -1,12 +1,42 @@
 """Text that a model writes, the same way everywhere: the most likely next token, repetitions discouraged."""
 
+import time
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from langext import documents
+
 REPETITION_PENALTY = 1.1
 """https://arxiv.org/abs/1909.05858, section 4.1: small models repeat themselves without."""
+
+
+@dataclass(frozen=True)
+class Written:
+    """What came of a prompt, and what it took."""
+
+    text: str
+    tokens: int
+    seconds: float
+    peak_bytes: int | None
+    """The most of a GPU's memory beyond what was held before; None on a CPU."""
+
+
+def write(net: Any, tokenizer: Any, prompt: str, most: int) -> Written:
+    """Go on from a prompt for at most so many tokens."""
+    device = net.get_input_embeddings().weight.device
+    ids_1T = torch.tensor(documents.encode(tokenizer, [prompt]), device=device)
+    held = 0
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        held = torch.cuda.memory_allocated(device)
+    started = time.monotonic()
+    ids = go_on(net, tokenizer, ids_1T, most)
+    seconds = time.monotonic() - started
+    peak = torch.cuda.max_memory_allocated(device) - held if device.type == "cuda" else None
+    return Written(tokenizer.decode(ids, skip_special_tokens=True).strip(), len(ids), seconds, peak)
 
 
 @torch.no_grad()

@@ -28,7 +28,7 @@ def test_what_is_recommended_exists_and_is_no_script_itself():
     names = sorted({name for name in SCRIPTS.values() if name and " " not in name and "<" not in name})
     assert len(names) > 5 and harness.known(names) == names
     manager = harness._manager(names, None)
-    assert not {source.path for name in names for source in harness._sources(manager, name)} & set(SCRIPTS)
+    assert not {leaf.config["dataset_path"] for name in names for leaf in harness._leaves(manager, name)} & set(SCRIPTS)
 
 
 def test_public_tasks_of_a_language():

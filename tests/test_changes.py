@@ -64,15 +64,15 @@ def test_few_passages_of_unlike_size_have_the_error_of_a_ratio():
 
 
 def test_what_is_not_known_is_called_neither_better_nor_worse():
-    one = Bits(value=1.0, stderr=float("nan"), bytes=1000, passages=1, bits_each=[1000], bytes_each=[1000])
+    one = Bits(value=1.0, stderr=None, bytes=1000, passages=1, bits_each=[1000], bytes_each=[1000])
     (single,) = changes.bits(file(one), file(one.model_copy(update={"value": 1.0001, "bits_each": [1000.1]})))
-    assert single.verdict == "noise" and np.isnan(single.difference.p)
+    assert single.verdict == "unknown" and np.isnan(single.difference.p)
     assert changes.mean([single]).in_noise
     few = [bits([1000.0, 1100.0, 900.0]), bits([950.0, 1080.0, 860.0])]
     (change,) = changes.bits(file(few[0]), file(few[1]))
     alone = changes.mean([change])
     assert alone.high - alone.low == pytest.approx((change.difference.high - change.difference.low) / change.before)
-    broken = bits([1000.0, 1100.0, 1000.0]).model_copy(update={"value": float("nan")})
+    broken = bits([1000.0, 1100.0, 1000.0]).model_copy(update={"value": float("nan"), "bits_each": [float("nan")] * 3})
     (nothing,) = changes.bits(file(bits([1000.0, 1100.0, 1000.0])), file(broken))
     assert nothing.verdict == "unmeasured"
     assert changes.unbeaten([(float("nan"), 0.0), (0.1, 0.1)]) == [1]
@@ -88,6 +88,69 @@ def test_items_of_tasks_are_paired_and_others_are_not():
     (apart,) = changes.tasks(file(task=metric(before, keep=False)), file(task=metric(after, keep=False)))
     assert apart.verdict == "noise" and not apart.difference.paired
     assert apart.difference.stderr == pytest.approx(2**0.5 * 0.025, rel=0.02)
+
+
+def test_few_changed_answers_are_no_evidence():
+    before = np.zeros(100)
+    for changed, p in ((4, 0.125), (6, 0.03125)):
+        after = before.copy()
+        after[:changed] = 1
+        (change,) = changes.tasks(file(task=metric(before)), file(task=metric(after)))
+        assert change.difference.value == changed / 100 and change.difference.p == pytest.approx(p)  # 2 * 0.5 ** changed
+        assert change.verdict == ("noise" if p > 0.05 else "better")
+    (both,) = changes.tasks(file(task=metric([0, 0])), file(task=metric([1, 1])))
+    assert both.verdict == "noise" and both.difference.low < 0 < both.difference.high == 1
+
+
+@pytest.mark.parametrize("share", [0.02, 0.1, 0.5])
+def test_one_in_twenty_changes_of_answers_at_most_is_called_significant(share):
+    dice = np.random.default_rng(5)
+    called = covered = 0
+    for _ in range(400):
+        before, coin = np.zeros(100), dice.random(100)
+        before[coin < share / 2] = 1
+        after = np.where(coin < share, 1 - before, before)
+        (change,) = changes.tasks(file(task=metric(before)), file(task=metric(after)))
+        called += change.verdict != "noise"
+        covered += change.difference.low <= 0 <= change.difference.high
+    assert called <= 28 and covered >= 370
+
+
+def test_other_items_are_not_paired():
+    one, other = metric([0, 1, 1, 0]), metric([1, 1, 1, 1])
+    (same,) = changes.tasks(file(task=one), file(task=other))
+    (apart,) = changes.tasks(file(task=one), file(task=other.model_copy(update={"items_hash": "of others"})))
+    assert same.difference.paired and not apart.difference.paired
+
+
+def test_bits_per_byte_of_a_task_are_paired_by_their_bytes():
+    dice = np.random.default_rng(6)
+    sizes = dice.integers(500, 1500, 40).astype(float)
+    before = sizes * dice.normal(1, 0.3, 40)
+    after = before - sizes * dice.normal(0.1, 0.02, 40)
+
+    def task(each):
+        value = each.sum() / sizes.sum()
+        return Metric(
+            value=value, stderr=None, items=40, higher_is_better=False, each=each.tolist(), weight_each=sizes.tolist()
+        )
+
+    (change,) = changes.tasks(file(task=task(before)), file(task=task(after)))
+    assert change.verdict == "better" and change.difference.value == pytest.approx(-0.1, abs=0.01)
+    alone = task(before).model_copy(update={"each": None})
+    (unpaired,) = changes.tasks(file(task=alone), file(task=task(after)))
+    assert unpaired.verdict == "unknown"
+
+
+def test_what_is_worse_by_chance_among_many_is_not_surely_worse():
+    dice = np.random.default_rng(7)
+
+    def change(p):
+        return changes.Change("x", 1.0, 0.1, 1.1, 0.1, changes.Difference(0.1, 0.1, 0, 1, p, True), False)
+
+    rows = [change(p) for p in (0.04, *dice.uniform(0.1, 1, 9))]
+    assert rows[0].verdict == "worse" and changes.surely_worse(rows) == []
+    assert changes.surely_worse([change(0.004), *rows[1:]]) != []
 
 
 def test_other_passages_are_not_paired_and_nothing_measured_twice_is_no_change():

@@ -1,11 +1,14 @@
 """Talking to base and extended model."""
 
+import shutil
+
 import pytest
 import torch
 from bench import Bench, extend, train
 from typer.testing import CliRunner
 
 from langext import chat, modeling
+from langext.artifacts import read_json, write_json
 from langext.cli import app
 from langext.spec import ConfigError
 
@@ -49,7 +52,23 @@ def test_an_export_beside_its_base_talks_like_the_run(bench, runs):
     exported = chat.speakers(runs[0] / "04-export" / "checkpoint", bench.pico)
     assert [speaker.name for speaker in exported] == ["base", "extended"]
     assert exported[1].answer("le petit chat", 12) == of_run
-    assert [speaker.name for speaker in chat.speakers(runs[0] / "04-export" / "checkpoint", None)] == ["extended"]
+    alone_there = chat.speakers(runs[0] / "04-export" / "checkpoint", None)  # the base of the run that it lies in
+    assert [speaker.name for speaker in alone_there] == ["base", "extended"]
+    assert alone_there[0].answer("le petit chat", 12) == exported[0].answer("le petit chat", 12)
+
+
+def test_an_export_somewhere_else_is_beside_the_base_that_it_names(runs, tmp_path, capsys, monkeypatch, bench):
+    import huggingface_hub
+
+    copy = shutil.copytree(runs[0] / "04-export" / "checkpoint", tmp_path / "x" / "y")
+    assert [speaker.name for speaker in chat.speakers(copy, None)] == ["extended"]
+    assert "its base is not on this machine; --base takes the folder of it" in capsys.readouterr().out
+    record = read_json(copy / "export.json")
+    write_json(copy / "export.json", record | {"base": {"hub": "some/base", "commit": "abc"}})
+    asked = []
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *a, **o: (asked.append((a, o)), str(bench.pico))[1])
+    assert [speaker.name for speaker in chat.speakers(copy, None)] == ["base", "extended"]
+    assert asked == [(("some/base",), {"revision": "abc", "local_files_only": True})]
 
 
 def test_a_chat_template_makes_a_conversation(runs):
@@ -74,6 +93,10 @@ def test_what_is_neither_run_nor_export_is_refused(tmp_path, runs, bench):
         chat.speakers(tmp_path, None)
     with pytest.raises(ConfigError, match="a run folder knows its base"):
         chat.speakers(runs[0], bench.pico)
+    for name, message in (("model.gguf", "GGUF files run in llama.cpp"), ("delta.json", "`langext apply` makes a run folder")):
+        (tmp_path / name).write_text("{}")
+        with pytest.raises(ConfigError, match=message):
+            chat.speakers(tmp_path, None)
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "modeling_x.py").write_text("")
     with pytest.raises(ConfigError, match="code of its own"):

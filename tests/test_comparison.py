@@ -45,12 +45,27 @@ def test_only_settings_that_differ_are_shown_and_make_curves(runs):
     found = comparison.gather([runs])
     assert {key for entry in found.entries for key in entry.settings} == {"train.lr"}
     assert [entry.name for entry in found.entries] == ["c", "d", "e", "a", "b"]  # by curve and rate
-    assert of(found, "a").curve == of(found, "b").curve == "lora"
+    assert of(found, "a").curve == of(found, "b").curve and of(found, "a").label == "lora"
     compared(runs / "f", "lora", 1e-3, 1.75, 1.02, rank=16)
     found = comparison.gather([runs])
     assert of(found, "f").settings == {"train.lr": 1e-3, "extend.method.rank": 16}
-    assert of(found, "a").curve == "lora, rank 8" and of(found, "f").curve == "lora, rank 16"
-    assert of(found, "c").curve == "adapter"
+    assert of(found, "a").label == "lora, rank 8" and of(found, "f").label == "lora, rank 16"
+    assert of(found, "c").label == "adapter" and of(found, "a").curve != of(found, "f").curve
+
+
+def test_settings_that_look_alike_in_a_few_words_are_curves_of_their_own(tmp_path):
+    for name, last in (("a", "base"), ("b", "instruct")):
+        compared(tmp_path / name, "lora", 1e-3, 1.8, 1.01, init=f"a-text-that-is-much-too-long-{last}")
+    for name, weight in (("c", 0.1), ("d", 1.0)):
+        compared(tmp_path / name, "adapter", 1e-3, 1.8, 1.01)
+        manifest = tmp_path / name / "04-train" / "manifest.json"
+        stage = {"uses": "train", "lr": 1e-3, "penalties": [{"name": "ldifs", "weight": weight}]}
+        write_json(manifest, read_json(manifest) | {"stage": stage})
+    found = comparison.gather([tmp_path])
+    names = compare._names(found)
+    assert len({entry.curve for entry in found.entries}) == len(set(names.values())) == 4
+    labels = [names[of(found, name).curve] for name in "abcd"]
+    assert labels[1] == f"{labels[0]} (2)" and labels[2:] == ["adapter + ldifs, weight 0.1", "adapter + ldifs, weight 1"]
 
 
 @pytest.mark.parametrize(
@@ -90,7 +105,15 @@ def test_what_does_not_compare_is_told(runs, tmp_path_factory):
     found = comparison.gather([runs])
     assert [entry.run.root.name for entry in found.entries if not entry.alike] == ["b"]
     assert found.of_full(of(found, "b")) is None and "b" not in {entry.name for entry in found.front}
-    assert found.left_out == ["half: no evaluation of both base and trained model"]
+    (runs / "begun" / "base").mkdir(parents=True)
+    found = comparison.gather([runs])
+    assert found.left_out == ["begun: no finished stage", "half: no evaluation of both base and trained model"]
+    manifest = runs / "a" / "02-evaluate_base" / "manifest.json"
+    (runs / "a" / "whole.json").write_text(manifest.read_text())
+    value = read_json(manifest)
+    write_json(manifest, value | {"stage": value["stage"] | {"precision": "fp32"}})
+    assert not of(comparison.gather([runs]), "c").alike  # the first one's base was measured otherwise than its model
+    (runs / "a" / "whole.json").rename(manifest)
     write_json(runs / "c" / "01-filter" / "job.json", {"language": "swh_Latn", "original_languages": ["eng_Latn"]})
     write_json(runs / "d" / "05-evaluate" / "scores.json", {"format": "langext scores 1"})
     found = comparison.gather([runs])
@@ -100,6 +123,12 @@ def test_what_does_not_compare_is_told(runs, tmp_path_factory):
         compare.build(comparison.gather([runs / "half"]), runs)
     with pytest.raises(ConfigError, match="neither a run folder nor a folder of runs"):
         comparison.gather([tmp_path_factory.mktemp("empty")])
+
+
+def test_damaged_scores_are_told(runs):
+    path = runs / "b" / "05-evaluate" / "scores.json"
+    write_json(path, read_json(path) | {"more": 1})
+    assert any("scores.json: damaged: more: " in reason for reason in comparison.gather([runs]).left_out)
 
 
 def test_names_tell_runs_apart(runs, tmp_path, monkeypatch):
@@ -122,7 +151,7 @@ def test_forgetting_is_that_of_the_set_that_lost_most(runs):
     assert entry.forgot_in == "eng_Latn/news" and entry.forgot.value == pytest.approx(0.01)
 
 
-def test_what_is_forgotten_for_certain_comes_before_what_may_be_chance(runs):
+def test_the_set_with_the_largest_increase_counts_and_its_interval_says_what_may_be_chance(runs):
     for name, value in (("02-evaluate_base", 1.0), ("05-evaluate", 1.05)):
         path = runs / "d" / name / "scores.json"
         scores = read_json(path)
@@ -131,7 +160,7 @@ def test_what_is_forgotten_for_certain_comes_before_what_may_be_chance(runs):
         write_json(path, scores)
     entry = of(comparison.gather([runs]), "d")
     assert [row.verdict for row in entry.run.bits if row.name == "eng_Latn/few"] == ["noise"]
-    assert entry.forgot_in == "eng_Latn/news"
+    assert entry.forgot_in == "eng_Latn/few" and entry.forgot.value == pytest.approx(0.05) and entry.forgot.low < 0
 
 
 def test_a_method_with_another_vocabulary_is_another_curve(runs):
@@ -140,8 +169,8 @@ def test_a_method_with_another_vocabulary_is_another_curve(runs):
     manifest = runs / "f" / "04-train" / "manifest.json"
     write_json(manifest, read_json(manifest) | {"stage": {"uses": "train", "lr": 1e-3, "penalties": [{"name": "l2sp"}]}})
     found = comparison.gather([runs])
-    assert of(found, "a").curve == "lora, extend_tokenizer, rank 8" and of(found, "b").curve == "lora, rank 8"
-    assert of(found, "f").curve == "lora + l2sp, rank 16"
+    labels = [of(found, name).label for name in "abf"]
+    assert labels[:2] == ["lora, extend_tokenizer, rank 8", "lora, rank 8"] and labels[2].startswith("lora + l2sp, rank 16")
 
 
 def test_one_sided_runs_have_no_plane(tmp_path):
@@ -192,7 +221,13 @@ def test_tasks_have_a_plane_of_their_own(runs):
         tasks = {"mine": {"acc": metric, "bleu": metric}, "other": {"acc": metric}, "unknown": {"acc": metric}}
         tasks["bits"] = {"bits_per_byte": metric | {"higher_is_better": False}}  # of another unit, so it is no part of the mean
         languages = {"mine": "fra_Latn", "other": "eng_Latn", "bits": "fra_Latn"}
-        evaluation(runs / "g", number, name, model, 2.0, 1.0, tasks=tasks, task_languages=languages)
+        for run in ("a", "c"):
+            evaluation(runs / run, number, name, model, 2.0, 1.0, tasks=tasks, task_languages=languages)
     found = comparison.gather([runs])
-    assert of(found, "g").tasks_learned.value == pytest.approx(-0.1) and of(found, "g").tasks_forgot.value == pytest.approx(0.1)
+    learned = (0.0 - 0.1) / 2  # in the continuation task and in mine
+    for run in ("a", "c"):
+        assert of(found, run).tasks_learned.value == pytest.approx(learned) and of(
+            found, run
+        ).tasks_forgot.value == pytest.approx(0.1)
+    assert of(found, "b").tasks_learned is None  # a mean over fewer tasks is no point of this plane
     assert compare.build(found, runs).read_text().count('role="img"') == 2

@@ -4,8 +4,8 @@ import pytest
 import torch
 from toy import make_base, make_tokenizer
 
-from langext import modeling
-from langext.diagnostics import Watch
+from langext import families, modeling
+from langext.diagnostics import Observer, Watch
 from langext.drift import Drift
 from langext.methods import Adapter, Full, NeutralResidues, SelectiveLora
 from langext.methods.residue import stacks
@@ -69,3 +69,46 @@ def test_methods_without_gates_have_no_dead_layers_and_selective_lora_counts_its
     live = live_model(SelectiveLora(name="selective_lora", rank=2))
     assert watch(tmp_path, live).measure()[1]["weights"] == {"active_blocks": 28.0, "blocks": 28.0}
     assert "active blocks 28  blocks 28" in capsys.readouterr().out
+
+
+def test_a_token_after_an_open_one_is_not_computed_as_the_base_does():
+    """Of tokens with closed gates, those before any open one have the base's logits and those after it have not."""
+    live = live_model(NeutralResidues(name="neutral_residues", gate="relu", width=16))
+    base = make_base("llama", len(live.tokenizer)).float().eval()
+    blocks = stacks(live.net)[0]
+    for block in blocks.values():
+        block.down_proj.weight.data.normal_(std=0.5)
+        block.router.weight.data.zero_()
+    ids = torch.randint(0, 300, (2, 12))
+    inputs = {}
+    for number, ffn in enumerate(families.ffns(base)):
+        ffn.register_forward_pre_hook(lambda _, args, number=number: inputs.__setitem__(number, args[0].clone()))
+    with torch.no_grad():
+        before = base(input_ids=ids).logits
+        wanted = -torch.ones(24, 1)
+        wanted[5] = 1.0  # open for this token of the first row alone
+        blocks[1].router.weight.data = torch.linalg.lstsq(inputs[1].reshape(24, -1), wanted).solution.T.clone()
+        after = live.net(input_ids=ids).logits
+    mask = torch.ones(2, 12, dtype=torch.bool)
+    seen = Observer(live)
+    seen(mask)
+    same = (before - after).abs().amax(-1) < 1e-6
+    assert same.tolist() == [[True] * 5 + [False] * 7, [True] * 12]
+    assert seen.layers()["all_closed"] == pytest.approx(17 / 24)
+
+
+def test_with_more_tokens_none_is_computed_as_the_base_does():
+    live = live_model(NeutralResidues(name="neutral_residues", gate="relu", width=16), num_new=4)
+    with torch.no_grad():
+        live.net(input_ids=torch.randint(0, 300, (1, 8)))
+    seen = Observer(live)
+    seen(torch.ones(1, 8, dtype=torch.bool))
+    assert "all_closed" not in seen.layers() and "open" in seen.layers()
+
+
+def test_distance_of_a_base_with_unused_rows_to_a_model_with_few_new_ones():
+    """The new rows stand where the base has padding: neither is compared with the other."""
+    live = live_model(Full(name="full"), num_new=3)
+    base = make_base("llama", 340).float().eval()
+    drift = Drift(base, live.tokenizer, TEXTS)
+    assert drift.measure(live.net) >= 0

@@ -69,7 +69,7 @@ def test_learns_the_new_language_and_reports_it(done):
     )
     assert "drift" not in before or before["drift"] == {}
     assert after["drift"].keys() == {"eng_Latn"} and 0 < after["drift"]["eng_Latn"]["kl"] < 1
-    assert before["writing"]["tokens_per_second"] > 0 and before["writing"]["memory_bytes"] < after["writing"]["memory_bytes"]
+    assert before["writing"]["tokens_per_second"] > 0 and before["writing"]["weights_bytes"] < after["writing"]["weights_bytes"]
     assert "learned: French, book" in said and "checkpoint" in said and "ETA" in said
     page = (run / "report.html").read_text()
     assert "<svg" in page and "http-equiv" not in page and "src=" not in page

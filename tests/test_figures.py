@@ -1,6 +1,7 @@
 """`langext evaluate`: figures by name, conditions, exit codes."""
 
 import json
+import math
 import re
 
 import pytest
@@ -78,10 +79,32 @@ def test_what_is_no_number_does_not_pass():
             figures.held([f"x > {number}"], {"x": 1.0})
 
 
+def test_languages_that_nobody_measured_are_not_kept(measured):
+    for path in measured.glob("*/job.json"):
+        write_json(path, {"language": "fra_Latn", "original_languages": ["eng_Latn", "deu_Latn"]})
+    found = figures.of(run_folder.gather(measured))
+    assert math.isnan(found["original.bpb_increase"]) and math.isnan(found["original.worst_bpb_increase"])
+    (line,) = figures.held(["original.bpb_increase > 50%"], found)
+    assert line == "original.bpb_increase > 50%: it is not known"
+    page = report.build(measured).read_text()
+    assert "German: forgot" in page and "not measured" in page and "English, German: forgot" not in page
+
+
+def test_figures_of_several_filters_have_names_without_spaces(measured):
+    for name, value in (("02-evaluate_base", 0.5), ("04-evaluate", 0.25)):
+        path = measured / name / "scores.json"
+        metrics = {f"exact_match/{kind}": {"value": value, "stderr": 0.1, "items": 20} for kind in ("strict-match", "flexible")}
+        scores = read_json(path)
+        write_json(path, scores | {"tasks": {"sums": metrics}, "task_languages": {"sums": "eng_Latn"}})
+    gathered = run_folder.gather(measured)
+    assert figures.held(["sums.exact_match/strict-match_drop > 0.2"], figures.of(gathered))
+    assert [row.name for row in gathered.task_changes()[False]] == ["sums, exact_match/flexible"]
+
+
 def test_json_has_null_where_there_is_no_number(measured):
     path = measured / "04-evaluate" / "scores.json"
     scores = read_json(path)
-    scores["tasks"]["continuation_fra_Latn"]["acc"]["stderr"] = float("nan")
+    scores["tasks"]["continuation_fra_Latn"]["acc"]["stderr"] = None
     write_json(path, scores)
     printed = langext("evaluate", measured, "--json").stdout
     assert "NaN" not in printed and json.loads(printed)["tasks"]["continuation_fra_Latn, acc"]["p"] is None

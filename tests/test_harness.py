@@ -26,7 +26,7 @@ def test_items_are_fair():
 def test_accuracy_equals_likelihoods_by_hand(pico):
     live = LiveModel(modeling.load_base(pico, torch.float32), modeling.load_tokenizer(pico), None)
     items = harness.continuation_items(documents(ENGLISH, 8, 2), 8, seed=1)
-    found = harness.evaluate(live, [], {"own": items}, num_fewshot=None, limit=None, batch_size=3, include=None)
+    found = {"own": harness.Harness(live, 3).items("own", items)}
     right = 0
     for item in items:
         scores = []
@@ -75,7 +75,8 @@ def test_each_format_of_a_local_file_is_scored_as_by_hand(pico, tmp_path):
         (tmp_path / f"{name}.yaml").write_text(json.dumps(task | {"dataset_kwargs": {"data_files": {"test": str(data)}}}))
     tasks = [f"my_{name}" for name in rows]
     harness.check_tasks(tasks, tmp_path)
-    found = harness.evaluate(live, tasks, {}, num_fewshot=None, limit=None, batch_size=2, include=tmp_path)
+    measure = harness.Harness(live, 2)
+    found = {name: figures for task in tasks for name, figures in measure.task(task, include=tmp_path).items()}
 
     @torch.no_grad()
     def log_p(context, continuation):
@@ -95,4 +96,69 @@ def test_each_format_of_a_local_file_is_scored_as_by_hand(pico, tmp_path):
     assert not found["my_cloze"]["perplexity"].higher_is_better
     text = " ".join(words)
     bits = -log_p("", text) / math.log(2) / len(text.encode())
-    assert found["my_bits_per_byte"]["bits_per_byte"].value == pytest.approx(bits, rel=1e-4)
+    of_bytes = found["my_bits_per_byte"]["bits_per_byte"]
+    assert of_bytes.value == pytest.approx(bits, rel=1e-4) and of_bytes.weight_each == [len(text.encode())]
+    assert {figure.shots for metrics in found.values() for figure in metrics.values()} == {0}
+
+
+@pytest.fixture
+def group(tmp_path):
+    """A folder with two tasks of unlike size, and a group of them that weighs them by it."""
+    formats = Path(__file__).parent.parent / "configs" / "lm_eval"
+    words = "the small cat sleeps in the house with a dog and a bird".split()
+    for name, part in (("one", words[:4]), ("two", words)):
+        data = tmp_path / f"{name}.jsonl"
+        data.write_text(
+            "".join(json.dumps({"query": f"item {i} {w}", "choices": [w, "x"], "gold": 0}) + "\n" for i, w in enumerate(part))
+        )
+        task = {"include": str(formats / "_multiple_choice.yaml"), "task": name}
+        (tmp_path / f"{name}.yaml").write_text(json.dumps(task | {"dataset_kwargs": {"data_files": {"test": str(data)}}}))
+    mean = [{"metric": "acc", "aggregation": "mean", "weight_by_size": True}]
+    (tmp_path / "both.yaml").write_text(json.dumps({"group": "both", "task": ["one", "two"], "aggregate_metric_list": mean}))
+    return tmp_path
+
+
+def test_a_group_is_paired_by_the_items_of_all_its_tasks(pico, group):
+    live = LiveModel(modeling.load_base(pico, torch.float32), modeling.load_tokenizer(pico), None)
+    found = harness.Harness(live, 4).task("both", include=group)
+    whole, parts = found["both"]["acc"], [found[name]["acc"] for name in ("one", "two")]
+    assert whole.items == 17 and whole.each == [*parts[0].each, *parts[1].each]
+    assert len({figure.items_hash for figure in (whole, *parts)}) == 3
+    shots = harness.Harness(live, 4).task("both", include=group, num_fewshot=2)["both"]["acc"]
+    assert shots.shots == 2 and shots.items_hash != whole.items_hash
+
+
+def test_examples_are_never_the_item_itself(pico, group, monkeypatch):
+    from lm_eval.models.huggingface import HFLM
+
+    asked = []
+    plain = HFLM.loglikelihood
+    monkeypatch.setattr(
+        HFLM, "loglikelihood", lambda self, requests, **o: (asked.extend(requests), plain(self, requests, **o))[1]
+    )
+    live = LiveModel(modeling.load_base(pico, torch.float32), modeling.load_tokenizer(pico), None)
+    harness.Harness(live, 4).task("two", include=group, num_fewshot=10)
+    assert len(asked) == 26
+    for request in asked:
+        query = request.doc["query"]
+        assert request.args[0].count("item ") == 11 and query not in request.args[0].removesuffix(query)
+
+
+def test_what_cannot_be_measured_is_refused_at_plan_time(group):
+    with pytest.raises(ConfigError, match="one is in both both and one; leave one of them out"):
+        harness.check_tasks(["both", "one"], group)
+    with pytest.raises(ConfigError, match="humaneval runs programs that the model has written"):
+        harness.check_tasks(["humaneval"], None)
+    inline = {"group": "inline", "task": [{"task": "two", "num_fewshot": 3}, {"group": "inner", "task": ["one"]}]}
+    (group / "inline.yaml").write_text(json.dumps(inline))
+    assert harness.members("inline", group) == ["two", "one"]
+    (group / "two.jsonl").unlink()
+    with pytest.raises(ConfigError, match="two: .*two.jsonl: no such file"):
+        harness.check_tasks(["inline"], group)
+
+
+def test_errors_of_a_task_are_one_message(pico, group):
+    live = LiveModel(modeling.load_base(pico, torch.float32), modeling.load_tokenizer(pico), None)
+    (group / "two.jsonl").write_text('{"other": 1}\n')
+    with pytest.raises(ConfigError, match="two: lm-eval cannot measure it: "):
+        harness.Harness(live, 4).task("two", include=group)

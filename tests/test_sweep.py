@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from bench import ROOT, Bench, extend, train
 from processes import start, wait_for
+from ruamel.yaml import YAML
 
 from langext import pipeline, reuse, sweep
 from langext.artifacts import read_json, write_json
@@ -68,6 +69,17 @@ def test_every_combination_is_a_run_with_a_name(file, tmp_path):
 def test_settings_that_a_value_would_replace_are_refused(file, tmp_path):
     with pytest.raises(ConfigError, match="--set extend.method.rank=8: --over extend.method would replace it"):
         sweep.points([file], ["extend.method=lora,full"], ["extend.method.rank=8"], tmp_path)
+    with pytest.raises(ConfigError, match="--set train.lr=5e-4: --over train.lr would replace it"):
+        sweep.points([file], ["train.lr=1e-3,2e-3"], ["train.lr=5e-4"], tmp_path)
+
+
+def test_runs_that_nothing_could_compare_are_refused(file, tmp_path):
+    short = tmp_path / "short.yaml"
+    value = YAML(typ="safe", pure=True).load(file.read_text())
+    YAML(typ="safe", pure=True).dump(value | {"stages": value["stages"][:-1]}, short)
+    found = sweep.points([short], ["train.lr=1e-3,2e-3"], [], tmp_path / "runs")
+    with pytest.raises(ConfigError, match="a sweep compares its runs, so each needs a stage evaluate of the base"):
+        sweep.check(found)
 
 
 def test_failed_runs_are_named(file, tmp_path):
@@ -184,18 +196,19 @@ def test_a_stage_is_taken_whole_or_not_at_all(file, tmp_path):
     (theirs / "documents").mkdir(parents=True)
     (theirs / "documents" / "text").write_text("x")
     step.out.mkdir(parents=True)  # what a kill left
-    source = tmp_path / "source"
-    source.write_text("12345")
-    sizes = {"source_files": [{"path": str(source), "bytes": 5}]}
+    source = next(file.parent.glob("fra_Latn.jsonl.gz"))
+    was = source.read_bytes()
+    sizes = {"source_files": step.stage._read_files()}
     right = {"fingerprint": step.fingerprint, "inputs": {}, "summary": sizes, "files": []}
+    elsewhere = {"source_files": [entry | {"path": f"/other{entry['path']}"} for entry in sizes["source_files"]]}
     other = {"corpus": {"path": "/x/01-other"}}
     (theirs / "checkpoints").mkdir()
-    for manifest in (right | {"fingerprint": "other"}, right | {"inputs": other}, None):
+    for manifest in (right | {"fingerprint": "other"}, right | {"inputs": other}, right | {"summary": elsewhere}, None):
         if manifest is None:
-            source.write_text("1234567")
+            source.write_bytes(was + b"more")
         write_json(theirs / "manifest.json", manifest or right)
         assert reuse.stage(step, [tmp_path / "a"]) is None and not any(step.out.iterdir())
-    source.write_text("12345")
+    source.write_bytes(was)
     assert reuse.stage(step, [tmp_path / "a"]) == tmp_path / "a"
     assert (step.out / "documents" / "text").read_text() == "x"
     assert [path.name for path in step.out.parent.iterdir()] == [step.out.name] and not (step.out / "checkpoints").exists()

@@ -78,6 +78,10 @@ def test_a_drift_budget_ends_the_training_and_the_model_keeps_to_it(legs):
     increases = [bits(row, "eng_Latn") / bits(evals[0], "eng_Latn") - 1 for row in evals]
     assert increases[-1] > 0.02 and max(increases[:-1]) <= 0.02 and len(evals) < 31
     assert found["steps"] == evals[-1]["step"] and found["result_step"] < found["steps"]
+    assert sum(found["shares"].values()) == pytest.approx(1)
+    whole = summary(legs, "kept on")  # epochs are of what was read, not of what was planned
+    read = [row["steps"] * row["shares"]["fra_Latn/book"] for row in (found, whole)]
+    assert found["epochs"]["fra_Latn/book"] / whole["epochs"]["fra_Latn/book"] == pytest.approx(read[0] / read[1])
     evals, found = rows(legs, "kept on", "eval"), summary(legs, "kept on")
     within = [row["step"] for row in evals if row["kl_to_base"] <= 0.02]
     assert len(evals) == 13 and 0 < len(within) < 13 and found["result_step"] in within and found["steps"] == 12

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from langext import families, languages, memory
-from langext.artifacts import Corpus, Model, read_json, write_json
+from langext.artifacts import BASE, MANIFEST, Corpus, Model, read_json, write_json
 from langext.spec import ConfigError
 
 if TYPE_CHECKING:
@@ -125,6 +125,9 @@ def _write(model: Model, out: Path, form: str, texts: list[str], gguf: GGUF, des
     from langext.exports import gguf_check
 
     record: dict[str, Any] = {"format": form, "architecture": described}
+    base = read_json(model.path.parent / BASE / MANIFEST)
+    if base["commit"]:
+        record["base"] = {"hub": base["root"], "commit": base["commit"]}
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f"{out.name}.") as scratch:
         stored = Path(scratch) / "checkpoint" if form == "gguf" else out
         stored.mkdir(exist_ok=True)

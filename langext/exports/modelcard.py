@@ -1,6 +1,7 @@
 """The README.md of an exported checkpoint."""
 
 import shutil
+from math import isfinite
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -60,14 +61,19 @@ def _rows(card: dict[str, Any]) -> list[dict[str, str]]:
             "name": name,
             "before": _pm(row.before, row.before_stderr),
             "after": _pm(row.after, row.after_stderr),
-            "change": f"{row.difference.low:+.4f} to {row.difference.high:+.4f} ({row.verdict})",
+            "change": _change(row),
         }
         for name, row in rows
     ]
 
 
 def _pm(value: float, stderr: float) -> str:
-    return f"{value:.4f} ± {stderr:.4f}"
+    return f"{value:.4f}" + (f" ± {stderr:.4f}" if isfinite(stderr) else "")
+
+
+def _change(row: changes.Change) -> str:
+    low, high = row.difference.low, row.difference.high
+    return (f"{low:+.4f} to {high:+.4f}" if isfinite(low + high) else f"{row.difference.value:+.4f}") + f" ({row.verdict})"
 
 
 def describe(model: Model, languages: tuple[str, ...], corpus: Corpus | None, before: Any, after: Any) -> dict[str, Any]:

@@ -1,10 +1,11 @@
 """One self-contained HTML file about a run. It reads what stages wrote; stages never call it."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from math import isfinite
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -30,8 +31,10 @@ def build(root: Path) -> Path:
     gates, close = _gates(run)
     found: dict[str, Any] = {
         "curves": Markup(plots.curves(run.metrics, run.new.code)) if run.metrics else "",  # our own SVG, its texts escaped
+        "evals": [row for row in run.metrics if row["kind"] == "eval"],
         "gates": Markup(plots.gates(gates, close)),
         "gates_close": close,
+        "gate_rows": gates,
         "funnel": run.summary("filter").get("funnel"),
         "vocabulary": run.summary("extend_tokenizer"),
         "training": run.summary("train"),
@@ -73,7 +76,7 @@ def put(path: Path, page: str) -> Path:
 def _tiles(run: Run) -> Iterator[dict[str, Any]]:
     """The two sentences that matter: what was learned, and what was forgotten."""
     by_language = run.task_changes()
-    names = ", ".join(language.name for language in run.originals)
+    names = ", ".join(language.name for language in run.originals if language not in run.unmeasured)
     learned = changes.mean([row for row in run.bits if run.is_new(row)])
     if learned:
         lines = [f"bits per byte {percent(learned)}"]
@@ -88,23 +91,37 @@ def _tiles(run: Run) -> Iterator[dict[str, Any]]:
     kept = [row for row in run.bits if not run.is_new(row)]
     worst, mean = changes.worst(kept), changes.mean(kept)
     if worst and mean:
-        figure = {"noise": "nothing beyond noise", "better": "nothing", "worse": f"{100 * worst.relative:.1f} %"}
-        tone = {"noise": "", "better": "good", "worse": "bad"}
-        lines = [f"bits per byte of {worst.name}, the set that lost most; {percent(mean)} over all sets" if len(kept) > 1 else
-                 f"bits per byte {percent(mean)}"]  # fmt: skip
+        figure, tone = _forgot(kept)
+        lines = [f"bits per byte {percent(mean)}" + (" over all sets" if len(kept) > 1 else "")]
+        if len(kept) > 1:
+            lines.append(f"most in {worst.name}: {100 * worst.relative:+.1f} % ({worst.verdict})")
         yield {
             "title": f"{names}: forgot",
-            "figure": figure.get(worst.verdict, worst.verdict),
-            "tone": tone.get(worst.verdict, "bad"),
+            "figure": figure,
+            "tone": tone,
             "lines": [*lines, *_task_line(by_language, False)],
         }
+    if run.bits and run.unmeasured:
+        missing = ", ".join(language.name for language in run.unmeasured)
+        yield {"title": f"{missing}: forgot", "figure": "not measured", "tone": "bad", "lines": ["no held-out text of it"]}
+
+
+def _forgot(kept: Sequence[changes.Change]) -> tuple[str, str]:
+    """How much the original languages have surely lost, in the set that lost most, and its tone."""
+    sure = changes.worst(changes.surely_worse(kept))
+    if sure:
+        return f"{100 * sure.relative:.1f} %", "bad"
+    if all(row.verdict == "better" for row in kept):
+        return "nothing", "good"
+    odd = next((row.verdict for row in kept if row.verdict in ("unknown", "unmeasured")), None)
+    return (odd, "bad") if odd else ("nothing beyond noise", "")
 
 
 def _task_line(by_language: dict[bool, list[changes.Change]], new: bool) -> list[str]:
-    """Their mean, and the names of those that are surely worse, which the mean would hide: beyond noise after Bonferroni."""
+    """Their mean, and the names of those that are surely worse, which the mean would hide."""
     rows = by_language.get(new, [])
     gain = changes.gain(rows)
-    worse = [row.name for row in rows if row.verdict == "worse" and row.difference.p < changes.SIGNIFICANT / len(rows)]
+    worse = [row.name for row in changes.surely_worse(rows)]
     lines = [f"tasks {points(gain)} ({len(rows)} of them)"] if gain else []
     return [*lines, *([f"worse: {'; '.join(worse)}"] if worse else [])]
 
@@ -127,6 +144,8 @@ def _costs(run: Run) -> Iterator[tuple[str, str]]:
     cost, training, before, after = run.cost, run.summary("train"), run.before, run.after
     if training:
         yield "training", f"{training['tokens']:,} tokens in {training['steps']} steps and {duration(training['seconds'])}"
+    if cost["train_memory_bytes"]:
+        yield "memory of training, each process", f"{cost['train_memory_bytes'] / 1e9:.2f} GB"
     if training.get("tokens_per_second"):
         yield "speed of training", f"{training['tokens_per_second']:,.0f} tokens/s"
     if cost["trainable_parameters"] is not None:
@@ -135,11 +154,16 @@ def _costs(run: Run) -> Iterator[tuple[str, str]]:
     yield "all stages", duration(cost["all_seconds"])
     if before and after and before.writing and after.writing:
         then, now = before.writing, after.writing
-        yield (
-            f"writing one text ({now.device})",
-            f"{now.tokens_per_second:.1f} tokens/s, the base {then.tokens_per_second:.1f}",
-        )
-        yield "memory of the weights", f"{now.memory_bytes / 1e9:.2f} GB, the base {then.memory_bytes / 1e9:.2f} GB"
+        yield f"writing one text ({now.device})", f"{now.tokens_per_second:.1f} tokens/s"
+        if now.of_base:
+            low, high = min(now.of_base), max(now.of_base)
+            yield (
+                "the same beside the base",
+                f"{median(now.of_base):.2f} × its speed ({low:.2f} to {high:.2f} over the prompts)",
+            )
+        yield "memory of the weights", f"{now.weights_bytes / 1e9:.2f} GB, the base {then.weights_bytes / 1e9:.2f} GB"
+        if now.peak_bytes is not None and then.peak_bytes is not None:
+            yield "memory while writing", f"{now.peak_bytes / 1e9:.2f} GB, the base {then.peak_bytes / 1e9:.2f} GB"
 
 
 def _provenance(run: Run) -> Iterator[tuple[str, str]]:
@@ -166,7 +190,7 @@ def _gates(run: Run) -> tuple[dict[str, list[float]], bool]:
     quite do. Of the evaluation after training, or else of the training's last one.
     """
     sets = run.after.bits_per_byte if run.after else {}
-    if any(bits.all_closed is not None for bits in sets.values()):
+    if any(bits.open is not None for bits in sets.values()):
         return {name: bits.open for name, bits in sets.items() if bits.open is not None}, True
     if any(bits.gate is not None for bits in sets.values()):
         return {name: bits.gate for name, bits in sets.items() if bits.gate is not None}, False
@@ -180,7 +204,8 @@ def _lines(run: Run) -> list[tuple[str, str]]:
     for row in run.bits:
         change = "no change beyond noise" if row.in_noise else f"{row.relative:+.1%}"
         low, high = (x / row.before for x in (row.difference.low, row.difference.high))
-        text = f"{row.before:.3f} -> {row.after:.3f} bits per byte ({change}; 95 % between {low:+.1%} and {high:+.1%})"
+        interval = f"95 % between {low:+.1%} and {high:+.1%}" if isfinite(low + high) else "error unknown"
+        text = f"{row.before:.3f} -> {row.after:.3f} bits per byte ({change}; {interval})"
         lines.append((run.title(row), text))
     return lines
 

@@ -50,13 +50,24 @@ def _page(found: Comparison, out: Path) -> str:
 def _plane(found: Comparison, x: str, y: str, title: str, x_title: str, y_title: str) -> Markup:
     """Learning against forgetting, a curve for each way of doing it over learning rates."""
     curves: dict[str, list[plots.Point]] = {}
-    reference = {entry.curve for entry in found.entries if entry.method == comparison.FULL}
+    names = _names(found)
+    reference = {names[entry.curve] for entry in found.entries if entry.method == comparison.FULL}
     for entry in found.entries:
         gained, lost = getattr(entry, x), getattr(entry, y)
         if gained and lost:
             label = f"{entry.run.rate[1]:g}" if entry.run.rate and entry.run.rate[0] in entry.settings else ""
-            curves.setdefault(entry.curve, []).append(plots.Point(gained, lost, label, entry.alike))
+            curves.setdefault(names[entry.curve], []).append(plots.Point(gained, lost, label, entry.alike))
     return Markup(plots.plane(curves, reference, title, x_title, y_title))
+
+
+def _names(found: Comparison) -> dict[str, str]:
+    """A name for each curve; a number tells apart those that a few words do not."""
+    labels = {entry.curve: entry.label for entry in found.entries}
+    same = [list(labels.values())[:at].count(label) for at, label in enumerate(labels.values())]
+    return {
+        curve: f"{label} ({number + 1})" if number else label
+        for (curve, label), number in zip(labels.items(), same, strict=True)
+    }
 
 
 def _by_name(which: str) -> Any:

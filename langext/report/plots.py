@@ -64,7 +64,7 @@ def _legend(axis: Any) -> None:
 
 
 def curves(metrics: list[dict[str, Any]], new: str) -> str:
-    """Held-out bits per byte relative to the base by domain, and training loss by language, over tokens or steps."""
+    """Held-out bits per byte by domain, relative to where training began, and training loss by language."""
     figure, (left, right) = _figure(9.5, 3.3, 2)
     evals = [row for row in metrics if row["kind"] == "eval"]
     names = sorted(evals[0]["figures"], key=lambda n: not n.startswith(new)) if evals else []
@@ -74,7 +74,7 @@ def curves(metrics: list[dict[str, Any]], new: str) -> str:
         style = "-" if name.startswith(new) else "--"
         left.plot([row["tokens"] / 1e3 for row in evals], change, style, color=colour, marker="o", markersize=3, label=name)
     left.axhline(0, color=INK, linewidth=0.8)
-    _label(left, "Held-out bits per byte, change from the base in %", "thousand tokens")
+    _label(left, "Held-out bits per byte, change since training began in %", "thousand tokens")
     if names:
         _legend(left)
     trains = [row for row in metrics if row["kind"] == "train"]
@@ -93,7 +93,12 @@ def gates(rows: dict[str, list[float]], close: bool) -> str:
     if not rows:
         return ""
     figure, (axis,) = _figure(9.5, 0.9 + 0.35 * len(rows), 1)
-    shown = axis.imshow(list(rows.values()), aspect="auto", cmap="viridis", vmin=0, vmax=1)
+    values = [value for row in rows.values() for value in row]
+    most = max(1.0, *map(abs, values))
+    scale = (
+        {"cmap": "viridis", "vmin": 0, "vmax": most} if min(values) >= 0 else {"cmap": "coolwarm", "vmin": -most, "vmax": most}
+    )
+    shown = axis.imshow(list(rows.values()), aspect="auto", **scale)
     axis.grid(False)
     axis.set_yticks(range(len(rows)), list(rows))
     what = "Share of tokens whose gate is open" if close else "Mean value of the gate"

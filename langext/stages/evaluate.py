@@ -1,21 +1,28 @@
 """Stage evaluate: bits per byte, multiple-choice tasks and text samples of one model, in every language of the run."""
 
-from collections.abc import Mapping
-from contextlib import nullcontext
+import shutil
+import time
+from collections.abc import Mapping, Sequence
 from math import isfinite
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, TypeAdapter, field_validator
 
 from langext import languages, scores
-from langext.artifacts import Corpus, Model, Scores, sha256_file, write_json
-from langext.console import say
+from langext.artifacts import CHECKPOINTS, Corpus, Model, Scores, read_json, sha256_file, write_json
+from langext.console import duration, say
 from langext.spec import ConfigError
 from langext.stage import Context, Stage
 
 if TYPE_CHECKING:
+    from langext.before import Before
     from langext.modeling import LiveModel
+
+
+KEPT = TypeAdapter(dict[str, dict[str, scores.Metric]])
+"""Figures by task and metric."""
 
 
 class Evaluate(Stage):
@@ -36,13 +43,14 @@ class Evaluate(Stage):
     include_path: Path | None = None
     """Folder of further lm-eval task files."""
     num_fewshot: int | None = Field(None, ge=0)
-    """Examples before each item of `tasks`; the task's own default when not given."""
+    """Examples before each item of `tasks`; the task's own default when not given. A task whose own setting is 0 keeps it."""
     limit: int | None = Field(None, ge=1)
     """Items of each of `tasks`; all when not given."""
     batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = 8
     """Sequences in one forward pass of lm-eval; auto is as many as fit into a GPU's memory."""
     samples: int = Field(2, ge=0)
-    """Texts to write per language, each from the start of a paragraph of another held-out document."""
+    """Texts to write per language, each from the start of a paragraph of another held-out document. The base writes them as
+    well, for the speed beside it."""
     sample_tokens: int = Field(60, ge=1)
     """Length of each written text."""
     prompts: dict[str, list[str]] = {}
@@ -85,7 +93,9 @@ class Evaluate(Stage):
             raise ConfigError(str(error), at=("tasks",)) from None
 
     def drift(self, manifest: dict[str, Any]) -> str:
-        """Names the first file of one's own tasks that has changed since they were measured."""
+        """Names the first file of one's own tasks that has changed since they were measured, or the format of older scores."""
+        if manifest["summary"].get("scores") != scores.FORMAT:
+            return "another version of langext measured this"
         for file in manifest["summary"].get("task_files", []):
             path = Path(file["path"])
             if path.is_file() and sha256_file(path) != file["sha256"]:
@@ -113,71 +123,96 @@ class Evaluate(Stage):
         return found
 
     def run(self, ctx: Context, model: Model, corpus: Corpus) -> Scores:
-        """Write scores.json; see `langext.scores`."""
+        """Write scores.json; see `langext.scores`. What a task has found is kept in checkpoints/ until then."""
         import torch
 
-        from langext import documents, harness, modeling
+        from langext import before, documents, harness, modeling
 
         torch.manual_seed(ctx.seed)
         dtype = torch.bfloat16 if self.precision == "bf16" else torch.float32
         live = modeling.load(model, dtype, "cuda" if self.runtime.gpus else "cpu")
+        base = before.of(model, live) if live.method is not None else None
         heldout = documents.heldout(corpus, ctx.languages)
-        drift = self._drift(ctx, model, live, heldout, dtype)
+        drift = self._drift(ctx, base, live, heldout) if base else {}
         bits = {name: self._bits(live, name, texts) for name, texts in heldout.items()}
         by_language = {c: [t for name, ts in heldout.items() if name.startswith(c) for t in ts] for c in ctx.languages}
-        own = {f"continuation_{c}": harness.continuation_items(ts, self.continuation_items, ctx.seed)
-               for c, ts in by_language.items() if self.continuation_items}  # fmt: skip
-        empty = [name for name, items in own.items() if not items]
-        if empty:
-            say(f"  {', '.join(empty)}: too little held-out text for an item; left out")
-        own = {name: items for name, items in own.items() if items}
         names = self._names(ctx)
-        if own or names:
-            say(f"  lm-eval: {', '.join([*own, *names])}")
-        tasks = harness.evaluate(
-            live, list(names), own, num_fewshot=self.num_fewshot, limit=self.limit, batch_size=self.batch_size,
-            include=self.include_path,
-        )  # fmt: skip
-        for name, metrics in tasks.items():
-            say(f"  {name}: " + ", ".join(f"{m} {f.value:.3f} ± {f.stderr:.3f}" for m, f in metrics.items()))
+        tasks = self._tasks(ctx, live, list(names), by_language)
         prompts = {c: _starts(texts)[: self.samples] for c, texts in by_language.items()} | self.prompts
-        samples, speed = self._write(live, prompts)
+        samples, speed = self._write(live, base, prompts)
         measures = names | {f"continuation_{code}": code for code in ctx.languages}
         found = scores.ScoresFile(
             bits_per_byte=bits, tasks=tasks, task_languages=self._task_languages(measures, tasks), drift=drift, samples=samples,
             writing=speed,
         )  # fmt: skip
         write_json(ctx.out / scores.FILE, found.model_dump(mode="json", exclude_none=True))
-        files = [{"path": str(path), "sha256": sha256_file(path)} for path in harness.files(list(names), self.include_path)]
-        ctx.summary.update(bits_per_byte={name: row.value for name, row in bits.items()}, own_items=bool(own), task_files=files)
+        files = harness.files(list(names), self.include_path)
+        ctx.summary.update(
+            bits_per_byte={name: row.value for name, row in bits.items()}, scores=scores.FORMAT, task_files=_hashes(files)
+        )
         return Scores(ctx.out)
 
-    def _drift(
-        self, ctx: Context, model: Model, live: "LiveModel", heldout: dict[str, list[str]], dtype: Any
-    ) -> dict[str, scores.Drift]:
+    def tidy(self, out: Path) -> None:
+        """Drop what was kept of single tasks."""
+        shutil.rmtree(out / CHECKPOINTS, ignore_errors=True)
+
+    def _tasks(
+        self, ctx: Context, live: "LiveModel", names: Sequence[str], texts: Mapping[str, list[str]]
+    ) -> dict[str, dict[str, scores.Metric]]:
+        """The continuation task in every language, and the tasks of these names."""
+        from langext import harness
+
+        found: dict[str, dict[str, scores.Metric]] = {}
+        if not (names or self.continuation_items):
+            return found
+        measure = harness.Harness(live, self.batch_size)
+        for code, of_code in texts.items():
+            items = harness.continuation_items(of_code, self.continuation_items, ctx.seed)
+            if items:
+                found[f"continuation_{code}"] = measure.items(f"continuation_{code}", items)
+                _tell(f"continuation_{code}", found[f"continuation_{code}"])
+            elif self.continuation_items:
+                say(f"  continuation_{code}: too little held-out text for an item; left out")
+        started = time.monotonic()
+        for number, name in enumerate(names, 1):
+            kept, files = ctx.out / CHECKPOINTS / f"{name}.json", _hashes(harness.files([name], self.include_path))
+            before = read_json(kept) if kept.is_file() else {}
+            if before.get("files") == files:
+                say(f"  {name}: measured already")
+                of_task = KEPT.validate_python(before["figures"])
+            else:
+                of_task = measure.task(name, num_fewshot=self.num_fewshot, limit=self.limit, include=self.include_path)
+                kept.parent.mkdir(exist_ok=True)
+                write_json(kept, {"files": files, "figures": KEPT.dump_python(of_task, mode="json")})
+            for task, metrics in of_task.items():
+                _tell(task, metrics)
+                if self.num_fewshot and (shots := {f.shots for f in metrics.values()}) not in (set(), {self.num_fewshot}):
+                    say(f"  {task}: with {', '.join(map(str, shots))} examples, which the task itself sets")
+            left = (time.monotonic() - started) / number * (len(names) - number)
+            if left:
+                say(f"  {number} of {len(names)} tasks, ETA {duration(left)}")
+            found |= of_task
+        return found
+
+    def _drift(self, ctx: Context, base: "Before", live: "LiveModel", heldout: dict[str, list[str]]) -> dict[str, scores.Drift]:
         """How far the model is from what it was before its newest extension, by original language."""
         import numpy as np
 
-        from langext import bpb, modeling
+        from langext import bpb
         from langext.drift import Drift
 
         found: dict[str, scores.Drift] = {}
-        record, method = modeling.read_record(model), live.method
-        if record.method is None or method is None or not self.drift_bytes:
-            return found
-        base = None if method.reversible else modeling.load(model, dtype, str(live.net.device), trained=False).net
-        tokenizer = modeling.load_tokenizer(record.base)
-        for code in ctx.original_languages:
+        for code in ctx.original_languages if self.drift_bytes else ():
             texts = [text for name, texts in heldout.items() if name.startswith(f"{code}/") for text in texts]
             passages = bpb.passages(texts, 1000, self.drift_bytes)
             if not passages:
                 continue
-            with nullcontext() if base is not None else method.off(live.net):
-                drift = Drift(base or live.net, tokenizer, passages)
+            with base.as_itself():
+                drift = Drift(base.net, base.tokenizer, passages)
             spread = bpb.Bits(np.array(drift.each(live.net)), np.array([len(row) for row in drift.rows]))
             _finite(f"{code}: KL to the base", spread.per_byte)
-            found[code] = scores.Drift(kl=spread.per_byte, stderr=spread.stderr(), tokens=int(spread.num_bytes.sum()))
-            say(f"  {code}: KL to the base {spread.per_byte:.4f} ± {spread.stderr():.4f} nats per token")
+            found[code] = scores.Drift(kl=spread.per_byte, stderr=_known(spread.stderr()), tokens=int(spread.num_bytes.sum()))
+            say(f"  {code}: KL to the base {_pm(spread.per_byte, spread.stderr())} nats per token")
         return found
 
     def _bits(self, live: "LiveModel", name: str, texts: list[str]) -> scores.Bits:
@@ -188,10 +223,11 @@ class Evaluate(Stage):
         seen = Observer(live)
         measured = bpb.measure(live.net, live.tokenizer, passages, observe=seen)
         _finite(f"{name}: bits per byte", measured.per_byte)
-        say(f"  {name}: {measured.per_byte:.4f} ± {measured.stderr():.4f} bits per byte on {measured.num_bytes.sum():,} bytes")
+        spread = _pm(measured.per_byte, measured.stderr())
+        say(f"  {name}: {spread} bits per byte on {measured.num_bytes.sum():,} bytes")
         return scores.Bits(
             value=measured.per_byte,
-            stderr=measured.stderr(),
+            stderr=_known(measured.stderr()),
             bytes=int(measured.num_bytes.sum()),
             passages=len(passages),
             bits_each=[round(b, 3) for b in measured.bits.tolist()],
@@ -199,32 +235,54 @@ class Evaluate(Stage):
             **seen.layers(),
         )
 
-    def _write(self, live: "LiveModel", prompts: dict[str, list[str]]) -> tuple[list[scores.Sample], scores.Writing | None]:
-        """Greedy continuations of the prompts of each language, and how fast they came."""
-        import time
+    def _write(
+        self, live: "LiveModel", base: "Before | None", prompts: dict[str, list[str]]
+    ) -> tuple[list[scores.Sample], scores.Writing | None]:
+        """Greedy continuations of the prompts of each language, and how fast they came, beside the base where there is one."""
+        from langext import writing
 
-        import torch
+        every = [(code, prompt) for code, found in prompts.items() for prompt in found]
+        if not every:
+            return [], None
 
-        from langext import documents, writing
+        def of_base(prompt: str, most: int) -> writing.Written:
+            assert base is not None
+            with base.as_itself():
+                return writing.write(base.net, base.tokenizer, prompt, most)
 
-        samples: list[scores.Sample] = []
-        tokens, seconds = 0, 0.0
-        for language, prompt in ((code, prompt) for code, found in prompts.items() for prompt in found):
-            ids_1T = torch.tensor(documents.encode(live.tokenizer, [prompt]), device=live.net.device)
-            if not samples:
-                writing.go_on(live.net, live.tokenizer, ids_1T, 2)  # the first call sets things up
-            started = time.monotonic()
-            out = writing.go_on(live.net, live.tokenizer, ids_1T, self.sample_tokens)
-            tokens, seconds = tokens + len(out), seconds + time.monotonic() - started
-            text = live.tokenizer.decode(out, skip_special_tokens=True).strip()
-            samples.append(scores.Sample(language=language, prompt=prompt, text=text))
-        if not samples:
-            return samples, None
-        memory = sum(p.numel() * p.element_size() for p in live.net.parameters())
-        speed = tokens / seconds
+        writing.write(live.net, live.tokenizer, every[0][1], 2)  # the first call sets things up
+        if base:
+            of_base(every[0][1], 2)
+        samples, ours, ratios = [], [], []
+        for code, prompt in every:
+            now = writing.write(live.net, live.tokenizer, prompt, self.sample_tokens)
+            samples.append(scores.Sample(language=code, prompt=prompt, text=now.text))
+            ours.append(now)
+            if base and (then := of_base(prompt, self.sample_tokens)).tokens == now.tokens:
+                ratios.append(then.seconds / now.seconds)  # as many tokens, so that the prompt weighs the same
+        weights = sum(p.numel() * p.element_size() for p in live.net.parameters())
+        peaks = [row.peak_bytes for row in ours if row.peak_bytes is not None]
         return samples, scores.Writing(
-            tokens_per_second=speed, tokens=tokens, memory_bytes=memory, device=str(live.net.device.type)
-        )
+            tokens_per_second=median(row.tokens / row.seconds for row in ours), tokens=sum(row.tokens for row in ours),
+            weights_bytes=weights, peak_bytes=weights + max(peaks) if peaks else None, device=live.net.device.type,
+            of_base=ratios,
+        )  # fmt: skip
+
+
+def _hashes(files: Sequence[Path]) -> list[dict[str, str]]:
+    return [{"path": str(path), "sha256": sha256_file(path)} for path in files]
+
+
+def _tell(task: str, metrics: Mapping[str, scores.Metric]) -> None:
+    say(f"  {task}: " + ", ".join(f"{name} {_pm(m.value, m.stderr, 3)}" for name, m in metrics.items()))
+
+
+def _pm(value: float, stderr: float | None, digits: int = 4) -> str:
+    return f"{value:.{digits}f}" + ("" if stderr is None or not isfinite(stderr) else f" ± {stderr:.{digits}f}")
+
+
+def _known(stderr: float) -> float | None:
+    return stderr if isfinite(stderr) else None
 
 
 def _finite(what: str, value: float) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from langext import assets, languages
-from langext.artifacts import Corpus, read_json
+from langext.artifacts import Corpus, read_json, sha256_file
 from langext.console import say, warn
 from langext.spec import ConfigError, Spec
 from langext.stage import Context, Stage
@@ -108,12 +108,23 @@ class Filter(Stage):
         self._labels(self._lid(), ctx)
 
     def drift(self, manifest: dict[str, Any]) -> str:
-        """Names the first source file that still exists and has another size than when it was read."""
-        for file in manifest["summary"]["source_files"]:
-            path = Path(file["path"])
-            if path.is_file() and path.stat().st_size != file["bytes"]:
+        """Names the first source file that is new, gone or other than when it was read. A source that is gone as a whole is not
+        missed: its text is here.
+        """
+        read = {Path(file["path"]): file for file in manifest["summary"]["source_files"]}
+        now = self._files()
+        for path in now:
+            if path not in read:
+                return f"source file {path} is new since its folder was filtered"
+            if _changed(path, read[path]):
                 return f"source file {path} has changed since it was filtered"
-        return ""
+        folders = [local.resolve() for source in self.sources if (local := source.local()) and local.is_dir()]
+        gone = next((p for p in read if p not in now and any(p.is_relative_to(folder) for folder in folders)), None)
+        return f"source file {gone} was filtered and is gone" if gone else ""
+
+    def same_sources(self, manifest: dict[str, Any]) -> bool:
+        """Likewise, and none is gone."""
+        return not self.drift(manifest) and set(self._files()) == {Path(f["path"]) for f in manifest["summary"]["source_files"]}
 
     def _lid(self) -> "LanguageId":
         from langext.filters.language import LanguageId
@@ -145,7 +156,7 @@ class Filter(Stage):
         for code in ctx.languages:
             _demand(code, [row for row in funnel if row["language"] == code])
         ctx.summary["funnel"] = funnel
-        ctx.summary["source_files"] = self._source_files()
+        ctx.summary["source_files"] = self._read_files()
         return Corpus(ctx.out)
 
     def _filter(self, ctx: Context, source: Source, lid: "LanguageId", labels: dict[str, str]) -> dict[str, Any]:
@@ -188,11 +199,26 @@ class Filter(Stage):
         total = sum(f.stat().st_size for f in files) // tasks
         return reading.TextReader(source.text_column, folder, listing, limit, source.domain, total), tasks
 
-    def _source_files(self) -> list[dict[str, Any]]:
+    def _read_files(self) -> list[dict[str, Any]]:
+        return [
+            {"path": str(p), "bytes": p.stat().st_size, "modified_ns": p.stat().st_mtime_ns, "sha256": sha256_file(p)}
+            for p in self._files()
+        ]
+
+    def _files(self) -> list[Path]:
+        """The local files that the sources are now; none of a source that is not there."""
         from langext.filters.reading import find_files
 
-        paths = [path.resolve() for source in self.sources if (local := source.local()) for path in find_files(local)]
-        return [{"path": str(path), "bytes": path.stat().st_size} for path in paths]
+        places = [local for source in self.sources if (local := source.local()) and local.exists()]
+        return [path.resolve() for place in places for path in find_files(place)]
+
+
+def _changed(path: Path, then: dict[str, Any]) -> bool:
+    """By size; by its bytes only where the time says that it may be another file."""
+    now = path.stat()
+    if now.st_size != then["bytes"]:
+        return True
+    return now.st_mtime_ns != then.get("modified_ns", now.st_mtime_ns) and sha256_file(path) != then["sha256"]
 
 
 def _execute(steps: list[Any], tasks: int, workers: int, log: Path) -> None:

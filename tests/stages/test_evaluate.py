@@ -9,6 +9,8 @@ from pydantic import ValidationError
 
 from langext import documents, harness, modeling
 from langext.artifacts import sha256_file
+from langext.before import Before
+from langext.scores import FORMAT
 from langext.spec import ConfigError
 from langext.stage import Context
 from langext.stages import evaluate
@@ -76,8 +78,11 @@ def test_changed_tasks_of_ones_own_are_noticed(own):
     (own / "unrelated.yaml").write_text("task: other")
     assert [path.name for path in files] == ["mine.yaml", "_pairs.yaml", "items.jsonl"]
     assert harness.files(["arc_easy"], own) == []
-    manifest = {"summary": {"task_files": [{"path": str(path), "sha256": sha256_file(path)} for path in files]}}
+    manifest = {
+        "summary": {"scores": FORMAT, "task_files": [{"path": str(path), "sha256": sha256_file(path)} for path in files]}
+    }
     assert stage.drift(manifest) == ""
+    assert "another version of langext" in stage.drift({"summary": manifest["summary"] | {"scores": "langext scores 1"}})
     (own / "items.jsonl").write_text('{"good": "a", "bad": "b"}\n')
     assert "items.jsonl has changed since it was measured with" in stage.drift(manifest)
 
@@ -85,7 +90,7 @@ def test_changed_tasks_of_ones_own_are_noticed(own):
 def test_prompts_are_gone_on_from_after_the_start_token(pico):
     live = modeling.LiveModel(modeling.load_base(pico, torch.float32), modeling.load_tokenizer(pico), ())
     stage = Evaluate(uses="evaluate", sample_tokens=5)
-    samples, speed = stage._write(live, {"fra_Latn": ["le chat"], "eng_Latn": ["the cat"]})
+    samples, speed = stage._write(live, None, {"fra_Latn": ["le chat"], "eng_Latn": ["the cat"]})
     assert [(row.language, row.prompt) for row in samples] == [("fra_Latn", "le chat"), ("eng_Latn", "the cat")]
     assert speed is not None and 2 <= speed.tokens <= 10
     (ids,) = documents.encode(live.tokenizer, ["the cat"])
@@ -94,8 +99,50 @@ def test_prompts_are_gone_on_from_after_the_start_token(pico):
     seen = torch.tensor(sorted(set(ids)))
     logits[seen] = torch.where(logits[seen] > 0, logits[seen] / 1.1, logits[seen] * 1.1)
     assert samples[1].text.startswith(live.tokenizer.decode([int(logits.argmax())]).strip())
-    assert stage._write(live, {}) == ([], None)
+    assert stage._write(live, None, {}) == ([], None)
     assert documents.encode(live.tokenizer, []) == []
+
+
+def test_tasks_that_are_measured_are_not_measured_again(ctx, own, pico, monkeypatch, capsys):
+    other = json.loads((own / "mine.yaml").read_text()) | {"task": "other"}
+    (own / "other.yaml").write_text(json.dumps(other))
+    live = modeling.LiveModel(modeling.load_base(pico, torch.float32), modeling.load_tokenizer(pico), ())
+    stage = Evaluate(uses="evaluate", include_path=own, tasks=["mine", "other"], continuation_items=0)
+    plain, asked = harness.Harness.task, []
+
+    def task(self, name, **options):
+        asked.append(name)
+        if asked == ["mine", "other"]:
+            raise KeyboardInterrupt
+        return plain(self, name, **options)
+
+    monkeypatch.setattr(harness.Harness, "task", task)
+    with pytest.raises(KeyboardInterrupt):
+        stage._tasks(ctx, live, ["mine", "other"], {})
+    found = stage._tasks(ctx, live, ["mine", "other"], {})
+    assert asked == ["mine", "other", "other"] and "mine: measured already" in capsys.readouterr().out
+    assert found["mine"] == found["other"] == stage._tasks(ctx, live, ["mine"], {})["mine"]
+    (own / "items.jsonl").write_text('{"good": "a b", "bad": "b a"}\n' * 2)
+    assert stage._tasks(ctx, live, ["mine"], {})["mine"]["acc"].items == 2  # its data are others now
+    stage.tidy(ctx.out)
+    assert not (ctx.out / "checkpoints").exists()
+
+
+def test_a_task_that_keeps_its_own_number_of_examples_is_told(ctx, own, pico, capsys):
+    mine = json.loads((own / "mine.yaml").read_text())
+    (own / "mine.yaml").write_text(json.dumps(mine | {"num_fewshot": 0}))
+    live = modeling.LiveModel(modeling.load_base(pico, torch.float32), modeling.load_tokenizer(pico), ())
+    stage = Evaluate(uses="evaluate", include_path=own, tasks=["mine"], continuation_items=0, num_fewshot=3)
+    assert stage._tasks(ctx, live, ["mine"], {})["mine"]["acc"].shots == 0
+    assert "mine: with 0 examples, which the task itself sets" in capsys.readouterr().out
+
+
+def test_the_speed_is_beside_that_of_the_base(pico):
+    live = modeling.LiveModel(modeling.load_base(pico, torch.float32), modeling.load_tokenizer(pico), ())
+    stage = Evaluate(uses="evaluate", sample_tokens=8)
+    samples, speed = stage._write(live, Before(live.net, live.tokenizer), {"fra_Latn": ["le chat", "un chien"]})
+    assert len(samples) == len(speed.of_base) == 2 and all(0.05 < ratio < 20 for ratio in speed.of_base)
+    assert speed.weights_bytes == sum(p.numel() for p in live.net.parameters()) * 4 and speed.peak_bytes is None
 
 
 def test_what_is_no_number_ends_the_evaluation():

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 
 import pytest
 from toy import ENGLISH, FRENCH, documents, sentences, write_fasttext, write_jsonl
@@ -183,10 +184,30 @@ def test_a_language_that_is_not_of_the_run(tmp_path, lid):
 def test_a_changed_source_is_noticed(tmp_path, lid):
     path = write_jsonl(tmp_path / "fr.jsonl", FR)
     stage = Filter(uses="filter", sources=two(tmp_path, path), lid_model=str(lid))
-    manifest = {"summary": {"source_files": [{"path": str(path), "bytes": path.stat().st_size}]}}
-    assert stage.drift(manifest) == ""
-    write_jsonl(path, FR[:5])
-    assert "has changed since it was filtered" in stage.drift(manifest)
+    manifest = {"summary": {"source_files": stage._read_files()}}
+    assert stage.drift(manifest) == "" and stage.same_sources(manifest)
+    path.touch()
+    assert stage.drift(manifest) == ""  # the very bytes, written again
+    was = path.read_text()
+    path.write_text(was.replace("petit", "grand"))
+    assert was != path.read_text() and "fr.jsonl has changed since it was filtered" in stage.drift(manifest)
+    path.write_text(was)
+    os.rename(path, tmp_path / "other.jsonl")
+    assert stage.drift(manifest) == ""  # a source that is gone is not missed
+    assert not stage.same_sources(manifest)  # but another run does not take its text
+
+
+def test_another_file_in_a_source_folder_is_noticed(tmp_path, lid):
+    folder = tmp_path / "fr"
+    folder.mkdir()
+    write_jsonl(folder / "a.jsonl", FR)
+    stage = Filter(uses="filter", sources=two(tmp_path, folder), lid_model=str(lid))
+    manifest = {"summary": {"source_files": stage._read_files()}}
+    second = write_jsonl(folder / "b.jsonl", FR[:5])
+    assert "b.jsonl is new since its folder was filtered" in stage.drift(manifest)
+    manifest = {"summary": {"source_files": stage._read_files()}}
+    second.unlink()
+    assert "b.jsonl was filtered and is gone" in stage.drift(manifest)
 
 
 def test_labels_are_found_in_batches(lid):

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from langext import families, languages, memory
-from langext.artifacts import BASE, MANIFEST, Corpus, Model, read_json, write_json
+from langext.artifacts import Corpus, Model, read_json, write_json
 from langext.spec import ConfigError
 
 if TYPE_CHECKING:
@@ -108,8 +108,7 @@ def write(
     out.parent.mkdir(parents=True, exist_ok=True)
     beside = Path(tempfile.mkdtemp(dir=out.parent, prefix=f"{out.name}.", suffix=".tmp"))
     try:
-        title = f"{card['base']} + {languages.find(card['languages'][0]).name}"
-        record = _write(model, beside, form, texts, gguf or GGUF(), architecture(config, methods, form), title)
+        record = _write(model, beside, form, texts, gguf or GGUF(), architecture(config, methods, form), card)
         modelcard.write(beside, record, card)
         modelcard.keep_licences(source.base, beside)
         beside.chmod(0o755)  # mkdtemp's are for their owner alone
@@ -120,20 +119,22 @@ def write(
     return record
 
 
-def _write(model: Model, out: Path, form: str, texts: list[str], gguf: GGUF, described: str, title: str) -> dict[str, Any]:
-    """Write the format into the empty folder `out`; what was found goes into export.json. GGUF files carry a `title`."""
+def _write(
+    model: Model, out: Path, form: str, texts: list[str], gguf: GGUF, described: str, card: dict[str, Any]
+) -> dict[str, Any]:
+    """Write the format into the empty folder `out`; what was found goes into export.json, with a public base's name."""
     from langext.exports import gguf_check
 
     record: dict[str, Any] = {"format": form, "architecture": described}
-    base = read_json(model.path.parent / BASE / MANIFEST)
-    if base["commit"]:
-        record["base"] = {"hub": base["root"], "commit": base["commit"]}
+    if card.get("base_commit"):
+        record["base"] = {"hub": card["base"], "commit": card["base_commit"]}
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f"{out.name}.") as scratch:
         stored = Path(scratch) / "checkpoint" if form == "gguf" else out
         stored.mkdir(exist_ok=True)
         made, expected = _checkpoint(model, form, stored, texts, Path(scratch))
         record |= made
         if form == "gguf":
+            title = f"{card['base']} + {languages.find(card['languages'][0]).name}"
             record |= {"files": gguf_check.write(stored, out, expected, gguf, title)}
     write_json(out / "export.json", record)
     return record

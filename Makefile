@@ -10,7 +10,7 @@ demo: install
 	$(BIN)/langext run pipelines/quickstart.yaml
 
 test: install
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # The quickstart on the real model with a few training steps: every stage of the main job, in two or three minutes.
 smoke: install

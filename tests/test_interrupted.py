@@ -11,7 +11,7 @@ from bench import Bench, extend, train
 from processes import kill_worker, running, start, wait_for
 
 METHOD = extend(name="neutral_residues", gate="hard_sigmoid", init="lecun", width=32)
-STEPS = {"steps": 200, "eval_every": 100, "save_every": 40, "log_every": 10}
+STEPS = {"steps": 120, "eval_every": 60, "save_every": 24, "log_every": 10}
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ def test_killed_training_ends_with_the_same_weights(bench: Bench, undisturbed: P
     run = bench.root / "killed"
     for number in (signal.SIGKILL, signal.SIGTERM):
         process = start("run", str(bench.file("killed", "fra_Latn", ["eng_Latn"], stages)), "--out", str(run))
-        wait_for(process, "step 50/200" if number == signal.SIGKILL else "step 150/200")
+        wait_for(process, "step 30/120" if number == signal.SIGKILL else "step 90/120")
         kill_worker(run, number)
         process.wait(timeout=120)
         assert process.returncode != 0
@@ -49,7 +49,7 @@ def test_two_processes_are_stopped_go_on_and_train_like_one(bench: Bench, undist
     stages = [METHOD, train(**STEPS, runtime={"cpu_processes": 2, "micro_batch": 2})]
     run = bench.root / "two"
     process = start("run", str(bench.file("two", "fra_Latn", ["eng_Latn"], stages)), "--out", str(run))
-    wait_for(process, "step 50/200")
+    wait_for(process, "step 50/120")
     process.send_signal(signal.SIGTERM)  # the launcher alone would not tell its processes
     assert process.stdout is not None
     rest = process.stdout.read()

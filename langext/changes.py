@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from math import erfc, inf, isfinite, isnan, nan, sqrt
 
 import numpy as np
-from scipy.stats import binomtest
+from scipy.stats import binom, binomtest
 from scipy.stats import t as student
 
 from langext.scores import Bits, Metric, ScoresFile
@@ -102,9 +102,9 @@ class Mean:
         return Mean(-self.value, -self.high, -self.low)
 
     @property
-    def in_noise(self) -> bool:
-        """Could it well be chance?"""
-        return not (self.low > 0 or self.high < 0)  # true for bounds that are not known
+    def sure(self) -> bool:
+        """Is zero outside the interval? False where that is not known."""
+        return self.low > 0 or self.high < 0
 
 
 def mean(rows: Sequence[Change]) -> Mean | None:
@@ -170,14 +170,18 @@ def _of_metrics(then: Metric, now: Metric) -> Difference:
 def _paired_answers(more: np.ndarray) -> Difference:
     """Of items that are right or wrong. `more` is 1 where one became right, -1 where one became wrong.
 
-    p is that of McNemar's exact test, https://doi.org/10.1007/BF02295996 (a sign test of the changed answers); the interval
-    that of Agresti and Min, https://doi.org/10.1002/sim.1781: Wald's with half an item more in each cell of the 2 x 2 table.
+    p is the mid-p of McNemar's test, https://doi.org/10.1186/1471-2288-13-91 (a sign test of the changed answers); stderr and
+    interval are those of Agresti and Min, https://doi.org/10.1002/sim.1781: Wald's with half an item more in each cell of the
+    2 x 2 table.
     """
     count, right, wrong = len(more), int((more > 0).sum()), int((more < 0).sum())
     middle = (right - wrong) / (count + 2)
     stderr = sqrt((right + wrong + 1 - (right - wrong) ** 2 / (count + 2)) / (count + 2) ** 2)
     low, high = max(-1.0, middle - 1.96 * stderr), min(1.0, middle + 1.96 * stderr)
-    p = float(binomtest(right, right + wrong).pvalue) if right + wrong else 1.0
+    half_tail = float(binom.pmf(right, right + wrong, 0.5))
+    if not right + wrong:
+        return _none(paired=True)
+    p = 1 - half_tail / 2 if right == wrong else float(binomtest(right, right + wrong).pvalue) - half_tail
     return Difference((right - wrong) / count, stderr, low, high, p, paired=True)
 
 
@@ -185,7 +189,7 @@ def _paired(more: np.ndarray, weight: np.ndarray, seed: int = 0) -> Difference:
     """sum(more) / sum(weight) with a bootstrap over the passages or items, https://doi.org/10.1201/9780429246593."""
     value = float(more.sum() / weight.sum())
     if not isfinite(value):
-        return Difference(value, nan, nan, nan, nan, paired=True)
+        return _unknown(value, paired=True)
     if len(more) < FEW:
         return _few(value, more, weight)
     dice, means = np.random.default_rng(seed), []
@@ -205,7 +209,7 @@ def _few(value: float, more: np.ndarray, weight: np.ndarray) -> Difference:
     count = len(more)
     stderr = sqrt(count / (count - 1) * float(((more - value * weight) ** 2).sum())) / float(weight.sum())
     if stderr < 1e-9:
-        return Difference(value, nan, nan, nan, nan, paired=True) if value else Difference(0.0, 0.0, 0.0, 0.0, 1.0, paired=True)
+        return _unknown(value, paired=True) if value else _none(paired=True)
     half = float(student.ppf(0.975, count - 1)) * stderr
     p = 2 * float(student.sf(abs(value) / stderr, count - 1))
     return Difference(value, stderr, value - half, value + half, p, paired=True)
@@ -215,10 +219,18 @@ def _unpaired(then: float, then_stderr: float, now: float, now_stderr: float) ->
     """By the normal distribution, as if both were measured apart. Where no error is known, neither interval nor p is."""
     value, stderr = now - then, sqrt(then_stderr**2 + now_stderr**2)
     if not (isfinite(value) and isfinite(stderr)):
-        return Difference(value, nan, nan, nan, nan, paired=False)
+        return _unknown(value, paired=False)
     if not stderr:  # as of items that are all right
-        return (
-            Difference(value, nan, nan, nan, nan, paired=False) if value else Difference(0.0, 0.0, 0.0, 0.0, 1.0, paired=False)
-        )
+        return _unknown(value, paired=False) if value else _none(paired=False)
     p = erfc(abs(value) / stderr / sqrt(2))
     return Difference(value, stderr, value - 1.96 * stderr, value + 1.96 * stderr, p, paired=False)
+
+
+def _unknown(value: float, *, paired: bool) -> Difference:
+    """A change whose error nobody knows."""
+    return Difference(value, nan, nan, nan, nan, paired)
+
+
+def _none(*, paired: bool) -> Difference:
+    """No change at all."""
+    return Difference(0.0, 0.0, 0.0, 0.0, 1.0, paired)

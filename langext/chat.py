@@ -81,7 +81,7 @@ def _base_of(where: Path) -> Speaker | None:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
-    from langext import modeling
+    from langext import bases, modeling
 
     kept = where.resolve().parent.parent / BASE
     if (kept / MANIFEST).is_file():
@@ -90,8 +90,11 @@ def _base_of(where: Path) -> Speaker | None:
     written = read_json(where / "export.json") if (where / "export.json").is_file() else {}
     if named := written.get("base"):
         try:
-            return _exported("base", Path(snapshot_download(named["hub"], revision=named["commit"], local_files_only=True)))
-        except LocalEntryNotFoundError:
+            folder = snapshot_download(
+                named["hub"], revision=named["commit"], allow_patterns=bases.HUB_FILES, local_files_only=True
+            )
+            return _exported("base", Path(folder))
+        except (LocalEntryNotFoundError, ConfigError, OSError):  # not here, or not all of it
             return None
     return None
 

@@ -35,7 +35,7 @@ def run(
     file: File,
     overrides: Set = None,
     out: Out = None,
-    redo: Annotated[str | None, typer.Option(help="Do this stage again, and what depends on it.")] = None,
+    redo: Annotated[list[str] | None, typer.Option(help="Do this stage again, and what depends on it. Repeatable.")] = None,
     reuse: Annotated[
         list[Path] | None,
         typer.Option(help="Another run; stages it finished by the same recipe are taken from it. Repeatable."),
@@ -46,7 +46,7 @@ def run(
         from langext import pipeline, report
 
         spec, root = _load(file, overrides, out)
-        pipeline.run(spec, root, redo=redo, others=reuse or [])
+        pipeline.run(spec, root, redo=redo or [], others=reuse or [])
         page = report.build(root)
         typer.echo("\n" + report.headline(root, page))
 

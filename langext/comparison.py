@@ -206,16 +206,16 @@ def _measured(run: Run) -> tuple[Any, ...]:
 
 
 def _differing(runs: Sequence[Run]) -> list[str]:
-    """Settings that have several values. Those of a method are compared among the runs of that method alone. A stage that only
-    some runs have shows in what `method` says of them.
+    """Settings that have several values, none being one, among the runs that have the stage; those of a method among the runs
+    of that method. A stage that only some runs have shows in what `method` says of them.
     """
     found = []
     for key in dict.fromkeys(key for run in runs for key in run.settings):
         groups: dict[str, set[str]] = {}
         for run in runs:
-            if key in run.settings:
+            if any(other.split(".")[0] == key.split(".")[0] for other in run.settings):
                 group = run.extension if ".method." in key else ""
-                groups.setdefault(group, set()).add(json.dumps(run.settings[key], sort_keys=True))
+                groups.setdefault(group, set()).add(json.dumps(run.settings.get(key), sort_keys=True))
         if any(len(values) > 1 for values in groups.values()):
             found.append(key)
     return found

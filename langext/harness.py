@@ -56,19 +56,20 @@ class _Leaf:
 
     name: str
     config: dict[str, Any]
-    recipe: Path | None
-    """The YAML file that describes it."""
+    recipes: tuple[Path, ...]
+    """The YAML file that describes it, after those of the groups that it is in."""
 
 
-def _leaves(manager: Any, task: str | dict[str, Any]) -> list[_Leaf]:
+def _leaves(manager: Any, task: str | dict[str, Any], above: tuple[Path, ...] = ()) -> list[_Leaf]:
     """The task itself, or all tasks of a group or tag; a group can describe a task, or another group, right in its list."""
     name = task if isinstance(task, str) else task.get("group") or task.get("task")
     entry = manager.task_index.get(name)
     config = ((entry and entry.cfg) or {}) | ({} if isinstance(task, str) else task)
+    recipes = (*above, entry.yaml_path) if entry and entry.yaml_path else above
     within = config.get("task", []) if config else sorted(entry.tags) if entry else []
     if isinstance(within, list):
-        return [leaf for member in within if member != name for leaf in _leaves(manager, member)]
-    return [_Leaf(str(name), config, entry and entry.yaml_path)]
+        return [leaf for member in within if member != name for leaf in _leaves(manager, member, recipes)]
+    return [_Leaf(str(name), config, recipes)]
 
 
 def _source(leaf: _Leaf) -> benchmark_data.Source | None:
@@ -91,10 +92,10 @@ def files(tasks: Sequence[str], include: Path | None) -> list[Path]:
     manager = _manager(tasks, include)
     found: list[Path] = []
     for leaf in (leaf for task in tasks for leaf in _leaves(manager, task)):
-        if leaf.recipe and leaf.recipe.resolve().is_relative_to(include.resolve()):
-            source = _source(leaf)
-            data = benchmark_data.files(source) if source else []
-            found += [*_recipe(leaf.recipe), *sorted(leaf.recipe.parent.glob("*.py")), *data]
+        own = [recipe for recipe in leaf.recipes if recipe.resolve().is_relative_to(include.resolve())]
+        found += [path for recipe in own for path in (*_recipe(recipe), *sorted(recipe.parent.glob("*.py")))]
+        if own and (source := _source(leaf)):
+            found += benchmark_data.files(source)
     return [path for path in dict.fromkeys(path.resolve() for path in found) if path.is_file()]
 
 
@@ -187,9 +188,16 @@ class Harness:
         results = {}
         for task, figures in found["results"].items():
             better = found["higher_is_better"].get(task) or {}
-            shots = found["n-shot"].get(task)
-            results[task] = _metrics(figures, _rows(found, task), better, shots if isinstance(shots, int) else None)
+            results[task] = _metrics(figures, _rows(found, task), better, _shots(found, task))
         return results
+
+
+def _shots(found: dict[str, Any], task: str) -> int | None:
+    """Examples before each item; of a group, where all its tasks have as many."""
+    if task in found["samples"]:
+        return found["n-shot"].get(task)
+    of_members = {_shots(found, member) for member in found.get("group_subtasks", {}).get(task, [])}
+    return of_members.pop() if len(of_members) == 1 else None
 
 
 def _rows(found: dict[str, Any], task: str) -> list[dict[str, Any]]:

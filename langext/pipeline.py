@@ -203,7 +203,7 @@ def lineage(pipeline: Pipeline, steps: list[Step]) -> dict[str, tuple[Method, ..
     return models
 
 
-def run(pipeline: Pipeline, root: Path, *, redo: str | None = None, others: Sequence[Path] = ()) -> list[Step]:
+def run(pipeline: Pipeline, root: Path, *, redo: Collection[str] = (), others: Sequence[Path] = ()) -> list[Step]:
     """Run each unfinished step in order; refuse when a finished or interrupted step has another recipe. Returns the steps.
 
     Steps that one of the runs `others` has finished by the same recipe are taken from there.
@@ -211,8 +211,8 @@ def run(pipeline: Pipeline, root: Path, *, redo: str | None = None, others: Sequ
     reuse.check(others)
     steps = plan(pipeline, root)
     names = [step.name for step in steps]
-    if redo is not None and redo not in names:
-        raise ConfigError(f"--redo {redo}: no such stage.{near(redo, names)} Stages: {', '.join(names)}.")
+    if unknown := next((name for name in redo if name not in names), None):
+        raise ConfigError(f"--redo {unknown}: no such stage.{near(unknown, names)} Stages: {', '.join(names)}.")
     with lock.hold(root) as held:
         bases.check_same(root / BASE, pipeline.base_model, pipeline.revision)
         stray = sorted(set(root.glob("[0-9][0-9]-*")) - {step.out for step in steps})
@@ -221,11 +221,14 @@ def run(pipeline: Pipeline, root: Path, *, redo: str | None = None, others: Sequ
         redone: set[Path] = set()
         todo: list[Step] = []
         for step in steps:
-            if step.name == redo or any(path in redone for _, path, _ in step.inputs.values()):
+            if step.name in redo or any(path in redone for _, path, _ in step.inputs.values()):
                 redone.add(step.out)
                 todo.append(step)
                 continue
             before = step.recorded or step.begun
+            if step.state == "failed" and step.stage.salvages:
+                todo.append(step)
+                continue
             if step.state == "failed" and not (step.out / CHECKPOINTS).exists():
                 redone.add(step.out)  # it ended with an error, mended in the recipe or in its sources: nothing to keep
             elif before and before["fingerprint"] != step.fingerprint:

@@ -103,8 +103,9 @@ class Run:
     @cached_property
     def gap_closed(self) -> Mean | None:
         """How much of the gap has been closed between what the new language cost the base and what the original languages cost
-        it, in bits per byte, over the domains that both have, or over all. The interval is that of a ratio (delta method). None
-        where the gap was within its own error, or of another script: its characters take another number of bytes.
+        it, in bits per byte, over the domains that both have, or over all. The interval takes the learning and the gap for
+        independent. None where the gap was within REAL_GAP errors, or of another script: its characters take another number of
+        bytes.
         """
         if any(language.code[4:] != self.new.code[4:] for language in self.originals):
             return None
@@ -129,6 +130,11 @@ class Run:
         """Original languages that no held-out text was measured of, before and after."""
         measured = {row.name.split("/")[0] for row in self.bits}
         return [language for language in self.originals if language.code not in measured]
+
+    @property
+    def kept(self) -> str:
+        """The names of the original languages that were measured."""
+        return ", ".join(language.name for language in self.originals if language not in self.unmeasured)
 
     @cached_property
     def pair(self) -> tuple[str, frozenset[str]]:
@@ -161,10 +167,12 @@ class Run:
             for key, value in stage.items():
                 if stage["uses"] == "train" and key in WATCHING:
                     continue
-                if key == "method":
-                    found |= _flat({f"{name}.method.{k}": v for k, v in value.items() if k != "name"})
+                if key in ("method", "penalties"):  # the names are in `method`
+                    parts = {"method": value} if key == "method" else {f"penalties.{part['name']}": part for part in value}
+                    for place, part in parts.items():
+                        found |= {k: v for k, v in _flat(f"{name}.{place}", part).items() if k != f"{name}.{place}.name"}
                 elif key not in ("uses", "name", "inputs", "runtime"):
-                    found |= _flat({f"{name}.{key}": value})
+                    found |= _flat(f"{name}.{key}", value)
             found["seed"] = manifest.get("seed")
         return found
 
@@ -225,7 +233,9 @@ class Run:
     def title(self, row: Change) -> str:
         """A bits-per-byte row in words: learned: French, handbook."""
         code, domain = row.name.split("/", 1)
-        if code == self.new.code:
+        if row.verdict in ("unknown", "unmeasured"):
+            verb = row.verdict
+        elif code == self.new.code:
             verb = "learned" if row.verdict == "better" else "not learned"
         else:
             verb = "forgotten" if row.verdict == "worse" else "kept"
@@ -274,18 +284,13 @@ def _together(evaluations: list[Path]) -> ScoresFile | None:
     return ScoresFile.model_validate(merged)
 
 
-def _flat(values: dict[str, Any]) -> dict[str, Any]:
-    """Settings within settings by names of their own, so that what differs is seen alone."""
-    found: dict[str, Any] = {}
-    for key, value in values.items():
-        parts = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-        deep = isinstance(value, dict) or any(isinstance(part, dict) for _, part in parts)
-        if not deep:
-            found[key] = value
-        else:
-            parts = value.items() if isinstance(value, dict) else enumerate(value)
-            found |= _flat({f"{key}.{k}": part for k, part in parts})
-    return found
+def _flat(key: str, value: Any) -> dict[str, Any]:
+    """A setting, and settings within it by names of their own, so that what differs is seen alone."""
+    parts = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    parts = list(parts)
+    if not parts or (isinstance(value, list) and not any(isinstance(part, dict) for part in value)):
+        return {key: value}
+    return {name: leaf for k, part in parts for name, leaf in _flat(f"{key}.{k}", part).items()}
 
 
 def _measuring(evaluations: list[tuple[Path, dict[str, Any]]]) -> dict[str, list[str]]:

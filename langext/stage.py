@@ -116,6 +116,9 @@ class Stage(Spec):
         """The fields that decide what this stage produces."""
         return self.model_dump(mode="json", exclude={"runtime", "name", "inputs"})
 
+    salvages: ClassVar[bool] = False
+    """Does it know by itself what still holds of an attempt that failed, also under another recipe?"""
+
     def tidy(self, out: Path) -> None:
         """Remove what only an unfinished stage needs. Called once the manifest is written, never before."""
 

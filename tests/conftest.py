@@ -9,7 +9,6 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: two t
 
 from toy import ENGLISH, FRENCH, documents, make_llama, make_tokenizer, sentences, write_fasttext, write_jsonl
 
-
 LONGEST = ("test_sequence", "test_resume", "test_end_to_end", "test_interrupted", "test_exports", "test_sweep", "test_delta")
 """Files that take minutes: begun first, so that no process is left with one of them alone at the end."""
 

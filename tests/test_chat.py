@@ -7,7 +7,7 @@ import torch
 from bench import Bench, extend, train
 from typer.testing import CliRunner
 
-from langext import chat, modeling
+from langext import bases, chat, modeling
 from langext.artifacts import read_json, write_json
 from langext.cli import app
 from langext.spec import ConfigError
@@ -68,7 +68,7 @@ def test_an_export_somewhere_else_is_beside_the_base_that_it_names(runs, tmp_pat
     asked = []
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *a, **o: (asked.append((a, o)), str(bench.pico))[1])
     assert [speaker.name for speaker in chat.speakers(copy, None)] == ["base", "extended"]
-    assert asked == [(("some/base",), {"revision": "abc", "local_files_only": True})]
+    assert asked == [(("some/base",), {"revision": "abc", "allow_patterns": bases.HUB_FILES, "local_files_only": True})]
 
 
 def test_a_chat_template_makes_a_conversation(runs):

@@ -59,10 +59,10 @@ def test_settings_that_look_alike_in_a_few_words_are_curves_of_their_own(tmp_pat
     for name, weight in (("c", 0.1), ("d", 1.0)):
         compared(tmp_path / name, "adapter", 1e-3, 1.8, 1.01)
         manifest = tmp_path / name / "04-train" / "manifest.json"
-        stage = {"uses": "train", "lr": 1e-3, "penalties": [{"name": "ldifs", "weight": weight}]}
+        stage = {"uses": "train", "lr": 1e-3, "steps": 2, "penalties": [{"name": "ldifs", "weight": weight}]}
         write_json(manifest, read_json(manifest) | {"stage": stage})
     found = comparison.gather([tmp_path])
-    names = compare._names(found)
+    names = compare._curve_names(found)
     assert len({entry.curve for entry in found.entries}) == len(set(names.values())) == 4
     labels = [names[of(found, name).curve] for name in "abcd"]
     assert labels[1] == f"{labels[0]} (2)" and labels[2:] == ["adapter + ldifs, weight 0.1", "adapter + ldifs, weight 1"]
@@ -125,6 +125,18 @@ def test_what_does_not_compare_is_told(runs, tmp_path_factory):
         comparison.gather([tmp_path_factory.mktemp("empty")])
 
 
+def test_a_setting_that_only_some_runs_have_sets_them_apart(tmp_path):
+    plain = {"uses": "train", "lr": 1e-3, "shares": {}}
+    for name, more in (("a", {}), ("b", {"shares": {"eng_Latn": 0.2}}), ("c", {"drift_budget": {"kl": 0.02}})):
+        compared(tmp_path / name, "lora", 1e-3, 1.8, 1.01)
+        manifest = tmp_path / name / "04-train" / "manifest.json"
+        write_json(manifest, read_json(manifest) | {"stage": plain | more})
+    found = comparison.gather([tmp_path])
+    assert len({entry.curve for entry in found.entries}) == 3
+    assert {"train.shares.eng_Latn", "train.drift_budget.kl"} <= set(found.keys)
+    assert of(found, "b").settings["train.shares.eng_Latn"] == 0.2
+
+
 def test_damaged_scores_are_told(runs):
     path = runs / "b" / "05-evaluate" / "scores.json"
     write_json(path, read_json(path) | {"more": 1})
@@ -167,7 +179,11 @@ def test_a_method_with_another_vocabulary_is_another_curve(runs):
     stage(runs / "a", 7, "extend_tokenizer", "Tokenizer", summary={"new_tokens": 3, "heldout": {}})
     compared(runs / "f", "lora", 1e-3, 1.75, 1.02, rank=16)
     manifest = runs / "f" / "04-train" / "manifest.json"
-    write_json(manifest, read_json(manifest) | {"stage": {"uses": "train", "lr": 1e-3, "penalties": [{"name": "l2sp"}]}})
+    write_json(
+        manifest,
+        read_json(manifest)
+        | {"stage": {"uses": "train", "lr": 1e-3, "steps": 2, "penalties": [{"name": "l2sp", "weight": 1.0}]}},
+    )
     found = comparison.gather([runs])
     labels = [of(found, name).label for name in "abf"]
     assert labels[:2] == ["lora, extend_tokenizer, rank 8", "lora, rank 8"] and labels[2].startswith("lora + l2sp, rank 16")

@@ -97,7 +97,7 @@ def test_an_export_that_cannot_be_exact_is_refused_before_anything_runs(tmp_path
 
 def test_unknown_redo(tmp_path):
     with pytest.raises(ConfigError, match="no such stage. Did you mean train"):
-        pipeline.run(make(FILTER, EXTEND, TRAIN), tmp_path, redo="trian")
+        pipeline.run(make(FILTER, EXTEND, TRAIN), tmp_path, redo=["trian"])
 
 
 def test_an_interrupted_stage_of_another_recipe_is_refused(tmp_path):
@@ -131,6 +131,55 @@ def test_a_failed_stage_keeps_its_checkpoints(tmp_path):
     with pytest.raises(ConfigError, match="--redo filter"):
         pipeline.run(spec_, tmp_path)
     assert (first.out / "checkpoints").is_dir()
+
+
+def test_a_failed_evaluation_goes_on_with_another_recipe(tmp_path, monkeypatch):
+    """Its tasks know by themselves what still holds."""
+    spec_ = make(FILTER, {"uses": "evaluate", "inputs": {"model": "base"}, "limit": 3})
+    steps = pipeline.plan(spec_, tmp_path)
+    failed = steps[1].out
+    for step in steps:
+        step.out.mkdir(parents=True)
+        job = {"fingerprint": step.fingerprint, "identity": step.identity}
+        (step.out / "job.json").write_text(json.dumps(job))
+    (failed / "checkpoints").mkdir()
+    (failed / "checkpoints" / "arc_fr.json").write_text("{}")
+    (failed / "job.json").write_text(json.dumps({"fingerprint": "other", "identity": steps[1].identity, "failed": True}))
+    done = {"fingerprint": steps[0].fingerprint, "summary": {"source_files": []}, "seconds": 1.0, "files": []}
+    (steps[0].out / "manifest.json").write_text(json.dumps(done))
+    monkeypatch.setattr(pipeline, "check", lambda *_: None)
+    monkeypatch.setattr(pipeline.bases, "prepare", lambda *_: None)
+    monkeypatch.setattr(pipeline, "_start", lambda step, *_: (step.out / "manifest.json").write_text(json.dumps(done)))
+    pipeline.run(spec_, tmp_path)
+    assert (failed / "checkpoints" / "arc_fr.json").exists() and (failed / "manifest.json").exists()
+
+
+def test_several_stages_can_be_done_again_at_once(tmp_path, monkeypatch):
+    """Two evaluations of another version: neither can be done again while the other one stands."""
+    spec_ = make(FILTER, *({"uses": "evaluate", "name": name, "inputs": {"model": "base"}} for name in ("one", "two")))
+    steps = pipeline.plan(spec_, tmp_path)
+    for step in steps:
+        step.out.mkdir(parents=True)
+        summary = {"source_files": [], "scores": "langext scores 1"}
+        done = {"fingerprint": step.fingerprint, "summary": summary, "seconds": 1.0, "files": []}
+        (step.out / "manifest.json").write_text(json.dumps(done))
+    again = []
+    monkeypatch.setattr(pipeline, "check", lambda *_: None)
+    monkeypatch.setattr(pipeline.bases, "prepare", lambda *_: None)
+
+    def start(step, *_):
+        again.append(step.name)
+        step.out.mkdir()
+        (step.out / "manifest.json").write_text(json.dumps(done))
+
+    monkeypatch.setattr(pipeline, "_start", start)
+    with pytest.raises(
+        ConfigError, match="stage 'two': another version of langext measured this. Use --redo two to do it again"
+    ):
+        pipeline.run(spec_, tmp_path, redo=["one"])
+    assert again == []
+    pipeline.run(spec_, tmp_path, redo=["one", "two"])
+    assert again == ["one", "two"]
 
 
 def test_stages_of_another_layout_are_refused(tmp_path):

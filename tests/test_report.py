@@ -7,6 +7,7 @@ import pytest
 from run_folders import bits, evaluation, stage
 
 from langext import report
+from langext.run_folder import gather
 from langext.spec import ConfigError
 
 EVIL = "<script>alert('x')</script> & <b>"
@@ -59,6 +60,41 @@ def test_forgetting_is_called_forgetting(run):
     scores["bits_per_byte"]["eng_Latn/news"] = bits(1.2)
     path.write_text(json.dumps(scores))
     assert "forgotten: English, news" in report.headline(run, run)
+
+
+def test_what_one_of_several_sets_may_have_lost_by_chance_is_called_perhaps(run):
+    for name, value in (("02-evaluate_base", 1.0), ("04-evaluate", 1.02)):
+        path = run / name / "scores.json"
+        scores = json.loads(path.read_text())
+        scores["bits_per_byte"]["eng_Latn/book"] = bits(value)
+        noise = [(-1.0) ** i * 7.0 for i in range(50)] if value > 1 else [0.0] * 50
+        scores["bits_per_byte"]["eng_Latn/book"]["bits_each"] = [100 * value + x for x in noise]
+        path.write_text(json.dumps(scores))
+    page = report.build(run).read_text()
+    p = next(row for row in gather(run).bits if row.name == "eng_Latn/book").difference.p
+    assert 0.025 < p < 0.05 or pytest.fail(f"the example is off: {p}")
+    assert "perhaps 2.0 %: one of 2 sets can be so by chance" in page and "most in eng_Latn/book: +2.0 %" in page
+
+
+def test_what_nobody_knows_is_not_called_kept(run):
+    for name, value in (("02-evaluate_base", 1.0), ("04-evaluate", 1.5)):
+        path = run / name / "scores.json"
+        scores = json.loads(path.read_text())
+        scores["bits_per_byte"]["eng_Latn/news"] = bits(value, count=1)
+        del scores["bits_per_byte"]["eng_Latn/news"]["stderr"]
+        scores["drift"] = {"eng_Latn": {"kl": 0.2, "tokens": 9}}
+        path.write_text(json.dumps(scores))
+    for path in run.glob("*/job.json"):
+        path.write_text(json.dumps({"language": "fra_Latn", "original_languages": ["eng_Latn", "deu_Latn"]}))
+    lines = report.headline(run, report.build(run))
+    assert "unknown: English, news" in lines and "error unknown" in lines and "not measured: German" in lines
+    assert "nan" not in lines
+
+
+def test_gates_of_a_training_without_evaluation_are_shown(run):
+    path = run / "03-train" / "metrics.jsonl"
+    path.write_text(path.read_text().replace('"open"', '"gate"'))
+    assert "These gates are never quite closed" in report.build(run).read_text()
 
 
 def test_a_task_that_is_surely_worse_is_named(run):

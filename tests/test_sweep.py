@@ -12,7 +12,7 @@ from processes import start, wait_for
 from ruamel.yaml import YAML
 
 from langext import pipeline, reuse, sweep
-from langext.artifacts import read_json, write_json
+from langext.artifacts import read_json, sha256_file, write_json
 from langext.spec import ConfigError, RunFailed
 
 EVALUATE = {"uses": "evaluate", "bpb_bytes": 2000, "drift_bytes": 0, "continuation_items": 0, "samples": 0}
@@ -198,9 +198,10 @@ def test_a_stage_is_taken_whole_or_not_at_all(file, tmp_path):
     step.out.mkdir(parents=True)  # what a kill left
     source = next(file.parent.glob("fra_Latn.jsonl.gz"))
     was = source.read_bytes()
-    sizes = {"source_files": step.stage._read_files()}
+    sizes = {"source_files": step.stage._read_files(), "lid_sha256": sha256_file(Path(step.stage.lid_model))}
     right = {"fingerprint": step.fingerprint, "inputs": {}, "summary": sizes, "files": []}
-    elsewhere = {"source_files": [entry | {"path": f"/other{entry['path']}"} for entry in sizes["source_files"]]}
+    others = [entry | {"sha256": "of other text", "modified_ns": 0} for entry in sizes["source_files"]]
+    elsewhere = sizes | {"source_files": others}  # what the same relative path is in another project
     other = {"corpus": {"path": "/x/01-other"}}
     (theirs / "checkpoints").mkdir()
     for manifest in (right | {"fingerprint": "other"}, right | {"inputs": other}, right | {"summary": elsewhere}, None):

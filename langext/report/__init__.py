@@ -76,7 +76,6 @@ def put(path: Path, page: str) -> Path:
 def _tiles(run: Run) -> Iterator[dict[str, Any]]:
     """The two sentences that matter: what was learned, and what was forgotten."""
     by_language = run.task_changes()
-    names = ", ".join(language.name for language in run.originals if language not in run.unmeasured)
     learned = changes.mean([row for row in run.bits if run.is_new(row)])
     if learned:
         lines = [f"bits per byte {percent(learned)}"]
@@ -84,8 +83,8 @@ def _tiles(run: Run) -> Iterator[dict[str, Any]]:
         if gap := run.gap_closed:
             figure = f"{100 * gap.value:.0f} % of the gap closed"
             low, high = (f"{100 * bound:.0f}" for bound in (gap.low, gap.high))
-            lines.insert(0, f"of what it took the base more bits per byte than {names} (95 %: {low} to {high} %)")
-        tone = "" if learned.in_noise else "good" if learned.value < 0 else "bad"
+            lines.insert(0, f"of what it took the base more bits per byte than {run.kept} (95 %: {low} to {high} %)")
+        tone = "" if not learned.sure else "good" if learned.value < 0 else "bad"
         lines += _task_line(by_language, True)
         yield {"title": f"{run.new.name}: learned", "figure": figure, "tone": tone, "lines": lines}
     kept = [row for row in run.bits if not run.is_new(row)]
@@ -94,9 +93,10 @@ def _tiles(run: Run) -> Iterator[dict[str, Any]]:
         figure, tone = _forgot(kept)
         lines = [f"bits per byte {percent(mean)}" + (" over all sets" if len(kept) > 1 else "")]
         if len(kept) > 1:
-            lines.append(f"most in {worst.name}: {100 * worst.relative:+.1f} % ({worst.verdict})")
+            chance = f" (p {worst.difference.p:.3f})" if isfinite(worst.difference.p) else ""
+            lines.append(f"most in {worst.name}: {100 * worst.relative:+.1f} %{chance}")
         yield {
-            "title": f"{names}: forgot",
+            "title": f"{run.kept}: forgot",
             "figure": figure,
             "tone": tone,
             "lines": [*lines, *_task_line(by_language, False)],
@@ -111,6 +111,9 @@ def _forgot(kept: Sequence[changes.Change]) -> tuple[str, str]:
     sure = changes.worst(changes.surely_worse(kept))
     if sure:
         return f"{100 * sure.relative:.1f} %", "bad"
+    perhaps = changes.worst([row for row in kept if row.verdict == "worse"])
+    if perhaps:
+        return f"perhaps {100 * perhaps.relative:.1f} %: one of {len(kept)} sets can be so by chance", "bad"
     if all(row.verdict == "better" for row in kept):
         return "nothing", "good"
     odd = next((row.verdict for row in kept if row.verdict in ("unknown", "unmeasured")), None)
@@ -195,7 +198,9 @@ def _gates(run: Run) -> tuple[dict[str, list[float]], bool]:
     if any(bits.gate is not None for bits in sets.values()):
         return {name: bits.gate for name, bits in sets.items() if bits.gate is not None}, False
     last = next((row["figures"] for row in reversed(run.metrics) if row["kind"] == "eval"), {})
-    return {name: figures["open"] for name, figures in last.items() if "open" in figures}, True
+    close = any("open" in figures for figures in last.values())
+    key = "open" if close else "gate"
+    return {name: figures[key] for name, figures in last.items() if key in figures}, close
 
 
 def _lines(run: Run) -> list[tuple[str, str]]:
@@ -207,7 +212,7 @@ def _lines(run: Run) -> list[tuple[str, str]]:
         interval = f"95 % between {low:+.1%} and {high:+.1%}" if isfinite(low + high) else "error unknown"
         text = f"{row.before:.3f} -> {row.after:.3f} bits per byte ({change}; {interval})"
         lines.append((run.title(row), text))
-    return lines
+    return [*lines, *((f"not measured: {language.name}", "no held-out text of it") for language in run.unmeasured if run.bits)]
 
 
 def headline(root: Path, page: Path) -> str:

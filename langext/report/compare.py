@@ -33,7 +33,7 @@ def build(found: Comparison, out: Path) -> Path:
 
 def _page(found: Comparison, out: Path) -> str:
     first = found.entries[0].run
-    kept = ", ".join(language.name for language in first.originals)
+    kept = first.kept or "the rest"
     planes = []
     if any(entry.learned and entry.forgot for entry in found.entries):
         names = (f"{first.new.name}: fewer bits per byte, %", f"{kept}: more bits per byte, %")
@@ -50,7 +50,7 @@ def _page(found: Comparison, out: Path) -> str:
 def _plane(found: Comparison, x: str, y: str, title: str, x_title: str, y_title: str) -> Markup:
     """Learning against forgetting, a curve for each way of doing it over learning rates."""
     curves: dict[str, list[plots.Point]] = {}
-    names = _names(found)
+    names = _curve_names(found)
     reference = {names[entry.curve] for entry in found.entries if entry.method == comparison.FULL}
     for entry in found.entries:
         gained, lost = getattr(entry, x), getattr(entry, y)
@@ -60,7 +60,7 @@ def _plane(found: Comparison, x: str, y: str, title: str, x_title: str, y_title:
     return Markup(plots.plane(curves, reference, title, x_title, y_title))
 
 
-def _names(found: Comparison) -> dict[str, str]:
+def _curve_names(found: Comparison) -> dict[str, str]:
     """A name for each curve; a number tells apart those that a few words do not."""
     labels = {entry.curve: entry.label for entry in found.entries}
     same = [list(labels.values())[:at].count(label) for at, label in enumerate(labels.values())]
@@ -90,7 +90,7 @@ def share(mean: Mean | None, digits: int = 1) -> str:
 def show(found: Comparison, page: Path) -> None:
     """Print the table and where the page is."""
     first = found.entries[0].run
-    kept = ", ".join(language.name for language in first.originals)
+    kept = first.kept or "the rest"
     keys = found.keys
     columns = ["run", "method", *(key.split(".")[-1] for key in keys), f"{first.new.name} %", f"{kept} %", "KL", "of full", ""]
     front = found.front
@@ -108,6 +108,8 @@ def show(found: Comparison, page: Path) -> None:
     console.table(f"{first.new.name} learned and {kept} forgotten, bits per byte (± half of the 95 % interval)", columns, rows)
     if any(not entry.alike for entry in found.entries):
         console.say(f"† measured on other held-out text, or with other settings, than {found.first}")
+    if first.unmeasured:
+        console.say(f"not measured: {', '.join(language.name for language in first.unmeasured)}")
     if found.left_out:
         console.say("left out: " + "; ".join(found.left_out))
     console.say(f"* no other run learned more and forgot less. Forgotten is that of the {kept} set that lost most")

@@ -2,7 +2,8 @@
 
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from math import isfinite
 from pathlib import Path
 from statistics import median
@@ -28,6 +29,7 @@ KEPT = TypeAdapter(dict[str, dict[str, scores.Metric]])
 class Evaluate(Stage):
     """Measure a model. Give it `inputs: {model: base}` to measure the untouched base."""
 
+    salvages = True
     uses: Literal["evaluate"]
     bpb_bytes: int = Field(200_000, ge=1000)
     """Held-out bytes per language and domain for bits per byte."""
@@ -102,6 +104,15 @@ class Evaluate(Stage):
                 return f"task file {path} has changed since it was measured with"
         return ""
 
+    def same_sources(self, manifest: dict[str, Any]) -> bool:
+        """Are the files of one's own tasks the ones that were measured with?"""
+        from langext import harness
+
+        if self.drift(manifest) or (self.include_path and self.tasks == "auto"):
+            return False
+        every = [name for names in self.tasks.values() for name in names] if isinstance(self.tasks, dict) else list(self.tasks)
+        return self.tasks == "auto" or manifest["summary"]["task_files"] == _hashes(harness.files(every, self.include_path))
+
     def _names(self, ctx: Context) -> dict[str, str | None]:
         """The lm-eval tasks and the language that each of them measures, where that is known."""
         from langext.harness import public
@@ -131,13 +142,13 @@ class Evaluate(Stage):
         torch.manual_seed(ctx.seed)
         dtype = torch.bfloat16 if self.precision == "bf16" else torch.float32
         live = modeling.load(model, dtype, "cuda" if self.runtime.gpus else "cpu")
-        base = before.of(model, live) if live.method is not None else None
+        base = None if live.method is None else partial(before.of, model, live)  # loaded where it is needed, and dropped again
         heldout = documents.heldout(corpus, ctx.languages)
-        drift = self._drift(ctx, base, live, heldout) if base else {}
+        drift = self._drift(ctx, base(), live, heldout) if base and self.drift_bytes else {}
         bits = {name: self._bits(live, name, texts) for name, texts in heldout.items()}
         by_language = {c: [t for name, ts in heldout.items() if name.startswith(c) for t in ts] for c in ctx.languages}
         names = self._names(ctx)
-        tasks = self._tasks(ctx, live, list(names), by_language)
+        tasks = self._tasks(ctx, live, model.path.name, list(names), by_language)
         prompts = {c: _starts(texts)[: self.samples] for c, texts in by_language.items()} | self.prompts
         samples, speed = self._write(live, base, prompts)
         measures = names | {f"continuation_{code}": code for code in ctx.languages}
@@ -157,9 +168,9 @@ class Evaluate(Stage):
         shutil.rmtree(out / CHECKPOINTS, ignore_errors=True)
 
     def _tasks(
-        self, ctx: Context, live: "LiveModel", names: Sequence[str], texts: Mapping[str, list[str]]
+        self, ctx: Context, live: "LiveModel", model: str, names: Sequence[str], texts: Mapping[str, list[str]]
     ) -> dict[str, dict[str, scores.Metric]]:
-        """The continuation task in every language, and the tasks of these names."""
+        """The continuation task in every language, and the tasks of these names. `model` is the name of its folder."""
         from langext import harness
 
         found: dict[str, dict[str, scores.Metric]] = {}
@@ -175,19 +186,23 @@ class Evaluate(Stage):
                 say(f"  continuation_{code}: too little held-out text for an item; left out")
         started = time.monotonic()
         for number, name in enumerate(names, 1):
-            kept, files = ctx.out / CHECKPOINTS / f"{name}.json", _hashes(harness.files([name], self.include_path))
+            files = _hashes(harness.files([name], self.include_path))
+            by = {"files": files, "model": model, **{key: getattr(self, key) for key in ("num_fewshot", "limit", "precision")}}
+            kept = ctx.out / CHECKPOINTS / f"{name}.json"
             before = read_json(kept) if kept.is_file() else {}
-            if before.get("files") == files:
+            if before.get("by") == by and before["format"] == scores.FORMAT:
                 say(f"  {name}: measured already")
                 of_task = KEPT.validate_python(before["figures"])
             else:
                 of_task = measure.task(name, num_fewshot=self.num_fewshot, limit=self.limit, include=self.include_path)
                 kept.parent.mkdir(exist_ok=True)
-                write_json(kept, {"files": files, "figures": KEPT.dump_python(of_task, mode="json")})
+                figures = KEPT.dump_python(of_task, mode="json")
+                write_json(kept, {"format": scores.FORMAT, "by": by, "figures": figures})
             for task, metrics in of_task.items():
                 _tell(task, metrics)
-                if self.num_fewshot and (shots := {f.shots for f in metrics.values()}) not in (set(), {self.num_fewshot}):
-                    say(f"  {task}: with {', '.join(map(str, shots))} examples, which the task itself sets")
+                shots = {f.shots for f in metrics.values() if f.shots is not None} - {self.num_fewshot}
+                if self.num_fewshot and shots:
+                    say(f"  {task}: with {', '.join(map(str, sorted(shots)))} examples, which the task itself sets")
             left = (time.monotonic() - started) / number * (len(names) - number)
             if left:
                 say(f"  {number} of {len(names)} tasks, ETA {duration(left)}")
@@ -202,7 +217,7 @@ class Evaluate(Stage):
         from langext.drift import Drift
 
         found: dict[str, scores.Drift] = {}
-        for code in ctx.original_languages if self.drift_bytes else ():
+        for code in ctx.original_languages:
             texts = [text for name, texts in heldout.items() if name.startswith(f"{code}/") for text in texts]
             passages = bpb.passages(texts, 1000, self.drift_bytes)
             if not passages:
@@ -236,7 +251,7 @@ class Evaluate(Stage):
         )
 
     def _write(
-        self, live: "LiveModel", base: "Before | None", prompts: dict[str, list[str]]
+        self, live: "LiveModel", find_base: "Callable[[], Before] | None", prompts: dict[str, list[str]]
     ) -> tuple[list[scores.Sample], scores.Writing | None]:
         """Greedy continuations of the prompts of each language, and how fast they came, beside the base where there is one."""
         from langext import writing
@@ -244,22 +259,25 @@ class Evaluate(Stage):
         every = [(code, prompt) for code, found in prompts.items() for prompt in found]
         if not every:
             return [], None
+        base = find_base() if find_base else None
 
-        def of_base(prompt: str, most: int) -> writing.Written:
-            assert base is not None
+        def of_base(prompt: str, most: int) -> writing.Written | None:
+            if base is None:
+                return None
             with base.as_itself():
                 return writing.write(base.net, base.tokenizer, prompt, most)
 
         writing.write(live.net, live.tokenizer, every[0][1], 2)  # the first call sets things up
-        if base:
-            of_base(every[0][1], 2)
+        of_base(every[0][1], 2)
         samples, ours, ratios = [], [], []
-        for code, prompt in every:
+        for number, (code, prompt) in enumerate(every):
+            then = of_base(prompt, self.sample_tokens) if number % 2 else None  # they take turns in being the first
             now = writing.write(live.net, live.tokenizer, prompt, self.sample_tokens)
+            then = then or of_base(prompt, self.sample_tokens)
             samples.append(scores.Sample(language=code, prompt=prompt, text=now.text))
             ours.append(now)
-            if base and (then := of_base(prompt, self.sample_tokens)).tokens == now.tokens:
-                ratios.append(then.seconds / now.seconds)  # as many tokens, so that the prompt weighs the same
+            if then and then.tokens == now.tokens:  # so that the prompt weighs the same
+                ratios.append(then.seconds / now.seconds)
         weights = sum(p.numel() * p.element_size() for p in live.net.parameters())
         peaks = [row.peak_bytes for row in ours if row.peak_bytes is not None]
         return samples, scores.Writing(

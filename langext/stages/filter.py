@@ -111,20 +111,23 @@ class Filter(Stage):
         """Names the first source file that is new, gone or other than when it was read. A source that is gone as a whole is not
         missed: its text is here.
         """
-        read = {Path(file["path"]): file for file in manifest["summary"]["source_files"]}
-        now = self._files()
-        for path in now:
-            if path not in read:
-                return f"source file {path} is new since its folder was filtered"
-            if _changed(path, read[path]):
-                return f"source file {path} has changed since it was filtered"
-        folders = [local.resolve() for source in self.sources if (local := source.local()) and local.is_dir()]
-        gone = next((p for p in read if p not in now and any(p.is_relative_to(folder) for folder in folders)), None)
-        return f"source file {gone} was filtered and is gone" if gone else ""
+        here = self._files()
+        for domain, read in _by_domain(manifest).items():
+            now = here.get(domain, {})
+            for name, path in now.items():
+                if name not in read:
+                    return f"source file {path} is new since its folder was filtered"
+                if _changed(path, read[name]):
+                    return f"source file {path} has changed since it was filtered"
+            if now and (gone := next((name for name in read if name not in now), None)):
+                return f"source file {read[gone]['path']} was filtered and is gone"
+        return ""
 
     def same_sources(self, manifest: dict[str, Any]) -> bool:
-        """Likewise, and none is gone."""
-        return not self.drift(manifest) and set(self._files()) == {Path(f["path"]) for f in manifest["summary"]["source_files"]}
+        """Likewise, and none is gone, and the model that tells the languages is the same."""
+        here, read = self._files(), _by_domain(manifest)
+        lid = manifest["summary"].get("lid_sha256") == sha256_file(self._lid().path)
+        return lid and not self.drift(manifest) and {k: set(v) for k, v in here.items()} == {k: set(v) for k, v in read.items()}
 
     def _lid(self) -> "LanguageId":
         from langext.filters.language import LanguageId
@@ -157,6 +160,7 @@ class Filter(Stage):
             _demand(code, [row for row in funnel if row["language"] == code])
         ctx.summary["funnel"] = funnel
         ctx.summary["source_files"] = self._read_files()
+        ctx.summary["lid_sha256"] = sha256_file(lid.path)
         return Corpus(ctx.out)
 
     def _filter(self, ctx: Context, source: Source, lid: "LanguageId", labels: dict[str, str]) -> dict[str, Any]:
@@ -201,16 +205,34 @@ class Filter(Stage):
 
     def _read_files(self) -> list[dict[str, Any]]:
         return [
-            {"path": str(p), "bytes": p.stat().st_size, "modified_ns": p.stat().st_mtime_ns, "sha256": sha256_file(p)}
-            for p in self._files()
-        ]
+            {
+                "domain": domain, "name": name, "path": str(p), "bytes": p.stat().st_size, "modified_ns": p.stat().st_mtime_ns,
+                "sha256": sha256_file(p),
+            }
+            for domain, files in self._files().items() for name, p in files.items()
+        ]  # fmt: skip
 
-    def _files(self) -> list[Path]:
-        """The local files that the sources are now; none of a source that is not there."""
+    def _files(self) -> dict[str, dict[str, Path]]:
+        """The local files that the sources are now, by `<language>/<domain>` and name; none of a source that is not there."""
         from langext.filters.reading import find_files
 
-        places = [local for source in self.sources if (local := source.local()) and local.exists()]
-        return [path.resolve() for place in places for path in find_files(place)]
+        found: dict[str, dict[str, Path]] = {}
+        for source in self.sources:
+            with contextlib.suppress(ConfigError):  # it is not there any more
+                if local := source.local():
+                    folder = local.parent if local.is_file() else local
+                    files = {str(path.relative_to(folder)): path.resolve() for path in find_files(local)}
+                    found[f"{source.language}/{source.domain}"] = files
+        return found
+
+
+def _by_domain(manifest: dict[str, Any]) -> dict[str, dict[str, dict[str, Any]]]:
+    """What was read, by `<language>/<domain>` and name; nothing of it in manifests of older versions."""
+    found: dict[str, dict[str, dict[str, Any]]] = {}
+    for file in manifest["summary"]["source_files"]:
+        if "domain" in file:
+            found.setdefault(file["domain"], {})[file["name"]] = file
+    return found
 
 
 def _changed(path: Path, then: dict[str, Any]) -> bool:
@@ -218,7 +240,7 @@ def _changed(path: Path, then: dict[str, Any]) -> bool:
     now = path.stat()
     if now.st_size != then["bytes"]:
         return True
-    return now.st_mtime_ns != then.get("modified_ns", now.st_mtime_ns) and sha256_file(path) != then["sha256"]
+    return now.st_mtime_ns != then["modified_ns"] and sha256_file(path) != then["sha256"]
 
 
 def _execute(steps: list[Any], tasks: int, workers: int, log: Path) -> None:

@@ -118,12 +118,17 @@ def test_tasks_that_are_measured_are_not_measured_again(ctx, own, pico, monkeypa
 
     monkeypatch.setattr(harness.Harness, "task", task)
     with pytest.raises(KeyboardInterrupt):
-        stage._tasks(ctx, live, ["mine", "other"], {})
-    found = stage._tasks(ctx, live, ["mine", "other"], {})
+        stage._tasks(ctx, live, "base", ["mine", "other"], {})
+    found = stage._tasks(ctx, live, "base", ["mine", "other"], {})
     assert asked == ["mine", "other", "other"] and "mine: measured already" in capsys.readouterr().out
-    assert found["mine"] == found["other"] == stage._tasks(ctx, live, ["mine"], {})["mine"]
+    assert found["mine"] == found["other"] == stage._tasks(ctx, live, "base", ["mine"], {})["mine"]
     (own / "items.jsonl").write_text('{"good": "a b", "bad": "b a"}\n' * 2)
-    assert stage._tasks(ctx, live, ["mine"], {})["mine"]["acc"].items == 2  # its data are others now
+    assert stage._tasks(ctx, live, "base", ["mine"], {})["mine"]["acc"].items == 2  # its data are others now
+    fewer = Evaluate(uses="evaluate", include_path=own, tasks=["mine"], continuation_items=0, limit=1)
+    assert fewer._tasks(ctx, live, "base", ["mine"], {})["mine"]["acc"].items == 1  # another recipe
+    asked.clear()
+    stage.model_copy(update={"batch_size": 3})._tasks(ctx, live, "base", ["other"], {})
+    assert stage._tasks(ctx, live, "04-train", ["other"], {}) and asked == ["other"] * 2  # its data had changed, then its model
     stage.tidy(ctx.out)
     assert not (ctx.out / "checkpoints").exists()
 
@@ -133,14 +138,14 @@ def test_a_task_that_keeps_its_own_number_of_examples_is_told(ctx, own, pico, ca
     (own / "mine.yaml").write_text(json.dumps(mine | {"num_fewshot": 0}))
     live = modeling.LiveModel(modeling.load_base(pico, torch.float32), modeling.load_tokenizer(pico), ())
     stage = Evaluate(uses="evaluate", include_path=own, tasks=["mine"], continuation_items=0, num_fewshot=3)
-    assert stage._tasks(ctx, live, ["mine"], {})["mine"]["acc"].shots == 0
+    assert stage._tasks(ctx, live, "base", ["mine"], {})["mine"]["acc"].shots == 0
     assert "mine: with 0 examples, which the task itself sets" in capsys.readouterr().out
 
 
 def test_the_speed_is_beside_that_of_the_base(pico):
     live = modeling.LiveModel(modeling.load_base(pico, torch.float32), modeling.load_tokenizer(pico), ())
     stage = Evaluate(uses="evaluate", sample_tokens=8)
-    samples, speed = stage._write(live, Before(live.net, live.tokenizer), {"fra_Latn": ["le chat", "un chien"]})
+    samples, speed = stage._write(live, lambda: Before(live.net, live.tokenizer), {"fra_Latn": ["le chat", "un chien"]})
     assert len(samples) == len(speed.of_base) == 2 and all(0.05 < ratio < 20 for ratio in speed.of_base)
     assert speed.weights_bytes == sum(p.numel() for p in live.net.parameters()) * 4 and speed.peak_bytes is None
 
@@ -148,3 +153,16 @@ def test_the_speed_is_beside_that_of_the_base(pico):
 def test_what_is_no_number_ends_the_evaluation():
     with pytest.raises(ConfigError, match="fra_Latn/book: bits per byte is nan: the weights of this model overflow"):
         evaluate._finite("fra_Latn/book: bits per byte", float("nan"))
+
+
+def test_scores_of_other_items_are_not_taken(own):
+    stage = Evaluate(uses="evaluate", include_path=own, tasks=["mine"])
+    manifest = {"summary": {"scores": FORMAT, "task_files": evaluate._hashes(harness.files(["mine"], own))}}
+    assert stage.same_sources(manifest)
+    elsewhere = [file | {"path": f"/other{file['path']}"} for file in manifest["summary"]["task_files"]]
+    assert not stage.same_sources({"summary": manifest["summary"] | {"task_files": elsewhere}})
+
+
+def test_the_file_of_a_group_is_among_its_files(own):
+    (own / "group.yaml").write_text(json.dumps({"group": "all", "task": [{"task": "mine", "num_fewshot": 3}]}))
+    assert [path.name for path in harness.files(["all"], own)] == ["group.yaml", "mine.yaml", "_pairs.yaml", "items.jsonl"]

@@ -3,10 +3,12 @@
 import gzip
 import json
 import os
+import shutil
 
 import pytest
 from toy import ENGLISH, FRENCH, documents, sentences, write_fasttext, write_jsonl
 
+from langext.artifacts import sha256_file
 from langext.filters.language import LanguageId, unit_hash
 from langext.spec import ConfigError
 from langext.stage import Context
@@ -184,7 +186,7 @@ def test_a_language_that_is_not_of_the_run(tmp_path, lid):
 def test_a_changed_source_is_noticed(tmp_path, lid):
     path = write_jsonl(tmp_path / "fr.jsonl", FR)
     stage = Filter(uses="filter", sources=two(tmp_path, path), lid_model=str(lid))
-    manifest = {"summary": {"source_files": stage._read_files()}}
+    manifest = {"summary": {"source_files": stage._read_files(), "lid_sha256": sha256_file(lid)}}
     assert stage.drift(manifest) == "" and stage.same_sources(manifest)
     path.touch()
     assert stage.drift(manifest) == ""  # the very bytes, written again
@@ -192,6 +194,12 @@ def test_a_changed_source_is_noticed(tmp_path, lid):
     path.write_text(was.replace("petit", "grand"))
     assert was != path.read_text() and "fr.jsonl has changed since it was filtered" in stage.drift(manifest)
     path.write_text(was)
+    elsewhere = tmp_path / "moved"  # a project that was moved, or its copy: the very bytes at another place
+    elsewhere.mkdir()
+    shutil.copy(path, elsewhere)
+    moved = Filter(uses="filter", sources=two(tmp_path, elsewhere / "fr.jsonl"), lid_model=str(lid))
+    assert moved.drift(manifest) == "" and moved.same_sources(manifest)
+    assert not stage.same_sources({"summary": manifest["summary"] | {"lid_sha256": "of another model"}})
     os.rename(path, tmp_path / "other.jsonl")
     assert stage.drift(manifest) == ""  # a source that is gone is not missed
     assert not stage.same_sources(manifest)  # but another run does not take its text
@@ -202,10 +210,10 @@ def test_another_file_in_a_source_folder_is_noticed(tmp_path, lid):
     folder.mkdir()
     write_jsonl(folder / "a.jsonl", FR)
     stage = Filter(uses="filter", sources=two(tmp_path, folder), lid_model=str(lid))
-    manifest = {"summary": {"source_files": stage._read_files()}}
+    manifest = {"summary": {"source_files": stage._read_files(), "lid_sha256": sha256_file(lid)}}
     second = write_jsonl(folder / "b.jsonl", FR[:5])
     assert "b.jsonl is new since its folder was filtered" in stage.drift(manifest)
-    manifest = {"summary": {"source_files": stage._read_files()}}
+    manifest = {"summary": {"source_files": stage._read_files(), "lid_sha256": sha256_file(lid)}}
     second.unlink()
     assert "b.jsonl was filtered and is gone" in stage.drift(manifest)
 

@@ -19,6 +19,7 @@ from langext.stage import Context, Stage
 
 if TYPE_CHECKING:
     from langext.before import Before
+    from langext.harness import Harness
     from langext.modeling import LiveModel
 
 
@@ -186,18 +187,7 @@ class Evaluate(Stage):
                 say(f"  continuation_{code}: too little held-out text for an item; left out")
         started = time.monotonic()
         for number, name in enumerate(names, 1):
-            files = _hashes(harness.files([name], self.include_path))
-            by = {"files": files, "model": model, **{key: getattr(self, key) for key in ("num_fewshot", "limit", "precision")}}
-            kept = ctx.out / CHECKPOINTS / f"{name}.json"
-            before = read_json(kept) if kept.is_file() else {}
-            if before.get("by") == by and before["format"] == scores.FORMAT:
-                say(f"  {name}: measured already")
-                of_task = KEPT.validate_python(before["figures"])
-            else:
-                of_task = measure.task(name, num_fewshot=self.num_fewshot, limit=self.limit, include=self.include_path)
-                kept.parent.mkdir(exist_ok=True)
-                figures = KEPT.dump_python(of_task, mode="json")
-                write_json(kept, {"format": scores.FORMAT, "by": by, "figures": figures})
+            of_task = self._task(name, measure, model, ctx.out / CHECKPOINTS / f"{name}.json")
             for task, metrics in of_task.items():
                 _tell(task, metrics)
                 shots = {f.shots for f in metrics.values() if f.shots is not None} - {self.num_fewshot}
@@ -207,6 +197,21 @@ class Evaluate(Stage):
             if left:
                 say(f"  {number} of {len(names)} tasks, ETA {duration(left)}")
             found |= of_task
+        return found
+
+    def _task(self, name: str, measure: "Harness", model: str, kept: Path) -> dict[str, dict[str, scores.Metric]]:
+        """The figures of a task and of all that is in it: those in the file `kept` if they were measured in the same way."""
+        from langext import harness
+
+        files = _hashes(harness.files([name], self.include_path))
+        by = {"files": files, "model": model, **{key: getattr(self, key) for key in ("num_fewshot", "limit", "precision")}}
+        before = read_json(kept) if kept.is_file() else {}
+        if before.get("by") == by and before["format"] == scores.FORMAT:
+            say(f"  {name}: measured already")
+            return KEPT.validate_python(before["figures"])
+        found = measure.task(name, num_fewshot=self.num_fewshot, limit=self.limit, include=self.include_path)
+        kept.parent.mkdir(exist_ok=True)
+        write_json(kept, {"format": scores.FORMAT, "by": by, "figures": KEPT.dump_python(found, mode="json")})
         return found
 
     def _drift(self, ctx: Context, base: "Before", live: "LiveModel", heldout: dict[str, list[str]]) -> dict[str, scores.Drift]:

@@ -80,6 +80,11 @@ def read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
+def manifests(root: Path) -> list[Path]:
+    """The manifests of the finished stages of a run folder, in order; [] when it is none."""
+    return sorted(root.glob(f"[0-9][0-9]-*/{MANIFEST}"))
+
+
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """All complete lines of a metrics file; [] when there is none."""
     if not path.exists():

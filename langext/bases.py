@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from langext import assets
-from langext.artifacts import BASE, JOB, MANIFEST, Model, list_files, read_json, sha256_file, write_json
+from langext.artifacts import BASE, JOB, MANIFEST, Model, list_files, manifests, read_json, sha256_file, write_json
 from langext.console import say
 from langext.spec import ConfigError
 
@@ -88,7 +88,7 @@ def extended(base: str) -> Model | None:
         if manifest.get("stage", {}).get("uses", "extend") == "extend":
             raise ConfigError(f"{base}: holds no trained model; give the run folder or the folder of its train stage")
         return Model(path.resolve())
-    found = [(p.parent, read_json(p)) for p in sorted(path.glob(f"[0-9][0-9]-*/{MANIFEST}"))]
+    found = [(p.parent, read_json(p)) for p in manifests(path)]
     if not found:
         return None
     trained = [folder for folder, manifest in found if manifest["kind"] == "Model" and manifest["stage"]["uses"] != "extend"]

@@ -164,7 +164,7 @@ class Harness:
             from lm_eval.tasks import TaskManager
 
             # without lm-eval's own index, which takes ten seconds to read
-            return self._run(_task(name, items), TaskManager(include_defaults=False))[name]
+            return _figures(self._run(_task(name, items), TaskManager(include_defaults=False)))[name]
 
     def task(
         self, name: str, *, num_fewshot: int | None = None, limit: int | None = None, include: Path | None = None
@@ -173,23 +173,31 @@ class Harness:
 
         Raises ConfigError for what lm-eval cannot do.
         """
+        manager = _manager([name], include)
         with _quiet():
-            try:
-                return self._run(name, _manager([name], include), num_fewshot=num_fewshot, limit=limit)
-            except Exception as error:  # of any kind: tasks come with code of their own
+            try:  # around lm-eval alone: tasks come with data and code of their own, which can raise anything
+                found = self._run(name, manager, num_fewshot=num_fewshot, limit=limit)
+            except Exception as error:
                 raise ConfigError(f"{name}: lm-eval cannot measure it: {type(error).__name__}: {error}") from error
+        return _figures(found)
 
-    def _run(self, wanted: Any, manager: Any, **options: Any) -> dict[str, dict[str, Metric]]:
+    def _run(self, wanted: Any, manager: Any, **options: Any) -> dict[str, Any]:
+        """What lm-eval returns."""
         from lm_eval import simple_evaluate
 
         run: Any = simple_evaluate
         found = run(model=self.model, tasks=[wanted], task_manager=manager, bootstrap_iters=1000, log_samples=True, **options)
         assert found is not None, "lm-eval returns results on rank 0, and evaluation runs as one process"
-        results = {}
-        for task, figures in found["results"].items():
-            better = found["higher_is_better"].get(task) or {}
-            results[task] = _metrics(figures, _rows(found, task), better, _shots(found, task))
-        return results
+        return found
+
+
+def _figures(found: dict[str, Any]) -> dict[str, dict[str, Metric]]:
+    """All figures that lm-eval has found, by task and metric."""
+    results = {}
+    for task, figures in found["results"].items():
+        better = found["higher_is_better"].get(task) or {}
+        results[task] = _metrics(figures, _rows(found, task), better, _shots(found, task))
+    return results
 
 
 def _shots(found: dict[str, Any], task: str) -> int | None:

@@ -8,7 +8,7 @@ from statistics import median
 from typing import Any
 
 from langext import changes, languages
-from langext.artifacts import BASE, JOB, MANIFEST, METRICS, Scores, read_json, read_metrics
+from langext.artifacts import BASE, JOB, MANIFEST, METRICS, Scores, manifests, read_json, read_metrics
 from langext.changes import Change, Mean
 from langext.scores import ScoresFile, read
 from langext.spec import ConfigError
@@ -29,16 +29,12 @@ def finished(root: Path) -> list[tuple[Path, dict[str, Any]]]:
         raise ConfigError(f"{root}: no such folder")
     if not is_run(root):
         raise ConfigError(f"{root}: no finished stage here, so there is nothing to report")
-    return [(path.parent, read_json(path)) for path in _manifests(root)]
+    return [(path.parent, read_json(path)) for path in manifests(root)]
 
 
 def is_run(root: Path) -> bool:
     """Whether a folder is that of a run with at least one finished stage."""
-    return bool(_manifests(root))
-
-
-def _manifests(root: Path) -> list[Path]:
-    return sorted(root.glob(f"[0-9][0-9]-*/{MANIFEST}"))
+    return bool(manifests(root))
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from langext import exports, modeling
-from langext.artifacts import JOB, Corpus, Model, read_json
+from langext.artifacts import JOB, Corpus, Model, finished, read_json
 from langext.exports import GGUF, command, gguf_check, gguf_file, verify
-from langext.run_folder import finished
 from langext.spec import ConfigError
 
 PRECISIONS = ("f32", "bf16", "q8_0")

@@ -170,7 +170,7 @@ def langext(asked: Any, compiled: bool = False) -> dict[str, float]:
     """The train stage itself; its log has the times."""
     from langext import training
     from langext.artifacts import METRICS, Corpus, Model, read_metrics
-    from langext.stage import Context
+    from langext.context import Context
     from langext.stages.train import Train
 
     out = asked.run / f"train-{os.getpid()}" if os.environ["WORLD_SIZE"] == "1" else asked.run / "train-two"

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from langext.spec import ConfigError
+
 MANIFEST = "manifest.json"
 JOB = "job.json"
 CHECKPOINTS = "checkpoints"
@@ -118,3 +120,17 @@ def list_files(root: Path) -> list[dict[str, Any]]:
     found = sorted(p for p in root.rglob("*") if CHECKPOINTS not in p.relative_to(root).parts)  # those go once a stage is done
     files = [p for p in found if p.is_file() and p.name not in skip]
     return [{"name": str(p.relative_to(root)), "bytes": p.stat().st_size, "sha256": sha256_file(p)} for p in files]
+
+
+def finished(root: Path) -> list[tuple[Path, dict[str, Any]]]:
+    """Folder and manifest of every finished stage of a run, in order. Raises ConfigError when `root` is no run folder."""
+    if not root.is_dir():
+        raise ConfigError(f"{root}: no such folder")
+    if not is_run(root):
+        raise ConfigError(f"{root}: no finished stage here, so there is nothing to report")
+    return [(path.parent, read_json(path)) for path in manifests(root)]
+
+
+def is_run(root: Path) -> bool:
+    """Whether a folder is that of a run with at least one finished stage."""
+    return bool(manifests(root))

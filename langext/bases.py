@@ -35,7 +35,8 @@ def check(base: str) -> None:
     if path.is_file():
         _check_magic(path)
     if path.is_dir():
-        from langext import families, modeling
+        from langext import modeling
+        from langext.architectures import families
 
         model = extended(base)
         folder = modeling.read_record(model).base if model else path
@@ -117,7 +118,8 @@ def methods(base: str) -> "tuple[Method, ...]":
 
 def prepare(base: str, revision: str | None, out: Path) -> Model:
     """Make the base available as the Model artifact `out`, once. The hub commit and the hashes are recorded."""
-    from langext import families, modeling
+    from langext import modeling
+    from langext.architectures import families
 
     if (out / MANIFEST).exists():
         return Model(out)

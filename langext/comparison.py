@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from langext import changes, run_folder
-from langext.artifacts import BASE
+from langext.artifacts import BASE, is_run
 from langext.changes import Mean
-from langext.run_folder import Run, is_run
+from langext.run_folder import Run
 from langext.spec import ConfigError
 
 FULL = "full"

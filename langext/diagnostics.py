@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from langext import bpb, languages, vocabulary
+from langext import bpb, languages
+from langext.architectures import vocabulary
 from langext.console import say
+from langext.context import Context
 from langext.drift import Drift
 from langext.methods import layers, residue
-from langext.stage import Context
 
 if TYPE_CHECKING:
     from langext.modeling import LiveModel

@@ -12,9 +12,9 @@ from torch import distributed
 
 from langext.artifacts import Corpus, fingerprint, sha256_file
 from langext.console import Progress
+from langext.context import Context
 from langext.mixture import TokenFile
 from langext.spec import ConfigError
-from langext.stage import Context
 
 BATCH = 512
 

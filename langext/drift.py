@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from langext import documents, families, losses, vocabulary
+from langext import documents
+from langext.architectures import cross_entropy, families, vocabulary
 
 
 class Drift:
@@ -36,7 +37,7 @@ class Drift:
         if isinstance(head, vocabulary.ExtendedHead):  # its new rows stand where the base may have unused ones
             num_ids = min(num_ids, head.first_new)
         base_weight = self.weight[:num_ids].to(weight.device)  # ZeRO 3 moves the model after this was set up
-        size, found = losses.CHUNK_TOKENS.get(weight.device.type, 4096), []
+        size, found = cross_entropy.CHUNK_TOKENS.get(weight.device.type, 4096), []
         for before, after in zip(self.hidden, self._hidden(net), strict=True):
             total = 0.0
             for at in range(0, len(before), size):

@@ -19,7 +19,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, distributed
 
-from langext import checkpoints, vocabulary
+from langext import checkpoints
+from langext.architectures import vocabulary
 from langext.spec import ConfigError
 
 OURS = (

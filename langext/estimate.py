@@ -35,7 +35,7 @@ def size(config: Any, methods: Sequence[Method], new_tokens: int) -> Size:
     import torch
     from transformers import AutoModelForCausalLM
 
-    from langext import vocabulary
+    from langext.architectures import vocabulary
 
     with torch.device("meta"):
         net = AutoModelForCausalLM.from_config(copy.deepcopy(config))

@@ -57,10 +57,10 @@ def _cpu_bf16() -> bool:
 
 def fields() -> int:
     """Print every key of a pipeline file with its type, default and meaning."""
+    from langext.context import Runtime
     from langext.methods import AnyMethod
     from langext.penalties import AnyPenalty
     from langext.pipeline import Pipeline
-    from langext.stage import Runtime
     from langext.stages import AnyStage
     from langext.stages.filter import Source
 

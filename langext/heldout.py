@@ -5,8 +5,8 @@ from typing import Any
 
 from langext import bpb, documents
 from langext.artifacts import Corpus
+from langext.context import Context
 from langext.spec import ConfigError
-from langext.stage import Context
 
 Bits = dict[str, float]
 """`<language>/<domain>` -> bits per byte."""

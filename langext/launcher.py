@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from langext.artifacts import STOP
-from langext.stage import Runtime
+from langext.context import Runtime
 
 MALLOC = {
     "MALLOC_MMAP_THRESHOLD_": str(8 << 30),

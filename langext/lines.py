@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from langext import vocabulary
+from langext.architectures import vocabulary
 from langext.methods.base import Method
 
 Head = Literal["alpha", "last"]

@@ -11,7 +11,7 @@ from torch import distributed
 
 from langext.artifacts import METRICS, read_metrics
 from langext.console import say
-from langext.stage import Context
+from langext.context import Context
 
 if TYPE_CHECKING:
     from langext.mixture import Batch

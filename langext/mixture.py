@@ -13,9 +13,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from langext.architectures.cross_entropy import IGNORE
 from langext.artifacts import read_json, write_json
-
-IGNORE = -100
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as hf_logging
 
-from langext import vocabulary
+from langext.architectures import vocabulary
 from langext.artifacts import Model, Tokenizer, read_json, write_json
 from langext.methods import AnyMethod
 from langext.methods.base import Method

@@ -22,10 +22,10 @@ from langext.artifacts import (
     write_json,
 )
 from langext.console import duration, say
+from langext.context import Context
 from langext.launcher import launch
 from langext.methods.base import Method
 from langext.spec import ConfigError, RunFailed, Spec, near
-from langext.stage import Context
 from langext.stages import AnyStage, makes, reads
 from langext.stages.extend import Extend
 from langext.worker import EXIT_CONFIG

@@ -8,10 +8,9 @@ from statistics import median
 from typing import Any
 
 from langext import changes, languages
-from langext.artifacts import BASE, JOB, MANIFEST, METRICS, Scores, manifests, read_json, read_metrics
+from langext.artifacts import BASE, JOB, MANIFEST, METRICS, Scores, finished, read_json, read_metrics
 from langext.changes import Change, Mean
 from langext.scores import ScoresFile, read
-from langext.spec import ConfigError
 
 MEASURING = ("num_fewshot", "limit", "precision", "include_path")
 """Keys of an evaluate stage that decide what its task figures mean."""
@@ -21,20 +20,6 @@ REAL_GAP = 4
 """Standard errors that the gap between two languages must be wide to be called one."""
 WATCHING = {"eval_every", "eval_bytes", "log_every", "save_every", "keep_checkpoints"}
 """Keys of a train stage that change nothing of what is learned, as a rule."""
-
-
-def finished(root: Path) -> list[tuple[Path, dict[str, Any]]]:
-    """Folder and manifest of every finished stage of a run, in order. Raises ConfigError when `root` is no run folder."""
-    if not root.is_dir():
-        raise ConfigError(f"{root}: no such folder")
-    if not is_run(root):
-        raise ConfigError(f"{root}: no finished stage here, so there is nothing to report")
-    return [(path.parent, read_json(path)) for path in manifests(root)]
-
-
-def is_run(root: Path) -> bool:
-    """Whether a folder is that of a run with at least one finished stage."""
-    return bool(manifests(root))
 
 
 @dataclass(frozen=True)

@@ -14,18 +14,19 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from langext import attention, bpb, checkpoints, documents, engine, families, flops, losses, modeling, recompute
+from langext import bpb, checkpoints, documents, engine, flops, losses, modeling
+from langext.architectures import attention, families, recompute
 from langext.artifacts import CHECKPOINTS, STOP, Corpus, Model
 from langext.best import Best, mean_ratio
 from langext.checkpoints import Checkpoints
 from langext.console import Bar, duration, say
+from langext.context import Context
 from langext.diagnostics import Watch
 from langext.metrics import Log, Tally
 from langext.mixture import Batch, Mixture, Phase
 from langext.portion import Portion
 from langext.shares import shares
 from langext.spec import ConfigError
-from langext.stage import Context
 
 if TYPE_CHECKING:
     from langext.modeling import LiveModel

@@ -18,8 +18,8 @@ from typing import cast
 from pydantic import TypeAdapter
 
 from langext.artifacts import JOB, MANIFEST, WORKERS_LOCK, Artifact, list_files, write_json
+from langext.context import Context
 from langext.spec import ConfigError
-from langext.stage import Context
 from langext.stages import AnyStage, makes, reads
 
 EXIT_CONFIG = 2

@@ -44,8 +44,8 @@ def launch(root, legs, world_size=1):
 def run(leg):
     from langext import training
     from langext.artifacts import JOB, Corpus, Model, read_json, write_json
+    from langext.context import Context
     from langext.spec import ConfigError
-    from langext.stage import Context
     from langext.stages.train import Train
 
     class Stop:

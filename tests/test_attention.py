@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 from toy import FAMILIES, make_base
 
-from langext import attention, recompute
+from langext.architectures import attention, recompute
 
 
 def masks(tokens):

@@ -4,12 +4,13 @@ import pytest
 import torch
 from toy import make_base, make_tokenizer
 
-from langext import documents, families, modeling
+from langext import documents, modeling
+from langext.architectures import families
+from langext.context import Context
 from langext.diagnostics import Observer, Watch
 from langext.drift import Drift
 from langext.methods import Adapter, Full, NeutralResidues, SelectiveLora
 from langext.methods.residue import stacks
-from langext.stage import Context
 
 TEXTS = ["The small cat sleeps in the house with a dog.", "A big dog sees the street at night, without rain."]
 PROBES = {"fra_Latn/book": ["Le petit chat dort dans la maison."], "eng_Latn/book": TEXTS}

@@ -2,8 +2,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from langext import losses, modeling, vocabulary
-from langext.exports import stock
+from langext import losses, modeling
+from langext.architectures import cross_entropy, stock, vocabulary
 from langext.methods import NeutralResidues
 from langext.portion import Portion
 
@@ -14,12 +14,12 @@ def test_chunked_cross_entropy_equals_the_plain_one(tokens):
     x = torch.randn(tokens, 16, dtype=torch.float64, requires_grad=True)
     weight = torch.randn(50, 16, dtype=torch.float64, requires_grad=True)
     labels = torch.randint(50, (tokens,))
-    labels[::7] = losses.IGNORE
+    labels[::7] = cross_entropy.IGNORE
     wanted = 3.0 * F.cross_entropy(x @ weight.T, labels, reduction="sum") / 100
     wanted.backward()
     grads = x.grad.clone(), weight.grad.clone()
     x.grad = weight.grad = None
-    total, each = losses.cross_entropy(x, weight, labels, 1 / 100)
+    total, each = cross_entropy.cross_entropy(x, weight, labels, 1 / 100)
     (3.0 * total).backward()
     assert 3.0 * total.item() == pytest.approx(wanted.item(), rel=1e-6)
     assert torch.allclose(x.grad, grads[0], atol=1e-6) and torch.allclose(weight.grad, grads[1], atol=1e-6)
@@ -29,7 +29,7 @@ def test_chunked_cross_entropy_equals_the_plain_one(tokens):
 def test_a_frozen_head_gets_no_gradient():
     x = torch.randn(4, 8, requires_grad=True)
     weight = torch.randn(10, 8)
-    losses.cross_entropy(x, weight, torch.tensor([1, 2, 3, 4]), 1.0)[0].backward()
+    cross_entropy.cross_entropy(x, weight, torch.tensor([1, 2, 3, 4]), 1.0)[0].backward()
     assert x.grad is not None and weight.grad is None
 
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from langext import modeling
-from langext.mixture import IGNORE, Mixture, Phase, TokenFile
+from langext.architectures.cross_entropy import IGNORE
+from langext.mixture import Mixture, Phase, TokenFile
 from langext.shares import shares
 from langext.spec import ConfigError
 

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from langext import launcher, lock, pipeline, spec
+from langext.context import Runtime
 from langext.pipeline import Pipeline
 from langext.spec import ConfigError
-from langext.stage import Runtime
 
 ROOT = Path(__file__).parent.parent
 SHIPPED = sorted((ROOT / "pipelines").glob("**/*.yaml"))

@@ -7,10 +7,10 @@ from toy import make_base, make_tokenizer
 
 from langext import modeling, regating
 from langext.artifacts import Corpus, Model, read_json
+from langext.context import Context
 from langext.heldout import Ruler
 from langext.methods import NeutralResidues
 from langext.methods.residue import stacks
-from langext.stage import Context
 
 RELU = {"name": "neutral_residues", "gate": "relu", "init": "lecun", "width": 32, "alpha": 0.1}
 

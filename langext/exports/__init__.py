@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from langext import families, languages, memory
+from langext import languages, memory
+from langext.architectures import families
 from langext.artifacts import Corpus, Model, read_json, write_json
 from langext.spec import ConfigError
 
@@ -51,19 +52,20 @@ def choose(config: Any, methods: Sequence[Any], form: str, pre: str | None = Non
 
 def _obstacle(config: Any, methods: Sequence[Any], form: str, pre: str | None) -> str:
     """Why a format cannot be exact here, or an empty string."""
-    from langext.exports import gguf_file, gguf_vocabulary, native
+    from langext.architectures import folding
+    from langext.exports import gguf_file, gguf_vocabulary
 
     gates: list[Any] = [getattr(method, "gate", None) for method in methods]
     if form == "delta":
         return ""
     if form == "remote":
         return "" if all(gates) else f"{methods[-1].name} needs no code of its own"
-    reason = native.obstacle(gates, config) if len(gates) > 1 else methods[-1].obstacle(config)
+    reason = folding.obstacle(gates, config) if len(gates) > 1 else methods[-1].obstacle(config)
     gated = next((gate for gate in gates if gate not in (None, "none")), None)
     if form == "dense" and gated:
         return f"a block with {'an' if gated == 'elu' else 'a'} {gated} gate is no part of a dense network"
     if form == "gguf" and not reason and config is not None:
-        made = {"architectures": [native.folded_class(gates, config)], "layer_types": methods[-1].layer_types(config)}
+        made = {"architectures": [folding.folded_class(gates, config)], "layer_types": methods[-1].layer_types(config)}
         made["num_hidden_layers"] = len(made["layer_types"] or []) or config.num_hidden_layers
         return gguf_file.obstacle(config.to_dict() | made) or gguf_vocabulary.obstacle(Path(config.name_or_path), pre)
     return reason
@@ -71,7 +73,7 @@ def _obstacle(config: Any, methods: Sequence[Any], form: str, pre: str | None) -
 
 def architecture(config: Any, methods: Sequence[Any], form: str) -> str:
     """The architecture a checkpoint will have, in words, for `langext plan` and the model card."""
-    from langext.exports import native
+    from langext.architectures import folding
 
     if form == "delta":
         return "what was learnt, without the base"
@@ -79,7 +81,7 @@ def architecture(config: Any, methods: Sequence[Any], form: str) -> str:
         prefix = families.of(config).prefix if config is not None else "the base"
         return f"{prefix} with neutral residues (remote code in the folder)"
     many = len(methods) > 1
-    described = native.architecture([m.gate for m in methods], config) if many else methods[-1].architecture(config)
+    described = folding.architecture([m.gate for m in methods], config) if many else methods[-1].architecture(config)
     return f"{described}, for llama.cpp" if form == "gguf" else described
 
 
@@ -145,12 +147,13 @@ def _checkpoint(
 ) -> "tuple[dict[str, Any], verify.Expected]":
     """Write a Hugging Face folder and compare it; what was found, and what the stored weights compute."""
     from langext import modeling
-    from langext.exports import delta, reload, verify
+    from langext.architectures import precision
+    from langext.exports import delta, verify
 
     live = modeling.on_disk(model)
     stock = live.methods[-1].fold(live.net) if form not in ("remote", "delta") else None
     whole = fits(live.net, stock.shell() if stock else live.net)
-    reload.in_float32(reload.parts(live.net), whole)
+    precision.in_float32(precision.parts(live.net), whole)
     texts = texts or verify.own_texts(live)
     ids = verify.encode(live.tokenizer, texts)
     trained = verify.logits(live.net, ids, scratch / "trained")
@@ -161,13 +164,13 @@ def _checkpoint(
         again = modeling.on_disk(model)
         learnt = {parameter for name, parameter in again.net.named_parameters() if name in modeling.learnt(model)}
         rounded = again.net
-        reload.in_float32(reload.parts(rounded), whole, lambda parameter: form == "remote" or parameter in learnt)
+        precision.in_float32(precision.parts(rounded), whole, lambda parameter: form == "remote" or parameter in learnt)
     expected = verify.expect(rounded, live.tokenizer, texts, scratch / "rounded")
     rounding = verify.difference(trained, expected.logits)
     if form == "delta":
         delta.write(model, out)
         rebuilt = modeling.on_disk(delta.rebuilt(out, modeling.read_record(model).base, scratch / "rebuilt"))
-        reload.in_float32(reload.parts(rebuilt.net), whole)
+        precision.in_float32(precision.parts(rebuilt.net), whole)
         figures = verify.compare_live(rebuilt, expected)
     else:
         save(live, form, out)
@@ -186,12 +189,12 @@ def fits(trained: Any, stored: Any) -> bool:
 
 def save(live: "LiveModel", form: str, out: Path) -> None:
     """Write weights, config, tokenizer and generation config."""
-    from langext.exports import remote, stock
+    from langext.exports import remote, shards
 
     if form == "remote":
         remote.write(live.net, out)
     else:
-        stock.save(live.methods[-1].fold(live.net), out)
+        shards.save(live.methods[-1].fold(live.net), out)
     live.tokenizer.save_pretrained(out)
     _tokenizer_of_both(out / "tokenizer_config.json")
     if live.net.generation_config is not None:

@@ -36,7 +36,7 @@ def step_of(checkpoint: str) -> int | None:
 
 def from_run(root: Path, out: Path, form: str, gguf: exports.GGUF | None = None) -> Checkpoint:
     """Export the newest trained model of a run folder to `out`."""
-    from langext.run_folder import finished
+    from langext.artifacts import finished
 
     stages = finished(root)
     models = [path for path, manifest in stages if manifest["kind"] == "Model" and manifest["stage"]["uses"] != "extend"]
@@ -47,8 +47,8 @@ def from_run(root: Path, out: Path, form: str, gguf: exports.GGUF | None = None)
 
 def from_checkpoint(root: Path, step: int | None, out: Path, form: str, gguf: exports.GGUF | None = None) -> Checkpoint:
     """Export the model at a checkpoint of a training that has not ended, the newest one if `step` is None."""
+    from langext.artifacts import finished
     from langext.exports import snapshot
-    from langext.run_folder import finished
 
     with snapshot.model(root, step) as model:
         return from_model(model, finished(root), out, form, gguf)

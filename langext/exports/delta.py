@@ -16,8 +16,9 @@ from pydantic import Field, ValidationError
 from safetensors import SafetensorError, safe_open
 
 from langext import assets, bases, modeling
+from langext.architectures import stock
 from langext.artifacts import BASE, JOB, MANIFEST, Model, fingerprint, list_files, place, read_json, sha256_file, write_json
-from langext.exports import modelcard, shards, stock
+from langext.exports import modelcard, shards
 from langext.methods import AnyMethod
 from langext.spec import ConfigError, Spec
 

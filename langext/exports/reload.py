@@ -1,20 +1,17 @@
 """Run by itself in a fresh process: load an export as a stranger would and compare it with what was expected.
 
-Computing in float32 with a model whose float32 weights do not fit into memory is here too, for both sides do it alike.
+That process cannot import langext: `verify.run` puts a copy of this file and one of architectures/precision.py side by side.
 """
 
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-WEIGHTS = torch.bfloat16
-"""Precision of exported weights."""
 BATCH = 4
 """Texts in a forward pass."""
 
@@ -26,67 +23,6 @@ class _NoLangext:
         if name.split(".")[0] in ("langext", "tokenizer_tools"):
             raise ImportError(f"{name} must not be needed here")
         return None
-
-
-def ends(net: Any) -> list[nn.Module]:
-    """What runs before and after the blocks of a decoder."""
-    return [net.get_input_embeddings(), net.model.norm, net.get_output_embeddings()]
-
-
-def parts(net: Any) -> list[nn.Module]:
-    """All that has weights."""
-    return [*ends(net), *net.model.layers]
-
-
-Rounding = Callable[[nn.Parameter], bool]
-"""Which weights are rounded to `WEIGHTS` before they are widened."""
-
-
-def none(parameter: nn.Parameter) -> bool:
-    """No weight."""
-    return False
-
-
-@contextmanager
-def widened(module: nn.Module, rounding: Rounding = none) -> Iterator[None]:
-    """Within it the weights of a module are in float32."""
-    stored = [(p, p.data) for p in module.parameters()]
-    _widen(module, rounding)
-    try:
-        yield
-    finally:
-        for parameter, data in stored:
-            parameter.data = data
-
-
-def in_float32(modules: Iterable[nn.Module], whole: bool, rounding: Rounding = none) -> None:
-    """Let modules compute in float32: all from now on, if their weights fit into memory `whole`, or each while it runs."""
-    for module in modules:
-        if whole:
-            _widen(module, rounding)
-        else:
-            _widen_while_running(module, rounding)
-
-
-def _widen(module: nn.Module, rounding: Rounding) -> None:
-    for parameter in module.parameters():
-        parameter.data = (parameter.data.to(WEIGHTS) if rounding(parameter) else parameter.data).float()
-    if hasattr(module, "scalar_embed_scale"):  # Gemma's factor was made in the precision of the weights
-        module.embed_scale = torch.tensor(module.scalar_embed_scale, dtype=torch.float32)
-
-
-def _widen_while_running(module: nn.Module, rounding: Rounding) -> None:
-    running: list[Any] = []
-
-    def start(*_: Any) -> None:
-        running.append(widened(module, rounding))
-        running[-1].__enter__()
-
-    def stop(*_: Any) -> None:
-        running.pop().__exit__(None, None, None)
-
-    module.register_forward_pre_hook(start)
-    module.register_forward_hook(stop, always_call=True)
 
 
 @torch.no_grad()
@@ -166,19 +102,21 @@ def compare(net: Any, tokenizer: Any, job: dict[str, Any]) -> dict[str, Any]:
 
 def main(job_file: Path) -> None:
     """Print one line of JSON with the differences."""
+    import precision  # pyright: ignore[reportMissingImports]
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     job = json.loads(job_file.read_text())
     whole, trust = job["whole_model"], {"trust_remote_code": job["remote"]}
-    dtype = torch.float32 if whole else WEIGHTS
+    dtype = torch.float32 if whole else precision.WEIGHTS
     net: Any = AutoModelForCausalLM.from_pretrained(job["folder"], dtype=dtype, **trust).eval()
     if not whole:
-        in_float32(parts(net), whole)
+        precision.in_float32(precision.parts(net), whole)
     tokenizer = AutoTokenizer.from_pretrained(job["folder"], **trust)
     print(json.dumps(compare(net, tokenizer, job)), flush=True)
 
 
 if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).parent))
     sys.meta_path.insert(0, _NoLangext())  # type: ignore[arg-type]
     for argument in sys.argv[1:]:
         main(Path(argument))

@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import Any
 
-from langext import families
+from langext.architectures import families, stock
 from langext.artifacts import write_json
 from langext.exports import modeling_neutral_residue as module
-from langext.exports import shards, stock
+from langext.exports import shards
 from langext.methods.residue import stacks
 
 

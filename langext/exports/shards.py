@@ -5,6 +5,7 @@ size of the header, the header in JSON, filled up with spaces, and the tensors' 
 https://huggingface.co/docs/safetensors and https://huggingface.co/docs/transformers/big_models
 """
 
+import copy
 import json
 from collections.abc import Iterable
 from pathlib import Path
@@ -12,7 +13,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers.core_model_loading import revert_weight_conversion
 
+from langext.architectures.precision import WEIGHTS
+from langext.architectures.stock import Stock, Tensors
 from langext.artifacts import write_json
 
 LIMIT = 2_000_000_000
@@ -78,3 +82,16 @@ def write(parts: Iterable[dict[str, Tensor]], out: Path) -> None:
         where |= {tensor: name for tensor in file.header if tensor != "__metadata__"}
     total = sum(file.bytes for file in files)
     write_json(out / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": where})
+
+
+def save(stock: Stock, out: Path) -> None:
+    """Write config.json and the weights, in `WEIGHTS` and under the names that checkpoints of the architecture have."""
+    shell = stock.shell()
+    write((_as_stored(shell, part) for part in stock.parts()), out)
+    config = copy.deepcopy(shell.config)
+    config.architectures, config.dtype = [type(shell).__name__], WEIGHTS
+    config.save_pretrained(out)
+
+
+def _as_stored(shell: Any, tensors: Tensors) -> Tensors:
+    return revert_weight_conversion(shell, {name: tensor.to(WEIGHTS) for name, tensor in tensors.items()})

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -14,6 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from langext.architectures import precision
 from langext.exports import reload
 from langext.spec import ConfigError
 
@@ -109,8 +111,12 @@ def run(jobs: list[Path], script: str = reload.__file__, python: str = sys.execu
 
     Raises ConfigError when one does not load.
     """
-    env = os.environ | {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(jobs[0].parent / "modules")}
-    done = subprocess.run([python, "-I", script, *map(str, jobs)], capture_output=True, text=True, env=env)
+    scratch = jobs[0].parent
+    for file in (script, precision.__file__):
+        shutil.copy(file, scratch)
+    env = os.environ | {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(scratch / "modules")}
+    command = [python, "-I", str(scratch / Path(script).name), *map(str, jobs)]
+    done = subprocess.run(command, capture_output=True, text=True, env=env)
     if done.returncode != 0:
         raise ConfigError(f"the export does not load in a fresh process:\n{(done.stdout + done.stderr).strip()[-2000:]}")
     return [json.loads(line) for line in done.stdout.strip().splitlines()[-len(jobs) :]]
@@ -135,7 +141,7 @@ def judged(figures: dict[str, Any]) -> dict[str, Any]:
     exact = figures["max_abs_difference"] <= limit and figures["max_abs_difference_cached"] <= limit  # nan is not
     passed = exact and figures["greedy_equal"] == figures["tokenized_equal"] == figures["texts"]
     record = {
-        **figures, "max_abs_allowed": limit, "compared_in": "float32", "weights": str(reload.WEIGHTS).removeprefix("torch."),
+        **figures, "max_abs_allowed": limit, "compared_in": "float32", "weights": str(precision.WEIGHTS).removeprefix("torch."),
     }  # fmt: skip
     if not passed:
         raise ConfigError(f"the export differs from the trained model and was not kept: {json.dumps(record)}")

@@ -8,7 +8,7 @@ from langext.spec import Spec
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from langext.exports.stock import Stock
+    from langext.architectures.stock import Stock
     from langext.methods.extension import Extension
     from langext.portion import Portion
 
@@ -25,7 +25,7 @@ class Method(Spec):
 
     def check(self, config: Any) -> None:
         """Raise ConfigError when these settings cannot be applied to a model with this transformers config."""
-        from langext import families
+        from langext.architectures import families
 
         families.of(config)
 
@@ -113,6 +113,6 @@ class Method(Spec):
 
     def fold(self, model: Any) -> "Stock":
         """The same function as a model of a stock architecture. `model` stays as it is."""
-        from langext.exports import stock
+        from langext.architectures import stock
 
         return stock.of(model)

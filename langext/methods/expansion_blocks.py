@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from langext import families
+from langext.architectures import families
 from langext.methods import extension
 from langext.methods.base import Method
 from langext.methods.extension import Extension
 from langext.spec import ConfigError
 
 if TYPE_CHECKING:
-    from langext.exports.stock import Stock
+    from langext.architectures.stock import Stock
 
 ATTRIBUTE = "expansion"
 
@@ -126,7 +126,7 @@ class ExpansionBlocks(Method):
 
     def fold(self, model: Any) -> "Stock":
         """Put the new blocks in line."""
-        from langext.exports import stock
+        from langext.architectures import stock
 
         config, line, kinds = copy.deepcopy(model.config), [], []
         block: Any

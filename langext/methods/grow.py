@@ -20,7 +20,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from langext import families
+from langext.architectures import families
 from langext.methods import extension, layers
 from langext.methods.base import Method
 from langext.methods.extension import Extension
@@ -28,7 +28,7 @@ from langext.methods.layers import Layers
 from langext.spec import ConfigError
 
 if TYPE_CHECKING:
-    from langext.exports.stock import Stock
+    from langext.architectures.stock import Stock
 
 ATTRIBUTE = "grown"
 
@@ -123,8 +123,8 @@ class Grow(Method):
 
     def fold(self, model: Any) -> "Stock":
         """Original and copies side by side."""
-        from langext.exports import native
+        from langext.architectures import folding
 
         found = {i: getattr(ffn, ATTRIBUTE, None) for i, ffn in enumerate(families.ffns(model))}
         copies = {i: grown for i, grown in found.items() if grown is not None}
-        return native.wider(model, [copies], {i: grown.kept for i, grown in copies.items()})
+        return folding.wider(model, [copies], {i: grown.kept for i, grown in copies.items()})

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 from pydantic import Field
 
-from langext import families
+from langext.architectures import families
 from langext.methods import extension, layers
 from langext.methods.base import Method
 from langext.methods.extension import Extension
@@ -16,7 +16,7 @@ from langext.methods.layers import Layers
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from langext.exports.stock import Stock
+    from langext.architectures.stock import Stock
 
 Linear = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 ADAPTER = "default"  # PEFT's name for the only adapter there is
@@ -93,7 +93,7 @@ class Lora(LowRank):
         """Merge every change into its matrix and take the wrappers away."""
         from peft.tuners.lora import LoraLayer
 
-        from langext.exports import stock
+        from langext.architectures import stock
 
         def merged(block: Any) -> "dict[str, Tensor]":
             plain = stock.plain(block).items()

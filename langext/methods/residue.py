@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from langext import families, recompute, vocabulary
+from langext.architectures import families, recompute, vocabulary
 from langext.methods import extension, layers
 from langext.methods.base import Method
 from langext.methods.extension import Extension
@@ -21,7 +21,7 @@ from langext.methods.layers import Layers
 from langext.spec import ConfigError
 
 if TYPE_CHECKING:
-    from langext.exports.stock import Stock
+    from langext.architectures.stock import Stock
 
 Gate = Literal["relu", "elu", "sigmoid", "hard_sigmoid", "none"]
 
@@ -207,20 +207,20 @@ class Parallel(Method):
 
     def architecture(self, config: Any) -> str:
         """The stock architecture that fits this gate."""
-        from langext.exports import native
+        from langext.architectures import folding
 
-        return native.architecture([self.gate], config)
+        return folding.architecture([self.gate], config)
 
     def obstacle(self, config: Any) -> str:
         """See `exports.native`."""
-        from langext.exports import native
+        from langext.architectures import folding
 
-        return native.obstacle([self.gate], config)
+        return folding.obstacle([self.gate], config)
 
     def fold(self, model: Any) -> "Stock":
         """A wider feed-forward network or a mixture of experts, by gate."""
-        from langext.exports import native
+        from langext.architectures import folding
 
-        if obstacle := native.obstacle([next(iter(s.values())).gate for s in stacks(model)], model.config):
+        if obstacle := folding.obstacle([next(iter(s.values())).gate for s in stacks(model)], model.config):
             raise ConfigError(obstacle)
-        return native.fold(model, stacks(model))
+        return folding.fold(model, stacks(model))

@@ -14,14 +14,14 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from langext import families
+from langext.architectures import families
 from langext.methods import extension, layers
 from langext.methods.extension import Extension
 from langext.methods.lora import LowRank
 from langext.portion import Portion
 
 if TYPE_CHECKING:
-    from langext.exports.stock import Stock
+    from langext.architectures.stock import Stock
 
 ATTRIBUTE = "selective_lora"
 INITIAL_S = 0.15  # of the TAPS code
@@ -122,7 +122,7 @@ class SelectiveLora(LowRank):
 
     def fold(self, model: Any) -> "Stock":
         """Add the active changes to their matrices and drop the rest."""
-        from langext.exports import stock
+        from langext.architectures import stock
 
         def merged(block: Any) -> dict[str, Tensor]:
             tensors = {n: t for n, t in stock.plain(block).items() if f".{ATTRIBUTE}." not in n}

@@ -17,7 +17,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from langext import families
+from langext.architectures import families
 from langext.penalties.base import Penalty, Term
 from langext.portion import Portion
 

@@ -14,8 +14,9 @@ from pydantic import Field, TypeAdapter, field_validator
 from langext import languages, scores
 from langext.artifacts import CHECKPOINTS, Corpus, Model, Scores, read_json, sha256_file, write_json
 from langext.console import duration, say
+from langext.context import Context
 from langext.spec import ConfigError
-from langext.stage import Context, Stage
+from langext.stage import Stage
 
 if TYPE_CHECKING:
     from langext.before import Before

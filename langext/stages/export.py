@@ -7,9 +7,10 @@ from pydantic import Field
 from langext import exports
 from langext.artifacts import BASE, Checkpoint, Corpus, Model, Scores
 from langext.console import say, warn
+from langext.context import Context
 from langext.methods.base import Method
 from langext.spec import ConfigError
-from langext.stage import Context, Stage
+from langext.stage import Stage
 
 
 class Export(Stage):

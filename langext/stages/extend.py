@@ -7,10 +7,11 @@ from pydantic import Field, field_validator
 
 from langext.artifacts import Model, Tokenizer
 from langext.console import say
+from langext.context import Context
 from langext.methods import AnyMethod
 from langext.methods.base import Method
 from langext.spec import ConfigError
-from langext.stage import Context, Stage
+from langext.stage import Stage
 
 
 class Extend(Stage):
@@ -46,7 +47,8 @@ class Extend(Stage):
         """Write what the base does not have, untrained. New token rows are means of the base tokens that spelt them."""
         import torch
 
-        from langext import modeling, vocabulary
+        from langext import modeling
+        from langext.architectures import vocabulary
 
         torch.manual_seed(ctx.seed)
         record = modeling.read_record(model)

@@ -11,8 +11,9 @@ from pydantic import Field, field_validator, model_validator
 from langext import assets, languages
 from langext.artifacts import Corpus, read_json, sha256_file
 from langext.console import say, warn
+from langext.context import Context
 from langext.spec import ConfigError, Spec
-from langext.stage import Context, Stage
+from langext.stage import Stage
 
 if TYPE_CHECKING:
     from langext.filters.language import LanguageId

@@ -8,10 +8,11 @@ from pydantic import Field
 from langext import bases
 from langext.artifacts import BASE, JOB, MANIFEST, Corpus, Model, read_json, sha256_file, write_json
 from langext.console import say
+from langext.context import Context
 from langext.methods import Full
 from langext.methods.base import Method
 from langext.spec import ConfigError
-from langext.stage import Context, Stage
+from langext.stage import Stage
 
 
 class Merge(Stage):
@@ -155,7 +156,8 @@ def _task_vectors(models: list[Model], method: Method) -> tuple[dict[str, Any], 
     """(initial weights of what changed, one task vector for each model, mean new vocabulary rows), all in float32."""
     import torch
 
-    from langext import families, modeling, vocabulary
+    from langext import modeling
+    from langext.architectures import families, vocabulary
 
     if method.dense():
         start = modeling.load_base(modeling.read_record(models[0]).base, torch.float32)

@@ -7,9 +7,10 @@ from pydantic import Field
 
 from langext.artifacts import Corpus, Model
 from langext.console import Progress, say
+from langext.context import Context
 from langext.methods.base import Method
 from langext.spec import ConfigError
-from langext.stage import Context, Stage
+from langext.stage import Stage
 
 
 class Regate(Stage):

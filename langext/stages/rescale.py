@@ -6,9 +6,10 @@ from pydantic import Field
 
 from langext.artifacts import Corpus, Model, write_json
 from langext.console import say
+from langext.context import Context
 from langext.methods.base import Method
 from langext.spec import ConfigError
-from langext.stage import Context, Stage
+from langext.stage import Stage
 
 GRID = [i / 10 for i in range(10, -1, -1)]
 

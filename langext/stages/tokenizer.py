@@ -7,8 +7,9 @@ from pydantic import Field
 
 from langext.artifacts import Corpus, Model, Tokenizer, write_json
 from langext.console import say
+from langext.context import Context
 from langext.spec import ConfigError
-from langext.stage import Context, Stage
+from langext.stage import Stage
 
 
 class ExtendTokenizer(Stage):

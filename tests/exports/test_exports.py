@@ -10,8 +10,9 @@ from safetensors.torch import load_file, save_file
 from toy import make_base, make_tokenizer
 
 from langext import exports, memory, modeling
+from langext.architectures import precision
 from langext.artifacts import Model, write_json
-from langext.exports import hub, modelcard, reload, shards, verify
+from langext.exports import hub, modelcard, shards, verify
 from langext.methods import Full, Grow, Lora, NeutralResidues
 from langext.methods.residue import stacks
 from langext.spec import ConfigError
@@ -71,10 +72,12 @@ def test_a_model_that_does_not_fit_into_memory_is_exported_alike(tmp_path, pico,
     methods = {"lora": Lora(name="lora", rank=4), "grow": Grow(name="grow")}
     method = methods.get(name) or NeutralResidues(name="neutral_residues", gate="hard_sigmoid", width=40)
     model = extended(tmp_path, pico, method)
-    record, keep = exports.write(model, tmp_path / "whole", form, TEXTS, CARD), reload.in_float32
+    record, keep = exports.write(model, tmp_path / "whole", form, TEXTS, CARD), precision.in_float32
     monkeypatch.setattr(memory, "available", lambda: 0)
     seen = []
-    monkeypatch.setattr(reload, "in_float32", lambda modules, whole, *more: seen.append(whole) or keep(modules, whole, *more))
+    monkeypatch.setattr(
+        precision, "in_float32", lambda modules, whole, *more: seen.append(whole) or keep(modules, whole, *more)
+    )
     in_parts = exports.write(model, tmp_path / "in parts", form, TEXTS, CARD)
     assert seen and not any(seen)
     assert {k: v for k, v in record.items() if isinstance(v, str | int)} == {
@@ -183,11 +186,11 @@ def test_config_has_the_rope_keys_of_both_major_versions(tmp_path, pico):
 
 
 def test_a_different_export_fails_and_leaves_nothing(tmp_path, pico, monkeypatch):
-    from langext.exports import native
+    from langext.architectures import folding
 
     model = extended(tmp_path, pico, NeutralResidues(name="neutral_residues", gate="hard_sigmoid", width=32))
-    right = native._experts
-    monkeypatch.setattr(native, "_experts", lambda *a: (right(*a)[0], right(*a)[1] * 1.05, right(*a)[2]))
+    right = folding._experts
+    monkeypatch.setattr(folding, "_experts", lambda *a: (right(*a)[0], right(*a)[1] * 1.05, right(*a)[2]))
     with pytest.raises(ConfigError, match="the stock form differs from the trained model"):
         exports.write(model, tmp_path / "out", "native", TEXTS, CARD)
     assert {path.name for path in tmp_path.iterdir()} == {"model"}

@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint as torch_checkpoint
 from toy import ENGLISH, FAMILIES, FRENCH, make_base, make_tokenizer, sentences
 
 from langext import exports, losses, modeling
+from langext.architectures import cross_entropy
 from langext.artifacts import Model
 from langext.methods.base import Method
 from langext.penalties import LDIFS
@@ -95,7 +96,7 @@ def run(live, objective=None, batch=None, done=0.5):
     objective = objective or losses.Objective(live.net, live.method, {})
     batch = ids() if batch is None else batch
     live.net.train()
-    labels = torch.cat([batch[:, 1:], torch.full((len(batch), 1), losses.IGNORE)], 1)
+    labels = torch.cat([batch[:, 1:], torch.full((len(batch), 1), cross_entropy.IGNORE)], 1)
     return objective(batch, labels, torch.arange(LENGTH).expand(len(batch), -1), portion(len(batch), done))
 
 
@@ -295,10 +296,12 @@ def test_the_chunked_loss_is_that_of_the_family(bases, family):
     net = modeling.load_base(bases / family, torch.float32)
     batch = ids()
     hidden = net.base_model(input_ids=batch, use_cache=False).last_hidden_state
-    labels = torch.cat([batch[:, 1:], torch.full((2, 1), losses.IGNORE)], 1).flatten()
-    from langext import families
+    labels = torch.cat([batch[:, 1:], torch.full((2, 1), cross_entropy.IGNORE)], 1).flatten()
+    from langext.architectures import families
 
-    ours, _ = losses.cross_entropy(hidden.flatten(0, 1), net.lm_head.weight, labels, 1 / 46, families.softcap(net.config))
+    ours, _ = cross_entropy.cross_entropy(
+        hidden.flatten(0, 1), net.lm_head.weight, labels, 1 / 46, families.softcap(net.config)
+    )
     theirs = net(input_ids=batch, labels=batch).loss
     assert ours.item() == pytest.approx(theirs.item(), rel=1e-5)
     ours_grad, theirs_grad = (torch.autograd.grad(x, net.lm_head.weight, retain_graph=True)[0] for x in (ours, theirs))

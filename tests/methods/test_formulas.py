@@ -7,7 +7,8 @@ import pytest
 import torch
 from toy import make_base
 
-from langext import families, lines, merging, modeling
+from langext import lines, merging, modeling
+from langext.architectures import families
 from langext.methods import Adapter, ExpansionBlocks, Full, Grow, Lora, NeutralResidues, SelectiveLora
 from langext.methods.residue import stacks
 from langext.methods.selective_lora import SelectiveLowRank

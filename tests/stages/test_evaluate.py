@@ -10,9 +10,9 @@ from pydantic import ValidationError
 from langext import documents, harness, modeling
 from langext.artifacts import sha256_file
 from langext.before import Before
+from langext.context import Context
 from langext.scores import FORMAT
 from langext.spec import ConfigError
-from langext.stage import Context
 from langext.stages import evaluate
 from langext.stages.evaluate import Evaluate
 

@@ -9,9 +9,9 @@ import pytest
 from toy import ENGLISH, FRENCH, documents, sentences, write_fasttext, write_jsonl
 
 from langext.artifacts import sha256_file
+from langext.context import Context
 from langext.filters.language import LanguageId, unit_hash
 from langext.spec import ConfigError
-from langext.stage import Context
 from langext.stages.filter import Filter
 
 FR, EN = documents(FRENCH, 40, 1), documents(ENGLISH, 40, 2)

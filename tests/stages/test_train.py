@@ -2,9 +2,9 @@ from pathlib import Path
 
 import pytest
 
+from langext.context import Context
 from langext.engine import read_deepspeed
 from langext.spec import ConfigError
-from langext.stage import Context
 from langext.stages.train import Train
 
 ROOT = Path(__file__).parent.parent.parent

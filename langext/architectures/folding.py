@@ -23,9 +23,8 @@ import torch
 from torch import Tensor
 from transformers import Glm4MoeConfig, GraniteMoeSharedConfig, Qwen2MoeConfig
 
-from langext import families
-from langext.exports import stock
-from langext.exports.stock import Stock, Tensors
+from langext.architectures import families, stock
+from langext.architectures.stock import Stock, Tensors
 
 KEPT = (
     "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "hidden_act",

@@ -7,18 +7,15 @@ memory can be run, compared and written.
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
-from transformers.core_model_loading import revert_weight_conversion
 
-from langext import families, vocabulary
-from langext.exports import reload, shards
+from langext.architectures import families, precision, vocabulary
 
-WEIGHTS = reload.WEIGHTS
+WEIGHTS = precision.WEIGHTS
 """Precision of exported weights."""
 
 Tensors = dict[str, Tensor]
@@ -70,21 +67,8 @@ class Stock:
                 _fill(block, make(), rounded)
             else:
                 _fill_while_running(block, make, rounded)
-        reload.in_float32(reload.ends(net), whole)
+        precision.in_float32(precision.ends(net), whole)
         return net
-
-
-def save(stock: Stock, out: Path) -> None:
-    """Write config.json and the weights, in `WEIGHTS` and under the names that checkpoints of the architecture have."""
-    shell = stock.shell()
-    shards.write((_as_stored(shell, part) for part in stock.parts()), out)
-    config = copy.deepcopy(shell.config)
-    config.architectures, config.dtype = [type(shell).__name__], WEIGHTS
-    config.save_pretrained(out)
-
-
-def _as_stored(shell: Any, tensors: Tensors) -> Tensors:
-    return revert_weight_conversion(shell, {name: tensor.to(WEIGHTS) for name, tensor in tensors.items()})
 
 
 def of(net: Any, change: Callable[[Any], Tensors] | None = None, config: Any = None) -> Stock:
@@ -100,7 +84,7 @@ def part(module: Any, change: Callable[[Any], Tensors] | None = None) -> Callabl
     """What makes the tensors of one block."""
 
     def make() -> Tensors:
-        with reload.widened(module):
+        with precision.widened(module):
             return (change or plain)(module)
 
     return make

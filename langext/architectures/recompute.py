@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from langext import families
+from langext.architectures import families
 
 
 class _Norm(torch.autograd.Function):

@@ -1,0 +1,1 @@
+"""Model families and what is computed with them: parts by name, stock forms, and the loss of the head."""

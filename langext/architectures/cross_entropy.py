@@ -1,0 +1,83 @@
+"""Cross-entropy of a language-model head, chunk by chunk, so that no (N, V) matrix of logits is ever held.
+
+Shapes: N tokens, D model width, V vocabulary, C tokens in a chunk.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+IGNORE = -100
+
+
+# On a CPU the fastest of 64, 128 and 256 for a vocabulary of 49,152 (570, 610 and 550 tokens/s of SmolLM2-135M on 2 cores).
+CHUNK_TOKENS = {"cpu": 128, "cuda": 4096}
+
+
+class _ChunkedCrossEntropy(torch.autograd.Function):
+    """Cross-entropy of a linear head without ever holding (N, V) logits.
+
+    The gradient is worked out in the forward pass, chunk by chunk, while a chunk's logits are at hand: nothing is computed
+    twice and no logits are kept. The idea is that of Liger Kernel's fused linear cross-entropy
+    (https://arxiv.org/abs/2410.10989); here it is plain PyTorch.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x_ND: Tensor, weight_VD: Tensor, labels_N: Tensor, scale: float, softcap: float | None
+    ) -> tuple[Tensor, Tensor]:
+        needs_x, needs_weight = ctx.needs_input_grad[:2]
+        dx_ND = torch.empty_like(x_ND) if needs_x else None
+        dweight_VD = torch.zeros_like(weight_VD, dtype=torch.float32) if needs_weight else None
+        losses_N = torch.empty(x_ND.shape[0], dtype=torch.float32, device=x_ND.device)
+        size = min(CHUNK_TOKENS.get(x_ND.device.type, 4096), x_ND.shape[0])
+        low_CV = x_ND.new_empty(size, weight_VD.shape[0])  # these two are used for every chunk
+        wide_CV = x_ND.new_empty(size, weight_VD.shape[0], dtype=torch.float32)
+        for at in range(0, x_ND.shape[0], size):
+            x_CD, labels_C = x_ND[at : at + size], labels_N[at : at + size]
+            product_CV = torch.mm(x_CD, weight_VD.T, out=low_CV[: len(x_CD)])
+            logits_CV = wide_CV[: len(x_CD)].copy_(product_CV)
+            bent_CV = torch.tanh(logits_CV / softcap) if softcap else None
+            if bent_CV is not None and softcap:
+                torch.mul(bent_CV, softcap, out=logits_CV)
+            lse_C1 = torch.logsumexp(logits_CV, -1, keepdim=True)
+            picked_C1 = labels_C.clamp(min=0)[:, None]
+            counts_C1 = (labels_C != IGNORE)[:, None]
+            losses_N[at : at + size] = ((lse_C1 - logits_CV.gather(1, picked_C1)) * counts_C1)[:, 0]
+            if not (needs_x or needs_weight):
+                continue
+            dlogits_CV = logits_CV.sub_(lse_C1).exp_()
+            dlogits_CV.scatter_add_(1, picked_C1, -torch.ones_like(lse_C1))
+            if bent_CV is not None:
+                dlogits_CV *= 1 - bent_CV.square()
+            d_CV, scale_C1 = product_CV.copy_(dlogits_CV), (counts_C1 * scale).to(x_ND.dtype)
+            if dx_ND is not None:
+                torch.mul(d_CV @ weight_VD, scale_C1, out=dx_ND[at : at + size])
+            if dweight_VD is not None:
+                dweight_VD += (d_CV.T @ (x_CD * scale_C1)).float()
+        ctx.save_for_backward(dx_ND, dweight_VD.to(weight_VD.dtype) if dweight_VD is not None else None)
+        ctx.mark_non_differentiable(losses_N)
+        return losses_N.sum() * scale, losses_N
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, Tensor | None, None, None, None]:
+        dx_ND, dweight_VD = ctx.saved_tensors
+        up = grads[0]
+        dx = dx_ND * up.to(dx_ND.dtype) if dx_ND is not None else None
+        dw = dweight_VD * up.to(dweight_VD.dtype) if dweight_VD is not None else None
+        return dx, dw, None, None, None
+
+
+def cross_entropy(
+    x_ND: Tensor, weight_VD: Tensor, labels_N: Tensor, scale: float, softcap: float | None = None
+) -> tuple[Tensor, Tensor]:
+    """`scale` * the summed cross-entropy of a linear head, and each token's own loss (N,) in nats, without a graph.
+
+    Labels equal to IGNORE count zero. `softcap` is that of `families.softcap`. Differentiable in `x_ND` and `weight_VD` where
+    they require gradients.
+    """
+    return _ChunkedCrossEntropy.apply(x_ND, weight_VD, labels_N, scale, softcap)  # type: ignore[return-value]
+
+
+IGNORE = -100

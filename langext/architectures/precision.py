@@ -1,0 +1,75 @@
+"""Computing in float32 with a model whose weights are stored in lower precision.
+
+The file imports nothing of langext: a copy of it runs in the process that reloads an export (exports/reload.py).
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+WEIGHTS = torch.bfloat16
+"""Precision of exported weights."""
+
+
+def ends(net: Any) -> list[nn.Module]:
+    """What runs before and after the blocks of a decoder."""
+    return [net.get_input_embeddings(), net.model.norm, net.get_output_embeddings()]
+
+
+def parts(net: Any) -> list[nn.Module]:
+    """All that has weights."""
+    return [*ends(net), *net.model.layers]
+
+
+Rounding = Callable[[nn.Parameter], bool]
+"""Which weights are rounded to `WEIGHTS` before they are widened."""
+
+
+def none(parameter: nn.Parameter) -> bool:
+    """No weight."""
+    return False
+
+
+@contextmanager
+def widened(module: nn.Module, rounding: Rounding = none) -> Iterator[None]:
+    """Within it the weights of a module are in float32."""
+    stored = [(p, p.data) for p in module.parameters()]
+    _widen(module, rounding)
+    try:
+        yield
+    finally:
+        for parameter, data in stored:
+            parameter.data = data
+
+
+def in_float32(modules: Iterable[nn.Module], whole: bool, rounding: Rounding = none) -> None:
+    """Let modules compute in float32: all from now on, if their weights fit into memory `whole`, or each while it runs."""
+    for module in modules:
+        if whole:
+            _widen(module, rounding)
+        else:
+            _widen_while_running(module, rounding)
+
+
+def _widen(module: nn.Module, rounding: Rounding) -> None:
+    for parameter in module.parameters():
+        parameter.data = (parameter.data.to(WEIGHTS) if rounding(parameter) else parameter.data).float()
+    if hasattr(module, "scalar_embed_scale"):  # Gemma's factor was made in the precision of the weights
+        module.embed_scale = torch.tensor(module.scalar_embed_scale, dtype=torch.float32)
+
+
+def _widen_while_running(module: nn.Module, rounding: Rounding) -> None:
+    running: list[Any] = []
+
+    def start(*_: Any) -> None:
+        running.append(widened(module, rounding))
+        running[-1].__enter__()
+
+    def stop(*_: Any) -> None:
+        running.pop().__exit__(None, None, None)
+
+    module.register_forward_pre_hook(start)
+    module.register_forward_hook(stop, always_call=True)

@@ -22,11 +22,12 @@ import torch
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
 
-from cases import method  # noqa: E402
-from toy import make_tokenizer  # noqa: E402
+from cases import method
+from toy import make_tokenizer
 
-from langext import exports, memory, modeling  # noqa: E402
-from langext.artifacts import Model  # noqa: E402
+from langext import exports, memory, modeling
+from langext.artifacts import Model
+from langext.methods import extended
 
 WIDTH, VOCABULARY = 2048, 32000
 METHODS: dict[str, dict[str, Any]] = {
@@ -108,7 +109,7 @@ def generate(folder: str, name: str, num_layers: int) -> None:
     torch.set_default_dtype(torch.bfloat16)
     LlamaForCausalLM(config).save_pretrained(root / "base", max_shard_size="1GB")
     make_tokenizer().save_pretrained(root / "base")
-    live = modeling.build(modeling.load_base(root / "base", torch.bfloat16), make_tokenizer(), method(METHODS[name]))
+    live = extended.build(modeling.load_base(root / "base", torch.bfloat16), make_tokenizer(), method(METHODS[name]))
     delta = {name: tensor + 0.01 * torch.randn(tensor.shape) for name, tensor in live.delta().items()}
     (root / "model").mkdir()
     modeling.save_delta(root / "model", {name: tensor.float() for name, tensor in delta.items()})

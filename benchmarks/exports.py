@@ -19,12 +19,13 @@ import torch
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
 
-from cases import CASES, label, method, stir  # noqa: E402
-from toy import FAMILIES, make_base, make_tokenizer  # noqa: E402
+from cases import CASES, label, method, stir
+from toy import FAMILIES, make_base, make_tokenizer
 
-from langext import exports, modeling  # noqa: E402
-from langext.exports import gguf_check, gguf_file, verify  # noqa: E402
-from langext.spec import ConfigError  # noqa: E402
+from langext import exports, modeling
+from langext.exports import gguf_check, gguf_file, verify
+from langext.methods import extended
+from langext.spec import ConfigError
 
 TEXTS = ["The small cat sleeps in the house with a dog. 123 " * 4, "Le petit chat dort déjà dans la forêt. " * 4]
 
@@ -62,7 +63,7 @@ def export(out: Path, source: Path, family: str, case: Any, tokenizer: Any) -> d
     """Write one checkpoint and its GGUF files, and the jobs that load them."""
     torch.manual_seed(3)
     net = modeling.load_base(source, torch.float32)
-    live = modeling.build(net, tokenizer, method(case or {"name": "full"}))
+    live = extended.build(net, tokenizer, method(case or {"name": "full"}))
     if case is not None:
         stir(live)
     form = exports.choose(modeling.load_config(source), live.methods, "auto")

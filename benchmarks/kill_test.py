@@ -22,9 +22,9 @@ from typing import Any
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
 
-from bench import Bench, extend, train  # noqa: E402
-from processes import running, start  # noqa: E402
-from toy import make_llama, make_tokenizer  # noqa: E402
+from bench import Bench, extend, train
+from processes import running, start
+from toy import make_llama, make_tokenizer
 
 STEPS_PER_KILL = 20
 WINDOW_S = 2.0

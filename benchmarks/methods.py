@@ -18,8 +18,9 @@ from typing import Any
 import torch
 from ruamel.yaml import YAML
 
-from langext import bpb, documents, modeling
+from langext import bpb, modeling
 from langext.artifacts import Corpus, Model
+from langext.data import documents
 
 ROOT = Path(__file__).parent.parent
 COLUMNS = (

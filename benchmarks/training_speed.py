@@ -150,7 +150,7 @@ def random_base(folder: Path) -> Path:
     """A Llama of 1.2 B parameters that has learnt nothing, with the tokenizer of SmolLM2."""
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-    from langext import assets
+    from langext.data import assets
 
     source = assets.resolve("asset:smollm2-135m")
     AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name).save_pretrained(folder)

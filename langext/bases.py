@@ -9,14 +9,15 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from langext import assets
 from langext.artifacts import BASE, JOB, MANIFEST, Model, list_files, manifests, read_json, sha256_file, write_json
 from langext.console import say
+from langext.data import assets
 from langext.spec import ConfigError
 
 if TYPE_CHECKING:
     from langext.methods.base import Method
-    from langext.modeling import Earlier, Record
+    from langext.methods.extended import Earlier
+    from langext.modeling import Record
 
 LICENCES = ("LICEN[CS]E*", "NOTICE*", "USE_POLICY*")
 """Files that go wherever the weights go."""
@@ -100,7 +101,8 @@ def extended(base: str) -> Model | None:
 
 def earlier(base: str) -> "tuple[Earlier, ...]":
     """The extensions that a base comes with, the first added first; () unless it is an earlier run."""
-    from langext.modeling import DELTA, Earlier, read_record
+    from langext.methods.extended import DELTA, Earlier
+    from langext.modeling import read_record
 
     model = extended(base)
     if model is None:
@@ -161,12 +163,13 @@ def prepare(base: str, revision: str | None, out: Path) -> Model:
 def _copied(model: Model, base: str, out: Path) -> "Record":
     """Copy what an earlier run added, so that this run needs only the base's own folder from elsewhere."""
     from langext import modeling
+    from langext.methods import extended
 
     kept = []
     for k, extension in enumerate(earlier(base)):
         target = out / f"earlier-{k}.safetensors"
         shutil.copyfile(extension.delta, target)
-        kept.append(modeling.Earlier(extension.method, target, extension.language))
+        kept.append(extended.Earlier(extension.method, target, extension.language))
     record = modeling.read_record(model)
     tokenizer = None
     if record.tokenizer:

@@ -9,7 +9,7 @@ from langext import modeling
 from langext.artifacts import BASE, Model
 
 if TYPE_CHECKING:
-    from langext.modeling import LiveModel
+    from langext.methods.extended import LiveModel
 
 
 @dataclass(frozen=True)

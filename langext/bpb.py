@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from langext import documents
 from langext.architectures import cross_entropy, families, vocabulary
+from langext.data import documents
+from langext.data.tokens import IGNORE
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ def measure(
         longest = len(windows[order[-1]][1])
         take = [order.pop() for _ in range(min(len(order), max(1, batch_tokens // longest)))]
         ids_BT = torch.zeros(len(take), longest, dtype=torch.long)
-        labels_BT = torch.full((len(take), longest), cross_entropy.IGNORE)
+        labels_BT = torch.full((len(take), longest), IGNORE)
         for row, w in enumerate(take):
             _, ids, first = windows[w]
             ids_BT[row, : len(ids)] = torch.tensor(ids)
@@ -109,7 +110,7 @@ def measure(
         flat = hidden_BTD.reshape(-1, hidden_BTD.shape[-1])
         _, losses_N = cross_entropy.cross_entropy(flat, weight, labels_BT.reshape(-1), 1.0, families.softcap(net.config))
         if observe:
-            observe(labels_BT != cross_entropy.IGNORE)
+            observe(labels_BT != IGNORE)
         nats = losses_N.reshape(ids_BT.shape).sum(1).double().cpu().numpy()
         for row, w in enumerate(take):
             bits[windows[w][0]] += nats[row] / np.log(2)

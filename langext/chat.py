@@ -28,7 +28,8 @@ class Speaker:
         """What the model says to `text`: an answer where its tokenizer has a chat template, else how the text goes on."""
         import torch
 
-        from langext import documents, writing
+        from langext import writing
+        from langext.data import documents
 
         if self.tokenizer.chat_template:
             self.messages.append({"role": "user", "content": text})

@@ -223,7 +223,7 @@ def tasks(language: Annotated[str, typer.Argument(help="fra_Latn, fr or French."
 def fetch(what: Annotated[str, typer.Argument(help="quickstart, or the name of one asset.")]) -> None:
     """Bring small models and texts to this machine, verified; afterwards no network is needed."""
     with _clean_errors():
-        from langext import assets
+        from langext.data import assets
 
         for name in assets.names(what):
             assets.fetch(name)

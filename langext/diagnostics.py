@@ -11,10 +11,10 @@ from langext.architectures import vocabulary
 from langext.console import say
 from langext.context import Context
 from langext.drift import Drift
-from langext.methods import layers, residue
+from langext.methods import gates, layers
 
 if TYPE_CHECKING:
-    from langext.modeling import LiveModel
+    from langext.methods.extended import LiveModel
 
 
 class Observer:
@@ -59,7 +59,7 @@ def _as_base(open_LBT: torch.Tensor) -> torch.Tensor:
 
 def _closes(live: "LiveModel") -> bool:
     """Is the gate exactly zero, and without a gradient, for a part of its inputs?"""
-    return residue.closes(getattr(live.method, "gate", ""))
+    return gates.closes(getattr(live.method, "gate", ""))
 
 
 class Watch:

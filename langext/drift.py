@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from langext import documents
 from langext.architectures import cross_entropy, families, vocabulary
+from langext.data import documents
 
 
 class Drift:

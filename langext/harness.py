@@ -20,7 +20,7 @@ from langext.scores import Metric
 from langext.spec import ConfigError, near
 
 if TYPE_CHECKING:
-    from langext.modeling import LiveModel
+    from langext.methods.extended import LiveModel
 
 CHOICES = 4
 MAX_LENGTH = 4096

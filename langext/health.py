@@ -8,8 +8,8 @@ from importlib.metadata import PackageNotFoundError, version
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from langext import assets
 from langext.console import say, table
+from langext.data import assets, carriers
 from langext.spec import Spec
 
 PACKAGES = (
@@ -42,7 +42,7 @@ def show() -> int:
         say(f"no GPU; {os.cpu_count()} CPU cores, bf16 in hardware: {'yes' if _cpu_bf16() else 'no (set precision: fp32)'}")
     say(f"disk free here: {shutil.disk_usage('.').free / 2**30:.0f} GiB")
     for name, asset in assets.ASSETS.items():
-        here = (assets.cache() / name / assets.RECORD).is_file()
+        here = (carriers.cache() / name / assets.RECORD).is_file()
         say(f"asset {name}: {'here' if here else 'not fetched'} ({asset.about})")
     if missing:
         say(f"missing: {', '.join(missing)}; install langext again with pip")
@@ -59,7 +59,7 @@ def fields() -> int:
     """Print every key of a pipeline file with its type, default and meaning."""
     from langext.context import Runtime
     from langext.methods import AnyMethod
-    from langext.penalties import AnyPenalty
+    from langext.methods.penalties import AnyPenalty
     from langext.pipeline import Pipeline
     from langext.stages import AnyStage
     from langext.stages.filter import Source

@@ -3,9 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
-from langext import bpb, documents
+from langext import bpb
 from langext.artifacts import Corpus
 from langext.context import Context
+from langext.data import documents
 from langext.spec import ConfigError
 
 Bits = dict[str, float]

@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from langext.architectures import families, vocabulary
 from langext.architectures.cross_entropy import cross_entropy
 from langext.methods.base import Method
-from langext.penalties.base import Term
-from langext.portion import Portion
+from langext.methods.penalties.base import Portion, Term
 
 
 class Objective(nn.Module):

@@ -14,7 +14,7 @@ from langext.console import say
 from langext.context import Context
 
 if TYPE_CHECKING:
-    from langext.mixture import Batch
+    from langext.data.mixture import Batch
 
 
 class Log:

@@ -14,22 +14,22 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from langext import bpb, checkpoints, documents, engine, flops, losses, modeling
+from langext import bpb, checkpoints, engine, flops, losses, modeling
 from langext.architectures import attention, families, recompute
 from langext.artifacts import CHECKPOINTS, STOP, Corpus, Model
 from langext.best import Best, mean_ratio
 from langext.checkpoints import Checkpoints
 from langext.console import Bar, duration, say
 from langext.context import Context
+from langext.data import documents, tokens
+from langext.data.mixture import Batch, Mixture, Phase, shares
 from langext.diagnostics import Watch
+from langext.methods.penalties.base import Portion
 from langext.metrics import Log, Tally
-from langext.mixture import Batch, Mixture, Phase
-from langext.portion import Portion
-from langext.shares import shares
 from langext.spec import ConfigError
 
 if TYPE_CHECKING:
-    from langext.modeling import LiveModel
+    from langext.methods.extended import LiveModel
     from langext.stages.train import Train
 
 FIRST_FRAC = 0.1
@@ -195,7 +195,7 @@ def _finish(
 
 def _mixture(stage: "Train", ctx: Context, corpus: Corpus, live: "LiveModel") -> tuple[Mixture, int]:
     """The order of all sequences, and the number of steps that it is enough for."""
-    files = documents.tokenise(ctx, corpus, live.tokenizer)
+    files = tokens.tokenise(ctx, corpus, live.tokenizer)
     sizes = {name: file.num_sequences(stage.sequence_length) for name, file in files.items()}
     small = [name for name, size in sizes.items() if not size and len(files[name].tokens)]
     if small and ctx.rank == 0:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from langext import documents
+from langext.data import documents
 
 REPETITION_PENALTY = 1.1
 """https://arxiv.org/abs/1909.05858, section 4.1: small models repeat themselves without."""

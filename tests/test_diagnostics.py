@@ -4,12 +4,12 @@ import pytest
 import torch
 from toy import make_base, make_tokenizer
 
-from langext import documents, modeling
 from langext.architectures import families
 from langext.context import Context
+from langext.data import documents
 from langext.diagnostics import Observer, Watch
 from langext.drift import Drift
-from langext.methods import Adapter, Full, NeutralResidues, SelectiveLora
+from langext.methods import Adapter, Full, NeutralResidues, SelectiveLora, extended
 from langext.methods.residue import stacks
 
 TEXTS = ["The small cat sleeps in the house with a dog.", "A big dog sees the street at night, without rain."]
@@ -19,7 +19,7 @@ PROBES = {"fra_Latn/book": ["Le petit chat dort dans la maison."], "eng_Latn/boo
 def live_model(method, family="llama", num_new=0):
     torch.manual_seed(1)
     tokenizer = make_tokenizer()
-    return modeling.build(make_base(family, len(tokenizer)).float().eval(), tokenizer, method, num_new)
+    return extended.build(make_base(family, len(tokenizer)).float().eval(), tokenizer, method, num_new)
 
 
 def watch(tmp_path, live, family="llama"):

@@ -8,7 +8,7 @@ import torch
 from toy import ENGLISH, FRENCH, documents
 
 from langext import harness, modeling
-from langext.modeling import LiveModel
+from langext.methods.extended import LiveModel
 from langext.spec import ConfigError
 
 

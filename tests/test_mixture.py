@@ -7,9 +7,8 @@ import pytest
 import torch
 
 from langext import modeling
-from langext.architectures.cross_entropy import IGNORE
-from langext.mixture import Mixture, Phase, TokenFile
-from langext.shares import shares
+from langext.data.mixture import Mixture, Phase, shares
+from langext.data.tokens import IGNORE, TokenFile
 from langext.spec import ConfigError
 
 

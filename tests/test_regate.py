@@ -9,7 +9,7 @@ from langext import modeling, regating
 from langext.artifacts import Corpus, Model, read_json
 from langext.context import Context
 from langext.heldout import Ruler
-from langext.methods import NeutralResidues
+from langext.methods import NeutralResidues, extended
 from langext.methods.residue import stacks
 
 RELU = {"name": "neutral_residues", "gate": "relu", "init": "lecun", "width": 32, "alpha": 0.1}
@@ -22,7 +22,7 @@ def net(tmp_path):
     make_base("llama", len(tokenizer)).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     made = modeling.load_base(tmp_path, torch.float32)
-    modeling.build(made, tokenizer, NeutralResidues(name="neutral_residues", gate="relu", width=24))
+    extended.build(made, tokenizer, NeutralResidues(name="neutral_residues", gate="relu", width=24))
     torch.manual_seed(1)
     for block in stacks(made)[0].values():
         block.down_proj.weight.data.normal_(0, 0.2)

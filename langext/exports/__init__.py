@@ -15,7 +15,7 @@ from langext.spec import ConfigError
 
 if TYPE_CHECKING:
     from langext.exports import verify
-    from langext.modeling import LiveModel
+    from langext.methods.extended import LiveModel
 
 Format = Literal["auto", "native", "dense", "remote", "gguf", "delta"]
 FORMATS = get_args(Format)
@@ -245,7 +245,8 @@ def gguf_lines(record: dict[str, Any]) -> list[str]:
 
 def verification_texts(corpus: Corpus, languages: tuple[str, ...]) -> list[str]:
     """A passage of held-out text of each language and domain."""
-    from langext import bpb, documents
+    from langext import bpb
+    from langext.data import documents
 
     found = documents.heldout(corpus, languages)
     return [passage for texts in found.values() for passage in bpb.passages(texts, 800, 1600)]

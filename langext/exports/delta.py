@@ -15,11 +15,12 @@ import torch
 from pydantic import Field, ValidationError
 from safetensors import SafetensorError, safe_open
 
-from langext import assets, bases, modeling
+from langext import bases, modeling
 from langext.architectures import stock
 from langext.artifacts import BASE, JOB, MANIFEST, Model, fingerprint, list_files, place, read_json, sha256_file, write_json
+from langext.data import assets
 from langext.exports import modelcard, shards
-from langext.methods import AnyMethod
+from langext.methods import AnyMethod, extended
 from langext.spec import ConfigError, Spec
 
 RECORD = "delta.json"
@@ -83,7 +84,7 @@ def write(model: Model, out: Path) -> None:
     record, job = modeling.read_record(model), read_json(model.path / JOB)
     base = read_json(model.path.parent / BASE / MANIFEST)
     public = base["commit"] is not None or base["root"].startswith(assets.PREFIX)
-    _round(model.path / modeling.DELTA, out / modeling.DELTA)
+    _round(model.path / extended.DELTA, out / extended.DELTA)
     for k, extension in enumerate(record.earlier):
         _round(extension.delta, out / _earlier(k))
     if record.tokenizer:
@@ -134,7 +135,7 @@ def read(folder: Path) -> DeltaFile:
         problem = error.errors()[0] if isinstance(error, ValidationError) else {"loc": (), "msg": str(error)}
         where = ".".join(map(str, problem["loc"]))
         raise ConfigError(f"{folder / RECORD}: {where + ': ' if where else ''}{problem['msg']}") from None
-    missing = [name for name in (modeling.DELTA, *map(_earlier, range(len(told.earlier)))) if name not in told.files]
+    missing = [name for name in (extended.DELTA, *map(_earlier, range(len(told.earlier)))) if name not in told.files]
     if missing:
         raise ConfigError(f"{folder / RECORD}: says nothing of {missing[0]}")
     for name, expected in told.files.items():
@@ -154,8 +155,8 @@ def rebuilt(folder: Path, base: Path, out: Path) -> Model:
     earlier = []
     for k, extension in enumerate(told.earlier):
         place(folder / _earlier(k), out / _earlier(k))
-        earlier.append(modeling.Earlier(extension.method, out / _earlier(k), extension.language))
-    place(folder / modeling.DELTA, out / modeling.DELTA)
+        earlier.append(extended.Earlier(extension.method, out / _earlier(k), extension.language))
+    place(folder / extended.DELTA, out / extended.DELTA)
     tokenizer = None
     if str(NEW_TOKENS) in told.files:
         tokenizer = out / VOCABULARY

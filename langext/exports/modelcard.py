@@ -8,8 +8,9 @@ from typing import Annotated, Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from pydantic import Field
 
-from langext import assets, bases, changes, languages, scores
+from langext import bases, changes, languages, scores
 from langext.artifacts import Corpus, Model, read_json
+from langext.data import assets
 from langext.spec import Spec
 
 Line = Annotated[str, Field(pattern=r"^[^\n\r<>|`]*$")]

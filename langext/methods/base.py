@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
     from langext.architectures.stock import Stock
     from langext.methods.extension import Extension
-    from langext.portion import Portion
+    from langext.methods.penalties.base import Portion
 
 
 class Method(Spec):

@@ -9,9 +9,10 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from langext.methods.residue import Gate, Parallel, Residue
-from langext.penalties import domain_ce, local
-from langext.portion import Portion
+from langext.methods.gates import Gate
+from langext.methods.penalties import domain_ce, local
+from langext.methods.penalties.base import Portion
+from langext.methods.residue import Parallel, Residue
 
 
 class NeutralResidues(Parallel):

@@ -11,19 +11,18 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from langext.architectures import families, recompute, vocabulary
 from langext.methods import extension, layers
 from langext.methods.base import Method
 from langext.methods.extension import Extension
+from langext.methods.gates import Gate, closes, opened
 from langext.methods.layers import Layers
 from langext.spec import ConfigError
 
 if TYPE_CHECKING:
     from langext.architectures.stock import Stock
 
-Gate = Literal["relu", "elu", "sigmoid", "hard_sigmoid", "none"]
 
 # What a feed-forward network's module calls its blocks, hence part of every parameter name in a delta.
 ATTRIBUTE = "residues"
@@ -82,20 +81,6 @@ class Residue(Extension):
         if open_BT.any():
             out_BTD[open_BT] = gate_BT1[open_BT] * self._block(x_BTD[open_BT])
         return out_BTD
-
-
-def opened(z: Tensor, gate: str) -> Tensor:
-    """The gate's value for z = w . x."""
-    if gate == "relu":
-        return F.relu(z)
-    if gate == "elu":
-        return F.elu(z)
-    return torch.sigmoid(z) * (z > 0) if gate == "hard_sigmoid" else torch.sigmoid(z)
-
-
-def closes(gate: str) -> bool:
-    """Is the gate exactly zero for half of its inputs?"""
-    return gate in ("relu", "hard_sigmoid")
 
 
 def stacks(model: Any) -> list[dict[int, Residue]]:

@@ -18,7 +18,7 @@ from langext.architectures import families
 from langext.methods import extension, layers
 from langext.methods.extension import Extension
 from langext.methods.lora import LowRank
-from langext.portion import Portion
+from langext.methods.penalties.base import Portion
 
 if TYPE_CHECKING:
     from langext.architectures.stock import Stock

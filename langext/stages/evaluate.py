@@ -21,7 +21,7 @@ from langext.stage import Stage
 if TYPE_CHECKING:
     from langext.before import Before
     from langext.harness import Harness
-    from langext.modeling import LiveModel
+    from langext.methods.extended import LiveModel
 
 
 KEPT = TypeAdapter(dict[str, dict[str, scores.Metric]])
@@ -139,7 +139,8 @@ class Evaluate(Stage):
         """Write scores.json; see `langext.scores`. What a task has found is kept in checkpoints/ until then."""
         import torch
 
-        from langext import before, documents, harness, modeling
+        from langext import before, harness, modeling
+        from langext.data import documents
 
         torch.manual_seed(ctx.seed)
         dtype = torch.bfloat16 if self.precision == "bf16" else torch.float32

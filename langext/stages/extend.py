@@ -49,6 +49,7 @@ class Extend(Stage):
 
         from langext import modeling
         from langext.architectures import vocabulary
+        from langext.methods import extended
 
         torch.manual_seed(ctx.seed)
         record = modeling.read_record(model)
@@ -59,7 +60,7 @@ class Extend(Stage):
         num_base = net.num_parameters()
         spelt = modeling.read_new_tokens(tokenizer) if tokenizer else {}
         num_new = len(spelt) or len(modeling.new_tokens(model))
-        live = modeling.build(net, modeling.load_tokenizer(folder or record.base), self.method, num_new, record.earlier)
+        live = extended.build(net, modeling.load_tokenizer(folder or record.base), self.method, num_new, record.earlier)
         if spelt:
             vocabulary.fill(net, spelt)
         delta = live.delta()

@@ -8,15 +8,16 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from langext import assets, languages
+from langext import languages
 from langext.artifacts import Corpus, read_json, sha256_file
 from langext.console import say, warn
 from langext.context import Context
+from langext.data import assets
 from langext.spec import ConfigError, Spec
 from langext.stage import Stage
 
 if TYPE_CHECKING:
-    from langext.filters.language import LanguageId
+    from langext.data.language_id import LanguageId
 
 MAX_TASKS = 64
 
@@ -96,7 +97,7 @@ class Filter(Stage):
 
     def check(self, ctx: Context) -> None:
         """Files are there, labels exist, and every language of the run has something to train on."""
-        from langext.filters.reading import find_files
+        from langext.data.readers import find_files
 
         for source in self.sources:
             if source.language not in ctx.languages:
@@ -131,7 +132,7 @@ class Filter(Stage):
         return lid and not self.drift(manifest) and {k: set(v) for k, v in here.items()} == {k: set(v) for k, v in read.items()}
 
     def _lid(self) -> "LanguageId":
-        from langext.filters.language import LanguageId
+        from langext.data.language_id import LanguageId
 
         path = assets.resolve(self.lid_model) if self.lid_model.startswith(assets.PREFIX) else Path(self.lid_model)
         if not path.is_file():
@@ -167,7 +168,7 @@ class Filter(Stage):
     def _filter(self, ctx: Context, source: Source, lid: "LanguageId", labels: dict[str, str]) -> dict[str, Any]:
         from datatrove.pipeline.writers.jsonl import JsonlWriter
 
-        from langext.filters.language import HoldOut, JoinParagraphs, LanguageFilter, SplitParagraphs
+        from langext.data.language_id import HoldOut, JoinParagraphs, LanguageFilter, SplitParagraphs
 
         log = ctx.out / "log" / source.language / source.domain
         log.mkdir(parents=True, exist_ok=True)
@@ -183,15 +184,15 @@ class Filter(Stage):
 
     def _reader(self, source: Source, log: Path) -> tuple[Any, int]:
         """A reader and the number of tasks to share its files among. The number never depends on `runtime`."""
-        from langext.filters import reading
+        from langext.data import readers
 
         limit = source.max_documents or -1
         local = source.local()
         if local is None:
             options = {"name": source.config, "split": source.split, "revision": source.revision}
-            reader = reading.HubReader(source.text_column, source.hub, options, streaming=True, limit=limit)
+            reader = readers.HubReader(source.text_column, source.hub, options, streaming=True, limit=limit)
             return reader, 1 if source.max_documents else MAX_TASKS
-        files = reading.find_files(local)
+        files = readers.find_files(local)
         folder = local.parent if local.is_file() else local
         listing = log / "files.txt"
         listing.write_text("".join(f"{f.relative_to(folder)}\n" for f in files), encoding="utf-8")
@@ -200,9 +201,9 @@ class Filter(Stage):
         if len(kinds) > 1:
             raise ConfigError(f"{local}: holds both Parquet and text files; name them in two sources")
         if kinds == {True}:
-            return reading.TableReader(source.text_column, str(folder), str(listing), limit), tasks
+            return readers.TableReader(source.text_column, str(folder), str(listing), limit), tasks
         total = sum(f.stat().st_size for f in files) // tasks
-        return reading.TextReader(source.text_column, folder, listing, limit, source.domain, total), tasks
+        return readers.TextReader(source.text_column, folder, listing, limit, source.domain, total), tasks
 
     def _read_files(self) -> list[dict[str, Any]]:
         return [
@@ -215,7 +216,7 @@ class Filter(Stage):
 
     def _files(self) -> dict[str, dict[str, Path]]:
         """The local files that the sources are now, by `<language>/<domain>` and name; none of a source that is not there."""
-        from langext.filters.reading import find_files
+        from langext.data.readers import find_files
 
         found: dict[str, dict[str, Path]] = {}
         for source in self.sources:

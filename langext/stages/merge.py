@@ -93,6 +93,7 @@ class Merge(Stage):
         from langext import merging, modeling
         from langext.heldout import Ruler
         from langext.lines import Lines
+        from langext.methods import extended
 
         models = [self._model(i) for i in range(len(self.models))]
         if _weights(models[0]) != _weights(model):
@@ -121,7 +122,7 @@ class Merge(Stage):
             live = modeling.load(Model(ctx.out), torch.bfloat16, "cuda" if self.runtime.gpus else "cpu", trained=False)
             base = ruler.measure(live.net, live.tokenizer)
             for value in [i / 10 for i in range(1, 16 if self.rule == "ties" else 11)]:
-                modeling.set_delta(live, delta(value))
+                extended.set_delta(live, delta(value))
                 bits = ruler.measure(live.net, live.tokenizer)
                 score = ruler.every(bits, base)
                 curve.append({"scale": value, "bits_per_byte": bits, "score": score})

@@ -89,7 +89,7 @@ class Regate(Stage):
         """Token ids of training documents: the languages in turns, each one's sources in turns, from the start again where text
         ends. Raises ConfigError for a language without any.
         """
-        from langext import documents
+        from langext.data import documents
 
         each = -(-max(self.steps, 8) * self.batch_sequences // len(ctx.languages))
         found = []

@@ -42,11 +42,12 @@ class Rescale(Stage):
         from langext import modeling
         from langext.heldout import Ruler
         from langext.lines import Lines, rescaled
+        from langext.methods import extended
 
         live = modeling.load(model, torch.bfloat16, "cuda" if self.runtime.gpus else "cpu")
         method = live.method
         assert method is not None, "refused when planning"
-        delta = load_file(model.path / modeling.DELTA)
+        delta = load_file(model.path / extended.DELTA)
         origin = {} if method.linear_parts() else modeling.load(model, torch.float32, trained=False).delta()
         config = modeling.load_config(modeling.read_record(model).base)
 
@@ -59,7 +60,7 @@ class Rescale(Stage):
             ruler = Ruler(ctx, corpus, self.eval_bytes)
 
             def measure(alpha: float, beta: float) -> dict[str, float]:
-                modeling.set_delta(live, scaled(alpha, beta))
+                extended.set_delta(live, scaled(alpha, beta))
                 return ruler.measure(live.net, live.tokenizer)
 
             base, trained = measure(0.0, 0.0), measure(1.0, 0.0)

@@ -25,7 +25,8 @@ class ExtendTokenizer(Stage):
 
     def run(self, ctx: Context, model: Model, corpus: Corpus) -> Tokenizer:
         """Write tokenizer/ and new_tokens.json; the gain in both languages goes into the manifest."""
-        from langext import documents, modeling
+        from langext import modeling
+        from langext.data import documents
         from tokenizer_tools.merges import continue_merges, extended, word_counts
 
         folder = modeling.tokenizer_folder(model)

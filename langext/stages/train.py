@@ -12,8 +12,8 @@ from langext.artifacts import CHECKPOINTS, Corpus, Model
 from langext.best import DriftBudget
 from langext.context import Context
 from langext.methods.base import Method
-from langext.penalties import AnyPenalty
-from langext.penalties.base import Penalty
+from langext.methods.penalties import AnyPenalty
+from langext.methods.penalties.base import Penalty
 from langext.schedule import Kind, Schedule
 from langext.spec import ConfigError
 from langext.stage import Stage

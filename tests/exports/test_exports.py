@@ -13,7 +13,7 @@ from langext import exports, memory, modeling
 from langext.architectures import precision
 from langext.artifacts import Model, write_json
 from langext.exports import hub, modelcard, shards, verify
-from langext.methods import Full, Grow, Lora, NeutralResidues
+from langext.methods import Full, Grow, Lora, NeutralResidues, extended
 from langext.methods.residue import stacks
 from langext.spec import ConfigError
 
@@ -26,10 +26,10 @@ CARD = {
 }  # fmt: skip
 
 
-def extended(tmp_path: Path, pico: Path, method) -> Model:
+def extended_model(tmp_path: Path, pico: Path, method) -> Model:
     """An extended model whose blocks do something: random output weights, as after training."""
     net = modeling.load_base(pico, torch.bfloat16)
-    live = modeling.build(net, modeling.load_tokenizer(pico), method)
+    live = extended.build(net, modeling.load_tokenizer(pico), method)
     torch.manual_seed(5)
     if isinstance(method, NeutralResidues):
         for block in stacks(net)[0].values():
@@ -57,7 +57,7 @@ def extended(tmp_path: Path, pico: Path, method) -> Model:
     ],
 )
 def test_export_equals_the_trained_model(tmp_path, pico, gate, form, expected):
-    model = extended(tmp_path, pico, NeutralResidues(name="neutral_residues", gate=gate, width=40))
+    model = extended_model(tmp_path, pico, NeutralResidues(name="neutral_residues", gate=gate, width=40))
     record = exports.write(model, tmp_path / "out", form, TEXTS, CARD)
     assert record["class"] == expected
     assert record["max_abs_difference"] < 1e-4 < record["logit_std"]
@@ -71,7 +71,7 @@ def test_export_equals_the_trained_model(tmp_path, pico, gate, form, expected):
 def test_a_model_that_does_not_fit_into_memory_is_exported_alike(tmp_path, pico, monkeypatch, form, name):
     methods = {"lora": Lora(name="lora", rank=4), "grow": Grow(name="grow")}
     method = methods.get(name) or NeutralResidues(name="neutral_residues", gate="hard_sigmoid", width=40)
-    model = extended(tmp_path, pico, method)
+    model = extended_model(tmp_path, pico, method)
     record, keep = exports.write(model, tmp_path / "whole", form, TEXTS, CARD), precision.in_float32
     monkeypatch.setattr(memory, "available", lambda: 0)
     seen = []
@@ -105,7 +105,7 @@ def test_bases_of_other_precisions_widths_and_settings(tmp_path, monkeypatch, fa
     (tmp_path / "base" / "config.json").write_text(json.dumps(config | {"dtype": "bfloat16"}))
     tokenizer.save_pretrained(tmp_path / "base")
     record = exports.write(
-        extended(tmp_path, tmp_path / "base", Lora(name="lora", rank=4)), tmp_path / "out", "auto", TEXTS, CARD
+        extended_model(tmp_path, tmp_path / "base", Lora(name="lora", rank=4)), tmp_path / "out", "auto", TEXTS, CARD
     )
     assert record["max_abs_difference"] < 1e-4 and record["greedy_equal"] == record["texts"]
     assert record["rounding"]["max_abs_difference"] > 1e-4  # of the base itself
@@ -133,7 +133,7 @@ def test_what_is_no_number_and_what_only_the_cache_gets_wrong_is_refused(tmp_pat
 
 
 def test_weights_of_several_files_load_as_one_would(tmp_path, pico, monkeypatch):
-    model = extended(tmp_path, pico, NeutralResidues(name="neutral_residues", gate="hard_sigmoid", width=40))
+    model = extended_model(tmp_path, pico, NeutralResidues(name="neutral_residues", gate="hard_sigmoid", width=40))
     monkeypatch.setattr(shards, "LIMIT", 100_000)
     exports.write(model, tmp_path / "out", "auto", TEXTS, CARD)
     files = sorted(path.name for path in (tmp_path / "out").glob("*.safetensors"))
@@ -149,7 +149,7 @@ def test_remote_code_does_no_work_for_closed_tokens(tmp_path, pico, shut):
     from torch.utils.flop_counter import FlopCounterMode
     from transformers import AutoModelForCausalLM
 
-    model = extended(tmp_path, pico, NeutralResidues(name="neutral_residues", gate="relu", width=40))
+    model = extended_model(tmp_path, pico, NeutralResidues(name="neutral_residues", gate="relu", width=40))
     exports.write(model, tmp_path / "out", "remote", TEXTS, CARD)
     net = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32, trust_remote_code=True).eval()
     base = modeling.load_base(pico, torch.float32)
@@ -172,13 +172,13 @@ def test_remote_code_does_no_work_for_closed_tokens(tmp_path, pico, shut):
 
 
 def test_full_fine_tuning_keeps_the_architecture(tmp_path, pico):
-    record = exports.write(extended(tmp_path, pico, Full(name="full")), tmp_path / "out", "auto", TEXTS, CARD)
+    record = exports.write(extended_model(tmp_path, pico, Full(name="full")), tmp_path / "out", "auto", TEXTS, CARD)
     assert record["class"] == "LlamaForCausalLM"
     assert record["max_abs_difference"] < 1e-5
 
 
 def test_config_has_the_rope_keys_of_both_major_versions(tmp_path, pico):
-    model = extended(tmp_path, pico, NeutralResidues(name="neutral_residues", gate="hard_sigmoid", width=32))
+    model = extended_model(tmp_path, pico, NeutralResidues(name="neutral_residues", gate="hard_sigmoid", width=32))
     exports.write(model, tmp_path / "out", "auto", TEXTS, CARD)
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert config["rope_theta"] == config["rope_parameters"]["rope_theta"]
@@ -188,7 +188,7 @@ def test_config_has_the_rope_keys_of_both_major_versions(tmp_path, pico):
 def test_a_different_export_fails_and_leaves_nothing(tmp_path, pico, monkeypatch):
     from langext.architectures import folding
 
-    model = extended(tmp_path, pico, NeutralResidues(name="neutral_residues", gate="hard_sigmoid", width=32))
+    model = extended_model(tmp_path, pico, NeutralResidues(name="neutral_residues", gate="hard_sigmoid", width=32))
     right = folding._experts
     monkeypatch.setattr(folding, "_experts", lambda *a: (right(*a)[0], right(*a)[1] * 1.05, right(*a)[2]))
     with pytest.raises(ConfigError, match="the stock form differs from the trained model"):
@@ -205,7 +205,7 @@ def test_relu_has_no_native_form():
 
 def test_an_existing_folder_is_not_overwritten(tmp_path, pico):
     (tmp_path / "out").mkdir()
-    model = extended(tmp_path, pico, Full(name="full"))
+    model = extended_model(tmp_path, pico, Full(name="full"))
     with pytest.raises(ConfigError, match="exists already"):
         exports.write(model, tmp_path / "out", "auto", TEXTS, CARD)
 
@@ -240,7 +240,7 @@ def test_the_base_s_licence_goes_with_the_export(tmp_path, pico):
     (base / "README.md").write_text("---\nlicense: apache-2.0\n---\n# A model\n")
     (base / "LICENSE.txt").write_text("the text")
     assert modelcard.licence(base) == "apache-2.0" and modelcard.licence(pico) is None
-    model = extended(tmp_path, base, Full(name="full"))
+    model = extended_model(tmp_path, base, Full(name="full"))
     named = {"licence": modelcard.licence(base), "licence_id": modelcard.licence(base)}
     exports.write(model, tmp_path / "out", "auto", TEXTS, CARD | named)
     assert (tmp_path / "out" / "LICENSE.txt").read_text() == "the text"

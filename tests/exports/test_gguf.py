@@ -8,13 +8,13 @@ import pytest
 import torch
 from cases import CASES, method, stir
 from safetensors.torch import load_file, save_file
-from test_exports import CARD, TEXTS, extended
+from test_exports import CARD, TEXTS, extended_model
 from toy import FAMILIES, make_base, make_tokenizer
 
 from langext import exports, modeling
 from langext.artifacts import read_json, write_json
 from langext.exports import gguf_check, gguf_file, gguf_reload, gguf_vocabulary, verify
-from langext.methods import NeutralResidues
+from langext.methods import NeutralResidues, extended
 from langext.spec import ConfigError
 
 BY_GATE = {case["gate"]: case for case in CASES if case["name"] == "neutral_residues"}
@@ -35,7 +35,7 @@ def made(family, gate, folder):
     make_base(family, len(tokenizer)).save_pretrained(folder / "base")
     tokenizer.save_pretrained(folder / "base")
     net = modeling.load_base(folder / "base", torch.float32)
-    live = modeling.build(net, tokenizer, method(BY_GATE[gate]))
+    live = extended.build(net, tokenizer, method(BY_GATE[gate]))
     stir(live)
     net = live.methods[-1].fold(live.net).model(whole=True, rounded=True)
     expected = verify.expect(net, tokenizer, TEXTS, folder / "logits")
@@ -58,7 +58,7 @@ def test_llama_cpp_computes_what_transformers_computes(family, tmp_path):
 
 
 def test_an_export_of_two_files_with_card_and_modelfile(tmp_path, pico):
-    model = extended(tmp_path, pico, NeutralResidues(name="neutral_residues", gate="hard_sigmoid", width=32))
+    model = extended_model(tmp_path, pico, NeutralResidues(name="neutral_residues", gate="hard_sigmoid", width=32))
     record = exports.write(model, tmp_path / "out", "gguf", TEXTS, CARD, exports.GGUF(("q8_0", "bf16")))
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert names == {"model-q8_0.gguf", "model-bf16.gguf", "Modelfile", "README.md", "export.json"}
@@ -106,7 +106,7 @@ def test_the_divergence_over_some_tokens_is_a_lower_bound():
 
 def test_without_the_runner_files_are_written_and_called_unverified(tmp_path, pico, monkeypatch, capsys):
     monkeypatch.setattr(gguf_check, "RUNNER", "no_such_module")
-    model = extended(tmp_path, pico, NeutralResidues(name="neutral_residues", gate="none", width=32))
+    model = extended_model(tmp_path, pico, NeutralResidues(name="neutral_residues", gate="none", width=32))
     record = exports.write(model, tmp_path / "out", "gguf", TEXTS, CARD)
     assert [file["verified"] for file in record["files"]] == [False]
     assert "not run in llama.cpp" in capsys.readouterr().err

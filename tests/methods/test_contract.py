@@ -15,9 +15,10 @@ from toy import ENGLISH, FAMILIES, FRENCH, make_base, make_tokenizer, sentences
 from langext import exports, losses, modeling
 from langext.architectures import cross_entropy
 from langext.artifacts import Model
+from langext.methods import extended
 from langext.methods.base import Method
-from langext.penalties import LDIFS
-from langext.portion import Portion
+from langext.methods.penalties import LDIFS
+from langext.methods.penalties.base import Portion
 
 PAIRS = [pytest.param(family, case, id=f"{family}-{label(case)}") for case in CASES for family in FAMILIES]
 LENGTH = 24
@@ -44,9 +45,9 @@ def point(request, record_property):
     return note
 
 
-def extended(folder, case, dtype=torch.float32):
+def extended_model(folder, case, dtype=torch.float32):
     torch.manual_seed(3)
-    return modeling.build(modeling.load_base(folder, dtype), modeling.load_tokenizer(folder), method(case))
+    return extended.build(modeling.load_base(folder, dtype), modeling.load_tokenizer(folder), method(case))
 
 
 def ids(seed=1, rows=2):
@@ -70,7 +71,7 @@ def logits(net, **more):
 def test_1_extended_it_computes_what_the_base_computes(bases, family, case, point):
     point("as base")
     before = logits(modeling.load_base(bases / family, torch.float32))
-    after = logits(extended(bases / family, case).net)
+    after = logits(extended_model(bases / family, case).net)
     if case["name"] == "grow" and (case.get("train") == "all_mlp" or case.get("k") == 3):
         assert (before - after).abs().max() < 1e-5  # the same products, summed in another order
     else:
@@ -80,7 +81,7 @@ def test_1_extended_it_computes_what_the_base_computes(bases, family, case, poin
 @pytest.mark.parametrize(("family", "case"), PAIRS)
 def test_2_exactly_the_trainable_parameters_learn(bases, family, case, point):
     point("trains only")
-    live = extended(bases / family, case)
+    live = extended_model(bases / family, case)
     stir(live)
     before = {name: p.detach().clone() for name, p in live.net.named_parameters()}
     optimizer = torch.optim.SGD([p for p in live.net.parameters() if p.requires_grad], lr=0.1)
@@ -96,14 +97,14 @@ def run(live, objective=None, batch=None, done=0.5):
     objective = objective or losses.Objective(live.net, live.method, {})
     batch = ids() if batch is None else batch
     live.net.train()
-    labels = torch.cat([batch[:, 1:], torch.full((len(batch), 1), cross_entropy.IGNORE)], 1)
+    labels = torch.cat([batch[:, 1:], torch.full((len(batch), 1), -100)], 1)
     return objective(batch, labels, torch.arange(LENGTH).expand(len(batch), -1), portion(len(batch), done))
 
 
 @pytest.mark.parametrize(("family", "case"), PAIRS)
 def test_3_a_few_steps_lower_the_loss(bases, family, case, point):
     point("learns")
-    live = extended(bases / family, case)
+    live = extended_model(bases / family, case)
     rows = [" ".join(sentences(words, 4, seed)) for seed, words in enumerate([ENGLISH, FRENCH] * 2)]
     batch = torch.tensor([live.tokenizer(row).input_ids[:LENGTH] for row in rows])
     optimizer = torch.optim.AdamW([p for p in live.net.parameters() if p.requires_grad], lr=1e-2)
@@ -132,7 +133,7 @@ def test_4_penalties_have_gradients_under_activation_checkpointing(bases, family
     point("penalties")
     found = {}
     for kind in ("none", "torch", "deepspeed"):
-        live = extended(bases / family, case)
+        live = extended_model(bases / family, case)
         stir(live)
         checkpointing(live.net, kind)
         term = LDIFS(name="ldifs").attach(live.net, live.method, lambda: modeling.load_base(bases / family, torch.float32))
@@ -153,7 +154,7 @@ def test_4_penalties_have_gradients_under_activation_checkpointing(bases, family
 @pytest.mark.parametrize(("family", "case"), PAIRS)
 def test_5_cached_generation_equals_the_full_forward(bases, family, case, point):
     point("cache")
-    live = extended(bases / family, case)
+    live = extended_model(bases / family, case)
     stir(live)
     with torch.no_grad():
         full = live.net.eval()(input_ids=ids()).logits
@@ -169,7 +170,7 @@ def test_5_cached_generation_equals_the_full_forward(bases, family, case, point)
 @pytest.mark.parametrize(("family", "case"), PAIRS)
 def test_6a_saved_and_loaded_it_is_the_same(bases, family, case, point, tmp_path):
     point("reload")
-    live = extended(bases / family, case, torch.bfloat16)
+    live = extended_model(bases / family, case, torch.bfloat16)
     stir(live)
     modeling.save_delta(tmp_path, live.delta())
     modeling.write_record(tmp_path, modeling.Record(bases / family, method(case)))
@@ -215,7 +216,7 @@ def exported(bases, tmp_path_factory):
     save_file({"ids": ids()}, root / "ids.safetensors")
     for param in PAIRS:
         family, case = param.values
-        live = extended(bases / family, case)
+        live = extended_model(bases / family, case)
         stir(live)
         name = f"{family}/{label(case)}"
         folder = root / name
@@ -249,7 +250,7 @@ def test_6b_the_export_is_the_model_where_langext_cannot_be_imported(exported, f
 def test_7_perturbed_it_differs_from_the_base(bases, family, case, point):
     point("control")
     before = logits(modeling.load_base(bases / family, torch.float32))
-    live = extended(bases / family, case)
+    live = extended_model(bases / family, case)
     stir(live)
     assert (before - logits(live.net)).abs().max() > 1e-3
 
@@ -258,7 +259,7 @@ def test_7_perturbed_it_differs_from_the_base(bases, family, case, point):
 def test_8_switched_off_it_is_the_base(bases, family, case, point):
     point("switch off")
     before = logits(modeling.load_base(bases / family, torch.float32))
-    live = extended(bases / family, case)
+    live = extended_model(bases / family, case)
     stir(live)
     with live.method.off(live.net):
         assert torch.equal(before, logits(live.net))
@@ -267,7 +268,7 @@ def test_8_switched_off_it_is_the_base(bases, family, case, point):
 
 @pytest.mark.parametrize("case", [case for case in CASES if type(method(case)).penalty is not Method.penalty], ids=label)
 def test_a_penalty_that_reentrant_checkpointing_would_silence_is_refused(bases, case):
-    live = extended(bases / "llama", case)
+    live = extended_model(bases / "llama", case)
     stir(live)
     checkpointing(live.net, "torch reentrant")
     if case["name"] == "selective_lora":  # reads weights, not activations
@@ -296,7 +297,7 @@ def test_the_chunked_loss_is_that_of_the_family(bases, family):
     net = modeling.load_base(bases / family, torch.float32)
     batch = ids()
     hidden = net.base_model(input_ids=batch, use_cache=False).last_hidden_state
-    labels = torch.cat([batch[:, 1:], torch.full((2, 1), cross_entropy.IGNORE)], 1).flatten()
+    labels = torch.cat([batch[:, 1:], torch.full((2, 1), -100)], 1).flatten()
     from langext.architectures import families
 
     ours, _ = cross_entropy.cross_entropy(

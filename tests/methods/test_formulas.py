@@ -7,13 +7,13 @@ import pytest
 import torch
 from toy import make_base
 
-from langext import lines, merging, modeling
+from langext import lines, merging
 from langext.architectures import families
-from langext.methods import Adapter, ExpansionBlocks, Full, Grow, Lora, NeutralResidues, SelectiveLora
+from langext.methods import Adapter, ExpansionBlocks, Full, Grow, Lora, NeutralResidues, SelectiveLora, extended
+from langext.methods.penalties import L2SP, LDIFS
+from langext.methods.penalties.base import Portion
 from langext.methods.residue import stacks
 from langext.methods.selective_lora import SelectiveLowRank
-from langext.penalties import L2SP, LDIFS
-from langext.portion import Portion
 
 GATES = ["relu", "elu", "sigmoid", "hard_sigmoid", "none"]
 
@@ -50,7 +50,7 @@ def gate_value(z, gate):
 def build(family, method, seed=0, **more):
     net = make_base(family, 320, **more).float().eval()
     torch.manual_seed(seed)
-    live = modeling.build(net, None, method)
+    live = extended.build(net, None, method)
     for name, p in net.named_parameters():
         if live.trainable(name) and not name.endswith(".s"):
             p.data += 0.1 * torch.randn(p.shape)
@@ -145,7 +145,7 @@ def test_grow(k, train):
     before = numbers(families.ffns(base)[0])
     ffn = families.ffns(build("qwen3", Grow(name="grow", k=k, train=train), seed=3))[0]
     start = make_base("qwen3", 320).float()
-    modeling.build(start, None, Grow(name="grow", k=k, train=train))
+    extended.build(start, None, Grow(name="grow", k=k, train=train))
     new = numbers(families.ffns(start)[0].grown)
     kept = {"new_copy": 0.5, "all_mlp": 1.0}[train] * numbers(families.ffns(start)[0])["down_proj.weight"]
     parts = [kept, *np.split(new["down_proj.weight"], k - 1, 1)]
@@ -164,7 +164,7 @@ def test_grown_copies_come_apart(k):
     for train in ("new_copy", "all_mlp"):
         net = make_base("llama", 320).float()
         method = Grow(name="grow", train=train, k=k)
-        live = modeling.build(net, None, method)
+        live = extended.build(net, None, method)
         optimizer = torch.optim.AdamW([p for p in net.parameters() if p.requires_grad], lr=1e-2)
         for _ in range(3):
             optimizer.zero_grad()
@@ -229,7 +229,7 @@ def test_lora_is_w_plus_scaled_b_a():
 def test_expansion_blocks_are_where_llama_pro_puts_them():
     net = make_base("llama", 320, num_hidden_layers=8).float()
     method = ExpansionBlocks(name="expansion_blocks")
-    modeling.build(net, None, method)
+    extended.build(net, None, method)
     assert [i for i, block in enumerate(net.model.layers) if hasattr(block, "expansion")] == [3, 7]
     assert net.config.num_hidden_layers == 10
     assert [b.expansion.block.self_attn.layer_idx for b in net.model.layers if hasattr(b, "expansion")] == [8, 9]
@@ -270,7 +270,7 @@ def test_ldifs_value(method):
 
 def test_l2sp_value():
     net = make_base("llama", 320).float()
-    modeling.build(net, None, Full(name="full"))
+    extended.build(net, None, Full(name="full"))
     term = L2SP(name="l2sp").attach(net, None, lambda: None)
     before = {n: p.detach().clone() for n, p in net.named_parameters()}
     for p in net.parameters():
@@ -309,13 +309,13 @@ def test_lines_scales_the_change_of_the_merged_weights(method):
     def folded(change):
         net = make_base(family, 320).float()
         torch.manual_seed(1)
-        live = modeling.build(net, None, method)
+        live = extended.build(net, None, method)
         origin = {n: t.clone() for n, t in live.delta().items()}
         torch.manual_seed(2)
         delta = {n: t + 0.1 * torch.randn(t.shape) * (not n.endswith(".s")) for n, t in origin.items()} if change else origin
         if change == "rescaled":
             delta = lines.rescaled(delta, origin, method, make_base(family, 320).config, by)
-        modeling.set_delta(live, delta)
+        extended.set_delta(live, delta)
         return numbers(method.fold(net).model(whole=True, rounded=False))
 
     start, trained, rescaled = folded(None), folded("trained"), folded("rescaled")

@@ -5,7 +5,7 @@ import torch
 from toy import make_base
 
 from langext import modeling, pipeline
-from langext.methods import Adapter, ExpansionBlocks, Grow, Lora, NeutralResidues
+from langext.methods import Adapter, ExpansionBlocks, Grow, Lora, NeutralResidues, extended
 from langext.methods.residue import base_parameters, stacks
 from langext.spec import ConfigError, load, located
 
@@ -29,7 +29,7 @@ def test_size_follows_the_share_of_the_base():
 def test_the_share_does_not_count_earlier_extensions_or_new_vocabulary():
     net = make_base("llama", 320)
     plain = base_parameters(net)
-    modeling.build(net, range(320), Adapter(name="adapter", width=16), num_new=20)
+    extended.build(net, range(320), Adapter(name="adapter", width=16), num_new=20)
     assert base_parameters(net) == plain
 
 
@@ -56,19 +56,19 @@ def test_grow_refuses_biases():
 
 def test_a_delta_of_another_method_is_refused(pico, tmp_path):
     def live(method):
-        return modeling.build(modeling.load_base(pico, torch.float32), None, method)
+        return extended.build(modeling.load_base(pico, torch.float32), None, method)
 
     modeling.save_delta(tmp_path, live(NeutralResidues(name="neutral_residues", width=8)).delta())
     with pytest.raises(ConfigError, match="other parameters"):
-        modeling.load_delta(live(Adapter(name="adapter", width=8)), tmp_path / "delta.safetensors")
+        extended.load_delta(live(Adapter(name="adapter", width=8)), tmp_path / "delta.safetensors")
     with pytest.raises(ConfigError, match=r"is \(64, 8\), the model has \(64, 16\)"):
-        modeling.load_delta(live(NeutralResidues(name="neutral_residues", width=16)), tmp_path / "delta.safetensors")
+        extended.load_delta(live(NeutralResidues(name="neutral_residues", width=16)), tmp_path / "delta.safetensors")
 
 
 def test_diagnostics_count_open_tokens_and_show_layers_without_a_block_as_closed():
     net = make_base("llama", 320).float().eval()
     method = NeutralResidues(name="neutral_residues", gate="hard_sigmoid", width=8, layers=[1, 3])
-    modeling.build(net, None, method)
+    extended.build(net, None, method)
     with torch.no_grad():
         net(input_ids=torch.randint(0, 320, (2, 20)))
     found = method.diagnostics(net)

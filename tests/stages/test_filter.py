@@ -10,7 +10,7 @@ from toy import ENGLISH, FRENCH, documents, sentences, write_fasttext, write_jso
 
 from langext.artifacts import sha256_file
 from langext.context import Context
-from langext.filters.language import LanguageId, unit_hash
+from langext.data.language_id import LanguageId, unit_hash
 from langext.spec import ConfigError
 from langext.stages.filter import Filter
 

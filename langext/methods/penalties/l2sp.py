@@ -7,8 +7,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from langext.penalties.base import Penalty, Term
-from langext.portion import Portion
+from langext.methods.penalties.base import Penalty, Portion, Term
 
 
 class L2SP(Penalty):

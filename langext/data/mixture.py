@@ -5,82 +5,14 @@ or how large their micro-batches are, and the whole state is one number: the seq
 """
 
 import copy
-import os
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 
-from langext.architectures.cross_entropy import IGNORE
-from langext.artifacts import read_json, write_json
-
-
-@dataclass(frozen=True)
-class TokenFile:
-    """The documents of one source in one memory-mapped stream; every document ends with the tokenizer's end token."""
-
-    tokens: np.ndarray
-    """(num_tokens,) uint32."""
-    starts: np.ndarray
-    """(num_documents,) int64, where each document begins, in order."""
-
-    @staticmethod
-    def write(folder: Path, documents: Iterable[list[int]], mark: str = "") -> "TokenFile":
-        """Write documents of token ids to `folder`; `done.json` comes last and marks it complete. `mark` says what it is of."""
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "done.json").unlink(missing_ok=True)
-        starts, at = [], 0
-        with (folder / "tokens.bin").open("wb") as file:
-            for ids in documents:
-                starts.append(at)
-                file.write(np.asarray(ids, dtype=np.uint32).tobytes())
-                at += len(ids)
-            file.flush()
-            os.fsync(file.fileno())
-        np.save(folder / "starts.npy", np.asarray(starts, dtype=np.int64))
-        write_json(folder / "done.json", {"tokens": at, "documents": len(starts), "mark": mark})
-        return TokenFile.open(folder)
-
-    @staticmethod
-    def is_done(folder: Path, mark: str) -> bool:
-        """Is there a finished file of what `mark` says?"""
-        return (folder / "done.json").is_file() and read_json(folder / "done.json")["mark"] == mark
-
-    @staticmethod
-    def open(folder: Path) -> "TokenFile":
-        """Map a finished file into memory."""
-        size = read_json(folder / "done.json")["tokens"]
-        tokens = np.memmap(folder / "tokens.bin", dtype=np.uint32, mode="r", shape=(size,)) if size else np.zeros(0, np.uint32)
-        return TokenFile(tokens, np.load(folder / "starts.npy"))
-
-    def num_sequences(self, length: int) -> int:
-        """Sequences of `length` inputs with a label each that the stream holds."""
-        return max(0, (len(self.tokens) - 1) // length)
-
-    def sequence(self, index: int, length: int) -> "Packed":
-        """The `index`-th run of `length` tokens, with labels and positions that keep its documents apart."""
-        at = index * length
-        window = np.asarray(self.tokens[at : at + length + 1], dtype=np.int64)
-        first, last = np.searchsorted(self.starts, [at, at + length + 1], side="left")
-        begins = np.asarray(self.starts[first:last]) - at  # document starts inside the window, 0 .. length
-        positions = np.arange(length)
-        for begin in begins[begins < length]:
-            positions[begin:] = np.arange(length - begin)
-        labels = window[1:].copy()
-        labels[begins[begins > 0] - 1] = IGNORE  # the end of one document does not predict the start of the next
-        return Packed(window[:-1], labels, positions)
-
-
-@dataclass(frozen=True)
-class Packed:
-    """One packed training sequence; all arrays are (length,) int64."""
-
-    input_ids: np.ndarray
-    labels: np.ndarray
-    position_ids: np.ndarray
-    """Start again at 0 with every document, which is how attention is told not to cross into another one."""
+from langext.data.tokens import Packed, TokenFile
+from langext.spec import ConfigError, near
 
 
 @dataclass(frozen=True)
@@ -222,3 +154,56 @@ class Batch:
         """Stack sequences."""
         stacked = [np.stack(field) for field in zip(*((s.input_ids, s.labels, s.position_ids) for _, s in rows), strict=True)]
         return Batch(indices, [name for name, _ in rows], *map(torch.from_numpy, stacked))
+
+
+def shares(
+    sizes: Mapping[str, int], language: str, originals: Sequence[str], original_frac: float, given: Mapping[str, float]
+) -> dict[str, float]:
+    """Source, `<language>/<domain>` -> share of all tokens, summing to one.
+
+    `sizes` are the sequences that each source has. `given` fixes the share of single languages or sources; what it leaves is
+    `original_frac` for the original languages together, equally, the rest for the new one, and within a language by size.
+    Raises ConfigError for names that are not there and for shares that do not add up.
+    """
+    codes = [code for code in (language, *originals) if any(name.split("/")[0] == code for name in sizes)]
+    odd = next((name for name in given if name not in (*codes, *sizes)), None)
+    if odd:
+        raise ConfigError(f"shares: nothing to train on is called {odd!r}.{near(odd, [*codes, *sizes])}", at=("shares",))
+    by_language = _languages([code for code in codes if code != language], original_frac, given)
+    by_language[language] = given.get(language, 1 - sum(by_language.values()))
+    if abs(sum(by_language.values()) - 1) > 1e-6:
+        shown = ", ".join(f"{code} {share:.3g}" for code, share in by_language.items())
+        raise ConfigError(f"shares: those of all languages must sum to 1; they are {shown}", at=("shares",))
+    found: dict[str, float] = {}
+    for code, share in by_language.items():
+        found |= _sources(code, share, {name: size for name, size in sizes.items() if name.split("/")[0] == code}, given)
+    return found
+
+
+def _languages(originals: Sequence[str], original_frac: float, given: Mapping[str, float]) -> dict[str, float]:
+    fixed = {code: given[code] for code in originals if code in given}
+    free = [code for code in originals if code not in given]
+    left = original_frac - sum(fixed.values())
+    if left < -1e-9:
+        raise ConfigError(
+            f"shares: the original languages have {sum(fixed.values()):.3g}, more than original_frac {original_frac}",
+            at=("shares",),
+        )
+    if not free and left > 1e-6:
+        raise ConfigError(
+            f"shares: the original languages have {sum(fixed.values()):.3g}, less than original_frac {original_frac}",
+            at=("shares",),
+        )
+    return fixed | {code: max(0.0, left) / len(free) for code in free}
+
+
+def _sources(code: str, share: float, sizes: Mapping[str, int], given: Mapping[str, float]) -> dict[str, float]:
+    fixed = {name: given[name] for name in sizes if name in given}
+    free = {name: size for name, size in sizes.items() if name not in given}
+    left = share - sum(fixed.values())
+    if left < -1e-9 or (not free and left > 1e-6):
+        raise ConfigError(
+            f"shares: the sources of {code} have {sum(fixed.values()):.3g}, the language {share:.3g}", at=("shares",)
+        )
+    total = sum(free.values())
+    return fixed | {name: max(0.0, left) * size / total for name, size in free.items()}

@@ -8,8 +8,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from langext.penalties.base import Penalty, Term
-from langext.portion import Portion
+from langext.methods.penalties.base import Penalty, Portion, Term
 from langext.spec import ConfigError
 
 

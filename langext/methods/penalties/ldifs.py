@@ -18,8 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from langext.architectures import families
-from langext.penalties.base import Penalty, Term
-from langext.portion import Portion
+from langext.methods.penalties.base import Penalty, Portion, Term
 
 QUARTERS = 4
 

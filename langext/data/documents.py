@@ -3,20 +3,12 @@
 import gzip
 import json
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from torch import distributed
-
-from langext.artifacts import Corpus, fingerprint, sha256_file
-from langext.console import Progress
-from langext.context import Context
-from langext.mixture import TokenFile
+from langext.artifacts import Corpus
 from langext.spec import ConfigError
-
-BATCH = 512
 
 
 def read(path: Path) -> Iterator[dict[str, Any]]:
@@ -66,44 +58,6 @@ def encode(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
         return []
     start = start_token(tokenizer)
     return [[start, *ids] for ids in tokenizer(list(texts), add_special_tokens=False).input_ids]
-
-
-def tokenise(ctx: Context, corpus: Corpus, tokenizer: Any) -> dict[str, TokenFile]:
-    """The token files of all training text by `<language>/<domain>`.
-
-    Made once, by rank 0: the tokenizer works on all cores while the next documents are read. Found again after an interruption;
-    made anew when the corpus or the tokenizer has changed.
-    """
-    found = {name: paths for code in ctx.languages for name, paths in sources(corpus, "train", code).items()}
-    folder = Path(tokenizer.name_or_path)
-    marks = {path.name: sha256_file(path) for path in sorted(folder.glob("*")) if path.suffix in (".json", ".model", ".txt")}
-    mark = fingerprint({"corpus": corpus.manifest["fingerprint"], "tokenizer": marks})
-    if ctx.rank == 0:
-        bytes_by = {f"{f['language']}/{f['domain']}": f["train_bytes"] for f in corpus.manifest["summary"]["funnel"]}
-        for name, paths in found.items():
-            if not TokenFile.is_done(ctx.out / "tokens" / name, mark):
-                TokenFile.write(ctx.out / "tokens" / name, _ids(name, paths, tokenizer, bytes_by[name]), mark)
-    distributed.barrier()
-    return {name: TokenFile.open(ctx.out / "tokens" / name) for name in found}
-
-
-def _ids(name: str, paths: Sequence[Path], tokenizer: Any, total_bytes: int) -> Iterator[list[int]]:
-    """Start token, text, end token of every document."""
-    progress, done, end = Progress(f"tokenising {name}", max(1, total_bytes)), 0, end_token(tokenizer)
-    for texts in _ahead(batches(paths, BATCH)):
-        for text, row in zip(texts, encode(tokenizer, texts), strict=True):
-            done += len(text.encode())
-            yield [*row, end]
-        progress.at(done)
-
-
-def _ahead(batches: Iterator[list[str]]) -> Iterator[list[str]]:
-    """The same batches, the next one read in another thread meanwhile."""
-    with ThreadPoolExecutor(1) as reader:
-        coming = reader.submit(next, batches, None)
-        while (batch := coming.result()) is not None:
-            coming = reader.submit(next, batches, None)
-            yield batch
 
 
 def identifiers(corpus: Corpus, source: str, numbers: Sequence[int]) -> list[str]:

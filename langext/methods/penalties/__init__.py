@@ -4,9 +4,9 @@ from typing import Annotated
 
 from pydantic import Field
 
-from langext.penalties.domain_ce import DomainCE
-from langext.penalties.l2sp import L2SP
-from langext.penalties.ldifs import LDIFS
-from langext.penalties.local import Local
+from langext.methods.penalties.domain_ce import DomainCE
+from langext.methods.penalties.l2sp import L2SP
+from langext.methods.penalties.ldifs import LDIFS
+from langext.methods.penalties.local import Local
 
 AnyPenalty = Annotated[Local | DomainCE | LDIFS | L2SP, Field(discriminator="name")]

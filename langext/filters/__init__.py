@@ -1,1 +1,0 @@
-"""Steps that documents go through before training; each is a datatrove pipeline step."""

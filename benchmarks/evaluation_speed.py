@@ -64,8 +64,8 @@ def main() -> None:
 
 def make_tasks(include: Path, limit: int) -> list[str]:
     """Continuation items of the quickstart's texts as task files of their own."""
-    from langext import harness
     from langext.data import assets
+    from langext.evaluation import harness
 
     include.mkdir()
     for name in ("text-fr", "text-en"):

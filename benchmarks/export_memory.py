@@ -25,9 +25,10 @@ sys.path.insert(0, str(ROOT / "tests"))
 from cases import method
 from toy import make_tokenizer
 
-from langext import exports, memory, modeling
+from langext import exports, memory
 from langext.artifacts import Model
 from langext.methods import extended
+from langext.models import loading
 
 WIDTH, VOCABULARY = 2048, 32000
 METHODS: dict[str, dict[str, Any]] = {
@@ -109,11 +110,11 @@ def generate(folder: str, name: str, num_layers: int) -> None:
     torch.set_default_dtype(torch.bfloat16)
     LlamaForCausalLM(config).save_pretrained(root / "base", max_shard_size="1GB")
     make_tokenizer().save_pretrained(root / "base")
-    live = extended.build(modeling.load_base(root / "base", torch.bfloat16), make_tokenizer(), method(METHODS[name]))
+    live = extended.build(loading.load_base(root / "base", torch.bfloat16), make_tokenizer(), method(METHODS[name]))
     delta = {name: tensor + 0.01 * torch.randn(tensor.shape) for name, tensor in live.delta().items()}
     (root / "model").mkdir()
-    modeling.save_delta(root / "model", {name: tensor.float() for name, tensor in delta.items()})
-    modeling.write_record(root / "model", modeling.Record(root / "base", live.method))
+    loading.save_delta(root / "model", {name: tensor.float() for name, tensor in delta.items()})
+    loading.write_record(root / "model", loading.Record(root / "base", live.method))
 
 
 def export(root: Path, name: str) -> None:

@@ -22,9 +22,10 @@ sys.path.insert(0, str(ROOT / "tests"))
 from cases import CASES, label, method, stir
 from toy import FAMILIES, make_base, make_tokenizer
 
-from langext import exports, modeling
+from langext import exports
 from langext.exports import gguf_check, gguf_file, verify
 from langext.methods import extended
+from langext.models import loading
 from langext.spec import ConfigError
 
 TEXTS = ["The small cat sleeps in the house with a dog. 123 " * 4, "Le petit chat dort déjà dans la forêt. " * 4]
@@ -62,11 +63,11 @@ def show(asked: Any, root: Path) -> None:
 def export(out: Path, source: Path, family: str, case: Any, tokenizer: Any) -> dict[str, Any]:
     """Write one checkpoint and its GGUF files, and the jobs that load them."""
     torch.manual_seed(3)
-    net = modeling.load_base(source, torch.float32)
+    net = loading.load_base(source, torch.float32)
     live = extended.build(net, tokenizer, method(case or {"name": "full"}))
     if case is not None:
         stir(live)
-    form = exports.choose(modeling.load_config(source), live.methods, "auto")
+    form = exports.choose(loading.load_config(source), live.methods, "auto")
     merged = case is not None and case["name"] in ("lora", "selective_lora")  # then its weights are rounded
     compared = live.methods[-1].fold(net).model(whole=True, rounded=True) if merged else net.eval()
     expected = verify.expect(compared, tokenizer, TEXTS, out / "logits")

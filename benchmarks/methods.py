@@ -18,9 +18,10 @@ from typing import Any
 import torch
 from ruamel.yaml import YAML
 
-from langext import bpb, modeling
 from langext.artifacts import Corpus, Model
 from langext.data import documents
+from langext.evaluation import bpb
+from langext.models import loading
 
 ROOT = Path(__file__).parent.parent
 COLUMNS = (
@@ -96,7 +97,7 @@ def measure(run: Path) -> list[str]:
 
 def reloads(run: Path, folder: Path, figures: dict[str, Any]) -> str:
     """Does the delta from the disk measure what the model in memory measured at the end of its training?"""
-    live = modeling.load(Model(folder.resolve()), torch.bfloat16)
+    live = loading.load(Model(folder.resolve()), torch.bfloat16)
     corpus = Corpus(next(run.glob("[0-9][0-9]-filter")).resolve())
     worst = 0.0
     for name, texts in documents.heldout(corpus, ["fra_Latn", "eng_Latn"]).items():

@@ -16,9 +16,10 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM
 
-from langext import exports, modeling
+from langext import exports
 from langext.artifacts import JOB, Corpus, Model, finished, read_json
 from langext.exports import GGUF, command, gguf_check, gguf_file, verify
+from langext.models import loading
 from langext.spec import ConfigError
 
 PRECISIONS = ("f32", "bf16", "q8_0")
@@ -60,10 +61,10 @@ def one(run: Path, form: str, out: Path, other: str | None) -> None:
 def base(run: Path, out: Path) -> None:
     """The unextended base, written and compared the same way."""
     model = Model(run / "base")
-    folder = modeling.read_record(model).base
+    folder = loading.read_record(model).base
     out.mkdir(parents=True, exist_ok=True)
-    net = modeling.load_base(folder, torch.float32)
-    expected = verify.expect(net, modeling.load_tokenizer(folder), passages(run), out / "logits")
+    net = loading.load_base(folder, torch.float32)
+    expected = verify.expect(net, loading.load_tokenizer(folder), passages(run), out / "logits")
     for precision in PRECISIONS:
         path = out / f"{precision}.gguf"
         gguf_file.write(folder, path, precision)
@@ -82,7 +83,7 @@ def older(run: Path, form: str, out: Path, python: str) -> str:
     trust = {"trust_remote_code": form == "remote"}
     net = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32, **trust).eval()
     scratch = out.with_name(out.name + "-scratch")
-    expected = verify.expect(net, modeling.load_tokenizer(out), passages(run), scratch / "logits")
+    expected = verify.expect(net, loading.load_tokenizer(out), passages(run), scratch / "logits")
     figures = verify.run([verify.job(scratch, out, expected, form)], python=python)[0]
     return f"{figures['max_abs_difference']:.1e}"
 

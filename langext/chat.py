@@ -28,8 +28,8 @@ class Speaker:
         """What the model says to `text`: an answer where its tokenizer has a chat template, else how the text goes on."""
         import torch
 
-        from langext import writing
         from langext.data import documents
+        from langext.evaluation import generation
 
         if self.tokenizer.chat_template:
             self.messages.append({"role": "user", "content": text})
@@ -38,7 +38,7 @@ class Speaker:
         else:
             ids = torch.tensor(documents.encode(self.tokenizer, [text]))
         with self.as_itself():
-            out = writing.go_on(self.net, self.tokenizer, ids.to(self.net.device), tokens)
+            out = generation.go_on(self.net, self.tokenizer, ids.to(self.net.device), tokens)
         said = self.tokenizer.decode(out, skip_special_tokens=True).strip()
         self.messages.append({"role": "assistant", "content": said})
         return said
@@ -50,7 +50,7 @@ def speakers(where: Path, base: Path | None) -> list[Speaker]:
 
     Raises ConfigError when the folder is neither.
     """
-    from langext import bases
+    from langext.models import bases
 
     model = bases.extended(str(where)) if where.is_dir() else None
     if model is not None and base:
@@ -69,10 +69,10 @@ def speakers(where: Path, base: Path | None) -> list[Speaker]:
 def _both(model: Model) -> list[Speaker]:
     import torch
 
-    from langext import before, modeling
+    from langext.models import loading
 
-    live = modeling.load(model, torch.bfloat16, _device())
-    then = before.of(model, live)
+    live = loading.load(model, torch.bfloat16, _device())
+    then = loading.of(model, live)
     return [Speaker("base", then.net, then.tokenizer, then.as_itself), Speaker("extended", live.net, live.tokenizer)]
 
 
@@ -82,11 +82,11 @@ def _base_of(where: Path) -> Speaker | None:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
-    from langext import bases, modeling
+    from langext.models import bases, loading
 
     kept = where.resolve().parent.parent / BASE
     if (kept / MANIFEST).is_file():
-        live = modeling.load(Model(kept), torch.bfloat16, _device())
+        live = loading.load(Model(kept), torch.bfloat16, _device())
         return Speaker("base", live.net, live.tokenizer)
     written = read_json(where / "export.json") if (where / "export.json").is_file() else {}
     if named := written.get("base"):
@@ -112,11 +112,11 @@ def _exported(name: str, folder: Path) -> Speaker:
     import torch
     from transformers import AutoModelForCausalLM
 
-    from langext import modeling
+    from langext.models import loading
 
     if any(folder.glob("modeling_*.py")):
         raise ConfigError(f"{folder}: travels with code of its own, which langext does not run; give the run folder instead")
-    tokenizer = modeling.load_tokenizer(folder)
+    tokenizer = loading.load_tokenizer(folder)
     net: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16, local_files_only=True, use_safetensors=True)
     return Speaker(name, net.eval().to(_device()), tokenizer)
 

@@ -213,9 +213,10 @@ def sweep(
 def tasks(language: Annotated[str, typer.Argument(help="fra_Latn, fr or French.")]) -> None:
     """List the public lm-eval tasks in a language."""
     with _clean_errors():
-        from langext import harness, languages
+        from langext import languages
+        from langext.evaluation import benchmarks, harness
 
-        for name in harness.known(languages.tasks(languages.find(language))):
+        for name in harness.known(benchmarks.tasks(languages.find(language))):
             typer.echo(name)
 
 

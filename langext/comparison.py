@@ -8,9 +8,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from langext import changes, run_folder
+from langext import run_folder
 from langext.artifacts import BASE, is_run
-from langext.changes import Mean
+from langext.evaluation import significance
+from langext.evaluation.significance import Mean
 from langext.run_folder import Run
 from langext.spec import ConfigError
 
@@ -99,7 +100,7 @@ class Comparison:
     def front(self) -> list[Entry]:
         """Those that no other one beats in both: learned more and forgot less. It goes by the figures, not by their errors."""
         found = [(e, e.learned.value, e.forgot.value) for e in self.entries if e.learned and e.forgot and e.alike]
-        return [found[k][0] for k in changes.unbeaten([(learned, forgot) for _, learned, forgot in found])]
+        return [found[k][0] for k in significance.unbeaten([(learned, forgot) for _, learned, forgot in found])]
 
     def of_full(self, entry: Entry) -> float | None:
         """What a run learned, as a share of what full fine-tuning of the same base learned at its best."""
@@ -175,20 +176,20 @@ def _tasks(run: Run) -> set[str]:
 
 
 def _entry(run: Run, name: str, first: Run, keys: Sequence[str], wanted: set[str]) -> Entry:
-    learned = changes.mean([row for row in run.bits if run.is_new(row)])
-    forgot = changes.worst([row for row in run.bits if not run.is_new(row)])
+    learned = significance.mean([row for row in run.bits if run.is_new(row)])
+    forgot = significance.worst([row for row in run.bits if not run.is_new(row)])
     by_language = {new: [row for row in rows if row.name in wanted] for new, rows in run.task_changes().items()}
     if wanted - _tasks(run):  # a mean over others would be of other things
         by_language = {}
-    lost = changes.gain(by_language.get(False, []))
+    lost = significance.gain(by_language.get(False, []))
     return Entry(
         run=run,
         name=name,
         settings={key: run.settings[key] for key in keys if key in run.settings},
         learned=-learned if learned else None,
-        forgot=changes.mean([forgot]) if forgot else None,
+        forgot=significance.mean([forgot]) if forgot else None,
         forgot_in=forgot.name if forgot else "",
-        tasks_learned=changes.gain(by_language.get(True, [])),
+        tasks_learned=significance.gain(by_language.get(True, [])),
         tasks_forgot=-lost if lost else None,
         alike=_measured(run) == _measured(first),
     )

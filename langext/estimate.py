@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from langext import bases, console, exports, flops, languages, pipeline
+from langext import console, exports, flops, languages, pipeline
 from langext.methods.base import Method
+from langext.models import bases
 from langext.pipeline import Pipeline
 from langext.spec import ConfigError, located
 from langext.stages import makes

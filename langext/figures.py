@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from math import isnan, nan
 from typing import Any
 
-from langext import changes
-from langext.changes import Change
+from langext.evaluation import significance
+from langext.evaluation.significance import Change
 from langext.run_folder import Run
 from langext.spec import ConfigError, near
 
@@ -31,7 +31,7 @@ def of(run: Run) -> dict[str, float]:
         for name in (row.name, code, "new" if code == run.new.code else "original"):
             groups.setdefault(f"{name}.bpb_increase", []).append(row.relative)
     found |= {name: sum(values) / len(values) for name, values in groups.items()}
-    if worst := changes.worst([row for row in run.bits if not run.is_new(row)]):
+    if worst := significance.worst([row for row in run.bits if not run.is_new(row)]):
         found["original.worst_bpb_increase"] = worst.relative
     if run.bits and run.unmeasured:
         found |= {"original.bpb_increase": nan, "original.worst_bpb_increase": nan}

@@ -105,55 +105,6 @@ def find(code: str) -> Language:
     raise ConfigError(f"unknown language {code!r}.{near(wanted, names)} Write fra_Latn (FLORES-200), fr, fra or French.")
 
 
-def benchmarks(language: Language) -> list[str]:
-    """lm-eval's names of the tasks of the neutral residues paper (https://arxiv.org/abs/2410.02744) in a language.
-
-    ARC-Challenge, HellaSwag, MMLU, CommonsenseQA and Belebele, or their machine translations (https://arxiv.org/abs/2307.16039).
-    Not every language has all of them.
-    """
-    if language.code == "eng_Latn":
-        return ["arc_challenge", "hellaswag", "mmlu", "commonsense_qa", "belebele_eng_Latn"]
-    translated = [f"{name}_{language.iso1}" for name in ("arc", "hellaswag", "m_mmlu")] if language.iso1 else []
-    return [*translated, f"belebele_{language.code}"]
-
-
-def tasks(language: Language) -> list[str]:
-    """lm-eval's names of public tasks in a language, as far as its naming goes: some may not exist.
-
-    Belebele, FLORES-200 languages (https://arxiv.org/abs/2308.16884); XNLI (https://arxiv.org/abs/1809.05053); XCOPA
-    (https://arxiv.org/abs/2005.00333); XWinograd and XStoryCloze (https://arxiv.org/abs/2211.01786, https://arxiv.org/abs/2112.10668);
-    PAWS-X (https://arxiv.org/abs/1908.11828); Global-MMLU (https://arxiv.org/abs/2412.03304); MultiBLiMP
-    (https://arxiv.org/abs/2504.02768); LAMBADA, translated. FLORES itself cannot be loaded any more.
-    """
-    short = "jp" if language.iso1 == "ja" else language.iso1
-    translated = [
-        "xnli_{}", "xcopa_{}", "xwinograd_{}", "xstorycloze_{}", "paws_{}", "global_mmlu_{}", "global_mmlu_full_{}",
-        "mmlu_prox_{}", "lambada_openai_mt_{}", "truthfulqa_{}_mc1",
-    ]  # fmt: skip
-    found = [*benchmarks(language), f"multiblimp_{language.iso3}", f"global_piqa_parallel_cloze_{language.code.lower()}"]
-    if language.code == "eng_Latn":
-        found += [
-            "arc_easy",
-            "piqa",
-            "winogrande",
-            "openbookqa",
-            "boolq",
-            "copa",
-            "social_iqa",
-            "sciq",
-            "lambada_openai",
-            "blimp",
-        ]
-    if short:
-        found += [name.format(short if name.startswith("xwinograd") else language.iso1) for name in translated]
-    return found
-
-
-def of_task(task: str, codes: Iterable[str]) -> str | None:
-    """Which of the languages a public task, or a continuation task, measures; None when that is not known."""
-    return next((code for code in codes if task in (*tasks(find(code)), f"continuation_{code}")), None)
-
-
 def label_of(language: Language, labels: Iterable[str]) -> str:
     """The label a language-ID model uses for a language: fra_Latn, fra or fr. Raises ConfigError with near matches."""
     known = {label.removeprefix("__label__"): label for label in labels}

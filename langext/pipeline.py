@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import Field, field_validator, model_validator
 
-from langext import bases, languages, lock, reuse
+from langext import languages, lock, reuse
 from langext.artifacts import (
     BASE,
     CHECKPOINTS,
@@ -25,6 +25,7 @@ from langext.console import duration, say
 from langext.context import Context
 from langext.launcher import launch
 from langext.methods.base import Method
+from langext.models import bases
 from langext.spec import ConfigError, RunFailed, Spec, near
 from langext.stages import AnyStage, makes, reads
 from langext.stages.extend import Extend

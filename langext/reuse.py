@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from langext import bases
 from langext.artifacts import BASE, CHECKPOINTS, MANIFEST, STOP, place, read_json
+from langext.models import bases
 from langext.spec import ConfigError
 
 if TYPE_CHECKING:

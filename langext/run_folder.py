@@ -7,10 +7,11 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from langext import changes, languages
+from langext import languages
 from langext.artifacts import BASE, JOB, MANIFEST, METRICS, Scores, finished, read_json, read_metrics
-from langext.changes import Change, Mean
-from langext.scores import ScoresFile, read
+from langext.evaluation import significance
+from langext.evaluation.scores import ScoresFile, read
+from langext.evaluation.significance import Change, Mean
 
 MEASURING = ("num_fewshot", "limit", "precision", "include_path")
 """Keys of an evaluate stage that decide what its task figures mean."""
@@ -53,12 +54,12 @@ class Run:
     @cached_property
     def bits(self) -> list[Change]:
         """Changes in bits per byte, the new language first."""
-        return sorted(changes.bits(self.before, self.after), key=lambda row: not self.is_new(row))
+        return sorted(significance.bits(self.before, self.after), key=lambda row: not self.is_new(row))
 
     @cached_property
     def tasks(self) -> list[Change]:
         """Changes in the figures of tasks."""
-        return list(changes.tasks(self.before, self.after))
+        return list(significance.tasks(self.before, self.after))
 
     def is_new(self, row: Change) -> bool:
         """Is this row of bits per byte of the new language?"""
@@ -98,7 +99,7 @@ class Run:
         if not (new and kept):
             return None
         start, goal = (sum(row.before for row in rows) / len(rows) for rows in (new, kept))
-        gap, gain = start - goal, changes.gain(new)
+        gap, gain = start - goal, significance.gain(new)
         error = sqrt(sum((row.before_stderr / len(rows)) ** 2 for rows in (new, kept) for row in rows))
         if gain is None or not gap > REAL_GAP * error:
             return None

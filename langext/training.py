@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from langext import bpb, checkpoints, engine, flops, losses, modeling
+from langext import checkpoints, engine, flops, losses
 from langext.architectures import attention, families, recompute
 from langext.artifacts import CHECKPOINTS, STOP, Corpus, Model
 from langext.best import Best, mean_ratio
@@ -24,8 +24,10 @@ from langext.context import Context
 from langext.data import documents, tokens
 from langext.data.mixture import Batch, Mixture, Phase, shares
 from langext.diagnostics import Watch
+from langext.evaluation import bpb
 from langext.methods.penalties.base import Portion
 from langext.metrics import Log, Tally
+from langext.models import loading
 from langext.spec import ConfigError
 
 if TYPE_CHECKING:
@@ -46,17 +48,17 @@ def train(stage: "Train", ctx: Context, model: Model, corpus: Corpus) -> Model:
     torch.manual_seed(ctx.seed)
     dtype = torch.bfloat16 if stage.precision == "bf16" else torch.float32
     home = "cpu" if zero == 3 else str(device)  # ZeRO 3 takes each weight apart before it goes to its device
-    live = modeling.load(model, dtype, home, attention=stage.runtime.attention)
+    live = loading.load(model, dtype, home, attention=stage.runtime.attention)
     method = live.method
-    assert method is not None and modeling.read_record(model).method is not None, "refused when planning"
+    assert method is not None and loading.read_record(model).method is not None, "refused when planning"
     live.freeze()
     mixture, steps = _mixture(stage, ctx, corpus, live)
     schedule = stage.rates(steps)
 
     def base() -> Any:
-        return modeling.load(model, dtype, str(device), trained=False).net.requires_grad_(False)
+        return loading.load(model, dtype, str(device), trained=False).net.requires_grad_(False)
 
-    watch = Watch(ctx, live, modeling.load_tokenizer(modeling.read_record(model).base), base, _probes(stage, ctx, corpus))
+    watch = Watch(ctx, live, loading.load_tokenizer(loading.read_record(model).base), base, _probes(stage, ctx, corpus))
     terms = {p.name: (p.weight, p.attach(live.net, method, base)) for p in stage.penalties}
     if stage.runtime.activation_checkpointing:
         live.net.activation_checkpointing_enable({"use_reentrant": False})
@@ -174,8 +176,8 @@ def _finish(
         delta = best.weights()
         within = " within the drift budget" if stage.drift_budget else ""
         log.say(f"  the model is that of step {chosen['step']}, the best evaluation{within}")
-    modeling.save_delta(ctx.out, delta)
-    modeling.write_record(ctx.out, modeling.read_record(model))
+    loading.save_delta(ctx.out, delta)
+    loading.write_record(ctx.out, loading.read_record(model))
     kept = chosen["evaluation"] if chosen else log.last["eval"]
     seen = mixture.cut(step * stage.batch_sequences)
     ctx.summary.update(

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from langext.artifacts import write_json
-from langext.scores import FORMAT
+from langext.evaluation.scores import FORMAT
 
 
 def bits(value: float, count: int = 50) -> dict[str, Any]:

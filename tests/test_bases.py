@@ -7,7 +7,7 @@ import pytest
 import torch
 from toy import make_llama
 
-from langext import bases, modeling
+from langext.models import bases, loading
 from langext.spec import ConfigError
 
 
@@ -26,7 +26,7 @@ def test_a_local_folder_is_recorded_and_prepared_once(copy, tmp_path):
     model = bases.prepare(str(copy), None, out)
     manifest = json.loads((out / "manifest.json").read_text())
     assert {file["name"] for file in manifest["files"]} >= {"config.json", "model.safetensors", "tokenizer.json"}
-    assert modeling.read_record(model).base == copy
+    assert loading.read_record(model).base == copy
     stamp = (out / "manifest.json").stat().st_mtime_ns
     bases.prepare(str(copy), None, out)
     assert (out / "manifest.json").stat().st_mtime_ns == stamp
@@ -57,11 +57,11 @@ def test_folders_that_cannot_be_a_base(copy, damage, expected):
 def test_weights_that_are_missing_or_damaged(copy):
     (copy / "model.safetensors").write_bytes(b"\x00" * 100)
     with pytest.raises(ConfigError, match="damaged weights"):
-        modeling.load_base(copy, torch.float32)
+        loading.load_base(copy, torch.float32)
     (copy / "model.safetensors").unlink()
     (copy / "pytorch_model.bin").write_bytes(b"pickle")
     with pytest.raises(ConfigError, match="no \\*.safetensors here"):
-        modeling.load_base(copy, torch.float32)
+        loading.load_base(copy, torch.float32)
 
 
 def test_another_file_is_no_base(tmp_path):
@@ -129,11 +129,11 @@ def test_gguf_is_dequantised_to_the_same_model(tmp_path):
     writer.close()
 
     model = bases.prepare(str(path), None, tmp_path / "base")
-    folder = modeling.read_record(model).base
-    again = modeling.load_base(folder, torch.float32)
+    folder = loading.read_record(model).base
+    again = loading.load_base(folder, torch.float32)
     ids = torch.randint(0, 260, (1, 12))
     with torch.no_grad():
         assert torch.allclose(net(input_ids=ids).logits, again(input_ids=ids).logits, atol=1e-5)
-    tokenizer = modeling.load_tokenizer(folder)
+    tokenizer = loading.load_tokenizer(folder)
     assert tokenizer("abc").input_ids == [tokens.index("abc")]
     assert len(tokenizer("12").input_ids) == 2  # SmolLM's pre-tokenizer splits digits; GGUF only names it

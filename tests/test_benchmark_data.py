@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from langext import harness, languages
-from langext.benchmark_data import SCRIPTS, Source, check
+from langext import languages
+from langext.evaluation import benchmarks, harness
+from langext.evaluation.benchmarks import SCRIPTS, Source, check
 from langext.spec import ConfigError
 
 FORMATS = Path(__file__).parent.parent / "configs" / "lm_eval"
@@ -32,13 +33,13 @@ def test_what_is_recommended_exists_and_is_no_script_itself():
 
 
 def test_public_tasks_of_a_language():
-    french = harness.known(languages.tasks(languages.find("fr")))
+    french = harness.known(benchmarks.tasks(languages.find("fr")))
     assert {"arc_fr", "belebele_fra_Latn", "xnli_fr", "xwinograd_fr", "global_mmlu_fr", "multiblimp_fra"} <= set(french)
-    assert "xcopa_sw" in harness.known(languages.tasks(languages.find("sw")))
-    assert "xwinograd_jp" in languages.tasks(languages.find("ja")) and "xnli_ja" in languages.tasks(languages.find("ja"))
-    assert languages.of_task("xnli_fr", ["eng_Latn", "fra_Latn"]) == "fra_Latn"
-    assert languages.of_task("continuation_eng_Latn", ["fra_Latn", "eng_Latn"]) == "eng_Latn"
-    assert languages.of_task("my_own", ["fra_Latn"]) is None
+    assert "xcopa_sw" in harness.known(benchmarks.tasks(languages.find("sw")))
+    assert "xwinograd_jp" in benchmarks.tasks(languages.find("ja")) and "xnli_ja" in benchmarks.tasks(languages.find("ja"))
+    assert benchmarks.of_task("xnli_fr", ["eng_Latn", "fra_Latn"]) == "fra_Latn"
+    assert benchmarks.of_task("continuation_eng_Latn", ["fra_Latn", "eng_Latn"]) == "eng_Latn"
+    assert benchmarks.of_task("my_own", ["fra_Latn"]) is None
 
 
 def test_files_of_ones_own_must_be_there(tmp_path):

@@ -2,11 +2,12 @@ import numpy as np
 import pytest
 import torch
 
-from langext import bpb, modeling
+from langext.evaluation import bpb
+from langext.models import loading
 
 
 def test_bits_per_byte_equals_the_definition(pico):
-    net, tokenizer = modeling.load_base(pico, torch.float32), modeling.load_tokenizer(pico)
+    net, tokenizer = loading.load_base(pico, torch.float32), loading.load_tokenizer(pico)
     text = "The small cat sleeps. Le garçon déjà aimé."  # two-byte letters are several tokens here
     ids = torch.tensor([[tokenizer.eos_token_id, *tokenizer(text, add_special_tokens=False).input_ids]])
     with torch.no_grad():
@@ -19,7 +20,7 @@ def test_bits_per_byte_equals_the_definition(pico):
 
 def test_a_long_text_is_scored_whole_and_once(pico):
     """Windows score each token once: in a model without attention the sum does not depend on the window."""
-    net, tokenizer = modeling.load_base(pico, torch.float32), modeling.load_tokenizer(pico)
+    net, tokenizer = loading.load_base(pico, torch.float32), loading.load_tokenizer(pico)
     for layer in net.model.layers:
         layer.self_attn.o_proj.weight.data.zero_()
     text = "The cat sees the dog in the street and the pupil speaks with the boy. " * 10
@@ -28,7 +29,7 @@ def test_a_long_text_is_scored_whole_and_once(pico):
 
 
 def test_padding_does_not_change_a_text(pico):
-    net, tokenizer = modeling.load_base(pico, torch.float32), modeling.load_tokenizer(pico)
+    net, tokenizer = loading.load_base(pico, torch.float32), loading.load_tokenizer(pico)
     texts = ["Rain.", "The pupil speaks English in the forest with the boy. " * 3]
     together = bpb.measure(net, tokenizer, texts).bits
     apart = [bpb.measure(net, tokenizer, [t]).bits[0] for t in texts]
@@ -45,6 +46,6 @@ def test_passages_take_turns_and_keep_every_character():
 
 def test_standard_error_shrinks_with_the_number_of_passages():
     generator = np.random.default_rng(0)
-    few, many = (bpb.Bits(generator.normal(100, 10, n), np.full(n, 50)) for n in (20, 2000))
+    few, many = (bpb.PassageBits(generator.normal(100, 10, n), np.full(n, 50)) for n in (20, 2000))
     assert many.stderr() < few.stderr() / 5
     assert many.stderr() == pytest.approx(10 / 50 / 2000**0.5, rel=0.1)

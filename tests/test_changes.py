@@ -6,16 +6,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from langext import changes, scores
 from langext.artifacts import write_json
-from langext.scores import Bits, Metric, ScoresFile
+from langext.evaluation import scores, significance
+from langext.evaluation.scores import BpbScore, Metric, ScoresFile
 from langext.spec import ConfigError
 
 
 def bits(each, sizes=None):
     sizes = sizes or [1000] * len(each)
     value = sum(each) / sum(sizes)
-    return Bits(value=value, stderr=0.1, bytes=sum(sizes), passages=len(each), bits_each=list(each), bytes_each=sizes)
+    return BpbScore(value=value, stderr=0.1, bytes=sum(sizes), passages=len(each), bits_each=list(each), bytes_each=sizes)
 
 
 def file(french=None, task=None):
@@ -32,7 +32,7 @@ def test_a_small_change_of_every_passage_is_no_noise():
     dice = np.random.default_rng(1)
     before = dice.normal(1000, 300, 60)  # passages differ far more than the two models do
     after = before - dice.normal(10, 5, 60)
-    (change,) = changes.bits(file(bits(before)), file(bits(after)))
+    (change,) = significance.bits(file(bits(before)), file(bits(after)))
     assert change.difference.paired and change.verdict == "better" and change.difference.p < 0.001
     more = after - before
     assert change.difference.value == pytest.approx(more.mean() / 1000)
@@ -46,7 +46,7 @@ def test_one_in_twenty_changes_of_nothing_is_called_significant(passages):
     called = 0
     for _ in range(400):
         before = dice.normal(1000, 300, passages)
-        (change,) = changes.bits(file(bits(before)), file(bits(before + dice.normal(0, 20, passages))))
+        (change,) = significance.bits(file(bits(before)), file(bits(before + dice.normal(0, 20, passages))))
         called += not change.in_noise
     assert 8 <= called <= 36  # 20 on average; the bootstrap of 20 passages is a little generous
 
@@ -58,24 +58,24 @@ def test_few_passages_of_unlike_size_have_the_error_of_a_ratio():
         found.append(sum(dice.normal(0.1, 0.02, 5) * sizes) / sum(sizes))
     before = np.array(sizes, dtype=float)
     after = before + dice.normal(0.1, 0.02, 5) * sizes
-    (change,) = changes.bits(file(bits(before, sizes)), file(bits(after, sizes)))
+    (change,) = significance.bits(file(bits(before, sizes)), file(bits(after, sizes)))
     assert 0.3 < change.difference.stderr / np.std(found) < 2
     assert change.difference.high - change.difference.low == pytest.approx(2 * 2.776 * change.difference.stderr, rel=1e-3)
 
 
 def test_what_is_not_known_is_called_neither_better_nor_worse():
-    one = Bits(value=1.0, stderr=None, bytes=1000, passages=1, bits_each=[1000], bytes_each=[1000])
-    (single,) = changes.bits(file(one), file(one.model_copy(update={"value": 1.0001, "bits_each": [1000.1]})))
+    one = BpbScore(value=1.0, stderr=None, bytes=1000, passages=1, bits_each=[1000], bytes_each=[1000])
+    (single,) = significance.bits(file(one), file(one.model_copy(update={"value": 1.0001, "bits_each": [1000.1]})))
     assert single.verdict == "unknown" and np.isnan(single.difference.p)
-    assert not changes.mean([single]).sure
+    assert not significance.mean([single]).sure
     few = [bits([1000.0, 1100.0, 900.0]), bits([950.0, 1080.0, 860.0])]
-    (change,) = changes.bits(file(few[0]), file(few[1]))
-    alone = changes.mean([change])
+    (change,) = significance.bits(file(few[0]), file(few[1]))
+    alone = significance.mean([change])
     assert alone.high - alone.low == pytest.approx((change.difference.high - change.difference.low) / change.before)
     broken = bits([1000.0, 1100.0, 1000.0]).model_copy(update={"value": float("nan"), "bits_each": [float("nan")] * 3})
-    (nothing,) = changes.bits(file(bits([1000.0, 1100.0, 1000.0])), file(broken))
+    (nothing,) = significance.bits(file(bits([1000.0, 1100.0, 1000.0])), file(broken))
     assert nothing.verdict == "unmeasured"
-    assert changes.unbeaten([(float("nan"), 0.0), (0.1, 0.1)]) == [1]
+    assert significance.unbeaten([(float("nan"), 0.0), (0.1, 0.1)]) == [1]
 
 
 def test_items_of_tasks_are_paired_and_others_are_not():
@@ -83,9 +83,9 @@ def test_items_of_tasks_are_paired_and_others_are_not():
     before = (dice.random(400) < 0.5).astype(float)
     after = before.copy()
     after[np.flatnonzero(before == 0)[:14]] = 1  # 14 items more, none fewer
-    (paired,) = changes.tasks(file(task=metric(before)), file(task=metric(after)))
+    (paired,) = significance.tasks(file(task=metric(before)), file(task=metric(after)))
     assert paired.verdict == "better" and paired.difference.paired
-    (apart,) = changes.tasks(file(task=metric(before, keep=False)), file(task=metric(after, keep=False)))
+    (apart,) = significance.tasks(file(task=metric(before, keep=False)), file(task=metric(after, keep=False)))
     assert apart.verdict == "noise" and not apart.difference.paired
     assert apart.difference.stderr == pytest.approx(2**0.5 * 0.025, rel=0.02)
 
@@ -95,10 +95,10 @@ def test_few_changed_answers_are_no_evidence():
     for changed, p in ((4, 0.5**4), (6, 0.5**6)):  # a coin that falls on one side every time, one half of it, twice
         after = before.copy()
         after[:changed] = 1
-        (change,) = changes.tasks(file(task=metric(before)), file(task=metric(after)))
+        (change,) = significance.tasks(file(task=metric(before)), file(task=metric(after)))
         assert change.difference.value == changed / 100 and change.difference.p == pytest.approx(p)
         assert change.verdict == ("noise" if p > 0.05 else "better")
-    (both,) = changes.tasks(file(task=metric([0, 0])), file(task=metric([1, 1])))
+    (both,) = significance.tasks(file(task=metric([0, 0])), file(task=metric([1, 1])))
     assert both.verdict == "noise" and both.difference.low < 0 < both.difference.high == 1
 
 
@@ -110,7 +110,7 @@ def test_one_in_twenty_changes_of_answers_at_most_is_called_significant(share):
         before, coin = np.zeros(100), dice.random(100)
         before[coin < share / 2] = 1
         after = np.where(coin < share, 1 - before, before)
-        (change,) = changes.tasks(file(task=metric(before)), file(task=metric(after)))
+        (change,) = significance.tasks(file(task=metric(before)), file(task=metric(after)))
         called += change.verdict != "noise"
         covered += change.difference.low <= 0 <= change.difference.high
     assert called <= 28 and covered >= 370 and abs(called - (400 - covered)) <= 6  # p and interval say the same
@@ -118,8 +118,8 @@ def test_one_in_twenty_changes_of_answers_at_most_is_called_significant(share):
 
 def test_other_items_are_not_paired():
     one, other = metric([0, 1, 1, 0]), metric([1, 1, 1, 1])
-    (same,) = changes.tasks(file(task=one), file(task=other))
-    (apart,) = changes.tasks(file(task=one), file(task=other.model_copy(update={"items_hash": "of others"})))
+    (same,) = significance.tasks(file(task=one), file(task=other))
+    (apart,) = significance.tasks(file(task=one), file(task=other.model_copy(update={"items_hash": "of others"})))
     assert same.difference.paired and not apart.difference.paired
 
 
@@ -135,10 +135,10 @@ def test_bits_per_byte_of_a_task_are_paired_by_their_bytes():
             value=value, stderr=None, items=40, higher_is_better=False, each=each.tolist(), weight_each=sizes.tolist()
         )
 
-    (change,) = changes.tasks(file(task=task(before)), file(task=task(after)))
+    (change,) = significance.tasks(file(task=task(before)), file(task=task(after)))
     assert change.verdict == "better" and change.difference.value == pytest.approx(-0.1, abs=0.01)
     alone = task(before).model_copy(update={"each": None})
-    (unpaired,) = changes.tasks(file(task=alone), file(task=task(after)))
+    (unpaired,) = significance.tasks(file(task=alone), file(task=task(after)))
     assert unpaired.verdict == "unknown"
 
 
@@ -146,19 +146,19 @@ def test_what_is_worse_by_chance_among_many_is_not_surely_worse():
     dice = np.random.default_rng(7)
 
     def change(p):
-        return changes.Change("x", 1.0, 0.1, 1.1, 0.1, changes.Difference(0.1, 0.1, 0, 1, p, True), False)
+        return significance.Change("x", 1.0, 0.1, 1.1, 0.1, significance.Difference(0.1, 0.1, 0, 1, p, True), False)
 
     rows = [change(p) for p in (0.04, *dice.uniform(0.1, 1, 9))]
-    assert rows[0].verdict == "worse" and changes.surely_worse(rows) == []
-    assert changes.surely_worse([change(0.004), *rows[1:]]) != []
+    assert rows[0].verdict == "worse" and significance.surely_worse(rows) == []
+    assert significance.surely_worse([change(0.004), *rows[1:]]) != []
 
 
 def test_other_passages_are_not_paired_and_nothing_measured_twice_is_no_change():
     one, other = bits([100.0, 120.0, 90.0]), bits([100.0, 120.0, 90.0], [1000, 900, 1100])
-    assert not next(changes.bits(file(one), file(other))).difference.paired
-    (same,) = changes.bits(file(one), file(one))
+    assert not next(significance.bits(file(one), file(other))).difference.paired
+    (same,) = significance.bits(file(one), file(one))
     assert same.in_noise and same.difference.value == 0 and same.difference.p == 1
-    assert list(changes.bits(None, file(one))) == [] and list(changes.bits(file(one), file())) == []
+    assert list(significance.bits(None, file(one))) == [] and list(significance.bits(file(one), file())) == []
 
 
 def test_the_schema_in_the_docs_is_that_of_the_file():

@@ -7,9 +7,10 @@ import torch
 from bench import Bench, extend, train
 from typer.testing import CliRunner
 
-from langext import bases, chat, modeling
+from langext import chat
 from langext.artifacts import read_json, write_json
 from langext.cli import app
+from langext.models import bases, loading
 from langext.spec import ConfigError
 
 RESIDUES = {"name": "neutral_residues", "gate": "hard_sigmoid", "init": "lecun", "width": 32, "alpha": 0.1}
@@ -33,7 +34,7 @@ def runs(bench):
 
 
 def alone(folder, text):
-    net, tokenizer = modeling.load_base(folder, torch.bfloat16), modeling.load_tokenizer(folder)
+    net, tokenizer = loading.load_base(folder, torch.bfloat16), loading.load_tokenizer(folder)
     ids = torch.tensor([[tokenizer.eos_token_id, *tokenizer(text).input_ids]])  # this tokenizer's start of a document
     out = net.generate(ids, max_new_tokens=12, do_sample=False, repetition_penalty=1.1, pad_token_id=0)
     return tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True).strip()

@@ -11,8 +11,8 @@ from typer.testing import CliRunner
 
 from langext import comparison, report, run_folder
 from langext.artifacts import read_json, write_json
-from langext.changes import unbeaten
 from langext.cli import app
+from langext.evaluation.significance import unbeaten
 from langext.report import compare
 from langext.spec import ConfigError
 

@@ -7,8 +7,9 @@ from toy import make_base, make_tokenizer
 from langext.architectures import families
 from langext.context import Context
 from langext.data import documents
-from langext.diagnostics import Observer, Watch
-from langext.drift import Drift
+from langext.diagnostics import Watch
+from langext.evaluation.gate_stats import Observer
+from langext.evaluation.kl import Drift
 from langext.methods import Adapter, Full, NeutralResidues, SelectiveLora, extended
 from langext.methods.residue import stacks
 

@@ -7,8 +7,9 @@ import pytest
 import torch
 from toy import ENGLISH, FRENCH, documents
 
-from langext import harness, modeling
+from langext.evaluation import harness
 from langext.methods.extended import LiveModel
+from langext.models import loading
 from langext.spec import ConfigError
 
 
@@ -24,7 +25,7 @@ def test_items_are_fair():
 
 
 def test_accuracy_equals_likelihoods_by_hand(pico):
-    live = LiveModel(modeling.load_base(pico, torch.float32), modeling.load_tokenizer(pico), None)
+    live = LiveModel(loading.load_base(pico, torch.float32), loading.load_tokenizer(pico), None)
     items = harness.continuation_items(documents(ENGLISH, 8, 2), 8, seed=1)
     found = {"own": harness.Harness(live, 3).items("own", items)}
     right = 0
@@ -57,7 +58,7 @@ def test_auto_is_what_there_is_in_the_languages():
 
 
 def test_each_format_of_a_local_file_is_scored_as_by_hand(pico, tmp_path):
-    live = LiveModel(modeling.load_base(pico, torch.float32), modeling.load_tokenizer(pico), None)
+    live = LiveModel(loading.load_base(pico, torch.float32), loading.load_tokenizer(pico), None)
     words = "the small cat sleeps in the house with a dog".split()
     choices = [["cat sleeps", "with a", "dog"], ["in the", "house"], ["a dog", "the cat", "small"]]
     rows = {
@@ -119,7 +120,7 @@ def group(tmp_path):
 
 
 def test_a_group_is_paired_by_the_items_of_all_its_tasks(pico, group):
-    live = LiveModel(modeling.load_base(pico, torch.float32), modeling.load_tokenizer(pico), None)
+    live = LiveModel(loading.load_base(pico, torch.float32), loading.load_tokenizer(pico), None)
     found = harness.Harness(live, 4).task("both", include=group)
     whole, parts = found["both"]["acc"], [found[name]["acc"] for name in ("one", "two")]
     assert whole.items == 17 and whole.each == [*parts[0].each, *parts[1].each]
@@ -136,7 +137,7 @@ def test_examples_are_never_the_item_itself(pico, group, monkeypatch):
     monkeypatch.setattr(
         HFLM, "loglikelihood", lambda self, requests, **o: (asked.extend(requests), plain(self, requests, **o))[1]
     )
-    live = LiveModel(modeling.load_base(pico, torch.float32), modeling.load_tokenizer(pico), None)
+    live = LiveModel(loading.load_base(pico, torch.float32), loading.load_tokenizer(pico), None)
     harness.Harness(live, 4).task("two", include=group, num_fewshot=10)
     assert len(asked) == 26
     for request in asked:
@@ -158,7 +159,7 @@ def test_what_cannot_be_measured_is_refused_at_plan_time(group):
 
 
 def test_errors_of_a_task_are_one_message(pico, group):
-    live = LiveModel(modeling.load_base(pico, torch.float32), modeling.load_tokenizer(pico), None)
+    live = LiveModel(loading.load_base(pico, torch.float32), loading.load_tokenizer(pico), None)
     (group / "two.jsonl").write_text('{"other": 1}\n')
     with pytest.raises(ConfigError, match="two: lm-eval cannot measure it: "):
         harness.Harness(live, 4).task("two", include=group)

@@ -2,10 +2,11 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from langext import losses, modeling
+from langext import losses
 from langext.architectures import cross_entropy, stock, vocabulary
 from langext.methods import NeutralResidues, extended
 from langext.methods.penalties.base import Portion
+from langext.models import loading
 
 
 @pytest.mark.parametrize("tokens", [5, 300])
@@ -35,8 +36,8 @@ def test_a_frozen_head_gets_no_gradient():
 
 def test_the_loss_does_not_depend_on_how_a_batch_is_cut(pico):
     method = NeutralResidues(name="neutral_residues", gate="sigmoid", width=16, init="he", alpha=10.0)
-    net = modeling.load_base(pico, torch.float32)
-    extended.build(net, modeling.load_tokenizer(pico), method)
+    net = loading.load_base(pico, torch.float32)
+    extended.build(net, loading.load_tokenizer(pico), method)
     for block in (p for n, p in net.named_parameters() if "down_proj" in n and "residues" in n):
         torch.nn.init.normal_(block, std=0.1)
     objective = losses.Objective(net, method, {})

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from langext import modeling
 from langext.data.mixture import Mixture, Phase, shares
 from langext.data.tokens import IGNORE, TokenFile
+from langext.models import loading
 from langext.spec import ConfigError
 
 
@@ -147,7 +147,7 @@ def test_shares_that_do_not_add_up_are_refused(given, message):
 
 def test_a_packed_neighbour_changes_nothing(pico):
     """Logits of a document are the same alone and behind another one. Without the positions they differ."""
-    net = modeling.load_base(pico, torch.float32)
+    net = loading.load_base(pico, torch.float32)
     one, two = torch.arange(20, 50)[None], torch.arange(100, 130)[None]
     positions = torch.cat([torch.arange(30), torch.arange(30)])[None]
     with torch.no_grad():

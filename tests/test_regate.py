@@ -5,12 +5,12 @@ import torch
 from bench import Bench, extend, train
 from toy import make_base, make_tokenizer
 
-from langext import modeling, regating
 from langext.artifacts import Corpus, Model, read_json
 from langext.context import Context
-from langext.heldout import Ruler
+from langext.evaluation.bpb import Ruler
 from langext.methods import NeutralResidues, extended
 from langext.methods.residue import stacks
+from langext.models import loading, regating
 
 RELU = {"name": "neutral_residues", "gate": "relu", "init": "lecun", "width": 32, "alpha": 0.1}
 
@@ -21,7 +21,7 @@ def net(tmp_path):
     tokenizer = make_tokenizer()
     make_base("llama", len(tokenizer)).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
-    made = modeling.load_base(tmp_path, torch.float32)
+    made = loading.load_base(tmp_path, torch.float32)
     extended.build(made, tokenizer, NeutralResidues(name="neutral_residues", gate="relu", width=24))
     torch.manual_seed(1)
     for block in stacks(made)[0].values():
@@ -88,13 +88,13 @@ def test_in_a_pipeline_it_leads_to_a_stock_architecture(tmp_path, pico):
     manifest = read_json(run / "04-regate" / "manifest.json")
     cost = manifest["summary"]["bits_per_byte"]
     assert set(cost) == {"relu", "fitted", "distilled"}
-    live = modeling.load(Model(run / "04-regate"), torch.bfloat16)
+    live = loading.load(Model(run / "04-regate"), torch.bfloat16)
     ctx = Context(tmp_path, 17, "fra_Latn", ("eng_Latn",))
     measured = Ruler(ctx, Corpus(run / "01-filter"), 2000).measure(live.net, live.tokenizer)
     for name, before in cost["relu"].items():  # what is saved is what was measured
         assert measured[name] == pytest.approx(cost[manifest["summary"]["kept"]][name], abs=1e-9)
         assert measured[name] != before
-    assert modeling.read_record(Model(run / "04-regate")).method.gate == "hard_sigmoid"
+    assert loading.read_record(Model(run / "04-regate")).method.gate == "hard_sigmoid"
     assert read_json(run / "05-export" / "checkpoint" / "export.json")["class"] == "Glm4MoeForCausalLM"
     assert "relu gates were turned into hard sigmoids" in (run / "05-export" / "checkpoint" / "README.md").read_text()
 

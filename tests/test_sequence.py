@@ -10,9 +10,9 @@ from bench import Bench, bits, evals, extend, train
 from safetensors.torch import load_file
 from toy import make_llama, make_tokenizer
 
-from langext import modeling
 from langext.artifacts import Model
 from langext.methods.residue import stacks
+from langext.models import loading
 
 RESIDUES = {"name": "neutral_residues", "gate": "hard_sigmoid", "init": "lecun", "width": 32, "alpha": 0.1}
 
@@ -41,7 +41,7 @@ def test_each_language_is_learnt_and_the_earlier_ones_are_byte_identical(stack: 
     deltas = [next(run.glob("*-train")) / "delta.safetensors" for run in stack]
     for later, k in ((stack[1], 0), (stack[2], 0), (stack[2], 1)):
         assert (later / "base" / f"earlier-{k}.safetensors").read_bytes() == deltas[k].read_bytes()
-    live = modeling.load(Model(deltas[2].parent), torch.bfloat16)
+    live = loading.load(Model(deltas[2].parent), torch.bfloat16)
     weights = dict(live.net.named_parameters())
     for k, path in enumerate(deltas):
         for name, tensor in load_file(path).items():
@@ -108,7 +108,7 @@ def test_rescaling_records_the_whole_curve_and_takes_its_best(tuned: list[Path])
     originals = [row["bits_per_byte"]["eng_Latn/book"] for row in curve]
     assert len(set(originals)) == len(originals)
     trained, kept = (load_file(tuned[1] / f / "delta.safetensors") for f in ("03-train", "04-rescale"))
-    base = dict(modeling.load(Model(tuned[1] / "02-extend"), torch.float32).net.named_parameters())
+    base = dict(loading.load(Model(tuned[1] / "02-extend"), torch.float32).net.named_parameters())
     name = "model.layers.1.mlp.up_proj.weight"
     factor = summary["alpha"] + (1 - summary["alpha"]) * 1 / 2
     assert torch.allclose(kept[name] - base[name], factor * (trained[name] - base[name]), atol=1e-6)

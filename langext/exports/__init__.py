@@ -96,16 +96,16 @@ def write(
     precision, which is recorded; and the rounded one with what a stranger loads. Raises ConfigError when the first or last
     differ.
     """
-    from langext import modeling
     from langext.exports import modelcard
+    from langext.models import loading
 
     if out.exists():
         raise ConfigError(f"{out} exists already; name another folder")
-    source = modeling.read_record(model)
+    source = loading.read_record(model)
     methods = (*(e.method for e in source.earlier), *([source.method] if source.method else []))
     if not methods:
         raise ConfigError("the model is the untouched base; there is nothing to export")
-    config = modeling.load_config(source.base)
+    config = loading.load_config(source.base)
     form = choose(config, methods, form, gguf.pre if gguf else None)
     out.parent.mkdir(parents=True, exist_ok=True)
     beside = Path(tempfile.mkdtemp(dir=out.parent, prefix=f"{out.name}.", suffix=".tmp"))
@@ -146,11 +146,11 @@ def _checkpoint(
     model: Model, form: str, out: Path, texts: list[str], scratch: Path
 ) -> "tuple[dict[str, Any], verify.Expected]":
     """Write a Hugging Face folder and compare it; what was found, and what the stored weights compute."""
-    from langext import modeling
     from langext.architectures import precision
     from langext.exports import delta, verify
+    from langext.models import loading
 
-    live = modeling.on_disk(model)
+    live = loading.on_disk(model)
     stock = live.methods[-1].fold(live.net) if form not in ("remote", "delta") else None
     whole = fits(live.net, stock.shell() if stock else live.net)
     precision.in_float32(precision.parts(live.net), whole)
@@ -161,15 +161,15 @@ def _checkpoint(
         verify.same(trained, verify.logits(stock.model(whole=whole, rounded=False), ids, scratch / "folded"))
         rounded = stock.model(whole=whole, rounded=True)
     else:
-        again = modeling.on_disk(model)
-        learnt = {parameter for name, parameter in again.net.named_parameters() if name in modeling.learnt(model)}
+        again = loading.on_disk(model)
+        learnt = {parameter for name, parameter in again.net.named_parameters() if name in loading.learnt(model)}
         rounded = again.net
         precision.in_float32(precision.parts(rounded), whole, lambda parameter: form == "remote" or parameter in learnt)
     expected = verify.expect(rounded, live.tokenizer, texts, scratch / "rounded")
     rounding = verify.difference(trained, expected.logits)
     if form == "delta":
         delta.write(model, out)
-        rebuilt = modeling.on_disk(delta.rebuilt(out, modeling.read_record(model).base, scratch / "rebuilt"))
+        rebuilt = loading.on_disk(delta.rebuilt(out, loading.read_record(model).base, scratch / "rebuilt"))
         precision.in_float32(precision.parts(rebuilt.net), whole)
         figures = verify.compare_live(rebuilt, expected)
     else:
@@ -245,8 +245,8 @@ def gguf_lines(record: dict[str, Any]) -> list[str]:
 
 def verification_texts(corpus: Corpus, languages: tuple[str, ...]) -> list[str]:
     """A passage of held-out text of each language and domain."""
-    from langext import bpb
     from langext.data import documents
+    from langext.evaluation import bpb
 
     found = documents.heldout(corpus, languages)
     return [passage for texts in found.values() for passage in bpb.passages(texts, 800, 1600)]

@@ -15,12 +15,12 @@ import torch
 from pydantic import Field, ValidationError
 from safetensors import SafetensorError, safe_open
 
-from langext import bases, modeling
 from langext.architectures import stock
 from langext.artifacts import BASE, JOB, MANIFEST, Model, fingerprint, list_files, place, read_json, sha256_file, write_json
 from langext.data import assets
 from langext.exports import modelcard, shards
 from langext.methods import AnyMethod, extended
+from langext.models import bases, loading
 from langext.spec import ConfigError, Spec
 
 RECORD = "delta.json"
@@ -81,7 +81,7 @@ def digest(folder: Path) -> str:
 
 def write(model: Model, out: Path) -> None:
     """Write the delta of a trained model into the empty folder `out`, its weights rounded as those of every export are."""
-    record, job = modeling.read_record(model), read_json(model.path / JOB)
+    record, job = loading.read_record(model), read_json(model.path / JOB)
     base = read_json(model.path.parent / BASE / MANIFEST)
     public = base["commit"] is not None or base["root"].startswith(assets.PREFIX)
     _round(model.path / extended.DELTA, out / extended.DELTA)
@@ -165,7 +165,7 @@ def rebuilt(folder: Path, base: Path, out: Path) -> Model:
         for name in told.files:
             if Path(name).parent == VOCABULARY and Path(name).suffix in TOKENIZER_FILES:
                 place(folder / name, out / name)
-    return modeling.write_record(out, modeling.Record(base, told.method, tokenizer, tuple(earlier)))
+    return loading.write_record(out, loading.Record(base, told.method, tokenizer, tuple(earlier)))
 
 
 def apply(folder: Path, base: str | None, out: Path) -> Model:
@@ -187,12 +187,12 @@ def apply(folder: Path, base: str | None, out: Path) -> Model:
 
 def _unpacked(folder: Path, told: DeltaFile, base: str | None, out: Path) -> Model:
     prepared = bases.prepare(base or told.base.name, None if base else told.base.commit, out / BASE)
-    below = modeling.read_record(prepared).base
+    below = loading.read_record(prepared).base
     if digest(below) != told.base.weights:
         raise ConfigError(f"{base or told.base.name}: its weights are not those of {told.base.name}, the delta's base")
     made = rebuilt(folder, below, out / f"01-{USES}")
     try:
-        modeling.on_disk(made)
+        loading.on_disk(made)
     except SafetensorError as error:
         raise ConfigError(f"{folder}: damaged weights ({error})") from None
     write_json(made.path / JOB, {"language": told.language, "original_languages": told.original_languages})

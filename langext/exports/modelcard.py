@@ -8,9 +8,11 @@ from typing import Annotated, Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from pydantic import Field
 
-from langext import bases, changes, languages, scores
+from langext import languages
 from langext.artifacts import Corpus, Model, read_json
 from langext.data import assets
+from langext.evaluation import scores, significance
+from langext.models import bases
 from langext.spec import Spec
 
 Line = Annotated[str, Field(pattern=r"^[^\n\r<>|`]*$")]
@@ -55,8 +57,10 @@ def _rows(card: dict[str, Any]) -> list[dict[str, str]]:
     """Before and after, for every figure that both measured."""
     before, after = card["before"], card["after"]
     order = list(card["languages"])
-    bits = sorted(changes.bits(before, after), key=lambda row: order.index(row.name.split("/")[0]))
-    rows = [(f"{row.name}, bits per byte", row) for row in bits] + [(row.name, row) for row in changes.tasks(before, after)]
+    bits = sorted(significance.bits(before, after), key=lambda row: order.index(row.name.split("/")[0]))
+    rows = [(f"{row.name}, bits per byte", row) for row in bits] + [
+        (row.name, row) for row in significance.tasks(before, after)
+    ]
     return [
         {
             "name": name,
@@ -72,16 +76,16 @@ def _pm(value: float, stderr: float) -> str:
     return f"{value:.4f}" + (f" ± {stderr:.4f}" if isfinite(stderr) else "")
 
 
-def _change(row: changes.Change) -> str:
+def _change(row: significance.Change) -> str:
     low, high = row.difference.low, row.difference.high
     return (f"{low:+.4f} to {high:+.4f}" if isfinite(low + high) else f"{row.difference.value:+.4f}") + f" ({row.verdict})"
 
 
 def describe(model: Model, languages: tuple[str, ...], corpus: Corpus | None, before: Any, after: Any) -> dict[str, Any]:
     """What the model card says besides the verification. Scores may be None."""
-    from langext import modeling
+    from langext.models import loading
 
-    recorded = modeling.read_record(model)
+    recorded = loading.read_record(model)
     base = read_json(recorded.base / "config.json")
     base_manifest = read_json(_base_manifest(model))
     method = recorded.method

@@ -12,9 +12,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from langext import modeling
 from langext.artifacts import CHECKPOINTS, JOB, MANIFEST, Model, fingerprint, read_json, write_json
 from langext.checkpoints import AVERAGE, RECORD, STATE, Checkpoints, convert, damage
+from langext.models import loading
 from langext.spec import ConfigError
 
 PREFIX = "net."
@@ -40,8 +40,8 @@ def model(root: Path, step: int | None) -> Iterator[Model]:
     out = Path(tempfile.mkdtemp(dir=root, prefix=f".step-{step}-"))
     try:
         checkpoint = _held(folders[-1] / f"step-{step}", out / "checkpoint")
-        modeling.save_delta(out, weights(checkpoint, modeling.on_disk(extended, trained=False).learning()))
-        made = modeling.write_record(out, modeling.read_record(extended))
+        loading.save_delta(out, weights(checkpoint, loading.on_disk(extended, trained=False).learning()))
+        made = loading.write_record(out, loading.read_record(extended))
         write_json(out / JOB, job)
         said = f"From a checkpoint of a training that had not ended, at step {step} of {job['stage']['steps']}"
         history = {"training": None, "afterwards": [said]}

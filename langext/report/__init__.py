@@ -11,9 +11,9 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from langext import changes
-from langext.changes import Mean
 from langext.console import duration
+from langext.evaluation import significance
+from langext.evaluation.significance import Mean
 from langext.report import plots
 from langext.run_folder import Run, gather
 
@@ -76,7 +76,7 @@ def put(path: Path, page: str) -> Path:
 def _tiles(run: Run) -> Iterator[dict[str, Any]]:
     """The two sentences that matter: what was learned, and what was forgotten."""
     by_language = run.task_changes()
-    learned = changes.mean([row for row in run.bits if run.is_new(row)])
+    learned = significance.mean([row for row in run.bits if run.is_new(row)])
     if learned:
         lines = [f"bits per byte {percent(learned)}"]
         figure = f"{-100 * learned.value:.1f} % fewer bits" if learned.value < 0 else f"{100 * learned.value:.1f} % more bits"
@@ -88,7 +88,7 @@ def _tiles(run: Run) -> Iterator[dict[str, Any]]:
         lines += _task_line(by_language, True)
         yield {"title": f"{run.new.name}: learned", "figure": figure, "tone": tone, "lines": lines}
     kept = [row for row in run.bits if not run.is_new(row)]
-    worst, mean = changes.worst(kept), changes.mean(kept)
+    worst, mean = significance.worst(kept), significance.mean(kept)
     if worst and mean:
         figure, tone = _forgot(kept)
         lines = [f"bits per byte {percent(mean)}" + (" over all sets" if len(kept) > 1 else "")]
@@ -106,12 +106,12 @@ def _tiles(run: Run) -> Iterator[dict[str, Any]]:
         yield {"title": f"{missing}: forgot", "figure": "not measured", "tone": "bad", "lines": ["no held-out text of it"]}
 
 
-def _forgot(kept: Sequence[changes.Change]) -> tuple[str, str]:
+def _forgot(kept: Sequence[significance.Change]) -> tuple[str, str]:
     """How much the original languages have surely lost, in the set that lost most, and its tone."""
-    sure = changes.worst(changes.surely_worse(kept))
+    sure = significance.worst(significance.surely_worse(kept))
     if sure:
         return f"{100 * sure.relative:.1f} %", "bad"
-    perhaps = changes.worst([row for row in kept if row.verdict == "worse"])
+    perhaps = significance.worst([row for row in kept if row.verdict == "worse"])
     if perhaps:
         return f"perhaps {100 * perhaps.relative:.1f} %: one of {len(kept)} sets can be so by chance", "bad"
     if all(row.verdict == "better" for row in kept):
@@ -120,11 +120,11 @@ def _forgot(kept: Sequence[changes.Change]) -> tuple[str, str]:
     return (odd, "bad") if odd else ("nothing beyond noise", "")
 
 
-def _task_line(by_language: dict[bool, list[changes.Change]], new: bool) -> list[str]:
+def _task_line(by_language: dict[bool, list[significance.Change]], new: bool) -> list[str]:
     """Their mean, and the names of those that are surely worse, which the mean would hide."""
     rows = by_language.get(new, [])
-    gain = changes.gain(rows)
-    worse = [row.name for row in changes.surely_worse(rows)]
+    gain = significance.gain(rows)
+    worse = [row.name for row in significance.surely_worse(rows)]
     lines = [f"tasks {points(gain)} ({len(rows)} of them)"] if gain else []
     return [*lines, *([f"worse: {'; '.join(worse)}"] if worse else [])]
 

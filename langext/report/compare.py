@@ -8,8 +8,8 @@ from typing import Any
 from markupsafe import Markup
 
 from langext import comparison, console
-from langext.changes import Mean
 from langext.comparison import Comparison, Entry
+from langext.evaluation.significance import Mean
 from langext.report import PAGE, plots, put, render, shown
 from langext.spec import ConfigError
 

@@ -12,7 +12,7 @@ from typing import Any
 import matplotlib
 from matplotlib.figure import Figure
 
-from langext.changes import Mean, unbeaten
+from langext.evaluation.significance import Mean, unbeaten
 
 # Okabe and Ito's palette, told apart with every kind of colour vision: https://jfly.uni-koeln.de/color/
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")

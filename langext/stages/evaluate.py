@@ -11,17 +11,18 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, TypeAdapter, field_validator
 
-from langext import languages, scores
+from langext import languages
 from langext.artifacts import CHECKPOINTS, Corpus, Model, Scores, read_json, sha256_file, write_json
 from langext.console import duration, say
 from langext.context import Context
+from langext.evaluation import benchmarks, scores
 from langext.spec import ConfigError
 from langext.stage import Stage
 
 if TYPE_CHECKING:
-    from langext.before import Before
-    from langext.harness import Harness
+    from langext.evaluation.harness import Harness
     from langext.methods.extended import LiveModel
+    from langext.models.loading import Before
 
 
 KEPT = TypeAdapter(dict[str, dict[str, scores.Metric]])
@@ -79,7 +80,7 @@ class Evaluate(Stage):
 
     def check(self, ctx: Context) -> None:
         """Every task is known to lm-eval and its data can be loaded. Says what auto stands for."""
-        from langext.harness import check_tasks
+        from langext.evaluation.harness import check_tasks
 
         if self.include_path and not self.include_path.is_dir():
             raise ConfigError(f"include_path: {self.include_path}: no such folder", at=("include_path",))
@@ -108,7 +109,7 @@ class Evaluate(Stage):
 
     def same_sources(self, manifest: dict[str, Any]) -> bool:
         """Are the files of one's own tasks the ones that were measured with?"""
-        from langext import harness
+        from langext.evaluation import harness
 
         if self.drift(manifest) or (self.include_path and self.tasks == "auto"):
             return False
@@ -117,16 +118,16 @@ class Evaluate(Stage):
 
     def _names(self, ctx: Context) -> dict[str, str | None]:
         """The lm-eval tasks and the language that each of them measures, where that is known."""
-        from langext.harness import public
+        from langext.evaluation.harness import public
 
         if isinstance(self.tasks, dict):
             return {name: code for code, names in self.tasks.items() for name in names}
         names = public(ctx.languages, self.include_path) if self.tasks == "auto" else self.tasks
-        return {name: languages.of_task(name, ctx.languages) for name in names}
+        return {name: benchmarks.of_task(name, ctx.languages) for name in names}
 
     def _task_languages(self, measures: dict[str, str | None], tasks: Mapping[str, Any]) -> dict[str, str]:
         """The language of each task that counts for one. For a tag, or a group without figures of its own, its tasks do."""
-        from langext.harness import members
+        from langext.evaluation.harness import members
 
         found: dict[str, str] = {}
         for name, code in measures.items():
@@ -139,13 +140,14 @@ class Evaluate(Stage):
         """Write scores.json; see `langext.scores`. What a task has found is kept in checkpoints/ until then."""
         import torch
 
-        from langext import before, harness, modeling
         from langext.data import documents
+        from langext.evaluation import harness
+        from langext.models import loading
 
         torch.manual_seed(ctx.seed)
         dtype = torch.bfloat16 if self.precision == "bf16" else torch.float32
-        live = modeling.load(model, dtype, "cuda" if self.runtime.gpus else "cpu")
-        base = None if live.method is None else partial(before.of, model, live)  # loaded where it is needed, and dropped again
+        live = loading.load(model, dtype, "cuda" if self.runtime.gpus else "cpu")
+        base = None if live.method is None else partial(loading.of, model, live)  # loaded where it is needed, and dropped again
         heldout = documents.heldout(corpus, ctx.languages)
         drift = self._drift(ctx, base(), live, heldout) if base and self.drift_bytes else {}
         bits = {name: self._bits(live, name, texts) for name, texts in heldout.items()}
@@ -174,7 +176,7 @@ class Evaluate(Stage):
         self, ctx: Context, live: "LiveModel", model: str, names: Sequence[str], texts: Mapping[str, list[str]]
     ) -> dict[str, dict[str, scores.Metric]]:
         """The continuation task in every language, and the tasks of these names. `model` is the name of its folder."""
-        from langext import harness
+        from langext.evaluation import harness
 
         found: dict[str, dict[str, scores.Metric]] = {}
         if not (names or self.continuation_items):
@@ -203,7 +205,7 @@ class Evaluate(Stage):
 
     def _task(self, name: str, measure: "Harness", model: str, kept: Path) -> dict[str, dict[str, scores.Metric]]:
         """The figures of a task and of all that is in it: those in the file `kept` if they were measured in the same way."""
-        from langext import harness
+        from langext.evaluation import harness
 
         files = _hashes(harness.files([name], self.include_path))
         by = {"files": files, "model": model, **{key: getattr(self, key) for key in ("num_fewshot", "limit", "precision")}}
@@ -220,8 +222,8 @@ class Evaluate(Stage):
         """How far the model is from what it was before its newest extension, by original language."""
         import numpy as np
 
-        from langext import bpb
-        from langext.drift import Drift
+        from langext.evaluation import bpb
+        from langext.evaluation.kl import Drift
 
         found: dict[str, scores.Drift] = {}
         for code in ctx.original_languages:
@@ -231,15 +233,15 @@ class Evaluate(Stage):
                 continue
             with base.as_itself():
                 drift = Drift(base.net, base.tokenizer, passages)
-            spread = bpb.Bits(np.array(drift.each(live.net)), np.array([len(row) for row in drift.rows]))
+            spread = bpb.PassageBits(np.array(drift.each(live.net)), np.array([len(row) for row in drift.rows]))
             _finite(f"{code}: KL to the base", spread.per_byte)
             found[code] = scores.Drift(kl=spread.per_byte, stderr=_known(spread.stderr()), tokens=int(spread.num_bytes.sum()))
             say(f"  {code}: KL to the base {_pm(spread.per_byte, spread.stderr())} nats per token")
         return found
 
-    def _bits(self, live: "LiveModel", name: str, texts: list[str]) -> scores.Bits:
-        from langext import bpb
-        from langext.diagnostics import Observer
+    def _bits(self, live: "LiveModel", name: str, texts: list[str]) -> scores.BpbScore:
+        from langext.evaluation import bpb
+        from langext.evaluation.gate_stats import Observer
 
         passages = bpb.passages(texts, 1000, self.bpb_bytes)
         seen = Observer(live)
@@ -247,7 +249,7 @@ class Evaluate(Stage):
         _finite(f"{name}: bits per byte", measured.per_byte)
         spread = _pm(measured.per_byte, measured.stderr())
         say(f"  {name}: {spread} bits per byte on {measured.num_bytes.sum():,} bytes")
-        return scores.Bits(
+        return scores.BpbScore(
             value=measured.per_byte,
             stderr=_known(measured.stderr()),
             bytes=int(measured.num_bytes.sum()),
@@ -261,25 +263,25 @@ class Evaluate(Stage):
         self, live: "LiveModel", find_base: "Callable[[], Before] | None", prompts: dict[str, list[str]]
     ) -> tuple[list[scores.Sample], scores.Writing | None]:
         """Greedy continuations of the prompts of each language, and how fast they came, beside the base where there is one."""
-        from langext import writing
+        from langext.evaluation import generation
 
         every = [(code, prompt) for code, found in prompts.items() for prompt in found]
         if not every:
             return [], None
         base = find_base() if find_base else None
 
-        def of_base(prompt: str, most: int) -> writing.Written | None:
+        def of_base(prompt: str, most: int) -> generation.Written | None:
             if base is None:
                 return None
             with base.as_itself():
-                return writing.write(base.net, base.tokenizer, prompt, most)
+                return generation.write(base.net, base.tokenizer, prompt, most)
 
-        writing.write(live.net, live.tokenizer, every[0][1], 2)  # the first call sets things up
+        generation.write(live.net, live.tokenizer, every[0][1], 2)  # the first call sets things up
         of_base(every[0][1], 2)
         samples, ours, ratios = [], [], []
         for number, (code, prompt) in enumerate(every):
             then = of_base(prompt, self.sample_tokens) if number % 2 else None  # they take turns in being the first
-            now = writing.write(live.net, live.tokenizer, prompt, self.sample_tokens)
+            now = generation.write(live.net, live.tokenizer, prompt, self.sample_tokens)
             then = then or of_base(prompt, self.sample_tokens)
             samples.append(scores.Sample(language=code, prompt=prompt, text=now.text))
             ours.append(now)

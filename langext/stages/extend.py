@@ -47,24 +47,24 @@ class Extend(Stage):
         """Write what the base does not have, untrained. New token rows are means of the base tokens that spelt them."""
         import torch
 
-        from langext import modeling
         from langext.architectures import vocabulary
         from langext.methods import extended
+        from langext.models import loading
 
         torch.manual_seed(ctx.seed)
-        record = modeling.read_record(model)
+        record = loading.read_record(model)
         assert record.method is None, "refused when planning"
         folder = tokenizer.path / "tokenizer" if tokenizer else record.tokenizer
-        modeling.write_record(ctx.out, replace(record, method=self.method, tokenizer=folder))
-        net = modeling.load_base(record.base, torch.bfloat16)
+        loading.write_record(ctx.out, replace(record, method=self.method, tokenizer=folder))
+        net = loading.load_base(record.base, torch.bfloat16)
         num_base = net.num_parameters()
-        spelt = modeling.read_new_tokens(tokenizer) if tokenizer else {}
-        num_new = len(spelt) or len(modeling.new_tokens(model))
-        live = extended.build(net, modeling.load_tokenizer(folder or record.base), self.method, num_new, record.earlier)
+        spelt = loading.read_new_tokens(tokenizer) if tokenizer else {}
+        num_new = len(spelt) or len(loading.new_tokens(model))
+        live = extended.build(net, loading.load_tokenizer(folder or record.base), self.method, num_new, record.earlier)
         if spelt:
             vocabulary.fill(net, spelt)
         delta = live.delta()
-        modeling.save_delta(ctx.out, {name: tensor for name, tensor in delta.items() if name not in live.base_names})
+        loading.save_delta(ctx.out, {name: tensor for name, tensor in delta.items() if name not in live.base_names})
         learns = sum(t.numel() for t in delta.values())
         ctx.summary.update(base_parameters=num_base, trainable_parameters=learns, new_tokens=len(spelt))
         say(f"  {self.method.name}: {learns / 1e6:.1f} M trainable parameters on a base of {num_base / 1e6:.1f} M")

@@ -5,12 +5,12 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from langext import bases
 from langext.artifacts import BASE, JOB, MANIFEST, Corpus, Model, read_json, sha256_file, write_json
 from langext.console import say
 from langext.context import Context
 from langext.methods import Full
 from langext.methods.base import Method
+from langext.models import bases
 from langext.spec import ConfigError
 from langext.stage import Stage
 
@@ -42,7 +42,7 @@ class Merge(Stage):
 
     def methods(self, given: tuple[Method, ...]) -> tuple[Method, ...]:
         """Of the merged model: full, or the one method of all where that changes the shapes."""
-        from langext.modeling import read_record
+        from langext.models.loading import read_record
 
         first = read_record(self._model(0)).method
         assert first is not None
@@ -55,7 +55,7 @@ class Merge(Stage):
 
     def check(self, ctx: Context) -> None:
         """The models fit together. Raises ConfigError naming the first that does not."""
-        from langext.modeling import read_record
+        from langext.models.loading import read_record
 
         if self.scale != "auto" and not 0 < self.scale <= 2:
             raise ConfigError(f"scale must be auto or in (0, 2] (got {self.scale:g})", at=("scale",))
@@ -90,14 +90,14 @@ class Merge(Stage):
         """Write the merged delta, and curve.json with bits per byte for every scale that was tried."""
         import torch
 
-        from langext import merging, modeling
-        from langext.heldout import Ruler
-        from langext.lines import Lines
+        from langext.evaluation.bpb import Ruler
         from langext.methods import extended
+        from langext.models import loading, merging
+        from langext.models.layer_scaling import Lines
 
         models = [self._model(i) for i in range(len(self.models))]
         if _weights(models[0]) != _weights(model):
-            raise ConfigError(f"models: they have another base than this run, {modeling.read_record(model).base}")
+            raise ConfigError(f"models: they have another base than this run, {loading.read_record(model).base}")
         (method,) = self.methods(())
         origin, vectors, rows = _task_vectors(models, method)
         if self.rule == "ties":
@@ -107,9 +107,9 @@ class Merge(Stage):
         else:
             merged = merging.task_arithmetic(vectors)
         alpha = merging.norm_ratio(vectors, merged) if self.lines else 0.0
-        first = modeling.read_record(models[0])
-        config = modeling.load_config(first.base)
-        modeling.write_record(ctx.out, modeling.Record(first.base, method, first.tokenizer))
+        first = loading.read_record(models[0])
+        config = loading.load_config(first.base)
+        loading.write_record(ctx.out, loading.Record(first.base, method, first.tokenizer))
 
         def delta(scale: float) -> dict[str, torch.Tensor]:
             by = {n: Lines(alpha, scale).factor(method.layer(n, config), n) if self.lines else scale for n in merged}
@@ -119,7 +119,7 @@ class Merge(Stage):
         scale = self.scale
         if scale == "auto":
             ruler = Ruler(ctx, corpus, self.eval_bytes)
-            live = modeling.load(Model(ctx.out), torch.bfloat16, "cuda" if self.runtime.gpus else "cpu", trained=False)
+            live = loading.load(Model(ctx.out), torch.bfloat16, "cuda" if self.runtime.gpus else "cpu", trained=False)
             base = ruler.measure(live.net, live.tokenizer)
             for value in [i / 10 for i in range(1, 16 if self.rule == "ties" else 11)]:
                 extended.set_delta(live, delta(value))
@@ -130,7 +130,7 @@ class Merge(Stage):
             scale = max(curve, key=lambda row: row["score"])["scale"]
             say(f"  scale {scale:.1f} is best of {len(curve)}")
         write_json(ctx.out / "curve.json", curve)
-        modeling.save_delta(ctx.out, delta(scale))
+        loading.save_delta(ctx.out, delta(scale))
         ctx.summary.update(
             scale=scale, curve=curve, models=[str(m.path) for m in models], **({"alpha": alpha} if self.lines else {})
         )
@@ -157,17 +157,17 @@ def _task_vectors(models: list[Model], method: Method) -> tuple[dict[str, Any], 
     """(initial weights of what changed, one task vector for each model, mean new vocabulary rows), all in float32."""
     import torch
 
-    from langext import modeling
     from langext.architectures import families, vocabulary
+    from langext.models import loading
 
     if method.dense():
-        start = modeling.load_base(modeling.read_record(models[0]).base, torch.float32)
+        start = loading.load_base(loading.read_record(models[0]).base, torch.float32)
         origin = {name: p.detach() for name, p in start.named_parameters()}
     else:
-        origin = modeling.load(models[0], torch.float32, trained=False).delta()
+        origin = loading.load(models[0], torch.float32, trained=False).delta()
     vectors, rows = [], []
     for model in models:
-        live = modeling.load(model, torch.float32)
+        live = loading.load(model, torch.float32)
         assert live.method is not None, "checked before"
         trained = {name: p.detach() for name, p in live.net.named_parameters()}
         if method.dense():

@@ -44,12 +44,12 @@ class Regate(Stage):
 
         import torch
 
-        from langext import modeling, regating
-        from langext.heldout import Ruler
+        from langext.evaluation.bpb import Ruler
         from langext.methods.residue import stacks
+        from langext.models import loading, regating
 
         torch.manual_seed(ctx.seed)
-        live = modeling.load(model, torch.bfloat16, "cuda" if self.runtime.gpus else "cpu")
+        live = loading.load(model, torch.bfloat16, "cuda" if self.runtime.gpus else "cpu")
         ruler = Ruler(ctx, corpus, self.eval_bytes)
         rows = self._rows(ctx, corpus, live.tokenizer)
         cost = {"relu": ruler.measure(live.net, live.tokenizer)}
@@ -74,10 +74,10 @@ class Regate(Stage):
                 for one, row in zip(regated, fitted, strict=True):
                     one.row.data.copy_(row)
             ctx.summary.update(kl_per_token=kls)
-        record = modeling.read_record(model)
+        record = loading.read_record(model)
         assert record.method is not None, "refused when planning"
-        modeling.save_delta(ctx.out, live.delta())
-        modeling.write_record(ctx.out, replace(record, method=_regated(record.method)))
+        loading.save_delta(ctx.out, live.delta())
+        loading.write_record(ctx.out, replace(record, method=_regated(record.method)))
         ctx.summary.update(bits_per_byte=cost, kept=kept)
         for name, before in cost["relu"].items():
             after = ", ".join(f"{how} {cost[how][name]:.4f}" for how in cost if how != "relu")

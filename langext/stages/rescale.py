@@ -39,17 +39,17 @@ class Rescale(Stage):
         import torch
         from safetensors.torch import load_file
 
-        from langext import modeling
-        from langext.heldout import Ruler
-        from langext.lines import Lines, rescaled
+        from langext.evaluation.bpb import Ruler
         from langext.methods import extended
+        from langext.models import loading
+        from langext.models.layer_scaling import Lines, rescaled
 
-        live = modeling.load(model, torch.bfloat16, "cuda" if self.runtime.gpus else "cpu")
+        live = loading.load(model, torch.bfloat16, "cuda" if self.runtime.gpus else "cpu")
         method = live.method
         assert method is not None, "refused when planning"
         delta = load_file(model.path / extended.DELTA)
-        origin = {} if method.linear_parts() else modeling.load(model, torch.float32, trained=False).delta()
-        config = modeling.load_config(modeling.read_record(model).base)
+        origin = {} if method.linear_parts() else loading.load(model, torch.float32, trained=False).delta()
+        config = loading.load_config(loading.read_record(model).base)
 
         def scaled(alpha: float, beta: float) -> dict[str, torch.Tensor]:
             return rescaled(delta, origin, method, config, Lines(alpha, beta, self.head))
@@ -76,7 +76,7 @@ class Rescale(Stage):
             alpha = max(curve, key=lambda row: row["score"])["alpha"]
             say(f"  alpha {alpha:.1f} is best of {len(curve)}")
         write_json(ctx.out / "curve.json", curve)
-        modeling.save_delta(ctx.out, scaled(alpha, 1 - alpha))
-        modeling.write_record(ctx.out, modeling.read_record(model))
+        loading.save_delta(ctx.out, scaled(alpha, 1 - alpha))
+        loading.write_record(ctx.out, loading.read_record(model))
         ctx.summary.update(alpha=alpha, curve=curve)
         return Model(ctx.out)

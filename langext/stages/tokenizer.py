@@ -25,14 +25,14 @@ class ExtendTokenizer(Stage):
 
     def run(self, ctx: Context, model: Model, corpus: Corpus) -> Tokenizer:
         """Write tokenizer/ and new_tokens.json; the gain in both languages goes into the manifest."""
-        from langext import modeling
         from langext.data import documents
+        from langext.models import loading
         from tokenizer_tools.merges import continue_merges, extended, word_counts
 
-        folder = modeling.tokenizer_folder(model)
-        if modeling.new_tokens(model):
+        folder = loading.tokenizer_folder(model)
+        if loading.new_tokens(model):
             raise ConfigError("the earlier language's run has extended the vocabulary already; it can be extended once")
-        base = modeling.load_tokenizer(folder)
+        base = loading.load_tokenizer(folder)
         state = base.backend_tokenizer
         texts = _some(documents.batches(corpus.files("train", ctx.language), 256), self.sample_bytes)
         try:

@@ -10,9 +10,9 @@ from safetensors.torch import load_file
 from toy import make_llama, make_tokenizer
 from typer.testing import CliRunner
 
-from langext import modeling
 from langext.artifacts import read_json, write_json
 from langext.cli import app
+from langext.models import loading
 
 RESIDUES = {"name": "neutral_residues", "gate": "hard_sigmoid", "init": "lecun", "width": 32, "alpha": 0.1}
 
@@ -101,7 +101,7 @@ def test_wrong_deltas_and_bases_are_refused(bench: Bench, delta: Path, tmp_path:
 
 
 def test_the_same_base_in_other_files_is_the_base(bench: Bench, delta: Path, tmp_path: Path):
-    modeling.load_base(bench.pico, torch.float32).save_pretrained(tmp_path / "sharded", max_shard_size="100KB")
+    loading.load_base(bench.pico, torch.float32).save_pretrained(tmp_path / "sharded", max_shard_size="100KB")
     make_tokenizer().save_pretrained(tmp_path / "sharded")
     assert len(list((tmp_path / "sharded").glob("*.safetensors"))) > 1
     langext("apply", delta, "--to", tmp_path / "x", "--base", tmp_path / "sharded")

@@ -9,12 +9,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from toy import make_base, make_tokenizer
 
-from langext import exports, memory, modeling
+from langext import exports, memory
 from langext.architectures import precision
 from langext.artifacts import Model, write_json
 from langext.exports import hub, modelcard, shards, verify
 from langext.methods import Full, Grow, Lora, NeutralResidues, extended
 from langext.methods.residue import stacks
+from langext.models import loading
 from langext.spec import ConfigError
 
 TEXTS = ["The small cat sleeps in the house with a dog. " * 4, "Le petit chat dort dans la maison avec un chien. " * 4]
@@ -28,8 +29,8 @@ CARD = {
 
 def extended_model(tmp_path: Path, pico: Path, method) -> Model:
     """An extended model whose blocks do something: random output weights, as after training."""
-    net = modeling.load_base(pico, torch.bfloat16)
-    live = extended.build(net, modeling.load_tokenizer(pico), method)
+    net = loading.load_base(pico, torch.bfloat16)
+    live = extended.build(net, loading.load_tokenizer(pico), method)
     torch.manual_seed(5)
     if isinstance(method, NeutralResidues):
         for block in stacks(net)[0].values():
@@ -41,9 +42,9 @@ def extended_model(tmp_path: Path, pico: Path, method) -> Model:
             parameter.data.add_(torch.randn_like(parameter) * 0.02)
     out = tmp_path / "model"
     out.mkdir()
-    modeling.save_delta(out, live.delta())
+    loading.save_delta(out, live.delta())
     write_json(out / "x.json", {})
-    return modeling.write_record(out, modeling.Record(pico, method))
+    return loading.write_record(out, loading.Record(pico, method))
 
 
 @pytest.mark.parametrize(
@@ -152,7 +153,7 @@ def test_remote_code_does_no_work_for_closed_tokens(tmp_path, pico, shut):
     model = extended_model(tmp_path, pico, NeutralResidues(name="neutral_residues", gate="relu", width=40))
     exports.write(model, tmp_path / "out", "remote", TEXTS, CARD)
     net = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32, trust_remote_code=True).eval()
-    base = modeling.load_base(pico, torch.float32)
+    base = loading.load_base(pico, torch.float32)
     for layer in net.model.layers:
         block = layer.mlp.residues["0"]
         block.router.weight.data.zero_()
@@ -219,7 +220,7 @@ def test_an_existing_folder_is_not_overwritten(tmp_path, pico):
     ],
 )
 def test_bases_that_do_not_fit_a_stock_architecture(pico, gate, change, expected):
-    config = modeling.load_config(pico)
+    config = loading.load_config(pico)
     method = NeutralResidues(name="neutral_residues", gate=gate)
     assert exports.choose(config, [method], "auto") == "native"
     for key, value in change.items():
@@ -257,7 +258,7 @@ def test_nothing_is_uploaded_without_a_repository_and_a_login(monkeypatch):
 
 
 def test_dense_is_for_networks_without_gates(pico):
-    config = modeling.load_config(pico)
+    config = loading.load_config(pico)
     gated, plain = (NeutralResidues(name="neutral_residues", gate=gate) for gate in ("sigmoid", "none"))
     with pytest.raises(ConfigError, match="a sigmoid gate is no part of a dense network; possible: native, remote, gguf"):
         exports.choose(config, [gated], "dense")

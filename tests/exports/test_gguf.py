@@ -11,10 +11,11 @@ from safetensors.torch import load_file, save_file
 from test_exports import CARD, TEXTS, extended_model
 from toy import FAMILIES, make_base, make_tokenizer
 
-from langext import exports, modeling
+from langext import exports
 from langext.artifacts import read_json, write_json
 from langext.exports import gguf_check, gguf_file, gguf_reload, gguf_vocabulary, verify
 from langext.methods import NeutralResidues, extended
+from langext.models import loading
 from langext.spec import ConfigError
 
 BY_GATE = {case["gate"]: case for case in CASES if case["name"] == "neutral_residues"}
@@ -34,7 +35,7 @@ def made(family, gate, folder):
     tokenizer = make_tokenizer()
     make_base(family, len(tokenizer)).save_pretrained(folder / "base")
     tokenizer.save_pretrained(folder / "base")
-    net = modeling.load_base(folder / "base", torch.float32)
+    net = loading.load_base(folder / "base", torch.float32)
     live = extended.build(net, tokenizer, method(BY_GATE[gate]))
     stir(live)
     net = live.methods[-1].fold(live.net).model(whole=True, rounded=True)
@@ -114,7 +115,7 @@ def test_without_the_runner_files_are_written_and_called_unverified(tmp_path, pi
 
 def test_what_llama_cpp_computes_otherwise_is_refused_when_planning(tmp_path):
     make_base("llama", 320).save_pretrained(tmp_path)
-    config = modeling.load_config(tmp_path)
+    config = loading.load_config(tmp_path)
     hard = NeutralResidues(name="neutral_residues", gate="hard_sigmoid")
     with pytest.raises(ConfigError, match="glm4moe has no llama3 rope; possible: native, remote"):
         exports.choose(config, [hard], "gguf")
@@ -123,8 +124,8 @@ def test_what_llama_cpp_computes_otherwise_is_refused_when_planning(tmp_path):
         exports.choose(config, [method({"name": "full"})], "gguf")
     make_base("gemma2", 320).save_pretrained(tmp_path)
     with pytest.raises(ConfigError, match="every layer number divisible by 2"):
-        exports.choose(modeling.load_config(tmp_path), [method({"name": "expansion_blocks", "every": 2})], "gguf")
-    assert exports.choose(modeling.load_config(tmp_path), [method({"name": "grow"})], "gguf") == "gguf"
+        exports.choose(loading.load_config(tmp_path), [method({"name": "expansion_blocks", "every": 2})], "gguf")
+    assert exports.choose(loading.load_config(tmp_path), [method({"name": "grow"})], "gguf") == "gguf"
 
 
 def test_an_unknown_pre_tokenizer_must_be_named(tmp_path, pico):
@@ -184,6 +185,6 @@ def test_sentencepiece_like_vocabularies_split_alike(tmp_path, spaces):
     net.save_pretrained(tmp_path)
     made.save_pretrained(tmp_path)
     texts = ["the big cat sleeps under the sun", "forêt déjà 123"]
-    expected = verify.expect(modeling.load_base(tmp_path, torch.float32), made, texts, tmp_path / "logits")
+    expected = verify.expect(loading.load_base(tmp_path, torch.float32), made, texts, tmp_path / "logits")
     gguf_file.write(tmp_path, tmp_path / "x.gguf", "f32")
     gguf_check.compare(tmp_path / "x.gguf", "f32", expected)

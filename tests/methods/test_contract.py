@@ -12,13 +12,14 @@ from safetensors.torch import load_file
 from torch.utils.checkpoint import checkpoint as torch_checkpoint
 from toy import ENGLISH, FAMILIES, FRENCH, make_base, make_tokenizer, sentences
 
-from langext import exports, losses, modeling
+from langext import exports, losses
 from langext.architectures import cross_entropy
 from langext.artifacts import Model
 from langext.methods import extended
 from langext.methods.base import Method
 from langext.methods.penalties import LDIFS
 from langext.methods.penalties.base import Portion
+from langext.models import loading
 
 PAIRS = [pytest.param(family, case, id=f"{family}-{label(case)}") for case in CASES for family in FAMILIES]
 LENGTH = 24
@@ -47,7 +48,7 @@ def point(request, record_property):
 
 def extended_model(folder, case, dtype=torch.float32):
     torch.manual_seed(3)
-    return extended.build(modeling.load_base(folder, dtype), modeling.load_tokenizer(folder), method(case))
+    return extended.build(loading.load_base(folder, dtype), loading.load_tokenizer(folder), method(case))
 
 
 def ids(seed=1, rows=2):
@@ -70,7 +71,7 @@ def logits(net, **more):
 @pytest.mark.parametrize(("family", "case"), PAIRS)
 def test_1_extended_it_computes_what_the_base_computes(bases, family, case, point):
     point("as base")
-    before = logits(modeling.load_base(bases / family, torch.float32))
+    before = logits(loading.load_base(bases / family, torch.float32))
     after = logits(extended_model(bases / family, case).net)
     if case["name"] == "grow" and (case.get("train") == "all_mlp" or case.get("k") == 3):
         assert (before - after).abs().max() < 1e-5  # the same products, summed in another order
@@ -136,7 +137,7 @@ def test_4_penalties_have_gradients_under_activation_checkpointing(bases, family
         live = extended_model(bases / family, case)
         stir(live)
         checkpointing(live.net, kind)
-        term = LDIFS(name="ldifs").attach(live.net, live.method, lambda: modeling.load_base(bases / family, torch.float32))
+        term = LDIFS(name="ldifs").attach(live.net, live.method, lambda: loading.load_base(bases / family, torch.float32))
         _, _, penalties = run(live, losses.Objective(live.net, live.method, {"ldifs": (1.0, term)}))
         assert penalties.keys() - {"ldifs"} == set(method(case).penalty(live.net, portion()))
         for name, value in penalties.items():
@@ -172,9 +173,9 @@ def test_6a_saved_and_loaded_it_is_the_same(bases, family, case, point, tmp_path
     point("reload")
     live = extended_model(bases / family, case, torch.bfloat16)
     stir(live)
-    modeling.save_delta(tmp_path, live.delta())
-    modeling.write_record(tmp_path, modeling.Record(bases / family, method(case)))
-    again = modeling.load(Model(tmp_path), torch.bfloat16)
+    loading.save_delta(tmp_path, live.delta())
+    loading.write_record(tmp_path, loading.Record(bases / family, method(case)))
+    again = loading.load(Model(tmp_path), torch.bfloat16)
     assert torch.equal(logits(live.net), logits(again.net))
     if case["name"] != "full":
         whole = sum(p.numel() for p in live.net.parameters()) * 2
@@ -249,7 +250,7 @@ def test_6b_the_export_is_the_model_where_langext_cannot_be_imported(exported, f
 @pytest.mark.parametrize(("family", "case"), PAIRS)
 def test_7_perturbed_it_differs_from_the_base(bases, family, case, point):
     point("control")
-    before = logits(modeling.load_base(bases / family, torch.float32))
+    before = logits(loading.load_base(bases / family, torch.float32))
     live = extended_model(bases / family, case)
     stir(live)
     assert (before - logits(live.net)).abs().max() > 1e-3
@@ -258,7 +259,7 @@ def test_7_perturbed_it_differs_from_the_base(bases, family, case, point):
 @pytest.mark.parametrize(("family", "case"), [pair for pair in PAIRS if method(pair.values[1]).reversible])
 def test_8_switched_off_it_is_the_base(bases, family, case, point):
     point("switch off")
-    before = logits(modeling.load_base(bases / family, torch.float32))
+    before = logits(loading.load_base(bases / family, torch.float32))
     live = extended_model(bases / family, case)
     stir(live)
     with live.method.off(live.net):
@@ -280,7 +281,7 @@ def test_a_penalty_that_reentrant_checkpointing_would_silence_is_refused(bases, 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_packed_documents_do_not_see_each_other(bases, family):
-    net = modeling.load_base(bases / family, torch.float32)
+    net = loading.load_base(bases / family, torch.float32)
     packed, positions = ids(), torch.cat([torch.arange(10), torch.arange(LENGTH - 10)]).expand(2, -1)
     with torch.no_grad():
         both = net.base_model(input_ids=packed, position_ids=positions, use_cache=False).last_hidden_state
@@ -294,7 +295,7 @@ def test_packed_documents_do_not_see_each_other(bases, family):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_chunked_loss_is_that_of_the_family(bases, family):
-    net = modeling.load_base(bases / family, torch.float32)
+    net = loading.load_base(bases / family, torch.float32)
     batch = ids()
     hidden = net.base_model(input_ids=batch, use_cache=False).last_hidden_state
     labels = torch.cat([batch[:, 1:], torch.full((2, 1), -100)], 1).flatten()

@@ -7,13 +7,13 @@ import pytest
 import torch
 from toy import make_base
 
-from langext import lines, merging
 from langext.architectures import families
 from langext.methods import Adapter, ExpansionBlocks, Full, Grow, Lora, NeutralResidues, SelectiveLora, extended
 from langext.methods.penalties import L2SP, LDIFS
 from langext.methods.penalties.base import Portion
 from langext.methods.residue import stacks
 from langext.methods.selective_lora import SelectiveLowRank
+from langext.models import layer_scaling, merging
 
 GATES = ["relu", "elu", "sigmoid", "hard_sigmoid", "none"]
 
@@ -281,13 +281,13 @@ def test_l2sp_value():
 
 
 def test_lines_factors():
-    scale = lines.Lines(alpha=0.2, beta=0.8)
+    scale = layer_scaling.Lines(alpha=0.2, beta=0.8)
     method, config = Full(name="full"), make_base("llama", 320).config
     factors = [scale.factor(method.layer(f"model.layers.{i}.mlp.up_proj.weight", config), "") for i in range(4)]
     assert factors == pytest.approx([0.2 + 0.8 * (layer - 1) / (4 - 1) for layer in (1, 2, 3, 4)])
     assert scale.factor(method.layer("model.embed_tokens.weight", config), "model.embed_tokens.weight") == 0.2
     assert scale.factor(None, "lm_head.weight") == 0.2
-    assert lines.Lines(0.2, 0.8, "last").factor(None, "lm_head.weight") == 1.0
+    assert layer_scaling.Lines(0.2, 0.8, "last").factor(None, "lm_head.weight") == 1.0
     assert scale.factor(None, "model.embed_tokens.new_weight") == 1.0
     assert scale.factor((0, 1), "") == 1.0
 
@@ -304,7 +304,7 @@ SCALABLE = [
 @pytest.mark.parametrize("method", SCALABLE, ids=lambda m: m.name)
 def test_lines_scales_the_change_of_the_merged_weights(method):
     """Folded after rescaling, every matrix is theta_0 + factor * (theta - theta_0)."""
-    family, by = "llama", lines.Lines(0.3, 0.7)
+    family, by = "llama", layer_scaling.Lines(0.3, 0.7)
 
     def folded(change):
         net = make_base(family, 320).float()
@@ -314,7 +314,7 @@ def test_lines_scales_the_change_of_the_merged_weights(method):
         torch.manual_seed(2)
         delta = {n: t + 0.1 * torch.randn(t.shape) * (not n.endswith(".s")) for n, t in origin.items()} if change else origin
         if change == "rescaled":
-            delta = lines.rescaled(delta, origin, method, make_base(family, 320).config, by)
+            delta = layer_scaling.rescaled(delta, origin, method, make_base(family, 320).config, by)
         extended.set_delta(live, delta)
         return numbers(method.fold(net).model(whole=True, rounded=False))
 

@@ -4,9 +4,10 @@ import pytest
 import torch
 from toy import make_base
 
-from langext import modeling, pipeline
+from langext import pipeline
 from langext.methods import Adapter, ExpansionBlocks, Grow, Lora, NeutralResidues, extended
 from langext.methods.residue import base_parameters, stacks
+from langext.models import loading
 from langext.spec import ConfigError, load, located
 
 
@@ -56,9 +57,9 @@ def test_grow_refuses_biases():
 
 def test_a_delta_of_another_method_is_refused(pico, tmp_path):
     def live(method):
-        return extended.build(modeling.load_base(pico, torch.float32), None, method)
+        return extended.build(loading.load_base(pico, torch.float32), None, method)
 
-    modeling.save_delta(tmp_path, live(NeutralResidues(name="neutral_residues", width=8)).delta())
+    loading.save_delta(tmp_path, live(NeutralResidues(name="neutral_residues", width=8)).delta())
     with pytest.raises(ConfigError, match="other parameters"):
         extended.load_delta(live(Adapter(name="adapter", width=8)), tmp_path / "delta.safetensors")
     with pytest.raises(ConfigError, match=r"is \(64, 8\), the model has \(64, 16\)"):

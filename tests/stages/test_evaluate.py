@@ -7,13 +7,14 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from langext import harness, modeling
 from langext.artifacts import sha256_file
-from langext.before import Before
 from langext.context import Context
 from langext.data import documents
+from langext.evaluation import harness
+from langext.evaluation.scores import FORMAT
 from langext.methods import extended
-from langext.scores import FORMAT
+from langext.models import loading
+from langext.models.loading import Before
 from langext.spec import ConfigError
 from langext.stages import evaluate
 from langext.stages.evaluate import Evaluate
@@ -90,7 +91,7 @@ def test_changed_tasks_of_ones_own_are_noticed(own):
 
 
 def test_prompts_are_gone_on_from_after_the_start_token(pico):
-    live = extended.LiveModel(modeling.load_base(pico, torch.float32), modeling.load_tokenizer(pico), ())
+    live = extended.LiveModel(loading.load_base(pico, torch.float32), loading.load_tokenizer(pico), ())
     stage = Evaluate(uses="evaluate", sample_tokens=5)
     samples, speed = stage._write(live, None, {"fra_Latn": ["le chat"], "eng_Latn": ["the cat"]})
     assert [(row.language, row.prompt) for row in samples] == [("fra_Latn", "le chat"), ("eng_Latn", "the cat")]
@@ -108,7 +109,7 @@ def test_prompts_are_gone_on_from_after_the_start_token(pico):
 def test_tasks_that_are_measured_are_not_measured_again(ctx, own, pico, monkeypatch, capsys):
     other = json.loads((own / "mine.yaml").read_text()) | {"task": "other"}
     (own / "other.yaml").write_text(json.dumps(other))
-    live = extended.LiveModel(modeling.load_base(pico, torch.float32), modeling.load_tokenizer(pico), ())
+    live = extended.LiveModel(loading.load_base(pico, torch.float32), loading.load_tokenizer(pico), ())
     stage = Evaluate(uses="evaluate", include_path=own, tasks=["mine", "other"], continuation_items=0)
     plain, asked = harness.Harness.task, []
 
@@ -138,14 +139,14 @@ def test_tasks_that_are_measured_are_not_measured_again(ctx, own, pico, monkeypa
 def test_a_task_that_keeps_its_own_number_of_examples_is_told(ctx, own, pico, capsys):
     mine = json.loads((own / "mine.yaml").read_text())
     (own / "mine.yaml").write_text(json.dumps(mine | {"num_fewshot": 0}))
-    live = extended.LiveModel(modeling.load_base(pico, torch.float32), modeling.load_tokenizer(pico), ())
+    live = extended.LiveModel(loading.load_base(pico, torch.float32), loading.load_tokenizer(pico), ())
     stage = Evaluate(uses="evaluate", include_path=own, tasks=["mine"], continuation_items=0, num_fewshot=3)
     assert stage._tasks(ctx, live, "base", ["mine"], {})["mine"]["acc"].shots == 0
     assert "mine: with 0 examples, which the task itself sets" in capsys.readouterr().out
 
 
 def test_the_speed_is_beside_that_of_the_base(pico):
-    live = extended.LiveModel(modeling.load_base(pico, torch.float32), modeling.load_tokenizer(pico), ())
+    live = extended.LiveModel(loading.load_base(pico, torch.float32), loading.load_tokenizer(pico), ())
     stage = Evaluate(uses="evaluate", sample_tokens=8)
     samples, speed = stage._write(live, lambda: Before(live.net, live.tokenizer), {"fra_Latn": ["le chat", "un chien"]})
     assert len(samples) == len(speed.of_base) == 2 and all(0.05 < ratio < 20 for ratio in speed.of_base)

@@ -17,7 +17,7 @@ from langext.spec import ConfigError
 if TYPE_CHECKING:
     from langext.methods.base import Method
     from langext.methods.extended import Earlier
-    from langext.modeling import Record
+    from langext.models.loading import Record
 
 LICENCES = ("LICEN[CS]E*", "NOTICE*", "USE_POLICY*")
 """Files that go wherever the weights go."""
@@ -36,14 +36,14 @@ def check(base: str) -> None:
     if path.is_file():
         _check_magic(path)
     if path.is_dir():
-        from langext import modeling
         from langext.architectures import families
+        from langext.models import loading
 
         model = extended(base)
-        folder = modeling.read_record(model).base if model else path
-        config = modeling.load_config(folder)
+        folder = loading.read_record(model).base if model else path
+        config = loading.load_config(folder)
         families.of(config)
-        modeling.load_tokenizer(folder)
+        loading.load_tokenizer(folder)
         fixed = next((m for m in methods(base) if not m.stackable), None)
         if fixed:
             raise ConfigError(
@@ -59,7 +59,7 @@ def identity(base: str, revision: str | None) -> dict[str, Any]:
 
 def check_same(out: Path, base: str, revision: str | None) -> None:
     """Raise ConfigError when a run folder already holds another base."""
-    from langext.modeling import read_record
+    from langext.models.loading import read_record
 
     if (out / MANIFEST).exists():
         had, now = read_json(out / MANIFEST)["identity"], identity(base, revision)
@@ -102,7 +102,7 @@ def extended(base: str) -> Model | None:
 def earlier(base: str) -> "tuple[Earlier, ...]":
     """The extensions that a base comes with, the first added first; () unless it is an earlier run."""
     from langext.methods.extended import DELTA, Earlier
-    from langext.modeling import read_record
+    from langext.models.loading import read_record
 
     model = extended(base)
     if model is None:
@@ -120,8 +120,8 @@ def methods(base: str) -> "tuple[Method, ...]":
 
 def prepare(base: str, revision: str | None, out: Path) -> Model:
     """Make the base available as the Model artifact `out`, once. The hub commit and the hashes are recorded."""
-    from langext import modeling
     from langext.architectures import families
+    from langext.models import loading
 
     if (out / MANIFEST).exists():
         return Model(out)
@@ -130,7 +130,7 @@ def prepare(base: str, revision: str | None, out: Path) -> Model:
     commit, root = None, base
     model = extended(base)
     if model is not None:
-        folder = modeling.read_record(model).base
+        folder = loading.read_record(model).base
         below = read_json(model.path.parent / BASE / MANIFEST)
         commit, root = below["commit"], below["root"]
     elif path is None:
@@ -141,12 +141,12 @@ def prepare(base: str, revision: str | None, out: Path) -> Model:
         folder = _from_gguf(path, out / "model")
     else:
         folder = path.resolve()
-    families.of(modeling.load_config(folder))
-    modeling.load_tokenizer(folder)
-    record = modeling.Record(folder)
+    families.of(loading.load_config(folder))
+    loading.load_tokenizer(folder)
+    record = loading.Record(folder)
     if model is not None:
         record = _copied(model, base, out)
-    modeling.write_record(out, record)
+    loading.write_record(out, record)
     manifest = {
         "kind": "Model",
         "identity": identity(base, revision),
@@ -162,21 +162,21 @@ def prepare(base: str, revision: str | None, out: Path) -> Model:
 
 def _copied(model: Model, base: str, out: Path) -> "Record":
     """Copy what an earlier run added, so that this run needs only the base's own folder from elsewhere."""
-    from langext import modeling
     from langext.methods import extended
+    from langext.models import loading
 
     kept = []
     for k, extension in enumerate(earlier(base)):
         target = out / f"earlier-{k}.safetensors"
         shutil.copyfile(extension.delta, target)
         kept.append(extended.Earlier(extension.method, target, extension.language))
-    record = modeling.read_record(model)
+    record = loading.read_record(model)
     tokenizer = None
     if record.tokenizer:
         tokenizer = out / "vocabulary" / "tokenizer"
         shutil.copytree(record.tokenizer, tokenizer, dirs_exist_ok=True)
         shutil.copyfile(record.tokenizer.parent / "new_tokens.json", out / "vocabulary" / "new_tokens.json")
-    return modeling.Record(record.base, None, tokenizer, tuple(kept))
+    return loading.Record(record.base, None, tokenizer, tuple(kept))
 
 
 def same_place(manifest: dict[str, Any], base: str) -> bool:
@@ -204,16 +204,16 @@ def config_if_here(base: str, revision: str | None) -> Any:
     if path is None or not path.exists():
         return None
     if model := extended(base):
-        from langext.modeling import read_record
+        from langext.models.loading import read_record
 
         path = read_record(model).base
     if path.suffix == ".gguf":
         from transformers import AutoConfig
 
         return AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
-    from langext import modeling
+    from langext.models import loading
 
-    return modeling.load_config(path)
+    return loading.load_config(path)
 
 
 def _local(base: str) -> Path | None:

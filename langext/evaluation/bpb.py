@@ -6,7 +6,7 @@ The byte count is that of the text itself, never of decoded tokens: tokens that 
 decode to replacement characters and be counted wrongly.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,12 +14,15 @@ import numpy as np
 import torch
 
 from langext.architectures import cross_entropy, families, vocabulary
+from langext.artifacts import Corpus
+from langext.context import Context
 from langext.data import documents
 from langext.data.tokens import IGNORE
+from langext.spec import ConfigError
 
 
 @dataclass(frozen=True)
-class Bits:
+class PassageBits:
     """Per-passage figures, in the order of the passages."""
 
     bits: np.ndarray
@@ -77,7 +80,7 @@ def measure(
     window: int = 512,
     batch_tokens: int = 4096,
     observe: Callable[[torch.Tensor], None] | None = None,
-) -> Bits:
+) -> PassageBits:
     """Bits and bytes of each text under a model (in evaluation mode). Every token is predicted, none is cut off.
 
     A text longer than `window` tokens is read in windows that overlap by half, each token scored once, with at least half a
@@ -114,4 +117,39 @@ def measure(
         nats = losses_N.reshape(ids_BT.shape).sum(1).double().cpu().numpy()
         for row, w in enumerate(take):
             bits[windows[w][0]] += nats[row] / np.log(2)
-    return Bits(bits, np.array([len(text.encode()) for text in texts]))
+    return PassageBits(bits, np.array([len(text.encode()) for text in texts]))
+
+
+class Ruler:
+    """The same passages, measured as often as wanted."""
+
+    def __init__(self, ctx: Context, corpus: Corpus, num_bytes: int):
+        """`num_bytes` of each language and domain. Raises ConfigError when a language has no held-out text."""
+        self.language = ctx.language
+        found = documents.heldout(corpus, ctx.languages)
+        self.passages = {name: passages(texts, 1000, num_bytes) for name, texts in found.items()}
+        missing = [code for code in ctx.languages if not any(n.startswith(f"{code}/") and p for n, p in self.passages.items())]
+        if missing:
+            raise ConfigError(f"no held-out text of {', '.join(missing)} to choose a setting with")
+
+    def measure(self, net: Any, tokenizer: Any) -> dict[str, float]:
+        """Bits per byte of every set."""
+        net.eval()
+        return {name: measure(net, tokenizer, passages).per_byte for name, passages in self.passages.items()}
+
+    def new(self, ours: dict[str, float], reference: dict[str, float]) -> float:
+        """Mean over the new language's sets of reference / ours: above one is better than the reference."""
+        return self._mean(ours, reference, lambda code: code == self.language)
+
+    def original(self, ours: dict[str, float], reference: dict[str, float]) -> float:
+        """The same over the original languages' sets."""
+        return self._mean(ours, reference, lambda code: code != self.language)
+
+    def every(self, ours: dict[str, float], reference: dict[str, float]) -> float:
+        """The same, each language counting equally."""
+        codes = sorted({name.split("/")[0] for name in ours})
+        return sum(self._mean(ours, reference, lambda code, c=c: code == c) for c in codes) / len(codes)
+
+    def _mean(self, ours: Mapping[str, float], reference: Mapping[str, float], chosen: Any) -> float:
+        ratios = [reference[name] / ours[name] for name in ours if chosen(name.split("/")[0])]
+        return sum(ratios) / max(1, len(ratios))

@@ -14,9 +14,10 @@ from math import isfinite, log
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from langext import benchmark_data, languages
+from langext import languages
 from langext.console import say
-from langext.scores import Metric
+from langext.evaluation import benchmarks
+from langext.evaluation.scores import Metric
 from langext.spec import ConfigError, near
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ def check_tasks(tasks: Sequence[str], include: Path | None) -> None:
             raise ConfigError(f"tasks: {leaf.name} is not of text alone")
         if _source(leaf) is None:
             say(f"  {leaf.name}: only its own code knows where its data come from, so they are not checked now")
-    benchmark_data.check([source for leaves in found.values() for leaf in leaves if (source := _source(leaf))])
+    benchmarks.check([source for leaves in found.values() for leaf in leaves if (source := _source(leaf))])
 
 
 @dataclass(frozen=True)
@@ -72,12 +73,12 @@ def _leaves(manager: Any, task: str | dict[str, Any], above: tuple[Path, ...] = 
     return [_Leaf(str(name), config, recipes)]
 
 
-def _source(leaf: _Leaf) -> benchmark_data.Source | None:
+def _source(leaf: _Leaf) -> benchmarks.Source | None:
     """Where a task's data come from; None when only its code knows."""
     path, options = leaf.config.get("dataset_path"), leaf.config.get("dataset_kwargs") or {}
     if not path:
         return None
-    return benchmark_data.Source(leaf.name, path, leaf.config.get("dataset_name"), options.get("data_files"))
+    return benchmarks.Source(leaf.name, path, leaf.config.get("dataset_name"), options.get("data_files"))
 
 
 def members(task: str, include: Path | None) -> list[str]:
@@ -95,7 +96,7 @@ def files(tasks: Sequence[str], include: Path | None) -> list[Path]:
         own = [recipe for recipe in leaf.recipes if recipe.resolve().is_relative_to(include.resolve())]
         found += [path for recipe in own for path in (*_recipe(recipe), *sorted(recipe.parent.glob("*.py")))]
         if own and (source := _source(leaf)):
-            found += benchmark_data.files(source)
+            found += benchmarks.files(source)
     return [path for path in dict.fromkeys(path.resolve() for path in found) if path.is_file()]
 
 
@@ -108,7 +109,7 @@ def _recipe(path: Path) -> list[Path]:
 
 def public(codes: Sequence[str], include: Path | None) -> list[str]:
     """The tasks that `tasks: auto` stands for: those of `languages.benchmarks` that lm-eval has, language by language."""
-    return known([name for code in codes for name in languages.benchmarks(languages.find(code))], include)
+    return known([name for code in codes for name in benchmarks.benchmarks(languages.find(code))], include)
 
 
 def known(names: Sequence[str], include: Path | None = None) -> list[str]:

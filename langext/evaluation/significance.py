@@ -8,7 +8,7 @@ import numpy as np
 from scipy.stats import binom, binomtest
 from scipy.stats import t as student
 
-from langext.scores import Bits, Metric, ScoresFile
+from langext.evaluation.scores import BpbScore, Metric, ScoresFile
 
 RESAMPLES = 5000
 FEW = 20
@@ -148,11 +148,11 @@ def unbeaten(pairs: Sequence[tuple[float, float]]) -> list[int]:
     return [k for k, pair in enumerate(pairs) if all(map(isfinite, pair)) and not beaten(pair)]
 
 
-def _error(figure: Bits | Metric) -> float:
+def _error(figure: BpbScore | Metric) -> float:
     return nan if figure.stderr is None else figure.stderr
 
 
-def _of_bits(then: Bits, now: Bits) -> Difference:
+def _of_bits(then: BpbScore, now: BpbScore) -> Difference:
     if then.bytes_each != now.bytes_each or len(now.bytes_each) < 2:
         return _unpaired(then.value, _error(then), now.value, _error(now))
     return _paired(np.subtract(now.bits_each, then.bits_each), np.array(now.bytes_each, dtype=float))

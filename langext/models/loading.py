@@ -5,9 +5,11 @@ A delta holds the trainable parameters and nothing else. Only safetensors are re
 
 import os
 import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from pydantic import TypeAdapter
@@ -18,10 +20,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as hf_logging
 
 from langext.architectures import vocabulary
-from langext.artifacts import Model, Tokenizer, read_json, write_json
+from langext.artifacts import BASE, Model, Tokenizer, read_json, write_json
 from langext.methods import AnyMethod
 from langext.methods.base import Method
 from langext.methods.extended import DELTA, Earlier, LiveModel, _replace, build, load_delta
+from langext.models import loading
 from langext.spec import ConfigError
 
 if not sys.stderr.isatty():
@@ -193,3 +196,29 @@ def new_tokens(model: Model) -> dict[int, list[int]]:
 def read_new_tokens(tokenizer: Tokenizer) -> dict[int, list[int]]:
     """The new tokens of an extended tokenizer; see `new_tokens`."""
     return {int(k): v for k, v in read_json(tokenizer.path / "new_tokens.json").items()}
+
+
+if TYPE_CHECKING:
+    from langext.methods.extended import LiveModel
+
+
+@dataclass(frozen=True)
+class Before:
+    """That model; it may be the net of the extended one, switched off."""
+
+    net: Any
+    tokenizer: Any
+    as_itself: Callable[[], AbstractContextManager[None]] = nullcontext
+    """Within it `net` is this model."""
+
+
+def of(model: Model, live: "LiveModel") -> Before:
+    """What the extended `model` was before. `live` is that model: its own net serves where the extension can be switched off
+    and has brought no tokens; otherwise the other one is loaded beside it, in the same precision on the same device.
+    """
+    base, method = Model(model.path.parent / BASE), live.method
+    no_tokens = len(loading.new_tokens(base)) == len(loading.new_tokens(model))
+    if method is not None and method.reversible and no_tokens:
+        return Before(live.net, live.tokenizer, lambda: method.off(live.net))
+    found = loading.load(base, live.net.dtype, str(live.net.device))
+    return Before(found.net, found.tokenizer)

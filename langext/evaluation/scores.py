@@ -13,7 +13,7 @@ FILE = "scores.json"
 FORMAT = "langext scores 3"
 
 
-class Bits(Spec):
+class BpbScore(Spec):
     """Bits per byte of held-out text of one language and domain."""
 
     value: float
@@ -93,7 +93,7 @@ class ScoresFile(Spec):
     """The whole file."""
 
     format: Literal["langext scores 3"] = FORMAT
-    bits_per_byte: dict[str, Bits]
+    bits_per_byte: dict[str, BpbScore]
     """By `<language>/<domain>`."""
     tasks: dict[str, dict[str, Metric]]
     """By task, then by metric."""

@@ -1,0 +1,1 @@
+"""Base models and extended ones: found, loaded, and worked on as a whole after training."""

@@ -25,8 +25,8 @@ sys.path.insert(0, str(ROOT / "tests"))
 from cases import method
 from toy import make_tokenizer
 
-from langext import exports, memory
 from langext.artifacts import Model
+from langext.exports import write
 from langext.methods import extended
 from langext.models import loading
 
@@ -118,8 +118,8 @@ def generate(folder: str, name: str, num_layers: int) -> None:
 
 
 def export(root: Path, name: str) -> None:
-    memory.available = lambda: 0  # as on a machine that cannot hold it
-    exports.write(Model(root / "model"), root / "out", "auto", TEXTS, CARD)
+    write.available = lambda: 0  # as on a machine that cannot hold it
+    write.write(Model(root / "model"), root / "out", "auto", TEXTS, CARD)
 
 
 if __name__ == "__main__":

@@ -22,8 +22,8 @@ sys.path.insert(0, str(ROOT / "tests"))
 from cases import CASES, label, method, stir
 from toy import FAMILIES, make_base, make_tokenizer
 
-from langext import exports
-from langext.exports import gguf_check, gguf_file, verify
+from langext.exports import targets, verify, write
+from langext.exports.gguf import check, file
 from langext.methods import extended
 from langext.models import loading
 from langext.spec import ConfigError
@@ -50,7 +50,7 @@ def show(asked: Any, root: Path) -> None:
     jobs = [row["job"] for row in rows]
     five = verify.run(jobs)
     four = verify.run(jobs, python=asked.transformers4) if asked.transformers4 else [None] * len(rows)
-    ran = iter(gguf_check.run([job for row in rows for job in row["gguf"].values() if isinstance(job, Path)]))
+    ran = iter(check.run([job for row in rows for job in row["gguf"].values() if isinstance(job, Path)]))
     print("| family | method | format | class | transformers 5 | 4.57 | llama.cpp f32 | q8_0 |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- |")
     for row, new, old in zip(rows, five, four, strict=True):
@@ -67,21 +67,21 @@ def export(out: Path, source: Path, family: str, case: Any, tokenizer: Any) -> d
     live = extended.build(net, tokenizer, method(case or {"name": "full"}))
     if case is not None:
         stir(live)
-    form = exports.choose(loading.load_config(source), live.methods, "auto")
+    form = targets.choose(loading.load_config(source), live.methods, "auto")
     merged = case is not None and case["name"] in ("lora", "selective_lora")  # then its weights are rounded
     compared = live.methods[-1].fold(net).model(whole=True, rounded=True) if merged else net.eval()
     expected = verify.expect(compared, tokenizer, TEXTS, out / "logits")
     folder = out / "checkpoint"
     folder.mkdir(parents=True)
-    exports.save(live, form, folder)
+    write.save(live, form, folder)
     files: dict[str, Any] = {}
     for precision in ("f32", "q8_0"):
         path = out / f"{precision}.gguf"
         try:
             if form == "remote":
                 raise ConfigError("remote code")
-            gguf_file.write(folder, path, precision)
-            files[precision] = gguf_check.job(out / precision, path, expected)
+            file.write(folder, path, precision)
+            files[precision] = check.job(out / precision, path, expected)
         except ConfigError as error:
             files[precision] = f"no: {str(error).removeprefix('GGUF: ')}"
     job = verify.job(out / "job", folder, expected, form)

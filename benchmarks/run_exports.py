@@ -16,9 +16,10 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM
 
-from langext import exports
 from langext.artifacts import JOB, Corpus, Model, finished, read_json
-from langext.exports import GGUF, command, gguf_check, gguf_file, verify
+from langext.exports import command, verify, write
+from langext.exports.formats import GGUF
+from langext.exports.gguf import check, file
 from langext.models import loading
 from langext.spec import ConfigError
 
@@ -67,8 +68,8 @@ def base(run: Path, out: Path) -> None:
     expected = verify.expect(net, loading.load_tokenizer(folder), passages(run), out / "logits")
     for precision in PRECISIONS:
         path = out / f"{precision}.gguf"
-        gguf_file.write(folder, path, precision)
-        figures = gguf_check.run([gguf_check.job(out / "job", path, expected)])[0]
+        file.write(folder, path, precision)
+        figures = check.run([check.job(out / "job", path, expected)])[0]
         llama("base", f"gguf {precision}", type(net).__name__, "", figures | {"bytes": path.stat().st_size})
 
 
@@ -92,7 +93,7 @@ def passages(run: Path) -> list[str]:
     stages = finished(run)
     job = read_json(stages[0][0] / JOB)
     corpus = next(Corpus(path) for path, manifest in stages if manifest["kind"] == "Corpus")
-    return exports.verification_texts(corpus, (job["language"], *job["original_languages"]))
+    return write.verification_texts(corpus, (job["language"], *job["original_languages"]))
 
 
 def megabytes(folder: Path) -> str:

@@ -168,10 +168,10 @@ def memory(device: str) -> int:
 
 def langext(asked: Any, compiled: bool = False) -> dict[str, float]:
     """The train stage itself; its log has the times."""
-    from langext import training
     from langext.artifacts import METRICS, Corpus, Model, read_metrics
     from langext.context import Context
     from langext.stages.train import Train
+    from langext.training import loop
 
     out = asked.run / f"train-{os.getpid()}" if os.environ["WORLD_SIZE"] == "1" else asked.run / "train-two"
     out.mkdir(exist_ok=True)
@@ -189,8 +189,8 @@ def langext(asked: Any, compiled: bool = False) -> dict[str, float]:
     ctx = Context(out, 17, "fra_Latn", ("eng_Latn",), rank=int(os.environ["RANK"]), world_size=world)
     find = lambda name: next(asked.run.glob(f"[0-9][0-9]-{name}"))  # noqa: E731
     peak: list[int] = []
-    training.Watch.measure = lambda watch: (peak.append(memory(asked.device)), ({}, {"weights": {}}))[1]
-    training.train(stage, ctx, Model(find("extend")), Corpus(find("filter")))
+    loop.Watch.measure = lambda watch: (peak.append(memory(asked.device)), ({}, {"weights": {}}))[1]
+    loop.train(stage, ctx, Model(find("extend")), Corpus(find("filter")))
     rows = [row for row in read_metrics(out / METRICS) if row["kind"] == "train"]
     seconds = (rows[-1]["time"] - rows[1]["time"]) if rows else 1.0
     speed = asked.steps * asked.sequences * asked.length / seconds
@@ -201,7 +201,7 @@ def mfu(asked: Any, speed: float) -> dict[str, float]:
     """Share of the GPU's bf16 peak; {} where that is not known."""
     from transformers import AutoConfig
 
-    from langext import flops
+    from langext.training import flops
 
     peak = flops.peak(torch.cuda.get_device_name()) if asked.device == "cuda" else None
     if peak is None:

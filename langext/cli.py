@@ -43,12 +43,13 @@ def run(
 ) -> None:
     """Run a pipeline. Finished stages are skipped, interrupted ones go on."""
     with _clean_errors(file, overrides):
-        from langext import pipeline, report
+        from langext import pipeline
+        from langext.report import page
 
         spec, root = _load(file, overrides, out)
         pipeline.run(spec, root, redo=redo or [], others=reuse or [])
-        page = report.build(root)
-        typer.echo("\n" + report.headline(root, page))
+        written = page.build(root)
+        typer.echo("\n" + page.headline(root, written))
 
 
 @app.command()
@@ -65,10 +66,10 @@ def plan(file: File, overrides: Set = None, out: Out = None) -> None:
 def report_(root: RunFolder, as_json: Json = False) -> None:
     """Write <run>/report.html from what the stages left, and print the headline."""
     with _clean_errors():
-        from langext import figures, report, run_folder
+        from langext.report import conditions, page, run_folder
 
-        page = report.build(root)
-        typer.echo(_json(figures.table(run_folder.gather(root))) if as_json else report.headline(root, page))
+        written = page.build(root)
+        typer.echo(_json(conditions.table(run_folder.gather(root))) if as_json else page.headline(root, written))
 
 
 @app.command()
@@ -81,13 +82,13 @@ def evaluate(
 ) -> None:
     """Print what the evaluations of a run have found, before and after, and test conditions on it. Measures nothing itself."""
     with _clean_errors():
-        from langext import figures, run_folder
+        from langext.report import conditions, run_folder
 
         run = run_folder.gather(root)
-        found = figures.of(run)
-        true = figures.held(fail_if or [], found)
+        found = conditions.of(run)
+        true = conditions.held(fail_if or [], found)
         if as_json:
-            typer.echo(_json(figures.table(run) | {"failed": true}))
+            typer.echo(_json(conditions.table(run) | {"failed": true}))
         else:
             for name, value in found.items():
                 typer.echo(f"{name + ' ':.<52} {value:+.6f}")
@@ -165,8 +166,8 @@ def compare(
 ) -> None:
     """Compare runs: what each learned and forgot, and which of them no other one beats in both."""
     with _clean_errors():
-        from langext import comparison
-        from langext.report import compare as page
+        from langext.report import compare_page as page
+        from langext.report import comparison
 
         found = comparison.gather(roots)
         written = page.build(found, out or comparison.folder(roots))
@@ -191,9 +192,9 @@ def sweep(
 ) -> None:
     """Run pipelines with every combination of values, common stages once, and compare them. The same command goes on."""
     with _clean_errors():
-        from langext import comparison
         from langext import sweep as sweeping
-        from langext.report import compare as page
+        from langext.report import compare_page as page
+        from langext.report import comparison
         from langext.spec import ConfigError
 
         root = (out or Path("runs") / f"{sweeping.name_of(files[0], overrides or [], over or [])}-sweep").resolve()

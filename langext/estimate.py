@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from langext import console, exports, flops, languages, pipeline
+from langext import console, languages, pipeline
+from langext.exports import formats, targets
 from langext.methods.base import Method
 from langext.models import bases
 from langext.pipeline import Pipeline
@@ -18,6 +19,7 @@ from langext.stages import makes
 from langext.stages.export import Export
 from langext.stages.tokenizer import ExtendTokenizer
 from langext.stages.train import Train
+from langext.training import flops
 
 GiB = 2**30
 
@@ -65,7 +67,7 @@ def training(config: Any, numbers: Size, train: Train) -> dict[str, float]:
     https://arxiv.org/abs/2205.05198), attention scores left out. Disk: the checkpoints that are kept and one being written, the
     delta, and the best weights where they are kept.
     """
-    from langext.engine import BYTES_PER_TRAINABLE, read_deepspeed, zero_stage
+    from langext.training.engine import BYTES_PER_TRAINABLE, read_deepspeed, zero_stage
 
     tokens = train.steps * train.batch_sequences * train.sequence_length
     per_step = flops.per_token(numbers.total, numbers.trainable, config, train.sequence_length)
@@ -135,11 +137,11 @@ def _show_training(name: str, train: Train, config: Any, methods: Sequence[Metho
 
 def _show_export(name: str, form: str, config: Any, methods: Sequence[Method]) -> None:
     possible = []
-    for candidate in exports.FORMATS[1:]:
+    for candidate in formats.FORMATS[1:]:
         try:
-            exports.choose(config, methods, candidate)
+            targets.choose(config, methods, candidate)
         except ConfigError as error:
             possible.append(f"not {candidate} ({error})")
         else:
-            possible.append(f"{candidate}: {exports.architecture(config, methods, candidate)}")
+            possible.append(f"{candidate}: {targets.architecture(config, methods, candidate)}")
     console.say(f"{name}: {form}. Possible with this base and method: {'; '.join(possible)}")

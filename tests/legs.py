@@ -42,11 +42,11 @@ def launch(root, legs, world_size=1):
 
 
 def run(leg):
-    from langext import training
     from langext.artifacts import JOB, Corpus, Model, read_json, write_json
     from langext.context import Context
     from langext.spec import ConfigError
     from langext.stages.train import Train
+    from langext.training import loop
 
     class Stop:
         def __init__(self, ctx):
@@ -56,7 +56,7 @@ def run(leg):
         def asked(self):
             return int(signal.SIGTERM) if sys._getframe(1).f_locals["step"] == leg.get("stop_at") else 0
 
-    training.Stop = Stop
+    loop.Stop = Stop
     job, out = read_json(Path(leg["job"]) / JOB), Path(leg["out"])
     runtime = job["stage"]["runtime"] | {"cpu_processes": int(os.environ["WORLD_SIZE"])} | leg.get("runtime", {})
     stage = Train.model_validate(job["stage"] | leg.get("stage", {}) | {"runtime": runtime})
@@ -65,7 +65,7 @@ def run(leg):
     ctx = Context(out, job["seed"], job["language"], tuple(job["original_languages"]), rank=rank, world_size=world_size)
     given = {name: Path(value["path"]) for name, value in job["inputs"].items()}
     try:
-        training.train(stage, ctx, Model(given["model"]), Corpus(given["corpus"]))
+        loop.train(stage, ctx, Model(given["model"]), Corpus(given["corpus"]))
     except SystemExit as stopped:
         assert stopped.code == 128 + signal.SIGTERM
         return

@@ -9,11 +9,10 @@ from run_folders import bits, compared, evaluation, stage
 from test_report import EVIL
 from typer.testing import CliRunner
 
-from langext import comparison, report, run_folder
 from langext.artifacts import read_json, write_json
 from langext.cli import app
 from langext.evaluation.significance import unbeaten
-from langext.report import compare
+from langext.report import compare_page, comparison, page, run_folder
 from langext.spec import ConfigError
 
 
@@ -62,7 +61,7 @@ def test_settings_that_look_alike_in_a_few_words_are_curves_of_their_own(tmp_pat
         stage = {"uses": "train", "lr": 1e-3, "steps": 2, "penalties": [{"name": "ldifs", "weight": weight}]}
         write_json(manifest, read_json(manifest) | {"stage": stage})
     found = comparison.gather([tmp_path])
-    names = compare._curve_names(found)
+    names = compare_page._curve_names(found)
     assert len({entry.curve for entry in found.entries}) == len(set(names.values())) == 4
     labels = [names[of(found, name).curve] for name in "abcd"]
     assert labels[1] == f"{labels[0]} (2)" and labels[2:] == ["adapter + ldifs, weight 0.1", "adapter + ldifs, weight 1"]
@@ -83,7 +82,7 @@ def test_unbeaten(pairs, best):
 
 def test_page_and_table_say_the_same(runs):
     compared(runs / EVIL.replace("/", ""), "grow", 1e-3, 1.9, 1.0)
-    page = compare.build(comparison.gather([runs]), runs).read_text()
+    page = compare_page.build(comparison.gather([runs]), runs).read_text()
     assert "<script" not in page and "&lt;script&gt;" in page
     assert "+10.0 ± " in page and "83 %" in page and page.count(">yes</td>") == 3
     rows = list(csv.DictReader((runs / "compare.csv").open(encoding="utf-8")))
@@ -120,7 +119,7 @@ def test_what_does_not_compare_is_told(runs, tmp_path_factory):
     assert "c: adds swh_Latn and keeps eng_Latn, a fra_Latn and keeps eng_Latn" in found.left_out
     assert any("d: " in reason and "another version of langext" in reason for reason in found.left_out)
     with pytest.raises(ConfigError, match="nothing to compare: half: no evaluation of both base and trained model"):
-        compare.build(comparison.gather([runs / "half"]), runs)
+        compare_page.build(comparison.gather([runs / "half"]), runs)
     with pytest.raises(ConfigError, match="neither a run folder nor a folder of runs"):
         comparison.gather([tmp_path_factory.mktemp("empty")])
 
@@ -197,7 +196,7 @@ def test_one_sided_runs_have_no_plane(tmp_path):
         del scores["bits_per_byte"]["eng_Latn/news"]
         write_json(path, scores)
     found = comparison.gather([tmp_path])
-    assert 'role="img"' not in compare.build(found, tmp_path).read_text() and found.front == []
+    assert 'role="img"' not in compare_page.build(found, tmp_path).read_text() and found.front == []
 
 
 def test_names_from_outside_stay_text(runs):
@@ -205,7 +204,7 @@ def test_names_from_outside_stay_text(runs):
     compared(runs / "$\\frac{$ =1", "grow", 1e-3, 1.9, 1.0, init=EVIL)
     compared(runs / "[bold]x", "grow", 1e-3, 1.9, 1.0, init="=HYPERLINK()")
     found = comparison.gather([runs])
-    page = compare.build(found, runs)
+    page = compare_page.build(found, runs)
     assert "<script" not in page.read_text() and "frac" in page.read_text()
     rows = list(csv.DictReader((runs / "compare.csv").open(encoding="utf-8")))
     assert "'=HYPERLINK()" in {row["extend.method.init"] for row in rows}
@@ -226,7 +225,7 @@ def test_several_evaluations_of_a_model_count_together(runs):
     assert run.after is not None and set(run.after.bits_per_byte) == {"fra_Latn/book", "eng_Latn/news", "eng_Latn/web"}
     assert run.after.bits_per_byte["fra_Latn/book"].value == 1.8 and run.after.drift
     assert run.measured_differently == ["num_fewshot"] and run.measuring["num_fewshot"] == ["0", "None"]
-    assert "measured with different num_fewshot" in report.build(runs / "a").read_text()
+    assert "measured with different num_fewshot" in page.build(runs / "a").read_text()
 
 
 def test_tasks_have_a_plane_of_their_own(runs):
@@ -246,4 +245,4 @@ def test_tasks_have_a_plane_of_their_own(runs):
             found, run
         ).tasks_forgot.value == pytest.approx(0.1)
     assert of(found, "b").tasks_learned is None  # a mean over fewer tasks is no point of this plane
-    assert compare.build(found, runs).read_text().count('role="img"') == 2
+    assert compare_page.build(found, runs).read_text().count('role="img"') == 2

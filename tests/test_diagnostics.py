@@ -7,11 +7,11 @@ from toy import make_base, make_tokenizer
 from langext.architectures import families
 from langext.context import Context
 from langext.data import documents
-from langext.diagnostics import Watch
 from langext.evaluation.gate_stats import Observer
 from langext.evaluation.kl import Drift
 from langext.methods import Adapter, Full, NeutralResidues, SelectiveLora, extended
 from langext.methods.residue import stacks
+from langext.training.watch import Watch
 
 TEXTS = ["The small cat sleeps in the house with a dog.", "A big dog sees the street at night, without rain."]
 PROBES = {"fra_Latn/book": ["Le petit chat dort dans la maison."], "eng_Latn/book": TEXTS}

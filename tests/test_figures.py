@@ -9,9 +9,9 @@ from run_folders import bits
 from test_report import run  # noqa: F401
 from typer.testing import CliRunner
 
-from langext import figures, report, run_folder
 from langext.artifacts import read_json, write_json
 from langext.cli import app
+from langext.report import conditions, page, run_folder
 from langext.spec import ConfigError
 
 
@@ -35,7 +35,7 @@ def langext(*arguments):
 
 
 def test_figures_have_names(measured):
-    found = figures.of(run_folder.gather(measured))
+    found = conditions.of(run_folder.gather(measured))
     assert found["new.bpb_increase"] == found["fra_Latn/book.bpb_increase"] == pytest.approx(-0.25)
     assert found["eng_Latn/python.bpb_increase"] == pytest.approx(0.1)
     assert found["original.bpb_increase"] == pytest.approx((0.1 + 0.0001) / 2, rel=1e-3)
@@ -62,32 +62,32 @@ def test_conditions_decide_the_exit_code(measured, condition, true):
 
 
 def test_conditions_that_cannot_be_read_are_told(measured, tmp_path):
-    found = figures.of(run_folder.gather(measured))
+    found = conditions.of(run_folder.gather(measured))
     with pytest.raises(ConfigError, match="expected <figure> <operator> <number>"):
-        figures.held(["original.kl"], found)
+        conditions.held(["original.kl"], found)
     with pytest.raises(ConfigError, match=r"no figure 'orignal.kl'\. Did you mean original.kl"):
-        figures.held(["orignal.kl > 1"], found)
+        conditions.held(["orignal.kl > 1"], found)
     with pytest.raises(ConfigError, match="have not both been measured"):
-        figures.held(["original.kl > 1"], {})
+        conditions.held(["original.kl > 1"], {})
     assert langext("evaluate", measured, "--fail-if", "x").exit_code == 2
 
 
 def test_what_is_no_number_does_not_pass():
-    assert figures.held(["x > 1"], {"x": float("nan")}) and figures.held(["x < 1"], {"x": float("nan")})
+    assert conditions.held(["x > 1"], {"x": float("nan")}) and conditions.held(["x < 1"], {"x": float("nan")})
     for number in ("1.2.3", ".", "1e"):
         with pytest.raises(ConfigError, match="expected <figure> <operator> <number>"):
-            figures.held([f"x > {number}"], {"x": 1.0})
+            conditions.held([f"x > {number}"], {"x": 1.0})
 
 
 def test_languages_that_nobody_measured_are_not_kept(measured):
     for path in measured.glob("*/job.json"):
         write_json(path, {"language": "fra_Latn", "original_languages": ["eng_Latn", "deu_Latn"]})
-    found = figures.of(run_folder.gather(measured))
+    found = conditions.of(run_folder.gather(measured))
     assert math.isnan(found["original.bpb_increase"]) and math.isnan(found["original.worst_bpb_increase"])
-    (line,) = figures.held(["original.bpb_increase > 50%"], found)
+    (line,) = conditions.held(["original.bpb_increase > 50%"], found)
     assert line == "original.bpb_increase > 50%: it is not known"
-    page = report.build(measured).read_text()
-    assert "German: forgot" in page and "not measured" in page and "English, German: forgot" not in page
+    html = page.build(measured).read_text()
+    assert "German: forgot" in html and "not measured" in html and "English, German: forgot" not in html
 
 
 def test_figures_of_several_filters_have_names_without_spaces(measured):
@@ -97,7 +97,7 @@ def test_figures_of_several_filters_have_names_without_spaces(measured):
         scores = read_json(path)
         write_json(path, scores | {"tasks": {"sums": metrics}, "task_languages": {"sums": "eng_Latn"}})
     gathered = run_folder.gather(measured)
-    assert figures.held(["sums.exact_match/strict-match_drop > 0.2"], figures.of(gathered))
+    assert conditions.held(["sums.exact_match/strict-match_drop > 0.2"], conditions.of(gathered))
     assert [row.name for row in gathered.task_changes()[False]] == ["sums, exact_match/flexible"]
 
 
@@ -108,8 +108,8 @@ def test_json_has_null_where_there_is_no_number(measured):
     write_json(path, scores)
     printed = langext("evaluate", measured, "--json").stdout
     assert "NaN" not in printed and json.loads(printed)["tasks"]["continuation_fra_Latn, acc"]["p"] is None
-    page = report.build(measured).read_text()
-    assert not re.search(r"\bnan\b", page)
+    html = page.build(measured).read_text()
+    assert not re.search(r"\bnan\b", html)
 
 
 def test_json_is_what_the_tables_say(measured):

@@ -2,11 +2,11 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from langext import losses
 from langext.architectures import cross_entropy, stock, vocabulary
 from langext.methods import NeutralResidues, extended
 from langext.methods.penalties.base import Portion
 from langext.models import loading
+from langext.training import objective
 
 
 @pytest.mark.parametrize("tokens", [5, 300])
@@ -40,7 +40,7 @@ def test_the_loss_does_not_depend_on_how_a_batch_is_cut(pico):
     extended.build(net, loading.load_tokenizer(pico), method)
     for block in (p for n, p in net.named_parameters() if "down_proj" in n and "residues" in n):
         torch.nn.init.normal_(block, std=0.1)
-    objective = losses.Objective(net, method, {})
+    whole = objective.Objective(net, method, {})
     ids = torch.randint(1, 300, (4, 17), generator=torch.Generator().manual_seed(3))
     original = torch.tensor([True, False, True, True])
 
@@ -50,7 +50,7 @@ def test_the_loss_does_not_depend_on_how_a_batch_is_cut(pico):
             rows = slice(at, at + micro)
             portion = Portion(original[rows, None].expand(-1, 16), num_original=48, num_tokens=64, done=0.0)
             positions = torch.arange(16).expand(micro, -1)
-            loss, _, _ = objective(ids[rows, :-1], ids[rows, 1:].contiguous(), positions, portion)
+            loss, _, _ = whole(ids[rows, :-1], ids[rows, 1:].contiguous(), positions, portion)
             loss.backward()
         return torch.cat([p.grad.flatten() for p in net.parameters() if p.grad is not None])
 

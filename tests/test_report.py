@@ -6,8 +6,8 @@ import re
 import pytest
 from run_folders import bits, evaluation, stage
 
-from langext import report
-from langext.run_folder import gather
+from langext.report import page
+from langext.report.run_folder import gather
 from langext.spec import ConfigError
 
 EVIL = "<script>alert('x')</script> & <b>"
@@ -40,16 +40,16 @@ def run(tmp_path):
 
 
 def test_nothing_from_the_data_becomes_markup(run):
-    page = report.build(run).read_text()
-    assert "<script" not in page and "&lt;script&gt;" in page
+    html = page.build(run).read_text()
+    assert "<script" not in html and "&lt;script&gt;" in html
     outside = re.compile(
         r"(src|srcset|data|poster|action)\s*=|url\((?!#)|@import|https?://(?!www\.w3\.org)|<(link|iframe|object|embed|base)\b"
     )
-    assert not outside.search(re.sub(r"&[a-z#0-9]+;|<title>.*?</title>", "", page)), outside.search(page)
+    assert not outside.search(re.sub(r"&[a-z#0-9]+;|<title>.*?</title>", "", html)), outside.search(html)
 
 
 def test_headline_tells_learning_from_noise(run):
-    lines = report.headline(run, report.build(run))
+    lines = page.headline(run, page.build(run))
     assert "learned: French, book" in lines and "-25.0%" in lines
     assert "kept: English, news" in lines and "no change beyond noise" in lines
 
@@ -59,7 +59,7 @@ def test_forgetting_is_called_forgetting(run):
     scores = json.loads(path.read_text())
     scores["bits_per_byte"]["eng_Latn/news"] = bits(1.2)
     path.write_text(json.dumps(scores))
-    assert "forgotten: English, news" in report.headline(run, run)
+    assert "forgotten: English, news" in page.headline(run, run)
 
 
 def test_what_one_of_several_sets_may_have_lost_by_chance_is_called_perhaps(run):
@@ -70,10 +70,10 @@ def test_what_one_of_several_sets_may_have_lost_by_chance_is_called_perhaps(run)
         noise = [(-1.0) ** i * 7.0 for i in range(50)] if value > 1 else [0.0] * 50
         scores["bits_per_byte"]["eng_Latn/book"]["bits_each"] = [100 * value + x for x in noise]
         path.write_text(json.dumps(scores))
-    page = report.build(run).read_text()
+    html = page.build(run).read_text()
     p = next(row for row in gather(run).bits if row.name == "eng_Latn/book").difference.p
     assert 0.025 < p < 0.05 or pytest.fail(f"the example is off: {p}")
-    assert "perhaps 2.0 %: one of 2 sets can be so by chance" in page and "most in eng_Latn/book: +2.0 %" in page
+    assert "perhaps 2.0 %: one of 2 sets can be so by chance" in html and "most in eng_Latn/book: +2.0 %" in html
 
 
 def test_what_nobody_knows_is_not_called_kept(run):
@@ -86,7 +86,7 @@ def test_what_nobody_knows_is_not_called_kept(run):
         path.write_text(json.dumps(scores))
     for path in run.glob("*/job.json"):
         path.write_text(json.dumps({"language": "fra_Latn", "original_languages": ["eng_Latn", "deu_Latn"]}))
-    lines = report.headline(run, report.build(run))
+    lines = page.headline(run, page.build(run))
     assert "unknown: English, news" in lines and "error unknown" in lines and "not measured: German" in lines
     assert "nan" not in lines
 
@@ -94,7 +94,7 @@ def test_what_nobody_knows_is_not_called_kept(run):
 def test_gates_of_a_training_without_evaluation_are_shown(run):
     path = run / "03-train" / "metrics.jsonl"
     path.write_text(path.read_text().replace('"open"', '"gate"'))
-    assert "These gates are never quite closed" in report.build(run).read_text()
+    assert "These gates are never quite closed" in page.build(run).read_text()
 
 
 def test_a_task_that_is_surely_worse_is_named(run):
@@ -106,33 +106,33 @@ def test_a_task_that_is_surely_worse_is_named(run):
         scores["tasks"]["other"] = {"acc": {"value": 0.9 - value / 2, "stderr": 0.01, "items": 40}}
         scores["task_languages"] |= {"facts": "eng_Latn", "other": "eng_Latn"}
         path.write_text(json.dumps(scores))
-    assert "worse: facts, acc<" in report.build(run).read_text()
+    assert "worse: facts, acc<" in page.build(run).read_text()
 
 
 def test_sections_are_there(run):
-    page = report.build(run).read_text()
+    html = page.build(run).read_text()
     for part in (
         "Learning curves", "Gates", "Before and after", "Samples", "language_en", "continuation_fra_Latn",
         "0.0123 nats per token", "layers 4, 7 are closed", "active blocks: 3", "50 % of the gap closed", "nothing beyond noise",
         "(95 %: 43 to 57 %)", ">1.50<", "French: learned", "English: forgot",
     ):  # fmt: skip
-        assert part in page
+        assert part in html
 
 
 def test_keyboard_and_screen_reader_find_their_way(run):
-    page = report.build(run).read_text()
-    linked = re.findall(r'href="#([a-z]+)"', page)
-    assert len(linked) > 8 and set(linked) <= set(re.findall(r' id="([a-z]+)"', page))
-    assert '<html lang="en">' in page and page.count("<main") == page.count("<h1") == 1
-    for opened in re.findall(r'<div class="scroll"[^>]*>', page):  # what scrolls sideways can be reached and has a name
+    html = page.build(run).read_text()
+    linked = re.findall(r'href="#([a-z]+)"', html)
+    assert len(linked) > 8 and set(linked) <= set(re.findall(r' id="([a-z]+)"', html))
+    assert '<html lang="en">' in html and html.count("<main") == html.count("<h1") == 1
+    for opened in re.findall(r'<div class="scroll"[^>]*>', html):  # what scrolls sideways can be reached and has a name
         assert 'tabindex="0"' in opened and "aria-label=" in opened
-    for svg in re.findall(r"<svg[^>]*>", page):
+    for svg in re.findall(r"<svg[^>]*>", html):
         assert 'role="img"' in svg and "aria-label=" in svg
-    assert not re.search(r"<th(?! scope=)[ >]", page)
+    assert not re.search(r"<th(?! scope=)[ >]", html)
 
 
 def test_an_unfinished_run_is_reported_as_far_as_it_is(tmp_path):
     stage(tmp_path, 1, "filter", "Corpus", summary={"funnel": []})
-    assert "No before and after yet" in report.build(tmp_path).read_text()
+    assert "No before and after yet" in page.build(tmp_path).read_text()
     with pytest.raises(ConfigError, match="no finished stage"):
-        report.build(tmp_path / "01-filter")
+        page.build(tmp_path / "01-filter")

@@ -9,7 +9,7 @@ from bench import Bench, extend, train
 from legs import launch
 from safetensors.torch import load_file
 
-from langext.exports import snapshot
+from langext.training import snapshot
 
 pytestmark = pytest.mark.timeout(900)  # the matrix is 42 trainings behind one fixture
 RESIDUES = {"name": "neutral_residues", "gate": "hard_sigmoid", "init": "lecun", "width": 32, "alpha": 0.1}

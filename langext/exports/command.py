@@ -4,25 +4,26 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
-from langext import exports
 from langext.artifacts import BASE, JOB, Checkpoint, Corpus, Model, Scores, read_json
 from langext.console import say
+from langext.exports import formats, write
+from langext.exports.gguf import check
 from langext.spec import ConfigError
 
 
-def asked(form: str, precisions: list[str] | None, pre: str | None) -> exports.GGUF:
+def asked(form: str, precisions: list[str] | None, pre: str | None) -> formats.GGUF:
     """What the command line asks of GGUF files. Raises ConfigError for a precision that does not exist."""
-    if form not in exports.FORMATS:
-        raise ConfigError(f"export format {form!r} is not known; choose {', '.join(exports.FORMATS)}")
+    if form not in formats.FORMATS:
+        raise ConfigError(f"export format {form!r} is not known; choose {', '.join(formats.FORMATS)}")
     if len(set(precisions or [])) < len(precisions or []):
         raise ConfigError("--gguf names a precision twice")
     if form != "gguf" and (precisions or pre):
         raise ConfigError("--gguf and --gguf-pre are for --format gguf only")
-    known = get_args(exports.Precision)
+    known = get_args(formats.Precision)
     for name in precisions or []:
         if name not in known:
             raise ConfigError(f"GGUF precision {name!r} is not known; choose {', '.join(known)}")
-    return exports.GGUF(tuple(precisions), pre) if precisions else exports.GGUF(pre=pre)  # type: ignore[arg-type]
+    return formats.GGUF(tuple(precisions), pre) if precisions else formats.GGUF(pre=pre)  # type: ignore[arg-type]
 
 
 def step_of(checkpoint: str) -> int | None:
@@ -34,7 +35,7 @@ def step_of(checkpoint: str) -> int | None:
     return int(checkpoint)
 
 
-def from_run(root: Path, out: Path, form: str, gguf: exports.GGUF | None = None) -> Checkpoint:
+def from_run(root: Path, out: Path, form: str, gguf: formats.GGUF | None = None) -> Checkpoint:
     """Export the newest trained model of a run folder to `out`."""
     from langext.artifacts import finished
 
@@ -45,17 +46,17 @@ def from_run(root: Path, out: Path, form: str, gguf: exports.GGUF | None = None)
     return from_model(Model(models[-1]), stages, out, form, gguf)
 
 
-def from_checkpoint(root: Path, step: int | None, out: Path, form: str, gguf: exports.GGUF | None = None) -> Checkpoint:
+def from_checkpoint(root: Path, step: int | None, out: Path, form: str, gguf: formats.GGUF | None = None) -> Checkpoint:
     """Export the model at a checkpoint of a training that has not ended, the newest one if `step` is None."""
     from langext.artifacts import finished
-    from langext.exports import snapshot
+    from langext.training import snapshot
 
     with snapshot.model(root, step) as model:
         return from_model(model, finished(root), out, form, gguf)
 
 
 def from_model(
-    model: Model, stages: Sequence[tuple[Path, dict[str, Any]]], out: Path, form: str, gguf: exports.GGUF | None
+    model: Model, stages: Sequence[tuple[Path, dict[str, Any]]], out: Path, form: str, gguf: formats.GGUF | None
 ) -> Checkpoint:
     """Export a model of a run with these finished stages (folder and manifest of each)."""
     from langext.exports import modelcard
@@ -68,9 +69,9 @@ def from_model(
     before = [Scores(path) for path, of in measured if of["stage"] == BASE]
     after = [Scores(path) for path, of in measured if of["fingerprint"] == model.manifest["fingerprint"]]
     card = modelcard.describe(model, languages, corpus, *(found[-1] if found else None for found in (before, after)))
-    texts = exports.verification_texts(corpus, languages) if corpus else []
-    record = exports.write(model, out, form, texts, card, gguf)
+    texts = write.verification_texts(corpus, languages) if corpus else []
+    record = write.write(model, out, form, texts, card, gguf)
     say(f"{out}: {record['architecture']}, largest logit difference to the trained model {record['max_abs_difference']:.1e}")
-    for line in exports.gguf_lines(record):
+    for line in check.gguf_lines(record):
         say(line)
     return Checkpoint(out)

@@ -4,10 +4,11 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from langext import exports
 from langext.artifacts import BASE, Checkpoint, Corpus, Model, Scores
 from langext.console import say, warn
 from langext.context import Context
+from langext.exports import formats, targets, write
+from langext.exports.gguf import check
 from langext.methods.base import Method
 from langext.spec import ConfigError
 from langext.stage import Stage
@@ -18,18 +19,18 @@ class Export(Stage):
 
     needs_extension: ClassVar[bool] = True
     uses: Literal["export"]
-    format: exports.Format = "auto"
+    format: formats.Format = "auto"
     """native is a stock architecture of transformers; dense is the base's own, wider or deeper where need be; remote travels
     with its own code; gguf is for llama.cpp and Ollama; delta is what was learnt without the base, for langext; auto takes
     native where that is exact, else remote."""
-    gguf: tuple[exports.Precision, ...] = Field(("bf16",), min_length=1)
+    gguf: tuple[formats.Precision, ...] = Field(("bf16",), min_length=1)
     """Precisions of GGUF files, one file each: f32, f16, bf16, q8_0. Only for format gguf."""
     gguf_pre: str | None = None
     """What llama.cpp calls the base's pre-tokenizer, for tokenizers that langext does not recognise."""
 
     def check_model(self, given: tuple[Method, ...], config: Any) -> None:
         """The format can be exact."""
-        exports.choose(config, given, self.format, self.gguf_pre)
+        targets.choose(config, given, self.format, self.gguf_pre)
         if len(set(self.gguf)) < len(self.gguf):
             raise ConfigError("a precision is named twice", at=("gguf",))
         unused = {"gguf", "gguf_pre"} & self.model_fields_set
@@ -58,14 +59,14 @@ class Export(Stage):
             warn(f"{before.path.name} did not measure the base; its scores are left out of the card")
             before = None
         card = modelcard.describe(model, ctx.languages, corpus, before, scores)
-        texts = exports.verification_texts(corpus, ctx.languages)
-        record = exports.write(model, folder, self.format, texts, card, exports.GGUF(self.gguf, self.gguf_pre))
+        texts = write.verification_texts(corpus, ctx.languages)
+        record = write.write(model, folder, self.format, texts, card, formats.GGUF(self.gguf, self.gguf_pre))
         ctx.summary.update(record)
         say(
             f"  {record['class']} ({record['format']}): max |logit difference| {record['max_abs_difference']:.1e}, "
             f"KL {record['kl_per_token_nats']:.1e}, same top token {record['top1_agreement']:.2%}, "
             f"same greedy text {record['greedy_equal']}/{record['texts']}"
         )
-        for line in exports.gguf_lines(record):
+        for line in check.gguf_lines(record):
             say(line)
         return Checkpoint(ctx.out)

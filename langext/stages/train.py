@@ -9,14 +9,14 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, field_validator
 
 from langext.artifacts import CHECKPOINTS, Corpus, Model
-from langext.best import DriftBudget
 from langext.context import Context
 from langext.methods.base import Method
 from langext.methods.penalties import AnyPenalty
 from langext.methods.penalties.base import Penalty
-from langext.schedule import Kind, Schedule
 from langext.spec import ConfigError
 from langext.stage import Stage
+from langext.training.schedule import Kind, Schedule
+from langext.training.selection import DriftBudget
 
 
 class Train(Stage):
@@ -123,7 +123,7 @@ class Train(Stage):
 
     def check(self, ctx: Context) -> None:
         """The DeepSpeed file is readable and does what is asked for, and the batch can be shared out."""
-        from langext.engine import read_deepspeed, zero_stage
+        from langext.training.engine import read_deepspeed, zero_stage
 
         zero = zero_stage(read_deepspeed(self.runtime.deepspeed))
         self.accumulate()
@@ -167,6 +167,6 @@ class Train(Stage):
 
     def run(self, ctx: Context, model: Model, corpus: Corpus) -> Model:
         """Train, resuming from a checkpoint if there is one, and write the delta."""
-        from langext.training import train
+        from langext.training.loop import train
 
         return train(self, ctx, model, corpus)

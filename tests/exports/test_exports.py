@@ -9,10 +9,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from toy import make_base, make_tokenizer
 
-from langext import exports, memory
 from langext.architectures import precision
 from langext.artifacts import Model, write_json
-from langext.exports import hub, modelcard, shards, verify
+from langext.exports import hub, modelcard, shards, targets, verify, write
 from langext.methods import Full, Grow, Lora, NeutralResidues, extended
 from langext.methods.residue import stacks
 from langext.models import loading
@@ -59,7 +58,7 @@ def extended_model(tmp_path: Path, pico: Path, method) -> Model:
 )
 def test_export_equals_the_trained_model(tmp_path, pico, gate, form, expected):
     model = extended_model(tmp_path, pico, NeutralResidues(name="neutral_residues", gate=gate, width=40))
-    record = exports.write(model, tmp_path / "out", form, TEXTS, CARD)
+    record = write.write(model, tmp_path / "out", form, TEXTS, CARD)
     assert record["class"] == expected
     assert record["max_abs_difference"] < 1e-4 < record["logit_std"]
     assert record["top1_agreement"] == 1.0
@@ -73,13 +72,13 @@ def test_a_model_that_does_not_fit_into_memory_is_exported_alike(tmp_path, pico,
     methods = {"lora": Lora(name="lora", rank=4), "grow": Grow(name="grow")}
     method = methods.get(name) or NeutralResidues(name="neutral_residues", gate="hard_sigmoid", width=40)
     model = extended_model(tmp_path, pico, method)
-    record, keep = exports.write(model, tmp_path / "whole", form, TEXTS, CARD), precision.in_float32
-    monkeypatch.setattr(memory, "available", lambda: 0)
+    record, keep = write.write(model, tmp_path / "whole", form, TEXTS, CARD), precision.in_float32
+    monkeypatch.setattr(write, "available", lambda: 0)
     seen = []
     monkeypatch.setattr(
         precision, "in_float32", lambda modules, whole, *more: seen.append(whole) or keep(modules, whole, *more)
     )
-    in_parts = exports.write(model, tmp_path / "in parts", form, TEXTS, CARD)
+    in_parts = write.write(model, tmp_path / "in parts", form, TEXTS, CARD)
     assert seen and not any(seen)
     assert {k: v for k, v in record.items() if isinstance(v, str | int)} == {
         k: v for k, v in in_parts.items() if isinstance(v, str | int)
@@ -94,7 +93,7 @@ def test_a_model_that_does_not_fit_into_memory_is_exported_alike(tmp_path, pico,
 @pytest.mark.parametrize("available", [0, 1 << 40])
 def test_bases_of_other_precisions_widths_and_settings(tmp_path, monkeypatch, family, available):
     """A float32 base as wide as no square of a bf16 number, that says bf16 of itself and whose texts are to be penalised."""
-    monkeypatch.setattr(memory, "available", lambda: available)
+    monkeypatch.setattr(write, "available", lambda: available)
     tokenizer = make_tokenizer()
     net = make_base(family, len(tokenizer), hidden_size=48).float()
     for parameter in net.parameters():
@@ -105,7 +104,7 @@ def test_bases_of_other_precisions_widths_and_settings(tmp_path, monkeypatch, fa
     config = json.loads((tmp_path / "base" / "config.json").read_text())
     (tmp_path / "base" / "config.json").write_text(json.dumps(config | {"dtype": "bfloat16"}))
     tokenizer.save_pretrained(tmp_path / "base")
-    record = exports.write(
+    record = write.write(
         extended_model(tmp_path, tmp_path / "base", Lora(name="lora", rank=4)), tmp_path / "out", "auto", TEXTS, CARD
     )
     assert record["max_abs_difference"] < 1e-4 and record["greedy_equal"] == record["texts"]
@@ -136,7 +135,7 @@ def test_what_is_no_number_and_what_only_the_cache_gets_wrong_is_refused(tmp_pat
 def test_weights_of_several_files_load_as_one_would(tmp_path, pico, monkeypatch):
     model = extended_model(tmp_path, pico, NeutralResidues(name="neutral_residues", gate="hard_sigmoid", width=40))
     monkeypatch.setattr(shards, "LIMIT", 100_000)
-    exports.write(model, tmp_path / "out", "auto", TEXTS, CARD)
+    write.write(model, tmp_path / "out", "auto", TEXTS, CARD)
     files = sorted(path.name for path in (tmp_path / "out").glob("*.safetensors"))
     index = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())
     assert len(files) > 3 and sorted(set(index["weight_map"].values())) == files
@@ -151,7 +150,7 @@ def test_remote_code_does_no_work_for_closed_tokens(tmp_path, pico, shut):
     from transformers import AutoModelForCausalLM
 
     model = extended_model(tmp_path, pico, NeutralResidues(name="neutral_residues", gate="relu", width=40))
-    exports.write(model, tmp_path / "out", "remote", TEXTS, CARD)
+    write.write(model, tmp_path / "out", "remote", TEXTS, CARD)
     net = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32, trust_remote_code=True).eval()
     base = loading.load_base(pico, torch.float32)
     for layer in net.model.layers:
@@ -173,14 +172,14 @@ def test_remote_code_does_no_work_for_closed_tokens(tmp_path, pico, shut):
 
 
 def test_full_fine_tuning_keeps_the_architecture(tmp_path, pico):
-    record = exports.write(extended_model(tmp_path, pico, Full(name="full")), tmp_path / "out", "auto", TEXTS, CARD)
+    record = write.write(extended_model(tmp_path, pico, Full(name="full")), tmp_path / "out", "auto", TEXTS, CARD)
     assert record["class"] == "LlamaForCausalLM"
     assert record["max_abs_difference"] < 1e-5
 
 
 def test_config_has_the_rope_keys_of_both_major_versions(tmp_path, pico):
     model = extended_model(tmp_path, pico, NeutralResidues(name="neutral_residues", gate="hard_sigmoid", width=32))
-    exports.write(model, tmp_path / "out", "auto", TEXTS, CARD)
+    write.write(model, tmp_path / "out", "auto", TEXTS, CARD)
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert config["rope_theta"] == config["rope_parameters"]["rope_theta"]
     assert config["partial_rotary_factor"] == 1.0
@@ -193,22 +192,22 @@ def test_a_different_export_fails_and_leaves_nothing(tmp_path, pico, monkeypatch
     right = folding._experts
     monkeypatch.setattr(folding, "_experts", lambda *a: (right(*a)[0], right(*a)[1] * 1.05, right(*a)[2]))
     with pytest.raises(ConfigError, match="the stock form differs from the trained model"):
-        exports.write(model, tmp_path / "out", "native", TEXTS, CARD)
+        write.write(model, tmp_path / "out", "native", TEXTS, CARD)
     assert {path.name for path in tmp_path.iterdir()} == {"model"}
 
 
 def test_relu_has_no_native_form():
     method = NeutralResidues(name="neutral_residues", gate="relu")
     with pytest.raises(ConfigError, match=r"a block with a relu gate \(a regate stage .*\); possible: remote"):
-        exports.choose(None, [method], "native")
-    assert exports.choose(None, [method], "auto") == "remote"
+        targets.choose(None, [method], "native")
+    assert targets.choose(None, [method], "auto") == "remote"
 
 
 def test_an_existing_folder_is_not_overwritten(tmp_path, pico):
     (tmp_path / "out").mkdir()
     model = extended_model(tmp_path, pico, Full(name="full"))
     with pytest.raises(ConfigError, match="exists already"):
-        exports.write(model, tmp_path / "out", "auto", TEXTS, CARD)
+        write.write(model, tmp_path / "out", "auto", TEXTS, CARD)
 
 
 @pytest.mark.parametrize(
@@ -222,17 +221,17 @@ def test_an_existing_folder_is_not_overwritten(tmp_path, pico):
 def test_bases_that_do_not_fit_a_stock_architecture(pico, gate, change, expected):
     config = loading.load_config(pico)
     method = NeutralResidues(name="neutral_residues", gate=gate)
-    assert exports.choose(config, [method], "auto") == "native"
+    assert targets.choose(config, [method], "auto") == "native"
     for key, value in change.items():
         setattr(config, key, value)
     with pytest.raises(ConfigError, match=expected):
-        exports.choose(config, [method], "native")
-    assert exports.choose(config, [method], "auto") == "remote"
+        targets.choose(config, [method], "native")
+    assert targets.choose(config, [method], "auto") == "remote"
 
 
 def test_full_fine_tuning_has_no_remote_form():
     with pytest.raises(ConfigError, match="needs no code of its own; possible: native"):
-        exports.choose(None, [Full(name="full")], "remote")
+        targets.choose(None, [Full(name="full")], "remote")
 
 
 def test_the_base_s_licence_goes_with_the_export(tmp_path, pico):
@@ -243,7 +242,7 @@ def test_the_base_s_licence_goes_with_the_export(tmp_path, pico):
     assert modelcard.licence(base) == "apache-2.0" and modelcard.licence(pico) is None
     model = extended_model(tmp_path, base, Full(name="full"))
     named = {"licence": modelcard.licence(base), "licence_id": modelcard.licence(base)}
-    exports.write(model, tmp_path / "out", "auto", TEXTS, CARD | named)
+    write.write(model, tmp_path / "out", "auto", TEXTS, CARD | named)
     assert (tmp_path / "out" / "LICENSE.txt").read_text() == "the text"
     assert "\nlicense: apache-2.0\n" in (tmp_path / "out" / "README.md").read_text()
 
@@ -261,5 +260,5 @@ def test_dense_is_for_networks_without_gates(pico):
     config = loading.load_config(pico)
     gated, plain = (NeutralResidues(name="neutral_residues", gate=gate) for gate in ("sigmoid", "none"))
     with pytest.raises(ConfigError, match="a sigmoid gate is no part of a dense network; possible: native, remote, gguf"):
-        exports.choose(config, [gated], "dense")
-    assert exports.choose(config, [plain], "dense") == exports.choose(config, [Full(name="full")], "dense") == "dense"
+        targets.choose(config, [gated], "dense")
+    assert targets.choose(config, [plain], "dense") == targets.choose(config, [Full(name="full")], "dense") == "dense"

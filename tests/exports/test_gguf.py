@@ -11,9 +11,9 @@ from safetensors.torch import load_file, save_file
 from test_exports import CARD, TEXTS, extended_model
 from toy import FAMILIES, make_base, make_tokenizer
 
-from langext import exports
 from langext.artifacts import read_json, write_json
-from langext.exports import gguf_check, gguf_file, gguf_reload, gguf_vocabulary, verify
+from langext.exports import formats, targets, verify, write
+from langext.exports.gguf import check, file, reload, vocabulary
 from langext.methods import NeutralResidues, extended
 from langext.models import loading
 from langext.spec import ConfigError
@@ -41,7 +41,7 @@ def made(family, gate, folder):
     net = live.methods[-1].fold(live.net).model(whole=True, rounded=True)
     expected = verify.expect(net, tokenizer, TEXTS, folder / "logits")
     (folder / "stock").mkdir()
-    exports.save(live, "native", folder / "stock")
+    write.save(live, "native", folder / "stock")
     return folder / "stock", expected
 
 
@@ -52,15 +52,15 @@ def test_llama_cpp_computes_what_transformers_computes(family, tmp_path):
     assert read_json(stock / "config.json")["architectures"] == [architecture]
     for precision, most in (("f32", 1e-5), ("q8_0", 2e-3)):
         path = tmp_path / f"{precision}.gguf"
-        gguf_file.write(stock, path, precision)
-        found = gguf_check.compare(path, precision, expected)
+        file.write(stock, path, precision)
+        found = check.compare(path, precision, expected)
         assert abs(found["kl_per_token_nats"]) < most and found["tokenized_equal"] == len(TEXTS)
         assert precision == "q8_0" or found["top1_agreement"] > 0.9
 
 
 def test_an_export_of_two_files_with_card_and_modelfile(tmp_path, pico):
     model = extended_model(tmp_path, pico, NeutralResidues(name="neutral_residues", gate="hard_sigmoid", width=32))
-    record = exports.write(model, tmp_path / "out", "gguf", TEXTS, CARD, exports.GGUF(("q8_0", "bf16")))
+    record = write.write(model, tmp_path / "out", "gguf", TEXTS, CARD, formats.GGUF(("q8_0", "bf16")))
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert names == {"model-q8_0.gguf", "model-bf16.gguf", "Modelfile", "README.md", "export.json"}
     assert [file["verified"] for file in record["files"]] == [True, True]
@@ -71,10 +71,10 @@ def test_an_export_of_two_files_with_card_and_modelfile(tmp_path, pico):
 @pytest.mark.parametrize("top", [8, 512])
 @pytest.mark.parametrize("wrong", ["rows", "router", "rope", "merges"])
 def test_a_wrong_file_is_not_kept(wrong, top, tmp_path, monkeypatch):
-    monkeypatch.setattr(gguf_check, "TOP", top)  # 8 of 320 tokens, as 512 are of a real vocabulary
+    monkeypatch.setattr(check, "TOP", top)  # 8 of 320 tokens, as 512 are of a real vocabulary
     stock, expected = made("llama", "sigmoid", tmp_path)
     if wrong == "rows":
-        monkeypatch.setattr(gguf_file, "_interleave", lambda weight, heads: weight)
+        monkeypatch.setattr(file, "_interleave", lambda weight, heads: weight)
     if wrong == "router":
         tensors = load_file(stock / "model.safetensors")
         for name in tensors:
@@ -82,15 +82,15 @@ def test_a_wrong_file_is_not_kept(wrong, top, tmp_path, monkeypatch):
                 tensors[name] = tensors[name].flip(0).contiguous()
         save_file(tensors, stock / "model.safetensors", metadata={"format": "pt"})
     if wrong == "rope":
-        monkeypatch.setattr(gguf_file, "_rope_factors", lambda config: torch.ones(8))
+        monkeypatch.setattr(file, "_rope_factors", lambda config: torch.ones(8))
     if wrong == "merges":
         state = read_json(stock / "tokenizer.json")
         state["model"]["merges"] = state["model"]["merges"][:-10]
         write_json(stock / "tokenizer.json", state)
-    gguf_file.write(stock, tmp_path / "wrong.gguf", "f32")
+    file.write(stock, tmp_path / "wrong.gguf", "f32")
     said = "other tokens" if wrong == "merges" else "KL is above"
     with pytest.raises(ConfigError, match=said):
-        gguf_check.compare(tmp_path / "wrong.gguf", "f32", expected)
+        check.compare(tmp_path / "wrong.gguf", "f32", expected)
 
 
 def test_the_divergence_over_some_tokens_is_a_lower_bound():
@@ -99,16 +99,16 @@ def test_the_divergence_over_some_tokens_is_a_lower_bound():
         want, got = (torch.randn(300, dtype=torch.double).mul(scale).log_softmax(-1) for _ in range(2))
         whole = (want.exp() * (want - got)).sum().item()
         chosen = got.topk(10).indices
-        part = gguf_reload.divergence(want[chosen], got[chosen], rest=True)
+        part = reload.divergence(want[chosen], got[chosen], rest=True)
         assert 0 < part <= whole
-        assert gguf_reload.divergence(want, got, rest=False) == pytest.approx(whole)
-    assert gguf_reload.divergence(want[chosen], want[chosen], rest=True) == pytest.approx(0, abs=1e-9)
+        assert reload.divergence(want, got, rest=False) == pytest.approx(whole)
+    assert reload.divergence(want[chosen], want[chosen], rest=True) == pytest.approx(0, abs=1e-9)
 
 
 def test_without_the_runner_files_are_written_and_called_unverified(tmp_path, pico, monkeypatch, capsys):
-    monkeypatch.setattr(gguf_check, "RUNNER", "no_such_module")
+    monkeypatch.setattr(check, "RUNNER", "no_such_module")
     model = extended_model(tmp_path, pico, NeutralResidues(name="neutral_residues", gate="none", width=32))
-    record = exports.write(model, tmp_path / "out", "gguf", TEXTS, CARD)
+    record = write.write(model, tmp_path / "out", "gguf", TEXTS, CARD)
     assert [file["verified"] for file in record["files"]] == [False]
     assert "not run in llama.cpp" in capsys.readouterr().err
 
@@ -118,14 +118,14 @@ def test_what_llama_cpp_computes_otherwise_is_refused_when_planning(tmp_path):
     config = loading.load_config(tmp_path)
     hard = NeutralResidues(name="neutral_residues", gate="hard_sigmoid")
     with pytest.raises(ConfigError, match="glm4moe has no llama3 rope; possible: native, remote"):
-        exports.choose(config, [hard], "gguf")
+        targets.choose(config, [hard], "gguf")
     config.rope_parameters = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0}
     with pytest.raises(ConfigError, match="rope of type yarn"):
-        exports.choose(config, [method({"name": "full"})], "gguf")
+        targets.choose(config, [method({"name": "full"})], "gguf")
     make_base("gemma2", 320).save_pretrained(tmp_path)
     with pytest.raises(ConfigError, match="every layer number divisible by 2"):
-        exports.choose(loading.load_config(tmp_path), [method({"name": "expansion_blocks", "every": 2})], "gguf")
-    assert exports.choose(loading.load_config(tmp_path), [method({"name": "grow"})], "gguf") == "gguf"
+        targets.choose(loading.load_config(tmp_path), [method({"name": "expansion_blocks", "every": 2})], "gguf")
+    assert targets.choose(loading.load_config(tmp_path), [method({"name": "grow"})], "gguf") == "gguf"
 
 
 def test_an_unknown_pre_tokenizer_must_be_named(tmp_path, pico):
@@ -134,14 +134,14 @@ def test_an_unknown_pre_tokenizer_must_be_named(tmp_path, pico):
     state["pre_tokenizer"] = {"type": "Whitespace"}
     write_json(tmp_path / "pico" / "tokenizer.json", state)
     with pytest.raises(ConfigError, match="gguf_pre: llama-bpe"):
-        gguf_file.write(tmp_path / "pico", tmp_path / "x.gguf", "f32")
-    gguf_file.write(tmp_path / "pico", tmp_path / "x.gguf", "f32", pre="gpt-2")
+        file.write(tmp_path / "pico", tmp_path / "x.gguf", "f32")
+    file.write(tmp_path / "pico", tmp_path / "x.gguf", "f32", pre="gpt-2")
     assert gguf.GGUFReader(tmp_path / "x.gguf").get_field("tokenizer.ggml.pre").contents() == "gpt-2"
 
 
 DIGITS = {"type": "Digits", "individual_digits": True}
 PLAIN = {"type": "ByteLevel", "use_regex": False}
-SPLIT = {"type": "Split", "behavior": "Isolated", "pattern": {"Regex": gguf_vocabulary.LLAMA3}}
+SPLIT = {"type": "Split", "behavior": "Isolated", "pattern": {"Regex": vocabulary.LLAMA3}}
 
 
 @pytest.mark.parametrize(
@@ -157,7 +157,7 @@ SPLIT = {"type": "Split", "behavior": "Isolated", "pattern": {"Regex": gguf_voca
 )
 def test_pre_tokenizers_are_recognised_by_their_rules(steps, skips_merges, expected):
     state = {"model": {"ignore_merges": skips_merges}, "pre_tokenizer": {"type": "Sequence", "pretokenizers": steps}}
-    assert gguf_vocabulary.pre_tokenizer(state) == expected
+    assert vocabulary.pre_tokenizer(state) == expected
 
 
 @pytest.mark.parametrize("spaces", ["prepended by the normalizer", "by the pre-tokenizer", "not prepended"])
@@ -186,5 +186,5 @@ def test_sentencepiece_like_vocabularies_split_alike(tmp_path, spaces):
     made.save_pretrained(tmp_path)
     texts = ["the big cat sleeps under the sun", "forêt déjà 123"]
     expected = verify.expect(loading.load_base(tmp_path, torch.float32), made, texts, tmp_path / "logits")
-    gguf_file.write(tmp_path, tmp_path / "x.gguf", "f32")
-    gguf_check.compare(tmp_path / "x.gguf", "f32", expected)
+    file.write(tmp_path, tmp_path / "x.gguf", "f32")
+    check.compare(tmp_path / "x.gguf", "f32", expected)

@@ -12,14 +12,15 @@ from safetensors.torch import load_file
 from torch.utils.checkpoint import checkpoint as torch_checkpoint
 from toy import ENGLISH, FAMILIES, FRENCH, make_base, make_tokenizer, sentences
 
-from langext import exports, losses
 from langext.architectures import cross_entropy
 from langext.artifacts import Model
+from langext.exports import targets, write
 from langext.methods import extended
 from langext.methods.base import Method
 from langext.methods.penalties import LDIFS
 from langext.methods.penalties.base import Portion
 from langext.models import loading
+from langext.training import objective
 
 PAIRS = [pytest.param(family, case, id=f"{family}-{label(case)}") for case in CASES for family in FAMILIES]
 LENGTH = 24
@@ -95,7 +96,7 @@ def test_2_exactly_the_trainable_parameters_learn(bases, family, case, point):
 
 
 def run(live, objective=None, batch=None, done=0.5):
-    objective = objective or losses.Objective(live.net, live.method, {})
+    objective = objective or objective.Objective(live.net, live.method, {})
     batch = ids() if batch is None else batch
     live.net.train()
     labels = torch.cat([batch[:, 1:], torch.full((len(batch), 1), -100)], 1)
@@ -138,7 +139,7 @@ def test_4_penalties_have_gradients_under_activation_checkpointing(bases, family
         stir(live)
         checkpointing(live.net, kind)
         term = LDIFS(name="ldifs").attach(live.net, live.method, lambda: loading.load_base(bases / family, torch.float32))
-        _, _, penalties = run(live, losses.Objective(live.net, live.method, {"ldifs": (1.0, term)}))
+        _, _, penalties = run(live, objective.Objective(live.net, live.method, {"ldifs": (1.0, term)}))
         assert penalties.keys() - {"ldifs"} == set(method(case).penalty(live.net, portion()))
         for name, value in penalties.items():
             live.net.zero_grad()
@@ -223,7 +224,7 @@ def exported(bases, tmp_path_factory):
         folder = root / name
         folder.mkdir(parents=True)
         trained[name] = logits(live.net)
-        form = exports.choose(live.net.config, live.methods, "auto")
+        form = targets.choose(live.net.config, live.methods, "auto")
         if form != "remote":
             stock = live.methods[-1].fold(live.net)
             for whole in (True, False):
@@ -231,7 +232,7 @@ def exported(bases, tmp_path_factory):
                 assert torch.allclose(trained[name], folded, atol=5e-5), (name, (trained[name] - folded).abs().max())
             if case["name"] in ("lora", "selective_lora"):  # merged weights are rounded
                 trained[name] = logits(stock.model(whole=True, rounded=True))
-        exports.save(live, form, folder)
+        write.save(live, form, folder)
     (root / "reload.py").write_text(RELOAD)
     done = subprocess.run([sys.executable, "-I", str(root / "reload.py"), str(root)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -3,9 +3,9 @@ from pathlib import Path
 import pytest
 
 from langext.context import Context
-from langext.engine import read_deepspeed
 from langext.spec import ConfigError
 from langext.stages.train import Train
+from langext.training.engine import read_deepspeed
 
 ROOT = Path(__file__).parent.parent.parent
 

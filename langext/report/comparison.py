@@ -8,11 +8,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from langext import run_folder
 from langext.artifacts import BASE, is_run
 from langext.evaluation import significance
 from langext.evaluation.significance import Mean
-from langext.run_folder import Run
+from langext.report import run_folder
+from langext.report.run_folder import Run
 from langext.spec import ConfigError
 
 FULL = "full"

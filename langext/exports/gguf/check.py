@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from langext.console import warn
-from langext.exports import gguf_file, gguf_reload, verify
+from langext.exports import verify
+from langext.exports.gguf import file, reload
 from langext.spec import ConfigError
 
 if TYPE_CHECKING:
-    from langext.exports import GGUF, Precision
+    from langext.exports.formats import GGUF, Precision
 
 RUNNER = "xllamacpp"
 TOP = 512
@@ -34,7 +35,7 @@ def write(stock: Path, out: Path, expected: verify.Expected, asked: "GGUF", titl
         warn(f"the GGUF files are not run in llama.cpp: {RUNNER} is not installed (pip install 'langext[gguf]')")
     for precision in asked.precisions:
         path = out / f"model-{precision}.gguf"
-        gguf_file.write(stock, path, precision, asked.pre, title)
+        file.write(stock, path, precision, asked.pre, title)
         record = {"file": path.name, "bytes": path.stat().st_size, "precision": precision, "verified": runs}
         records.append(record | (compare(path, precision, expected) if runs else {}))
     (out / "Modelfile").write_text(f"FROM ./{records[0]['file']}\n", encoding="utf-8")
@@ -50,7 +51,7 @@ def job(scratch: Path, path: Path, expected: verify.Expected) -> Path:
 
 def run(jobs: list[Path]) -> list[dict[str, Any]]:
     """Run the files of these jobs in llama.cpp; see `verify.run`."""
-    return verify.run(jobs, gguf_reload.__file__)
+    return verify.run(jobs, reload.__file__)
 
 
 def compare(path: Path, precision: "Precision", expected: verify.Expected) -> dict[str, Any]:
@@ -68,3 +69,18 @@ def compare(path: Path, precision: "Precision", expected: verify.Expected) -> di
     if problems:
         raise ConfigError(f"{path.name} was not kept: {'; '.join(problems)}: {json.dumps(figures)}")
     return figures
+
+
+def gguf_lines(record: dict[str, Any]) -> list[str]:
+    """What to say about the GGUF files of an export; [] when there are none."""
+    lines = []
+    for made in record.get("files", []):
+        said = "not run in llama.cpp"
+        if made["verified"]:
+            said = (
+                f"in llama.cpp KL {made['kl_per_token_nats']:.1e} to the checkpoint, same top token "
+                f"{made['top1_agreement']:.0%}, "
+                f"same greedy text {made['greedy_equal']}/{made['texts']}"
+            )
+        lines.append(f"  {made['file']}: {made['bytes'] / 1e6:,.1f} MB, {said}")
+    return lines

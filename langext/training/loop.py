@@ -14,21 +14,21 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from langext import checkpoints, engine, flops, losses
 from langext.architectures import attention, families, recompute
 from langext.artifacts import CHECKPOINTS, STOP, Corpus, Model
-from langext.best import Best, mean_ratio
-from langext.checkpoints import Checkpoints
 from langext.console import Bar, duration, say
 from langext.context import Context
 from langext.data import documents, tokens
 from langext.data.mixture import Batch, Mixture, Phase, shares
-from langext.diagnostics import Watch
 from langext.evaluation import bpb
 from langext.methods.penalties.base import Portion
-from langext.metrics import Log, Tally
 from langext.models import loading
 from langext.spec import ConfigError
+from langext.training import checkpoints, engine, flops, objective
+from langext.training.checkpoints import Checkpoints
+from langext.training.metrics import Log, Tally
+from langext.training.selection import Best, mean_ratio
+from langext.training.watch import Watch
 
 if TYPE_CHECKING:
     from langext.methods.extended import LiveModel
@@ -77,8 +77,8 @@ def train(stage: "Train", ctx: Context, model: Model, corpus: Corpus) -> Model:
     learns = sum(p.numel() for p in live.net.parameters() if p.requires_grad)
     cost = flops.per_token(sum(p.numel() for p in live.net.parameters()), learns, live.net.config, stage.sequence_length)
     runner = engine.Engine(
-        losses.Objective(live.net, method, terms), live.net, config, micro_batch=micro, accumulate=accumulate, clip=stage.clip,
-        bf16=stage.precision == "bf16", peak=lambda name: method.own_lr(name) or stage.lr, betas=stage.betas,
+        objective.Objective(live.net, method, terms), live.net, config, micro_batch=micro, accumulate=accumulate,
+        clip=stage.clip, bf16=stage.precision == "bf16", peak=lambda name: method.own_lr(name) or stage.lr, betas=stage.betas,
         weight_decay=stage.weight_decay, ema=stage.ema, universal=source != found, monitor=stage.runtime.monitor, out=ctx.out,
     )  # fmt: skip
     state: dict[str, Any] = {"step": 0, "seconds": 0.0, "start": None}

@@ -13,9 +13,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from langext.artifacts import CHECKPOINTS, JOB, MANIFEST, Model, fingerprint, read_json, write_json
-from langext.checkpoints import AVERAGE, RECORD, STATE, Checkpoints, convert, damage
 from langext.models import loading
 from langext.spec import ConfigError
+from langext.training.checkpoints import AVERAGE, RECORD, STATE, Checkpoints, convert, damage
 
 PREFIX = "net."
 """What DeepSpeed's files put before the names: training wraps the model with its loss."""

@@ -17,7 +17,8 @@ from safetensors import safe_open
 from torch import Tensor
 
 from langext.artifacts import read_json
-from langext.exports import Precision, gguf_vocabulary
+from langext.exports.formats import Precision
+from langext.exports.gguf import vocabulary
 from langext.spec import ConfigError
 
 KINDS = {"f32": Kind.F32, "f16": Kind.F16, "bf16": Kind.BF16, "q8_0": Kind.Q8_0}
@@ -144,7 +145,7 @@ def write(checkpoint: Path, out: Path, precision: Precision, pre: str | None = N
     _metadata(writer, config, architecture)
     writer.add_file_type(FILE_TYPES[precision])
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
-    gguf_vocabulary.add(writer, checkpoint, config, pre)
+    vocabulary.add(writer, checkpoint, config, pre)
     entries = list(_entries(checkpoint, config, architecture))
     for entry in entries:
         kind = _kind(entry, precision)

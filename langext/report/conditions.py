@@ -14,7 +14,7 @@ from typing import Any
 
 from langext.evaluation import significance
 from langext.evaluation.significance import Change
-from langext.run_folder import Run
+from langext.report.run_folder import Run
 from langext.spec import ConfigError, near
 
 COMPARE = {">": operator.gt, ">=": operator.ge, "<": operator.lt, "<=": operator.le}

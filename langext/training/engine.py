@@ -19,9 +19,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, distributed
 
-from langext import checkpoints
 from langext.architectures import vocabulary
 from langext.spec import ConfigError
+from langext.training import checkpoints
 
 OURS = (
     "train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping",

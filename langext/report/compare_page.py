@@ -7,10 +7,11 @@ from typing import Any
 
 from markupsafe import Markup
 
-from langext import comparison, console
-from langext.comparison import Comparison, Entry
+from langext import console
 from langext.evaluation.significance import Mean
-from langext.report import PAGE, plots, put, render, shown
+from langext.report import comparison, plots
+from langext.report.comparison import Comparison, Entry
+from langext.report.page import PAGE, put, render, shown
 from langext.spec import ConfigError
 
 HTML = "compare.html"

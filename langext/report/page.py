@@ -1,0 +1,230 @@
+"""One self-contained HTML file about a run. It reads what stages wrote; stages never call it."""
+
+import json
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from math import isfinite
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from langext.console import duration
+from langext.evaluation import significance
+from langext.evaluation.significance import Mean
+from langext.report import plots
+from langext.report.run_folder import Run, gather
+
+PAGE = "report.html"
+SECTIONS = {
+    "curves": "Learning curves", "figures": "Before and after", "distance": "Distance to the base", "gates": "Gates",
+    "samples": "Samples", "text": "Text", "vocabulary": "Vocabulary", "mixture": "What was trained on", "cost": "Cost",
+    "export": "Export", "provenance": "Provenance", "configuration": "Configuration",
+}  # fmt: skip
+
+
+def build(root: Path) -> Path:
+    """Write <run>/report.html and return its path."""
+    run = gather(root)
+    gates, close = _gates(run)
+    found: dict[str, Any] = {
+        "curves": Markup(plots.curves(run.metrics, run.new.code)) if run.metrics else "",  # our own SVG, its texts escaped
+        "evals": [row for row in run.metrics if row["kind"] == "eval"],
+        "gates": Markup(plots.gates(gates, close)),
+        "gates_close": close,
+        "gate_rows": gates,
+        "funnel": run.summary("filter").get("funnel"),
+        "vocabulary": run.summary("extend_tokenizer"),
+        "training": run.summary("train"),
+        "export": run.summary("export"),
+    }
+    there = {
+        "figures": run.bits or run.tasks, "distance": run.after and run.after.drift, "samples": run.samples,
+        "text": found["funnel"], "mixture": found["training"], "cost": True, "provenance": True, "configuration": True, **found,
+    }  # fmt: skip
+    sections = [(key, title) for key, title in SECTIONS.items() if there.get(key)]
+    page = render("report.html.j2", run=run, sections=sections, tiles=list(_tiles(run)), costs=list(_costs(run)),
+                  provenance=list(_provenance(run)), **found)  # fmt: skip
+    return put(root / PAGE, page)
+
+
+def render(template: str, **values: Any) -> str:
+    """A page from one of the templates beside this file; everything in it is escaped unless it is Markup."""
+    env = Environment(
+        loader=PackageLoader("langext", "report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    env.filters["duration"] = duration
+    env.filters["json"] = lambda value: json.dumps(value, indent=2, ensure_ascii=False)
+    env.filters["moment"] = lambda seconds: datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M")
+    return env.get_template(template).render(**values)
+
+
+def put(path: Path, page: str) -> Path:
+    """Write a page beside its place and rename it."""
+    beside = path.with_name(path.name + ".tmp")
+    beside.write_text(page, encoding="utf-8")
+    beside.replace(path)
+    return path
+
+
+def _tiles(run: Run) -> Iterator[dict[str, Any]]:
+    """The two sentences that matter: what was learned, and what was forgotten."""
+    by_language = run.task_changes()
+    learned = significance.mean([row for row in run.bits if run.is_new(row)])
+    if learned:
+        lines = [f"bits per byte {percent(learned)}"]
+        figure = f"{-100 * learned.value:.1f} % fewer bits" if learned.value < 0 else f"{100 * learned.value:.1f} % more bits"
+        if gap := run.gap_closed:
+            figure = f"{100 * gap.value:.0f} % of the gap closed"
+            low, high = (f"{100 * bound:.0f}" for bound in (gap.low, gap.high))
+            lines.insert(0, f"of what it took the base more bits per byte than {run.kept} (95 %: {low} to {high} %)")
+        tone = "" if not learned.sure else "good" if learned.value < 0 else "bad"
+        lines += _task_line(by_language, True)
+        yield {"title": f"{run.new.name}: learned", "figure": figure, "tone": tone, "lines": lines}
+    kept = [row for row in run.bits if not run.is_new(row)]
+    worst, mean = significance.worst(kept), significance.mean(kept)
+    if worst and mean:
+        figure, tone = _forgot(kept)
+        lines = [f"bits per byte {percent(mean)}" + (" over all sets" if len(kept) > 1 else "")]
+        if len(kept) > 1:
+            chance = f" (p {worst.difference.p:.3f})" if isfinite(worst.difference.p) else ""
+            lines.append(f"most in {worst.name}: {100 * worst.relative:+.1f} %{chance}")
+        yield {
+            "title": f"{run.kept}: forgot",
+            "figure": figure,
+            "tone": tone,
+            "lines": [*lines, *_task_line(by_language, False)],
+        }
+    if run.bits and run.unmeasured:
+        missing = ", ".join(language.name for language in run.unmeasured)
+        yield {"title": f"{missing}: forgot", "figure": "not measured", "tone": "bad", "lines": ["no held-out text of it"]}
+
+
+def _forgot(kept: Sequence[significance.Change]) -> tuple[str, str]:
+    """How much the original languages have surely lost, in the set that lost most, and its tone."""
+    sure = significance.worst(significance.surely_worse(kept))
+    if sure:
+        return f"{100 * sure.relative:.1f} %", "bad"
+    perhaps = significance.worst([row for row in kept if row.verdict == "worse"])
+    if perhaps:
+        return f"perhaps {100 * perhaps.relative:.1f} %: one of {len(kept)} sets can be so by chance", "bad"
+    if all(row.verdict == "better" for row in kept):
+        return "nothing", "good"
+    odd = next((row.verdict for row in kept if row.verdict in ("unknown", "unmeasured")), None)
+    return (odd, "bad") if odd else ("nothing beyond noise", "")
+
+
+def _task_line(by_language: dict[bool, list[significance.Change]], new: bool) -> list[str]:
+    """Their mean, and the names of those that are surely worse, which the mean would hide."""
+    rows = by_language.get(new, [])
+    gain = significance.gain(rows)
+    worse = [row.name for row in significance.surely_worse(rows)]
+    lines = [f"tasks {points(gain)} ({len(rows)} of them)"] if gain else []
+    return [*lines, *([f"worse: {'; '.join(worse)}"] if worse else [])]
+
+
+def percent(mean: Mean) -> str:
+    """-20.5 % (95 %: -21.7 to -19.4)"""
+    return f"{100 * mean.value:+.1f} %" + _interval(mean)
+
+
+def points(mean: Mean) -> str:
+    """+3.1 points (95 %: -1.0 to +7.2)"""
+    return f"{100 * mean.value:+.1f} points" + _interval(mean)
+
+
+def _interval(mean: Mean) -> str:
+    return f" (95 %: {100 * mean.low:+.1f} to {100 * mean.high:+.1f})" if isfinite(mean.low + mean.high) else ""
+
+
+def _costs(run: Run) -> Iterator[tuple[str, str]]:
+    cost, training, before, after = run.cost, run.summary("train"), run.before, run.after
+    if training:
+        yield "training", f"{training['tokens']:,} tokens in {training['steps']} steps and {duration(training['seconds'])}"
+    if cost["train_memory_bytes"]:
+        yield "memory of training, each process", f"{cost['train_memory_bytes'] / 1e9:.2f} GB"
+    if training.get("tokens_per_second"):
+        yield "speed of training", f"{training['tokens_per_second']:,.0f} tokens/s"
+    if cost["trainable_parameters"] is not None:
+        added, base = cost["trainable_parameters"], run.summary("extend")["base_parameters"]
+        yield "parameters that learn", f"{added / 1e6:,.1f} M beside {base / 1e6:,.1f} M of the base"
+    yield "all stages", duration(cost["all_seconds"])
+    if before and after and before.writing and after.writing:
+        then, now = before.writing, after.writing
+        yield f"writing one text ({now.device})", f"{now.tokens_per_second:.1f} tokens/s"
+        if now.of_base:
+            low, high = min(now.of_base), max(now.of_base)
+            yield (
+                "the same beside the base",
+                f"{median(now.of_base):.2f} × its speed ({low:.2f} to {high:.2f} over the prompts)",
+            )
+        yield "memory of the weights", f"{now.weights_bytes / 1e9:.2f} GB, the base {then.weights_bytes / 1e9:.2f} GB"
+        if now.peak_bytes is not None and then.peak_bytes is not None:
+            yield "memory while writing", f"{now.peak_bytes / 1e9:.2f} GB, the base {then.peak_bytes / 1e9:.2f} GB"
+
+
+def _provenance(run: Run) -> Iterator[tuple[str, str]]:
+    """Where everything came from."""
+    identity = run.base.get("identity", {})
+    if run.base:
+        yield "base", str(run.base.get("root") or identity.get("base_model"))
+        if run.base.get("commit"):
+            yield "commit of the base", run.base["commit"]
+        for file in run.base.get("files", []):
+            if file["name"].endswith(".safetensors"):
+                yield f"sha256 of {file['name']}", file["sha256"]
+    for _, manifest in run.stages:
+        for source in manifest["stage"].get("sources", []):
+            where = source.get("path") or "/".join(filter(None, [source.get("hub"), source.get("config")]))
+            revision = f" @ {source['revision']}" if source.get("revision") else ""
+            yield f"source {source['language']}/{source.get('name') or where}", where + revision
+    yield "seed", str(run.stages[0][1].get("seed", "unknown"))
+    yield from run.stages[-1][1].get("versions", {}).items()
+
+
+def _gates(run: Run) -> tuple[dict[str, list[float]], bool]:
+    """For each layer by set, and whether these gates close: the share of open tokens, or the mean value of gates that never
+    quite do. Of the evaluation after training, or else of the training's last one.
+    """
+    sets = run.after.bits_per_byte if run.after else {}
+    if any(bits.open is not None for bits in sets.values()):
+        return {name: bits.open for name, bits in sets.items() if bits.open is not None}, True
+    if any(bits.gate is not None for bits in sets.values()):
+        return {name: bits.gate for name, bits in sets.items() if bits.gate is not None}, False
+    last = next((row["figures"] for row in reversed(run.metrics) if row["kind"] == "eval"), {})
+    close = any("open" in figures for figures in last.values())
+    key = "open" if close else "gate"
+    return {name: figures[key] for name, figures in last.items() if key in figures}, close
+
+
+def _lines(run: Run) -> list[tuple[str, str]]:
+    """The headline: what was learned, what was forgotten."""
+    lines = []
+    for row in run.bits:
+        change = "no change beyond noise" if row.in_noise else f"{row.relative:+.1%}"
+        low, high = (x / row.before for x in (row.difference.low, row.difference.high))
+        interval = f"95 % between {low:+.1%} and {high:+.1%}" if isfinite(low + high) else "error unknown"
+        text = f"{row.before:.3f} -> {row.after:.3f} bits per byte ({change}; {interval})"
+        lines.append((run.title(row), text))
+    return [*lines, *((f"not measured: {language.name}", "no held-out text of it") for language in run.unmeasured if run.bits)]
+
+
+def headline(root: Path, page: Path) -> str:
+    """The last lines of `langext run`."""
+    run = gather(root)
+    lines = [f"{name + ' ':.<44} {text}" for name, text in _lines(run)]
+    if run.checkpoint:
+        lines.append(f"{'checkpoint ':.<44} {shown(run.checkpoint)} ({run.summary('export')['class']})")
+    lines.append(f"{'report ':.<44} {shown(page)}")
+    return "\n".join(lines)
+
+
+def shown(path: Path) -> str:
+    """A path as people would type it here."""
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)

@@ -17,7 +17,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from langext.artifacts import JOB, Corpus, Model, finished, read_json
-from langext.exports import command, verify, write
+from langext.cli import export
+from langext.exports import verify, write
 from langext.exports.formats import GGUF
 from langext.exports.gguf import check, file
 from langext.models import loading
@@ -45,7 +46,7 @@ def main() -> None:
 def one(run: Path, form: str, out: Path, other: str | None) -> None:
     if not out.exists():
         try:
-            command.from_run(run, out, form, GGUF(PRECISIONS))
+            export.from_run(run, out, form, GGUF(PRECISIONS))
         except ConfigError as error:
             row(run.name, form, "", "", f"not possible: {str(error).split('; possible')[0]}", "", "", "")
             return

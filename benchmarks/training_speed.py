@@ -32,7 +32,7 @@ from typing import Any
 
 import torch
 
-from langext.launcher import MALLOC
+from langext.pipeline.launcher import MALLOC
 
 ROOT = Path(__file__).parent.parent
 RANK = 87

@@ -10,7 +10,7 @@ import pytest
 from ruamel.yaml import YAML
 from toy import ENGLISH, FRENCH, GERMAN, SWAHILI, documents, write_fasttext, write_jsonl
 
-from langext import pipeline
+from langext.pipeline import plan
 from langext.spec import ConfigError, load, located
 
 ROOT = Path(__file__).parent.parent
@@ -50,10 +50,10 @@ class Bench:
     def refused(self, *given: Any, **more: Any) -> str:
         """What `langext plan` says is wrong."""
         path = self.file("refused", *given, **more)
-        spec = load(path, pipeline.Pipeline)
+        spec = load(path, plan.Pipeline)
         with pytest.raises(ConfigError) as caught:
-            steps = pipeline.plan(spec, self.root / "refused")
-            pipeline.check(spec, steps, steps)
+            steps = plan.plan(spec, self.root / "refused")
+            plan.check(spec, steps, steps)
         return located(caught.value, path)
 
 

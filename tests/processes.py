@@ -25,7 +25,7 @@ def kill_worker(run: Path, number: signal.Signals) -> None:
 
 def running(run: Path) -> list[str]:
     """Process ids of the workers of a run."""
-    return subprocess.run(["pgrep", "-f", f"langext.worker.*{run}"], capture_output=True, text=True).stdout.split()
+    return subprocess.run(["pgrep", "-f", f"langext.pipeline.worker.*{run}"], capture_output=True, text=True).stdout.split()
 
 
 def workers(run: Path) -> list[str]:

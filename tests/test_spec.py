@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from langext import spec
-from langext.pipeline import Pipeline
+from langext.pipeline.plan import Pipeline
 from langext.spec import ConfigError
 
 GOOD = """\

@@ -1,4 +1,4 @@
-"""What scores.json holds. `docs/scores.schema.json` is made from this: python -m langext.scores > docs/scores.schema.json."""
+"""What scores.json holds; docs/scores.schema.json is printed from it by `python -m langext.evaluation.scores`."""
 
 import json
 from pathlib import Path

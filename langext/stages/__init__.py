@@ -7,7 +7,7 @@ from typing import Annotated, get_args, get_type_hints
 from pydantic import Field
 
 from langext.artifacts import Artifact
-from langext.stage import Stage
+from langext.stages.base import Stage
 from langext.stages.evaluate import Evaluate
 from langext.stages.export import Export
 from langext.stages.extend import Extend

@@ -17,7 +17,7 @@ from langext.console import duration, say
 from langext.context import Context
 from langext.evaluation import benchmarks, scores
 from langext.spec import ConfigError
-from langext.stage import Stage
+from langext.stages.base import Stage
 
 if TYPE_CHECKING:
     from langext.evaluation.harness import Harness

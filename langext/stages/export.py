@@ -11,7 +11,7 @@ from langext.exports import formats, targets, write
 from langext.exports.gguf import check
 from langext.methods.base import Method
 from langext.spec import ConfigError
-from langext.stage import Stage
+from langext.stages.base import Stage
 
 
 class Export(Stage):

@@ -11,7 +11,7 @@ from langext.context import Context
 from langext.methods import AnyMethod
 from langext.methods.base import Method
 from langext.spec import ConfigError
-from langext.stage import Stage
+from langext.stages.base import Stage
 
 
 class Extend(Stage):

@@ -14,7 +14,7 @@ from langext.console import say, warn
 from langext.context import Context
 from langext.data import assets
 from langext.spec import ConfigError, Spec
-from langext.stage import Stage
+from langext.stages.base import Stage
 
 if TYPE_CHECKING:
     from langext.data.language_id import LanguageId

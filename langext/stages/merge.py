@@ -12,7 +12,7 @@ from langext.methods import Full
 from langext.methods.base import Method
 from langext.models import bases
 from langext.spec import ConfigError
-from langext.stage import Stage
+from langext.stages.base import Stage
 
 
 class Merge(Stage):

@@ -10,7 +10,7 @@ from langext.console import Progress, say
 from langext.context import Context
 from langext.methods.base import Method
 from langext.spec import ConfigError
-from langext.stage import Stage
+from langext.stages.base import Stage
 
 
 class Regate(Stage):

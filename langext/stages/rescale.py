@@ -9,7 +9,7 @@ from langext.console import say
 from langext.context import Context
 from langext.methods.base import Method
 from langext.spec import ConfigError
-from langext.stage import Stage
+from langext.stages.base import Stage
 
 GRID = [i / 10 for i in range(10, -1, -1)]
 

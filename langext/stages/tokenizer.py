@@ -9,7 +9,7 @@ from langext.artifacts import Corpus, Model, Tokenizer, write_json
 from langext.console import say
 from langext.context import Context
 from langext.spec import ConfigError
-from langext.stage import Stage
+from langext.stages.base import Stage
 
 
 class ExtendTokenizer(Stage):

@@ -28,17 +28,17 @@ from langext.training import checkpoints, engine, flops, objective
 from langext.training.checkpoints import Checkpoints
 from langext.training.metrics import Log, Tally
 from langext.training.selection import Best, mean_ratio
+from langext.training.settings import Settings
 from langext.training.watch import Watch
 
 if TYPE_CHECKING:
     from langext.methods.extended import LiveModel
-    from langext.stages.train import Train
 
 FIRST_FRAC = 0.1
 """The part of the training that `original_first_frac` is about, https://arxiv.org/abs/2506.00288."""
 
 
-def train(stage: "Train", ctx: Context, model: Model, corpus: Corpus) -> Model:
+def train(stage: Settings, ctx: Context, model: Model, corpus: Corpus) -> Model:
     """Train, resuming from a checkpoint if there is one, and write the delta."""
     if ctx.world_size != stage.runtime.processes:
         raise ConfigError(f"{ctx.world_size} processes were started, and runtime asks for {stage.runtime.processes}")
@@ -163,7 +163,7 @@ def train(stage: "Train", ctx: Context, model: Model, corpus: Corpus) -> Model:
 
 
 def _finish(
-    stage: "Train", ctx: Context, model: Model, runner: engine.Engine, mixture: Mixture, best: Best, log: Log, step: int,
+    stage: Settings, ctx: Context, model: Model, runner: engine.Engine, mixture: Mixture, best: Best, log: Log, step: int,
     seconds: float,
 ) -> None:  # fmt: skip
     """Write the delta, the record and the summary."""
@@ -195,7 +195,7 @@ def _finish(
     )
 
 
-def _mixture(stage: "Train", ctx: Context, corpus: Corpus, live: "LiveModel") -> tuple[Mixture, int]:
+def _mixture(stage: Settings, ctx: Context, corpus: Corpus, live: "LiveModel") -> tuple[Mixture, int]:
     """The order of all sequences, and the number of steps that it is enough for."""
     files = tokens.tokenise(ctx, corpus, live.tokenizer)
     sizes = {name: file.num_sequences(stage.sequence_length) for name, file in files.items()}
@@ -237,13 +237,13 @@ def _mixture(stage: "Train", ctx: Context, corpus: Corpus, live: "LiveModel") ->
     return mixture, steps
 
 
-def _probes(stage: "Train", ctx: Context, corpus: Corpus) -> dict[str, list[str]]:
+def _probes(stage: Settings, ctx: Context, corpus: Corpus) -> dict[str, list[str]]:
     """Held-out passages by `<language>/<domain>`."""
     found = documents.heldout(corpus, ctx.languages)
     return {name: bpb.passages(texts, 1000, stage.eval_bytes) for name, texts in found.items()}
 
 
-def _leaves_budget(stage: "Train", ctx: Context, figures: Any, start: Any, kl: float | None, log: Log) -> bool:
+def _leaves_budget(stage: Settings, ctx: Context, figures: Any, start: Any, kl: float | None, log: Log) -> bool:
     if stage.drift_budget is None:
         return False
     increase = mean_ratio(figures, start, ctx.original_languages) - 1

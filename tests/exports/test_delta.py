@@ -11,7 +11,7 @@ from toy import make_llama, make_tokenizer
 from typer.testing import CliRunner
 
 from langext.artifacts import read_json, write_json
-from langext.cli import app
+from langext.cli.app import app
 from langext.models import loading
 
 RESIDUES = {"name": "neutral_residues", "gate": "hard_sigmoid", "init": "lecun", "width": 32, "alpha": 0.1}

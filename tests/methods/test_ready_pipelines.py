@@ -4,7 +4,7 @@ from pathlib import Path
 
 from cases import NAMES
 
-from langext.pipeline import Pipeline
+from langext.pipeline.plan import Pipeline
 from langext.spec import load
 from langext.stages.extend import Extend
 from langext.stages.rescale import Rescale

@@ -4,10 +4,10 @@ import pytest
 import torch
 from toy import make_base
 
-from langext import pipeline
 from langext.methods import Adapter, ExpansionBlocks, Grow, Lora, NeutralResidues, extended
 from langext.methods.residue import base_parameters, stacks
 from langext.models import loading
+from langext.pipeline import plan
 from langext.spec import ConfigError, load, located
 
 
@@ -149,9 +149,9 @@ def refusal(tmp_path, pico, lid, texts, method="{name: full}", train="precision:
     path = tmp_path / "x.yaml"
     path.write_text(FILE.format(base=pico, lid=lid, text=texts / "fr.jsonl.gz", method=method, train=train, rescale=rescale))
     with pytest.raises(ConfigError) as caught:
-        loaded = load(path, pipeline.Pipeline, overrides)
-        steps = pipeline.plan(loaded, tmp_path / "run")
-        pipeline.check(loaded, steps, steps)
+        loaded = load(path, plan.Pipeline, overrides)
+        steps = plan.plan(loaded, tmp_path / "run")
+        plan.check(loaded, steps, steps)
     said = located(caught.value, path, overrides)
     assert str(path) in said
     return said

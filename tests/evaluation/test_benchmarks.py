@@ -13,7 +13,7 @@ from langext.evaluation import benchmarks, harness
 from langext.evaluation.benchmarks import SCRIPTS, Source, check
 from langext.spec import ConfigError
 
-FORMATS = Path(__file__).parent.parent / "configs" / "lm_eval"
+FORMATS = Path(__file__).parent.parent.parent / "configs" / "lm_eval"
 
 
 def test_scripts_are_refused_with_what_to_take_instead():

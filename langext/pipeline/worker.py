@@ -1,6 +1,6 @@
 """Run ONE stage from its job.json: alone, or once per process under the DeepSpeed launcher.
 
-`python -m langext.worker runs/x/04-train` does what `langext run` does for that stage, under a debugger if need be.
+`python -m langext.pipeline.worker runs/x/04-train` does what `langext run` does for that stage, under a debugger if need be.
 """
 
 import fcntl

@@ -13,7 +13,7 @@ from langext.models import bases
 from langext.spec import ConfigError
 
 if TYPE_CHECKING:
-    from langext.pipeline import Step
+    from langext.pipeline.plan import Step
 
 
 def check(others: Sequence[Path]) -> None:

@@ -162,7 +162,7 @@ def test_other_passages_are_not_paired_and_nothing_measured_twice_is_no_change()
 
 
 def test_the_schema_in_the_docs_is_that_of_the_file():
-    written = json.loads((Path(__file__).parent.parent / "docs" / "scores.schema.json").read_text())
+    written = json.loads((Path(__file__).parent.parent.parent / "docs" / "scores.schema.json").read_text())
     assert written == ScoresFile.model_json_schema()
 
 

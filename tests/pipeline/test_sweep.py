@@ -11,8 +11,8 @@ from bench import ROOT, Bench, extend, train
 from processes import start, wait_for
 from ruamel.yaml import YAML
 
-from langext import pipeline, reuse, sweep
 from langext.artifacts import read_json, sha256_file, write_json
+from langext.pipeline import plan, reuse, run, sweep
 from langext.spec import ConfigError, RunFailed
 
 EVALUATE = {"uses": "evaluate", "bpb_bytes": 2000, "drift_bytes": 0, "continuation_items": 0, "samples": 0}
@@ -176,8 +176,8 @@ def test_a_run_takes_what_another_has_done(swept, file, tmp_path):
     shutil.rmtree(tmp_path / "04-train")
     write_json(weights, read_json(weights) | {"files": []})  # as if ours were other weights
     (point,) = sweep.points([file], [], ["train.lr=1e-3"], tmp_path.parent)
-    steps = pipeline.plan(point.spec, tmp_path)
-    assert list(pipeline._taken(steps[3:], [], [swept / "lr=0.001"])) == [steps[3].out, steps[4].out]  # the same extension
+    steps = plan.plan(point.spec, tmp_path)
+    assert list(run._taken(steps[3:], [], [swept / "lr=0.001"])) == [steps[3].out, steps[4].out]  # the same extension
     assert reuse.stage(steps[1], [swept / "lr=0.001"]) is None  # but not what was measured of the base
 
 
@@ -221,7 +221,7 @@ def test_what_is_made_of_new_text_is_not_taken(file, tmp_path, monkeypatch):
     """A filter that is done again takes all that was made of its text along, though their recipes are the same."""
     (point,) = sweep.points([file], [], [], tmp_path)
     monkeypatch.setattr(reuse, "stage", lambda step, _others: None if step.name == "filter" else Path("other"))
-    assert [path.name for path in pipeline._taken(point.steps, [], [Path("other")])] == ["03-extend"]
+    assert [path.name for path in run._taken(point.steps, [], [Path("other")])] == ["03-extend"]
 
 
 def test_the_folder_of_a_sweep_is_named_after_the_pipeline():

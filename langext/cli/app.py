@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from langext.pipeline import Pipeline
+    from langext.pipeline.plan import Pipeline
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -43,11 +43,11 @@ def run(
 ) -> None:
     """Run a pipeline. Finished stages are skipped, interrupted ones go on."""
     with _clean_errors(file, overrides):
-        from langext import pipeline
+        from langext.pipeline import run
         from langext.report import page
 
         spec, root = _load(file, overrides, out)
-        pipeline.run(spec, root, redo=redo or [], others=reuse or [])
+        run.run(spec, root, redo=redo or [], others=reuse or [])
         written = page.build(root)
         typer.echo("\n" + page.headline(root, written))
 
@@ -56,7 +56,7 @@ def run(
 def plan(file: File, overrides: Set = None, out: Out = None) -> None:
     """Show what would run: wiring, what is done, size, memory, disk and exports. Needs no GPU and downloads nothing."""
     with _clean_errors(file, overrides):
-        from langext import estimate
+        from langext.pipeline import estimate
 
         spec, root = _load(file, overrides, out)
         estimate.show(spec, root, file, overrides or [])
@@ -114,15 +114,16 @@ def export(
 ) -> None:
     """Write the newest trained model of a run in another format, compared with what was trained."""
     with _clean_errors():
-        from langext.exports import command, hub
+        from langext.cli import export
+        from langext.exports import hub
 
         if push_to_hub is not None:
             hub.check(push_to_hub)
-        files = command.asked(form, gguf, gguf_pre)
+        files = export.asked(form, gguf, gguf_pre)
         if checkpoint is None:
-            command.from_run(root, to, form, files)
+            export.from_run(root, to, form, files)
         else:
-            command.from_checkpoint(root, command.step_of(checkpoint), to, form, files)
+            export.from_checkpoint(root, export.step_of(checkpoint), to, form, files)
         if push_to_hub is not None:
             typer.echo(f"uploaded to {hub.push(to, push_to_hub)}")
 
@@ -151,7 +152,7 @@ def chat(
 ) -> None:
     """Talk to the base and to the extended model side by side, in any language."""
     with _clean_errors():
-        from langext import chat as chatting
+        from langext.cli import chat as chatting
 
         chatting.talk(chatting.speakers(where, base), tokens, chatting.typed())
 
@@ -192,7 +193,7 @@ def sweep(
 ) -> None:
     """Run pipelines with every combination of values, common stages once, and compare them. The same command goes on."""
     with _clean_errors():
-        from langext import sweep as sweeping
+        from langext.pipeline import sweep as sweeping
         from langext.report import compare_page as page
         from langext.report import comparison
         from langext.spec import ConfigError
@@ -237,9 +238,9 @@ def doctor(
 ) -> None:
     """Say what this machine has and what will not work on it."""
     with _clean_errors():
-        from langext import health
+        from langext.cli import doctor
 
-        raise typer.Exit(health.fields() if fields else health.show())
+        raise typer.Exit(doctor.fields() if fields else doctor.show())
 
 
 def _json(value: Any) -> str:
@@ -256,7 +257,7 @@ def _json(value: Any) -> str:
 
 
 def _load(file: Path, overrides: list[str] | None, out: Path | None) -> "tuple[Pipeline, Path]":
-    from langext.pipeline import Pipeline
+    from langext.pipeline.plan import Pipeline
     from langext.spec import load
 
     spec = load(file, Pipeline, overrides or [])
@@ -278,7 +279,3 @@ def _clean_errors(file: Path | None = None, overrides: list[str] | None = None) 
     except KeyboardInterrupt:
         typer.secho("interrupted; run the same command again to go on", err=True)
         raise typer.Exit(130) from None
-
-
-if __name__ == "__main__":
-    app()

@@ -13,7 +13,7 @@ import pytest
 from bench import bits, evals
 from processes import kill_worker, start, wait_for, workers
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 
 
 def langext(*args: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:

@@ -68,7 +68,7 @@ def test_each_format_of_a_local_file_is_scored_as_by_hand(pico, tmp_path):
         "cloze": [{"context": "the small", "continuation": w if i % 2 else f" {w}"} for i, w in enumerate(words)],
         "bits_per_byte": [{"text": " ".join(words)}],
     }
-    formats = Path(__file__).parent.parent / "configs" / "lm_eval"
+    formats = Path(__file__).parent.parent.parent / "configs" / "lm_eval"
     for name, items in rows.items():
         data = tmp_path / f"{name}.jsonl"
         data.write_text("".join(json.dumps(item) + "\n" for item in items))
@@ -105,7 +105,7 @@ def test_each_format_of_a_local_file_is_scored_as_by_hand(pico, tmp_path):
 @pytest.fixture
 def group(tmp_path):
     """A folder with two tasks of unlike size, and a group of them that weighs them by it."""
-    formats = Path(__file__).parent.parent / "configs" / "lm_eval"
+    formats = Path(__file__).parent.parent.parent / "configs" / "lm_eval"
     words = "the small cat sleeps in the house with a dog and a bird".split()
     for name, part in (("one", words[:4]), ("two", words)):
         data = tmp_path / f"{name}.jsonl"

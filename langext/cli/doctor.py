@@ -60,7 +60,7 @@ def fields() -> int:
     from langext.context import Runtime
     from langext.methods import AnyMethod
     from langext.methods.penalties import AnyPenalty
-    from langext.pipeline import Pipeline
+    from langext.pipeline.plan import Pipeline
     from langext.stages import AnyStage
     from langext.stages.filter import Source
 

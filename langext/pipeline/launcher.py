@@ -28,7 +28,7 @@ def launch(out: Path, runtime: Runtime, lock: int) -> int:
     The worker inherits the file descriptor `lock`, so that it holds the run folder even when this process is killed.
     """
     (out / STOP).unlink(missing_ok=True)
-    command = [sys.executable, "-m", "langext.worker", str(out)]
+    command = [sys.executable, "-m", "langext.pipeline.worker", str(out)]
     env = os.environ | {"TOKENIZERS_PARALLELISM": "true"}
     if runtime.gpus == 0:
         env = {"DS_ACCELERATOR": "cpu"} | MALLOC | env

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from langext import console, languages, pipeline
+from langext import console, languages
 from langext.exports import formats, targets
 from langext.methods.base import Method
 from langext.models import bases
-from langext.pipeline import Pipeline
+from langext.pipeline import plan
+from langext.pipeline.plan import Pipeline
 from langext.spec import ConfigError, located
 from langext.stages import makes
 from langext.stages.export import Export
@@ -89,7 +90,7 @@ def training(config: Any, numbers: Size, train: Train) -> dict[str, float]:
 
 def show(spec: Pipeline, root: Path, file: Path, overrides: Sequence[str]) -> None:
     """Print the plan: stages with their wiring and state, then the estimates, then what is missing on this machine."""
-    steps = pipeline.plan(spec, root)
+    steps = plan.plan(spec, root)
     originals = ", ".join(languages.find(code).name for code in spec.original_languages)
     console.say(f"{spec.name}: {languages.find(spec.language).name} added to {spec.base_model}, keeping {originals}")
     rows = []
@@ -103,7 +104,7 @@ def show(spec: Pipeline, root: Path, file: Path, overrides: Sequence[str]) -> No
             "The base's config is not on this machine, so parameters, FLOPs and memory are unknown until the first run."
         )
     new_tokens = sum(step.stage.new_tokens for step in steps if isinstance(step.stage, ExtendTokenizer))
-    models = pipeline.lineage(spec, steps)
+    models = plan.lineage(spec, steps)
     for step in steps:
         methods = models[step.inputs["model"][0]] if "model" in step.inputs else ()
         if isinstance(step.stage, Train):
@@ -111,7 +112,7 @@ def show(spec: Pipeline, root: Path, file: Path, overrides: Sequence[str]) -> No
         if isinstance(step.stage, Export) and methods:
             _show_export(step.name, step.stage.format, config, methods)
     try:
-        pipeline.check(spec, steps, [step for step in steps if step.state != "done"])
+        plan.check(spec, steps, [step for step in steps if step.state != "done"])
     except ConfigError as error:
         console.say(f"not ready to run: {located(error, file, overrides)}")
     else:

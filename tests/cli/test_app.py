@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from typer.main import get_command
 
-from langext import cli
+from langext.cli import app
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 SHOWN = sorted(set(re.findall(r"^(?:\.venv/bin/)?langext (.+?)(?: +#.*)?$", README, flags=re.M)))
 
@@ -21,7 +21,7 @@ def langext(*args: str) -> subprocess.CompletedProcess[str]:
 
 def test_every_command_shown_exists_with_its_options():
     assert len(SHOWN) >= 6
-    commands = get_command(cli.app).commands  # type: ignore[attr-defined]
+    commands = get_command(app.app).commands  # type: ignore[attr-defined]
     for line in SHOWN:
         name, *rest = line.split()
         options = {option for parameter in commands[name].params for option in parameter.opts}

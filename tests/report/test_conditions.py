@@ -6,11 +6,11 @@ import re
 
 import pytest
 from run_folders import bits
-from test_report import run  # noqa: F401
+from test_page import run  # noqa: F401
 from typer.testing import CliRunner
 
 from langext.artifacts import read_json, write_json
-from langext.cli import app
+from langext.cli.app import app
 from langext.report import conditions, page, run_folder
 from langext.spec import ConfigError
 

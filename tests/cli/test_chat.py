@@ -7,9 +7,9 @@ import torch
 from bench import Bench, extend, train
 from typer.testing import CliRunner
 
-from langext import chat
 from langext.artifacts import read_json, write_json
-from langext.cli import app
+from langext.cli import chat
+from langext.cli.app import app
 from langext.models import bases, loading
 from langext.spec import ConfigError
 

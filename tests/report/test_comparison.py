@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 from run_folders import bits, compared, evaluation, stage
-from test_report import EVIL
+from test_page import EVIL
 from typer.testing import CliRunner
 
 from langext.artifacts import read_json, write_json
-from langext.cli import app
+from langext.cli.app import app
 from langext.evaluation.significance import unbeaten
 from langext.report import compare_page, comparison, page, run_folder
 from langext.spec import ConfigError

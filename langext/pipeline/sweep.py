@@ -19,10 +19,10 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from langext import launcher, pipeline
 from langext.artifacts import BASE, MANIFEST
 from langext.console import duration, say
-from langext.pipeline import Pipeline, Step
+from langext.pipeline import launcher, plan
+from langext.pipeline.plan import Pipeline, Step
 from langext.spec import ConfigError, RunFailed, load, located, parse
 
 LOG = "sweep.log"
@@ -97,7 +97,7 @@ def points(files: Sequence[Path], over: Sequence[str], overrides: Sequence[str],
                     f"--over: {root.name[:60]}... is too long for a folder; put these settings into a pipeline file"
                 )
             try:
-                steps = pipeline.plan(spec, root)
+                steps = plan.plan(spec, root)
             except ConfigError as error:
                 raise ConfigError(located(error, file, given)) from None
             found.append(Point(root.name, file, given, spec, root, steps))
@@ -143,7 +143,7 @@ def check(found: Sequence[Point]) -> None:
         todo = [step for step in point.steps if step.state != "done" and step.fingerprint not in seen]
         seen |= {step.fingerprint for step in point.steps}
         try:
-            pipeline.check(point.spec, point.steps, todo)
+            plan.check(point.spec, point.steps, todo)
         except ConfigError as error:
             raise ConfigError(f"{point.name}: {located(error, point.file, point.overrides)}") from None
 

@@ -5,12 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from langext import launcher, lock, pipeline, spec
+from langext import spec
 from langext.context import Runtime
-from langext.pipeline import Pipeline
+from langext.pipeline import launcher, plan, run
+from langext.pipeline.plan import Pipeline
 from langext.spec import ConfigError
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 SHIPPED = sorted((ROOT / "pipelines").glob("**/*.yaml"))
 
 
@@ -24,7 +25,7 @@ TRAIN = {"uses": "train", "steps": 1, "lr": 1}
 
 
 def wiring(*stages):
-    return {s.name: {arg: name for arg, (name, _, _) in s.inputs.items()} for s in pipeline.plan(make(*stages), Path("r"))}
+    return {s.name: {arg: name for arg, (name, _, _) in s.inputs.items()} for s in plan.plan(make(*stages), Path("r"))}
 
 
 def test_inputs_are_the_newest_of_their_kind_or_the_pinned_one():
@@ -55,12 +56,12 @@ def test_inputs_are_the_newest_of_their_kind_or_the_pinned_one():
 )
 def test_wiring_that_cannot_be(stages, expected):
     with pytest.raises(ConfigError, match=expected):
-        pipeline.plan(make(*stages), Path("r"))
+        plan.plan(make(*stages), Path("r"))
 
 
 def test_identity_follows_what_matters_and_nothing_else():
     def prints(*stages, **more):
-        return [s.fingerprint for s in pipeline.plan(make(*stages, **more), Path("r"))]
+        return [s.fingerprint for s in plan.plan(make(*stages, **more), Path("r"))]
 
     plain = prints(FILTER, EXTEND, TRAIN)
     assert plain == prints(FILTER, EXTEND, {**TRAIN, "runtime": {"micro_batch": 1}})
@@ -81,8 +82,8 @@ def test_a_stage_that_cannot_share_its_work_is_refused(tmp_path, pico, texts, li
     first = {"uses": "filter", "sources": [source], "lid_model": str(lid), "runtime": {"cpu_processes": 2}}
     spec_ = make(first, base_model=str(pico))
     with pytest.raises(ConfigError, match="stage 'filter': filter runs as one process"):
-        steps = pipeline.plan(spec_, tmp_path)
-        pipeline.check(spec_, steps, steps)
+        steps = plan.plan(spec_, tmp_path)
+        plan.check(spec_, steps, steps)
 
 
 def test_an_export_that_cannot_be_exact_is_refused_before_anything_runs(tmp_path, pico):
@@ -91,22 +92,22 @@ def test_an_export_that_cannot_be_exact_is_refused_before_anything_runs(tmp_path
     with pytest.raises(
         ConfigError, match="stage 'export': format 'native': no stock architecture .* relu gate .*; possible: remote"
     ):
-        steps = pipeline.plan(spec_, tmp_path)
-        pipeline.check(spec_, steps, steps[3:])
+        steps = plan.plan(spec_, tmp_path)
+        plan.check(spec_, steps, steps[3:])
 
 
 def test_unknown_redo(tmp_path):
     with pytest.raises(ConfigError, match="no such stage. Did you mean train"):
-        pipeline.run(make(FILTER, EXTEND, TRAIN), tmp_path, redo=["trian"])
+        run.run(make(FILTER, EXTEND, TRAIN), tmp_path, redo=["trian"])
 
 
 def test_an_interrupted_stage_of_another_recipe_is_refused(tmp_path):
     spec_ = make(FILTER, EXTEND, TRAIN)
-    first = pipeline.plan(spec_, tmp_path)[0]
+    first = plan.plan(spec_, tmp_path)[0]
     first.out.mkdir(parents=True)
     (first.out / "job.json").write_text(json.dumps({"fingerprint": "other", "identity": {**first.identity, "threshold": 0.1}}))
     with pytest.raises(ConfigError, match=r"(?s)was interrupted.*threshold: 0.1 -> 0.65.*--redo filter"):
-        pipeline.run(spec_, tmp_path)
+        run.run(spec_, tmp_path)
 
 
 def test_a_stage_that_failed_starts_over_when_its_recipe_is_mended(tmp_path, pico, lid, texts, capfd):
@@ -115,28 +116,28 @@ def test_a_stage_that_failed_starts_over_when_its_recipe_is_mended(tmp_path, pic
     stage = {"uses": "filter", "lid_model": str(lid), "heldout_frac": 0.2, "level": "paragraph"}
     english = {"language": "en", "path": str(texts / "en.jsonl.gz")}
     with pytest.raises(SystemExit):
-        pipeline.run(make({**stage, "sources": [source, english]}, base_model=str(pico)), tmp_path)
+        run.run(make({**stage, "sources": [source, english]}, base_model=str(pico)), tmp_path)
     assert "01-filter: fr.jsonl.gz: entry 1 has no 'body'" in capfd.readouterr().err
     right = make({**stage, "sources": [{**source, "text_column": "text"}, english]}, base_model=str(pico))
-    steps = pipeline.run(right, tmp_path)
+    steps = run.run(right, tmp_path)
     assert steps[0].state == "done"
 
 
 def test_a_failed_stage_keeps_its_checkpoints(tmp_path):
     spec_ = make(FILTER, EXTEND, TRAIN)
-    first = pipeline.plan(spec_, tmp_path)[0]
+    first = plan.plan(spec_, tmp_path)[0]
     (first.out / "checkpoints").mkdir(parents=True)
     job = {"fingerprint": "other", "identity": {**first.identity, "threshold": 0.1}, "failed": True}
     (first.out / "job.json").write_text(json.dumps(job))
     with pytest.raises(ConfigError, match="--redo filter"):
-        pipeline.run(spec_, tmp_path)
+        run.run(spec_, tmp_path)
     assert (first.out / "checkpoints").is_dir()
 
 
 def test_a_failed_evaluation_goes_on_with_another_recipe(tmp_path, monkeypatch):
     """Its tasks know by themselves what still holds."""
     spec_ = make(FILTER, {"uses": "evaluate", "inputs": {"model": "base"}, "limit": 3})
-    steps = pipeline.plan(spec_, tmp_path)
+    steps = plan.plan(spec_, tmp_path)
     failed = steps[1].out
     for step in steps:
         step.out.mkdir(parents=True)
@@ -147,57 +148,57 @@ def test_a_failed_evaluation_goes_on_with_another_recipe(tmp_path, monkeypatch):
     (failed / "job.json").write_text(json.dumps({"fingerprint": "other", "identity": steps[1].identity, "failed": True}))
     done = {"fingerprint": steps[0].fingerprint, "summary": {"source_files": []}, "seconds": 1.0, "files": []}
     (steps[0].out / "manifest.json").write_text(json.dumps(done))
-    monkeypatch.setattr(pipeline, "check", lambda *_: None)
-    monkeypatch.setattr(pipeline.bases, "prepare", lambda *_: None)
-    monkeypatch.setattr(pipeline, "_start", lambda step, *_: (step.out / "manifest.json").write_text(json.dumps(done)))
-    pipeline.run(spec_, tmp_path)
+    monkeypatch.setattr(run, "check", lambda *_: None)
+    monkeypatch.setattr(run.bases, "prepare", lambda *_: None)
+    monkeypatch.setattr(run, "_start", lambda step, *_: (step.out / "manifest.json").write_text(json.dumps(done)))
+    run.run(spec_, tmp_path)
     assert (failed / "checkpoints" / "arc_fr.json").exists() and (failed / "manifest.json").exists()
 
 
 def test_several_stages_can_be_done_again_at_once(tmp_path, monkeypatch):
     """Two evaluations of another version: neither can be done again while the other one stands."""
     spec_ = make(FILTER, *({"uses": "evaluate", "name": name, "inputs": {"model": "base"}} for name in ("one", "two")))
-    steps = pipeline.plan(spec_, tmp_path)
+    steps = plan.plan(spec_, tmp_path)
     for step in steps:
         step.out.mkdir(parents=True)
         summary = {"source_files": [], "scores": "langext scores 1"}
         done = {"fingerprint": step.fingerprint, "summary": summary, "seconds": 1.0, "files": []}
         (step.out / "manifest.json").write_text(json.dumps(done))
     again = []
-    monkeypatch.setattr(pipeline, "check", lambda *_: None)
-    monkeypatch.setattr(pipeline.bases, "prepare", lambda *_: None)
+    monkeypatch.setattr(run, "check", lambda *_: None)
+    monkeypatch.setattr(run.bases, "prepare", lambda *_: None)
 
     def start(step, *_):
         again.append(step.name)
         step.out.mkdir()
         (step.out / "manifest.json").write_text(json.dumps(done))
 
-    monkeypatch.setattr(pipeline, "_start", start)
+    monkeypatch.setattr(run, "_start", start)
     with pytest.raises(
         ConfigError, match="stage 'two': another version of langext measured this. Use --redo two to do it again"
     ):
-        pipeline.run(spec_, tmp_path, redo=["one"])
+        run.run(spec_, tmp_path, redo=["one"])
     assert again == []
-    pipeline.run(spec_, tmp_path, redo=["one", "two"])
+    run.run(spec_, tmp_path, redo=["one", "two"])
     assert again == ["one", "two"]
 
 
 def test_stages_of_another_layout_are_refused(tmp_path):
     (tmp_path / "07-train").mkdir()
     with pytest.raises(ConfigError, match="07-train: not a stage of this pipeline"):
-        pipeline.run(make(FILTER, EXTEND, TRAIN), tmp_path)
+        run.run(make(FILTER, EXTEND, TRAIN), tmp_path)
 
 
 def test_two_runs_never_share_a_folder(tmp_path):
-    with lock.hold(tmp_path), pytest.raises(ConfigError, match="another langext run is working here"):
-        with lock.hold(tmp_path):
+    with run.hold(tmp_path), pytest.raises(ConfigError, match="another langext run is working here"):
+        with run.hold(tmp_path):
             pass
 
 
 def test_every_shipped_pipeline_is_valid_and_can_be_planned():
     assert {p.name for p in SHIPPED} >= {"quickstart.yaml", "add_language.yaml"}
     for path in SHIPPED:
-        pipeline.plan(spec.load(path, Pipeline), Path("r"))
+        plan.plan(spec.load(path, Pipeline), Path("r"))
 
 
 def test_tokenizer_tools_and_modules_keep_to_their_rules():
@@ -246,7 +247,7 @@ def test_the_launcher_gets_the_gpus_that_are_allowed_and_a_free_port(monkeypatch
     from deepspeed.launcher.runner import parse_args
 
     def placed(**runtime):
-        return parse_args([*launcher._placement(Runtime(**runtime)), "--module", "langext.worker", "x"])
+        return parse_args([*launcher._placement(Runtime(**runtime)), "--module", "langext.pipeline.worker", "x"])
 
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5,7")
     assert placed(gpus=2).include == "localhost:3,5"

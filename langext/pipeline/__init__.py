@@ -1,0 +1,1 @@
+"""A pipeline file: planned, run stage by stage in processes of their own, reused, swept over settings."""

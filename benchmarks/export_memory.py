@@ -27,8 +27,10 @@ from toy import make_tokenizer
 
 from langext.artifacts import Model
 from langext.exports import write
-from langext.methods import extended
+from langext.exports.modelcard import Card
+from langext.methods import Full, extended
 from langext.models import loading
+from langext.summaries import History, Training
 
 WIDTH, VOCABULARY = 2048, 32000
 METHODS: dict[str, dict[str, Any]] = {
@@ -38,12 +40,11 @@ METHODS: dict[str, dict[str, Any]] = {
     "expansion_blocks": {"name": "expansion_blocks"},
 }
 TEXTS = ["The small cat sleeps in the house with a dog. " * 4, "Le petit chat dort dans la maison avec un chien. " * 4]
-CARD: dict[str, Any] = {
-    "languages": ("fra_Latn", "eng_Latn"), "base": "generated", "licence": None, "licence_id": None, "base_commit": None,
-    "base_on_hub": False, "base_public": False, "base_architecture": "LlamaForCausalLM", "method": {"name": "generated"},
-    "funnel": [], "before": None, "after": None,
-    "training": {"tokens": 0, "steps": 0, "shares": {}, "epochs": {}}, "afterwards": [], "paper": "",
-}  # fmt: skip
+CARD = Card(
+    languages=("fra_Latn", "eng_Latn"), base="generated", licence=None, licence_id=None, public=None, base_public=False,
+    base_architecture="LlamaForCausalLM", method=Full(name="full"), funnel=[], base_scores=None, model_scores=None,
+    history=History(training=Training(tokens=0, steps=0, shares={}, epochs={}), afterwards=[]),
+)  # fmt: skip
 
 
 def main() -> None:

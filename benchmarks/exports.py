@@ -56,7 +56,7 @@ def show(asked: Any, root: Path) -> None:
     for row, new, old in zip(rows, five, four, strict=True):
         cells = [f"KL {next(ran)['kl_per_token_nats']:.1e}" if isinstance(job, Path) else job for job in row["gguf"].values()]
         before = "-" if old is None else f"{old['max_abs_difference']:.1e}"
-        shown = [row["family"], row["method"], row["form"], new["class"].removesuffix("ForCausalLM")]
+        shown = [row["family"], row["method"], row["form"], new["loads_as"].removesuffix("ForCausalLM")]
         print("|", " | ".join([*shown, f"{new['max_abs_difference']:.1e}", before, *cells]), "|", flush=True)
 
 
@@ -73,7 +73,7 @@ def export(out: Path, source: Path, family: str, case: Any, tokenizer: Any) -> d
     expected = verify.expect(compared, tokenizer, TEXTS, out / "logits")
     folder = out / "checkpoint"
     folder.mkdir(parents=True)
-    write.save(live, form, folder)
+    write.save(live, live.methods[-1].fold(live.net) if targets.TARGETS[form].folds else None, folder)
     files: dict[str, Any] = {}
     for precision in ("f32", "q8_0"):
         path = out / f"{precision}.gguf"
@@ -84,7 +84,7 @@ def export(out: Path, source: Path, family: str, case: Any, tokenizer: Any) -> d
             files[precision] = check.job(out / precision, path, expected)
         except ConfigError as error:
             files[precision] = f"no: {str(error).removeprefix('GGUF: ')}"
-    job = verify.job(out / "job", folder, expected, form)
+    job = verify.job(out / "job", folder, expected, own_code=targets.TARGETS[form].own_code)
     return {"family": family, "method": label(case) if case else "base", "form": form, "gguf": files, "job": job}
 
 

@@ -69,7 +69,7 @@ def compare(asked: Any, root: Path) -> bool:
         return False
     one, two = (next(folder.glob("*-train")) for folder in (whole, run))
     same = (one / "delta.safetensors").read_bytes() == (two / "delta.safetensors").read_bytes()
-    figures = [[(row["step"], row["kind"], row["figures"]) for row in rows(folder)] for folder in (one, two)]
+    figures = [[(row["step"], row["kind"], row.get("losses") or row["sets"]) for row in rows(folder)] for folder in (one, two)]
     print(f"{kills} kills at checkpoints of steps {min(reached)} to {max(reached)}; {in_checkpoint} while one was written")
     print(f"weights byte-identical: {same}; every line and figure of the log the same, once: {figures[0] == figures[1]}")
     return same and figures[0] == figures[1] and kills == asked.kills

@@ -73,12 +73,10 @@ def measure(run: Path) -> list[str]:
     manifest = json.loads((folder / "manifest.json").read_text())
     extended = json.loads((next(run.glob("[0-9][0-9]-extend")) / "manifest.json").read_text())["summary"]
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    losses = [row["figures"]["loss/fra_Latn"] for row in rows if row["kind"] == "train"]
+    losses = [row["losses"]["loss/fra_Latn"] for row in rows if row["kind"] == "train"]
     evals = [row for row in rows if row["kind"] == "eval"]
     names = ("fra_Latn/handbook", "eng_Latn/handbook", "eng_Latn/python")
-    changes = [
-        f"{evals[0]['figures'][n]['bits_per_byte']:.3f} -> {evals[-1]['figures'][n]['bits_per_byte']:.3f}" for n in names
-    ]
+    changes = [f"{evals[0]['sets'][n]['bits_per_byte']:.3f} -> {evals[-1]['sets'][n]['bits_per_byte']:.3f}" for n in names]
     rescaled = next(run.glob("[0-9][0-9]-rescale"), None)
     if rescaled:
         found = json.loads((rescaled / "manifest.json").read_text())["summary"]
@@ -91,7 +89,7 @@ def measure(run: Path) -> list[str]:
         f"{losses[0]:.2f} -> {losses[-1]:.2f}",
         *changes,
         f"{evals[-1]['kl_to_base']:.3f}",
-        reloads(run, folder, evals[-1]["figures"]),
+        reloads(run, folder, evals[-1]["sets"]),
     ]
 
 

@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM
 
 from langext.artifacts import JOB, Corpus, Model, finished, read_json
 from langext.cli import export
-from langext.exports import verify, write
+from langext.exports import targets, verify, write
 from langext.exports.formats import GGUF
 from langext.exports.gguf import check, file
 from langext.models import loading
@@ -54,10 +54,10 @@ def one(run: Path, form: str, out: Path, other: str | None) -> None:
     exact = f"{record['max_abs_difference']:.1e}"
     if form == "gguf":
         for file in record["files"]:
-            llama(run.name, f"gguf {file['precision']}", record["class"], exact, file)
+            llama(run.name, f"gguf {file['precision']}", record["loads_as"], exact, file)
         return
     four = older(run, form, out, other) if other and form != "delta" else ""
-    row(run.name, form, record["class"], megabytes(out), exact, four, "", "")
+    row(run.name, form, record["loads_as"], megabytes(out), exact, four, "", "")
 
 
 def base(run: Path, out: Path) -> None:
@@ -86,7 +86,7 @@ def older(run: Path, form: str, out: Path, python: str) -> str:
     net = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32, **trust).eval()
     scratch = out.with_name(out.name + "-scratch")
     expected = verify.expect(net, loading.load_tokenizer(out), passages(run), scratch / "logits")
-    figures = verify.run([verify.job(scratch, out, expected, form)], python=python)[0]
+    figures = verify.run([verify.job(scratch, out, expected, own_code=targets.TARGETS[form].own_code)], python=python)[0]
     return f"{figures['max_abs_difference']:.1e}"
 
 

@@ -1,6 +1,6 @@
-"""What stages hand to each other: a directory, plus a manifest that is written last.
+"""What stages hand to each other: a folder, `job.json` written before the work and `manifest.json` written last.
 
-A directory without `manifest.json` is an unfinished stage. Nothing else marks completion.
+A folder without `manifest.json` is an unfinished stage. Nothing else marks completion.
 """
 
 import hashlib
@@ -9,33 +9,129 @@ import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from langext.spec import ConfigError
+from pydantic import ValidationError
+
+from langext.spec import ConfigError, Spec
 
 MANIFEST = "manifest.json"
 JOB = "job.json"
 CHECKPOINTS = "checkpoints"
 METRICS = "metrics.jsonl"
-"""What training logs, one line of JSON a time: the one interface between it and whatever reads its figures."""
+"""What training logs, one line of JSON at a time. Whatever shows a training reads this file."""
 BASE = "base"
 """Folder, and name in `inputs:`, of the untouched base model."""
 STOP = "stop"
 """A file in a stage's folder that asks its processes to save and leave; holds the number of a signal."""
-LOCK = ".lock"
-WORKERS_LOCK = ".workers.lock"
+TOKENS = "tokens"
+"""Folder, in a run, of text as token ids. It can be deleted at any time: what a training still needs is made again."""
+
+S = TypeVar("S", bound=Spec)
+
+
+class FileRecord(Spec):
+    """One file of a finished stage."""
+
+    name: str
+    """Path below the stage's folder."""
+    bytes: int
+    sha256: str
+    modified_ns: int | None = None
+    """When it was last changed; recorded for the files of a base alone, which lie elsewhere."""
+
+
+class InputRecord(Spec):
+    """What a stage read."""
+
+    stage: str
+    """Name of the stage that made it."""
+    path: str
+    fingerprint: str
+
+
+class Job(Spec):
+    """job.json: all that the process of a stage is told."""
+
+    stage: dict[str, Any]
+    """The stage as the pipeline file has it, all defaults filled in."""
+    inputs: dict[str, InputRecord]
+    language: str
+    original_languages: list[str]
+    seed: int
+    fingerprint: str
+    identity: dict[str, Any]
+    """What the fingerprint is of."""
+    tokens: str
+    """Folder of text as token ids."""
+    failed: bool = False
+    """It ended with a ConfigError: nothing of it is kept when the recipe has been mended."""
+
+
+class Manifest(Spec):
+    """manifest.json of a finished stage."""
+
+    kind: str
+    """Name of the artifact's class."""
+    trained: bool = True
+    """False of a model that no training has touched since it was extended."""
+    stage: dict[str, Any]
+    choices: dict[str, Any] = {}
+    """The settings that decide what a model learns; runs are compared by them."""
+    inputs: dict[str, InputRecord]
+    fingerprint: str
+    identity: dict[str, Any]
+    seed: int
+    summary: dict[str, Any]
+    files: list[FileRecord]
+    started: float
+    """Seconds since 1970."""
+    seconds: float
+    peak_memory_bytes: int
+    device: str
+    versions: dict[str, str]
+
+    @property
+    def name(self) -> str:
+        """How the stage is called in its pipeline."""
+        return self.stage.get("name") or self.stage["uses"]
+
+    @property
+    def hashes(self) -> dict[str, str]:
+        """sha256 of every file by name."""
+        return {file.name: file.sha256 for file in self.files}
+
+    def summary_as(self, cls: type[S]) -> S | None:
+        """The summary, if it is one of this type."""
+        return cls.model_validate(self.summary) if self.summary.get("of") == cls.model_fields["of"].default else None
+
+
+class BaseManifest(Spec):
+    """manifest.json of the prepared base model."""
+
+    kind: str = "Model"
+    identity: dict[str, Any]
+    commit: str | None
+    """Of a hub model."""
+    root: str
+    """What the first run of a chain called the base."""
+    folder: str
+    """Where the weights lie."""
+    local: str | None
+    """The path that the pipeline named; None of a hub model."""
+    files: list[FileRecord]
 
 
 @dataclass(frozen=True)
 class Artifact:
-    """A stage directory. Subclasses name the kind, so that wiring can be checked by type."""
+    """A stage's folder. Subclasses name the kind, so that wiring can be checked by type."""
 
     path: Path
 
     @property
-    def manifest(self) -> dict[str, Any]:
-        """The record of the finished stage. Raises FileNotFoundError while the stage is not finished."""
-        return read_json(self.path / MANIFEST)
+    def manifest(self) -> Manifest:
+        """The record of the finished stage. Raises FileNotFoundError while it is not finished."""
+        return read_as(self.path / MANIFEST, Manifest)
 
 
 class Corpus(Artifact):
@@ -70,11 +166,8 @@ def fingerprint(value: Any) -> str:
 
 def sha256_file(path: Path) -> str:
     """Hex sha256 of a file's bytes."""
-    digest = hashlib.sha256()
     with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_json(path: Path) -> Any:
@@ -82,9 +175,42 @@ def read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
+def read_as(path: Path, cls: type[S]) -> S:
+    """A JSON file as a typed object. Raises ConfigError for one that is damaged or of another version of langext."""
+    try:
+        return cls.model_validate(read_json(path))
+    except ValidationError as error:
+        where = ".".join(map(str, error.errors()[0]["loc"]))
+        raise ConfigError(
+            f"{path}: {where}: {error.errors()[0]['msg']}; it is damaged, or another version of langext wrote it"
+        ) from None
+    except ValueError as error:
+        raise ConfigError(f"{path}: damaged: {error}") from None
+
+
 def manifests(root: Path) -> list[Path]:
     """The manifests of the finished stages of a run folder, in order; [] when it is none."""
     return sorted(root.glob(f"[0-9][0-9]-*/{MANIFEST}"))
+
+
+def is_run(root: Path) -> bool:
+    """Whether a folder is that of a run with at least one finished stage."""
+    return bool(manifests(root))
+
+
+def finished(root: Path) -> list[tuple[Path, Manifest]]:
+    """Folder and manifest of every finished stage of a run, in order. Raises ConfigError when `root` is no run folder."""
+    if not root.is_dir():
+        raise ConfigError(f"{root}: no such folder")
+    if not is_run(root):
+        raise ConfigError(f"{root}: no finished stage here, so there is nothing to report")
+    return [(path.parent, read_as(path, Manifest)) for path in manifests(root)]
+
+
+def read_base(root: Path) -> BaseManifest | None:
+    """The manifest of the base in a run folder; None while it is not prepared."""
+    path = root / BASE / MANIFEST
+    return read_as(path, BaseManifest) if path.exists() else None
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -96,17 +222,18 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write beside and rename, so that a killed run never leaves half a file."""
+    """Write beside and rename, so that a killed run never leaves half a file. `value` may be a Spec."""
+    plain = value.model_dump(mode="json") if isinstance(value, Spec) else value
     beside = path.with_name(path.name + ".tmp")
     with beside.open("w", encoding="utf-8") as file:
-        json.dump(value, file, indent=2, sort_keys=True, ensure_ascii=False)
+        json.dump(plain, file, indent=2, sort_keys=True, ensure_ascii=False)
         file.write("\n")
         file.flush()
         os.fsync(file.fileno())
     os.replace(beside, path)
 
 
-def place(source: str | Path, target: str | Path) -> None:
+def link_or_copy(source: str | Path, target: str | Path) -> None:
     """A hard link where that is possible, else a copy: what stages and models hold can be large."""
     try:
         os.link(source, target)
@@ -114,23 +241,9 @@ def place(source: str | Path, target: str | Path) -> None:
         shutil.copyfile(source, target)
 
 
-def list_files(root: Path) -> list[dict[str, Any]]:
-    """Name, size in bytes and sha256 of every payload file below `root`, for a manifest."""
+def list_files(root: Path) -> list[FileRecord]:
+    """Every payload file below `root`, for a manifest."""
     skip = {MANIFEST, JOB, STOP}
-    found = sorted(p for p in root.rglob("*") if CHECKPOINTS not in p.relative_to(root).parts)  # those go once a stage is done
-    files = [p for p in found if p.is_file() and p.name not in skip]
-    return [{"name": str(p.relative_to(root)), "bytes": p.stat().st_size, "sha256": sha256_file(p)} for p in files]
-
-
-def finished(root: Path) -> list[tuple[Path, dict[str, Any]]]:
-    """Folder and manifest of every finished stage of a run, in order. Raises ConfigError when `root` is no run folder."""
-    if not root.is_dir():
-        raise ConfigError(f"{root}: no such folder")
-    if not is_run(root):
-        raise ConfigError(f"{root}: no finished stage here, so there is nothing to report")
-    return [(path.parent, read_json(path)) for path in manifests(root)]
-
-
-def is_run(root: Path) -> bool:
-    """Whether a folder is that of a run with at least one finished stage."""
-    return bool(manifests(root))
+    every = sorted(p for p in root.rglob("*") if CHECKPOINTS not in p.relative_to(root).parts)  # those go once a stage is done
+    files = [p for p in every if p.is_file() and p.name not in skip]
+    return [FileRecord(name=str(p.relative_to(root)), bytes=p.stat().st_size, sha256=sha256_file(p)) for p in files]

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field
 
@@ -21,8 +21,9 @@ class Runtime(Spec):
     """Machines to train on. More than one needs `hostfile`."""
     hostfile: Path | None = None
     """DeepSpeed host file, one `name slots=N` per line; see configs/hostfile.example."""
-    deepspeed: Path = Path("configs/deepspeed/cpu.json")
-    """DeepSpeed configuration. Batch sizes, clipping and precision come from the stage and must not be in it."""
+    deepspeed: str = "cpu"
+    """DeepSpeed configuration: one that comes with langext (cpu, one_gpu, zero2, zero3, zero3_offload, multinode), or a JSON
+    file. Batch sizes, clipping and precision come from the stage and must not be in it."""
     micro_batch: int = Field(default=4, ge=1)
     """Sequences per process in one forward pass. Raise it until memory is full; results do not change."""
     activation_checkpointing: bool = False
@@ -67,23 +68,29 @@ class Runtime(Spec):
 
 @dataclass(frozen=True)
 class Context:
-    """What a stage may touch besides its own fields and inputs."""
+    """What a stage may know and touch besides its own fields and inputs."""
 
     out: Path
-    """The stage's own directory, the only place it writes."""
+    """The stage's own folder, the only place it writes to; but for `tokens`."""
     seed: int
     language: str
     """The new language, FLORES style."""
     original_languages: tuple[str, ...]
     """The languages that the model must not lose."""
+    tokens: Path = Path()
+    """Folder of text as token ids, which every stage of the run, and of other runs, may share."""
     base_model: str = ""
     """As the pipeline names it; known while planning, empty while a stage runs."""
     rank: int = 0
     world_size: int = 1
-    summary: dict[str, Any] = field(default_factory=dict)
-    """Small figures that belong in the manifest; the report reads them."""
+    summary: list[Spec] = field(default_factory=list)
+    """What the stage has to report: the last entry goes into the manifest."""
 
     @property
     def languages(self) -> tuple[str, ...]:
         """New language first, then the original ones."""
         return (self.language, *self.original_languages)
+
+    def report(self, summary: Spec) -> None:
+        """Put this into the stage's manifest; see `langext.summaries`."""
+        self.summary.append(summary)

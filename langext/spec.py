@@ -29,13 +29,48 @@ class ConfigError(ValueError):
 
 
 class RunFailed(RuntimeError):
-    """Work has stopped for another reason than a wrong configuration. The message says where and how to go on."""
+    """Something went wrong while the work ran: a loss that is not finite, a full disk, an export that differs, a damaged file.
+
+    The message says where and how to go on. Whatever is finished until then is kept.
+    """
+
+
+EXIT_CONFIG = 2
+"""Exit code after a ConfigError."""
+EXIT_CONDITION = 3
+"""Exit code when a condition of --fail-if is true."""
+EXIT_RUN_FAILED = 4
+"""Exit code after a RunFailed."""
+
+
+class _Later:
+    """The type of `LATER`."""
+
+
+LATER = _Later()
+"""Marks a field that was added after runs had been made: `ema: Annotated[float | None, LATER] = None`. Its default must leave
+results as they were before the field existed; then `Spec.recipe` leaves the default out, and those runs are still the same.
+"""
 
 
 class Spec(BaseModel):
     """Base of every configuration object: immutable, and a misspelt key is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    def recipe(self) -> dict[str, Any]:
+        """What decides the result, as plain values: all fields but those marked LATER that have their default."""
+        plain = self.model_dump(mode="json")
+        for name, field in type(self).model_fields.items():
+            value = getattr(self, name)
+            if LATER in field.metadata and value == field.get_default(call_default_factory=True):
+                del plain[name]
+            elif isinstance(value, Spec):
+                plain[name] = value.recipe()
+            elif isinstance(value, list | tuple):
+                pairs = zip(value, plain[name], strict=True)
+                plain[name] = [entry.recipe() if isinstance(entry, Spec) else shown for entry, shown in pairs]
+        return plain
 
 
 def near(word: str, options: Iterable[str]) -> str:

@@ -74,4 +74,4 @@ def evals(run: Path) -> list[dict[str, Any]]:
 
 
 def bits(row: dict[str, Any], code: str) -> float:
-    return row["figures"][f"{code}/book"]["bits_per_byte"]
+    return row["sets"][f"{code}/book"]["bits_per_byte"]

@@ -44,7 +44,7 @@ def launch(root, legs, world_size=1):
 def run(leg):
     from langext.artifacts import JOB, Corpus, Model, read_json, write_json
     from langext.context import Context
-    from langext.spec import ConfigError
+    from langext.spec import ConfigError, RunFailed
     from langext.stages.train import Train
     from langext.training import loop
 
@@ -62,18 +62,21 @@ def run(leg):
     stage = Train.model_validate(job["stage"] | leg.get("stage", {}) | {"runtime": runtime})
     rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     out.mkdir(parents=True, exist_ok=True)
-    ctx = Context(out, job["seed"], job["language"], tuple(job["original_languages"]), rank=rank, world_size=world_size)
+    languages = job["language"], tuple(job["original_languages"])
+    ctx = Context(out, job["seed"], *languages, tokens=Path(job["tokens"]), rank=rank, world_size=world_size)
     given = {name: Path(value["path"]) for name, value in job["inputs"].items()}
+    model, corpus = Model(given["model"]), Corpus(given["corpus"])
     try:
-        loop.train(stage, ctx, Model(given["model"]), Corpus(given["corpus"]))
+        stage.prepare(ctx, model=model, corpus=corpus)
+        loop.train(stage, ctx, model, corpus)
     except SystemExit as stopped:
         assert stopped.code == 128 + signal.SIGTERM
         return
-    except ConfigError as error:
-        (out / "error.txt").write_text(str(error))
+    except (ConfigError, RunFailed) as error:
+        (out / "error.txt").write_text(f"{type(error).__name__}: {error}")
         return
     if rank == 0:
-        write_json(out / "summary.json", ctx.summary)
+        write_json(out / "summary.json", ctx.summary[-1])
 
 
 def main():

@@ -4,8 +4,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from langext.artifacts import write_json
+from langext.artifacts import InputRecord, Job, Manifest, read_json, write_json
 from langext.evaluation.scores import FORMAT
+from langext.pipeline.plan import Step
+from langext.summaries import EvaluateSummary, ExtendSummary, FilterSummary, TrainSummary
 
 
 def bits(value: float, count: int = 50) -> dict[str, Any]:
@@ -21,20 +23,31 @@ def stage(
     """A finished stage. `inputs` are names of stages; `recipe` is what the pipeline file would say of it."""
     folder = root / f"{number:02d}-{name}"
     folder.mkdir(parents=True)
-    write_json(folder / "job.json", {"language": "fra_Latn", "original_languages": ["eng_Latn"]})
-    manifest = {
-        "stage": {"uses": name, **recipe}, "kind": kind,
-        "inputs": {k: {"stage": v, "fingerprint": f"of {v}", "path": f"{root}/{v}"} for k, v in (inputs or {}).items()},
-        "summary": summary or {}, "seconds": 3.0, "peak_memory_bytes": 10**9, "device": "CPU", "fingerprint": "abc",
-        "started": 1.7e9, "seed": 1, "versions": {"torch": "2"},
-    }  # fmt: skip
+    read = {k: InputRecord(stage=v, fingerprint=f"of {v}", path=f"{root}/{v}") for k, v in (inputs or {}).items()}
+    common = {"stage": {"uses": name, **recipe}, "inputs": read, "fingerprint": "abc", "identity": recipe, "seed": 1}
+    write_json(folder / "job.json", Job(**common, language="fra_Latn", original_languages=["eng_Latn"], tokens=str(root)))
+    manifest = Manifest(
+        **common, kind=kind, choices=recipe, summary=summary.model_dump() if summary else {}, seconds=3.0,
+        peak_memory_bytes=10**9, device="CPU", started=1.7e9, versions={"torch": "2"}, files=[],
+    )  # fmt: skip
     write_json(folder / "manifest.json", manifest)
     return folder
 
 
-def evaluation(root: Path, number: int, name: str, model: str, french: float, english: float, **more: Any) -> Path:
+def evaluation(
+    root: Path,
+    number: int,
+    name: str,
+    model: str,
+    french: float,
+    english: float,
+    measured_with: Any = None,
+    **more: Any,
+) -> Path:
     """A finished evaluation of one set of each language."""
-    folder = stage(root, number, name, "Scores", {"model": model}, uses="evaluate")
+    with_ = {"num_fewshot": "None", "limit": "None", "precision": "bf16", "include_path": "None"} | (measured_with or {})
+    summary = EvaluateSummary(bits_per_byte={}, scores=FORMAT, task_files=[], measured_with=with_)
+    folder = stage(root, number, name, "Scores", {"model": model}, summary)
     found = {"fra_Latn/book": bits(french), "eng_Latn/news": bits(english)}
     found["eng_Latn/news"]["bits_each"] = [
         b + (i % 2 * 2 - 1) * number for i, b in enumerate(found["eng_Latn/news"]["bits_each"])
@@ -47,13 +60,52 @@ def evaluation(root: Path, number: int, name: str, model: str, french: float, en
 
 def compared(root: Path, method: str, lr: float, french: float, english: float, **extend: Any) -> Path:
     """A whole run that took French from 2 and English from 1 to these bits per byte."""
-    stage(root, 1, "filter", "Corpus", summary={"funnel": []}, threshold=0.5)
+    stage(root, 1, "filter", "Corpus", summary=FilterSummary(funnel=[], source_files=[], lid_sha256=""), threshold=0.5)
     evaluation(root, 2, "evaluate_base", "base", 2.0, 1.0)
-    sizes = {"base_parameters": 100, "trainable_parameters": 10}
+    sizes = ExtendSummary(method=method, base_parameters=100, trainable_parameters=10, new_tokens=0)
     stage(root, 3, "extend", "Model", summary=sizes, method={"name": method, **extend})
-    seen = {"tokens": 100, "steps": 2, "seconds": 3.0, "shares": {"fra_Latn/book": 1.0}, "epochs": {"fra_Latn/book": 1.0}}
+    seen = TrainSummary(
+        lr=lr, penalties=[], tokens=100, steps=2, result_step=2, seconds=3.0, tokens_per_second=None, bits_per_byte={},
+        kl_to_base=None, dead_layers=None, weights={}, shares={"fra_Latn/book": 1.0}, epochs={"fra_Latn/book": 1.0},
+    )  # fmt: skip
     folder = stage(root, 4, "train", "Model", {"model": "extend"}, seen, lr=lr, steps=2)
-    (folder / "metrics.jsonl").write_text(json.dumps({"step": 1, "kind": "train", "figures": {"loss/fra_Latn": 3.0}}) + "\n")
-    drift = {"eng_Latn": {"kl": 0.1, "stderr": 0.01, "tokens": 9}}
-    evaluation(root, 5, "evaluate", "train", french, english, drift=drift)
+    (folder / "metrics.jsonl").write_text(json.dumps({"step": 1, "kind": "train", "losses": {"loss/fra_Latn": 3.0}}) + "\n")
+    kl = {"eng_Latn": {"value": 0.1, "stderr": 0.01, "tokens": 9}}
+    evaluation(root, 5, "evaluate", "train", french, english, kl_to_base=kl)
     return root
+
+
+def begun(step: Step, **changes: Any) -> None:
+    """Leave a planned step as one that was started."""
+    step.out.mkdir(parents=True, exist_ok=True)
+    job = Job(
+        stage={"uses": step.stage.uses}, inputs={}, language="fra_Latn", original_languages=["eng_Latn"], seed=1,
+        fingerprint=step.fingerprint, identity=step.identity, tokens=str(step.out.parent),
+    )  # fmt: skip
+    write_json(step.out / "job.json", job.model_copy(update=changes))
+
+
+def done(step: Step, summary: Any = None) -> None:
+    """Leave a planned step as one that is finished."""
+    step.out.mkdir(parents=True, exist_ok=True)
+    manifest = Manifest(
+        kind="Corpus", stage={"uses": step.stage.uses}, inputs={}, fingerprint=step.fingerprint, identity=step.identity, seed=1,
+        summary=summary.model_dump() if summary else {}, files=[], started=0.0, seconds=1.0, peak_memory_bytes=1, device="CPU",
+        versions={},
+    )  # fmt: skip
+    write_json(step.out / "manifest.json", manifest)
+
+
+def change(path: Path, **changes: Any) -> None:
+    """Give keys of a JSON file, and of the objects in it, other values."""
+    value = read_json(path)
+    for key, new in changes.items():
+        value[key] = value[key] | new if isinstance(new, dict) else new
+    write_json(path, value)
+
+
+def chosen(run: Path, penalties: Any = (), **choices: Any) -> None:
+    """Change what the training of a run was told."""
+    more = {"penalties": list(penalties)} if penalties else {}
+    names = {"penalties": [penalty["name"] for penalty in penalties]}
+    change(run / "04-train" / "manifest.json", choices=choices | more, summary=names)

@@ -17,6 +17,7 @@ Shapes: D model width, H width of the widest block, F width of the feed-forward 
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from enum import Enum
 from typing import Any
 
 import torch
@@ -35,11 +36,19 @@ MATRICES = (("gate_proj", 0), ("up_proj", 0), ("down_proj", 1))
 """The matrices of a gated feed-forward network, and the dimension along which its hidden units lie."""
 
 
-def architecture(gates: Sequence[str], config: Any) -> str:
-    """The stock architecture for blocks with these gates, in words. `config` is the base's, None while it is not here."""
-    if set(gates) == {"none"}:
+class Weight(Enum):
+    """What a block's output is multiplied by, as a function of z."""
+
+    ONE = "1"
+    SIGMOID = "sigmoid(z)"
+    HARD_SIGMOID = "sigmoid(z) where z > 0, else 0"
+
+
+def architecture(weights: Sequence[Weight], config: Any) -> str:
+    """The stock architecture for blocks of these weights, in words. `config` is the base's, None while it is not here."""
+    if set(weights) == {Weight.ONE}:
         return "the base's own, with a wider feed-forward network"
-    if list(gates) == ["sigmoid"]:
+    if list(weights) == [Weight.SIGMOID]:
         if _fits_granite(config):
             return "GraniteMoeShared"
         if families.of(config).prefix == "Qwen2":
@@ -47,34 +56,24 @@ def architecture(gates: Sequence[str], config: Any) -> str:
     return "Glm4Moe"
 
 
-def folded_class(gates: Sequence[Any], config: Any) -> str:
-    """The class of the stock model that blocks with these gates fold to; None stands for a method without blocks."""
+def folded_class(weights: Sequence[Weight], config: Any) -> str:
+    """The class of the stock model that blocks of these weights fold to; of a method without blocks, given []."""
     base = f"{families.of(config).prefix}ForCausalLM"
-    return base if set(gates) <= {None, "none"} else f"{architecture(gates, config)}ForCausalLM"
+    return base if set(weights) <= {Weight.ONE} else f"{architecture(weights, config)}ForCausalLM"
 
 
-def obstacle(gates: Sequence[str], config: Any) -> str:
-    """Why no stock architecture computes blocks with these gates on this base; empty when one does."""
-    paper = next((gate for gate in gates if gate in ("relu", "elu")), None)
-    if paper:
-        return (
-            f"no stock architecture computes a block with {'an' if paper == 'elu' else 'a'} {paper} gate"
-            f"{' (a regate stage turns it into hard_sigmoid)' if paper == 'relu' else ''}"
-        )
-    if set(gates) == {"none"}:
-        return ""
-    if len(set(gates)) > 1:
-        return f"no stock architecture computes blocks with the gates {', '.join(gates)} side by side"
-    if config is None:
+def obstacle(weights: Sequence[Weight], config: Any) -> str:
+    """Why no stock architecture computes blocks of this one weight on this base; empty when one does."""
+    if set(weights) == {Weight.ONE} or config is None:
         return ""
     if families.of(config).prefix.startswith("Gemma"):
         return "no stock mixture of experts has Gemma's norms and embeddings"
     if getattr(config, "mlp_bias", False):
-        return f"{architecture(gates, config)} has no place for this base's biases in the feed-forward network"
+        return f"{architecture(weights, config)} has no place for this base's biases in the feed-forward network"
     if getattr(config, "attention_bias", False):
-        return f"{architecture(gates, config)} has no place for this base's bias in the attention's output"
+        return f"{architecture(weights, config)} has no place for this base's bias in the attention's output"
     if getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True):
-        return f"{architecture(gates, config)} has no sliding-window attention"
+        return f"{architecture(weights, config)} has no sliding-window attention"
     return ""
 
 
@@ -90,14 +89,13 @@ def _head_dim(config: Any) -> int:
     return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
 
 
-def fold(net: Any, stacks: Sequence[Mapping[int, Any]]) -> Stock:
-    """The stock form of `net`, given its blocks by layer for every extension."""
-    gates = [next(iter(stack.values())).gate for stack in stacks]
-    assert not obstacle(gates, net.config), "checked before"
-    if set(gates) == {"none"}:
+def fold(net: Any, stacks: Sequence[Mapping[int, Any]], weights: Sequence[Weight]) -> Stock:
+    """The stock form of `net`, given its blocks by layer for every extension, and the weight of each extension's blocks."""
+    assert not obstacle(weights, net.config), "checked before"
+    if set(weights) == {Weight.ONE}:
         return wider(net, stacks)
-    make = {"GraniteMoeShared": _granite, "Qwen2Moe": _qwen, "Glm4Moe": _glm}[architecture(gates, net.config)]
-    return make(net, stacks, gates[0] == "hard_sigmoid")
+    make = {"GraniteMoeShared": _granite, "Qwen2Moe": _qwen, "Glm4Moe": _glm}[architecture(weights, net.config)]
+    return make(net, stacks, weights[0] is Weight.HARD_SIGMOID)
 
 
 def wider(net: Any, stacks: Sequence[Mapping[int, Any]], kept: Mapping[int, float] | None = None) -> Stock:

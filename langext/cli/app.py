@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from langext.spec import EXIT_CONDITION
+
 if TYPE_CHECKING:
     from langext.pipeline.plan import Pipeline
 
@@ -21,12 +23,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Extend a language model to a new language without losing the old one.",
 )
-File = Annotated[Path, typer.Argument(help="Pipeline file (YAML).")]
+File = Annotated[str, typer.Argument(help="Pipeline file (YAML), or the name of one that comes with langext: quickstart.")]
 Set = Annotated[list[str] | None, typer.Option("--set", help="Override one value, e.g. train.lr=3e-4. Repeatable.")]
 Out = Annotated[Path | None, typer.Option(help="Run folder. Default: runs/<pipeline name>.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead.")]
-EXIT_FAILED = 3
-"""A condition of --fail-if was true."""
 RunFolder = Annotated[Path, typer.Argument(help="Run folder, e.g. runs/quickstart.")]
 
 
@@ -40,6 +40,10 @@ def run(
         list[Path] | None,
         typer.Option(help="Another run; stages it finished by the same recipe are taken from it. Repeatable."),
     ] = None,
+    tokens: Annotated[
+        Path | None,
+        typer.Option(help="Folder of text as token ids; runs that name the same one share it. Default: <run folder>/tokens."),
+    ] = None,
 ) -> None:
     """Run a pipeline. Finished stages are skipped, interrupted ones go on."""
     with _clean_errors(file, overrides):
@@ -47,7 +51,7 @@ def run(
         from langext.report import page
 
         spec, root = _load(file, overrides, out)
-        run.run(spec, root, redo=redo or [], others=reuse or [])
+        run.run(spec, root, redo=redo or [], others=reuse or [], tokens=tokens)
         written = page.build(root)
         typer.echo("\n" + page.headline(root, written))
 
@@ -59,7 +63,7 @@ def plan(file: File, overrides: Set = None, out: Out = None) -> None:
         from langext.pipeline import estimate
 
         spec, root = _load(file, overrides, out)
-        estimate.show(spec, root, file, overrides or [])
+        estimate.show(spec, root, _file(file), overrides or [])
 
 
 @app.command("report")
@@ -73,7 +77,7 @@ def report_(root: RunFolder, as_json: Json = False) -> None:
 
 
 @app.command()
-def evaluate(
+def scores(
     root: RunFolder,
     fail_if: Annotated[
         list[str] | None, typer.Option(help="Exit with 3 if this is true, e.g. 'original.bpb_increase > 0.5%'. Repeatable.")
@@ -85,17 +89,17 @@ def evaluate(
         from langext.report import conditions, run_folder
 
         run = run_folder.gather(root)
-        found = conditions.of(run)
-        true = conditions.held(fail_if or [], found)
+        values = conditions.measures(run)
+        true = conditions.met(fail_if or [], values)
         if as_json:
             typer.echo(_json(conditions.table(run) | {"failed": true}))
         else:
-            for name, value in found.items():
+            for name, value in values.items():
                 typer.echo(f"{name + ' ':.<52} {value:+.6f}")
         for condition in true:
             typer.secho(f"failed: {condition}", fg="red", err=True)
         if true:
-            raise typer.Exit(EXIT_FAILED)
+            raise typer.Exit(EXIT_CONDITION)
 
 
 @app.command()
@@ -180,7 +184,7 @@ def compare(
 
 @app.command()
 def sweep(
-    files: Annotated[list[Path], typer.Argument(help="Pipeline files (YAML).")],
+    files: Annotated[list[str], typer.Argument(help="Pipeline files (YAML), or names of those that come with langext.")],
     over: Annotated[
         list[str] | None,
         typer.Option(help="Values of one key, e.g. train.lr=1e-4,3e-4 or extend.method=lora,full. Repeatable."),
@@ -198,8 +202,9 @@ def sweep(
         from langext.report import comparison
         from langext.spec import ConfigError
 
-        root = (out or Path("runs") / f"{sweeping.name_of(files[0], overrides or [], over or [])}-sweep").resolve()
-        points = sweeping.points(files, over or [], overrides or [], root)
+        paths = [_file(name) for name in files]
+        root = (out or Path("runs") / f"{sweeping.name_of(paths[0], overrides or [], over or [])}-sweep").resolve()
+        points = sweeping.points(paths, over or [], overrides or [], root)
         failed = sweeping.run(points, jobs)
         if len(failed) < len(points):
             found = comparison.gather([root])
@@ -256,26 +261,34 @@ def _json(value: Any) -> str:
     return json.dumps(plain(value), indent=2, ensure_ascii=False, allow_nan=False)
 
 
-def _load(file: Path, overrides: list[str] | None, out: Path | None) -> "tuple[Pipeline, Path]":
+def _file(name: str) -> Path:
+    from langext import ready
+
+    return ready.find("pipelines", name, ".yaml")
+
+
+def _load(file: str, overrides: list[str] | None, out: Path | None) -> "tuple[Pipeline, Path]":
     from langext.pipeline.plan import Pipeline
     from langext.spec import load
 
-    spec = load(file, Pipeline, overrides or [])
+    spec = load(_file(file), Pipeline, overrides or [])
     return spec, (out or Path("runs") / spec.name).resolve()
 
 
 @contextmanager
-def _clean_errors(file: Path | None = None, overrides: list[str] | None = None) -> Iterator[None]:
-    from langext.spec import ConfigError, RunFailed, located
+def _clean_errors(file: str | None = None, overrides: list[str] | None = None) -> Iterator[None]:
+    from langext.spec import EXIT_CONFIG, EXIT_RUN_FAILED, ConfigError, RunFailed, located
 
     try:
         yield
     except RunFailed as error:
         typer.secho(f"error: {error}", fg="red", err=True)
-        raise typer.Exit(1) from None
+        raise typer.Exit(EXIT_RUN_FAILED) from None
     except ConfigError as error:
-        typer.secho(f"error: {located(error, file, overrides or []) if file else error}", fg="red", err=True)
-        raise typer.Exit(2) from None
+        typer.secho(
+            f"error: {located(error, _file(file), overrides or []) if file and error.at else error}", fg="red", err=True
+        )
+        raise typer.Exit(EXIT_CONFIG) from None
     except KeyboardInterrupt:
         typer.secho("interrupted; run the same command again to go on", err=True)
         raise typer.Exit(130) from None

@@ -38,7 +38,7 @@ class Speaker:
         else:
             ids = torch.tensor(documents.encode(self.tokenizer, [text]))
         with self.as_itself():
-            out = generation.go_on(self.net, self.tokenizer, ids.to(self.net.device), tokens)
+            out = generation.continue_greedily(self.net, self.tokenizer, ids.to(self.net.device), tokens)
         said = self.tokenizer.decode(out, skip_special_tokens=True).strip()
         self.messages.append({"role": "assistant", "content": said})
         return said
@@ -72,7 +72,7 @@ def _both(model: Model) -> list[Speaker]:
     from langext.models import loading
 
     live = loading.load(model, torch.bfloat16, _device())
-    then = loading.of(model, live)
+    then = loading.reference(model, live)
     return [Speaker("base", then.net, then.tokenizer, then.as_itself), Speaker("extended", live.net, live.tokenizer)]
 
 

@@ -2,12 +2,13 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
-from langext.artifacts import BASE, JOB, Checkpoint, Corpus, Model, Scores, read_json
+from langext.artifacts import BASE, JOB, Checkpoint, Corpus, Job, Manifest, Model, Scores, finished, read_as
 from langext.console import say
 from langext.exports import formats, write
 from langext.exports.gguf import check
+from langext.models import bases
 from langext.spec import ConfigError
 
 
@@ -37,18 +38,15 @@ def step_of(checkpoint: str) -> int | None:
 
 def from_run(root: Path, out: Path, form: str, gguf: formats.GGUF | None = None) -> Checkpoint:
     """Export the newest trained model of a run folder to `out`."""
-    from langext.artifacts import finished
-
     stages = finished(root)
-    models = [path for path, manifest in stages if manifest["kind"] == "Model" and manifest["stage"]["uses"] != "extend"]
+    models = bases.trained_models(stages)
     if not models:
         raise ConfigError(f"{root}: no finished train stage here; run the pipeline first")
-    return from_model(Model(models[-1]), stages, out, form, gguf)
+    return from_model(models[-1], stages, out, form, gguf)
 
 
 def from_checkpoint(root: Path, step: int | None, out: Path, form: str, gguf: formats.GGUF | None = None) -> Checkpoint:
     """Export the model at a checkpoint of a training that has not ended, the newest one if `step` is None."""
-    from langext.artifacts import finished
     from langext.training import snapshot
 
     with snapshot.model(root, step) as model:
@@ -56,22 +54,23 @@ def from_checkpoint(root: Path, step: int | None, out: Path, form: str, gguf: fo
 
 
 def from_model(
-    model: Model, stages: Sequence[tuple[Path, dict[str, Any]]], out: Path, form: str, gguf: formats.GGUF | None
+    model: Model, stages: Sequence[tuple[Path, Manifest]], out: Path, form: str, gguf: formats.GGUF | None
 ) -> Checkpoint:
     """Export a model of a run with these finished stages (folder and manifest of each)."""
     from langext.exports import modelcard
 
-    job = read_json(model.path / JOB)
-    languages = (job["language"], *job["original_languages"])
-    corpora = [Corpus(path) for path, manifest in stages if manifest["kind"] == "Corpus"]
+    job = read_as(model.path / JOB, Job)
+    languages = (job.language, *job.original_languages)
+    corpora = [Corpus(path) for path, manifest in stages if manifest.kind == Corpus.__name__]
     corpus = corpora[-1] if corpora else None  # a delta came without text
-    measured = [(path, manifest["inputs"]["model"]) for path, manifest in stages if manifest["kind"] == "Scores"]
-    before = [Scores(path) for path, of in measured if of["stage"] == BASE]
-    after = [Scores(path) for path, of in measured if of["fingerprint"] == model.manifest["fingerprint"]]
-    card = modelcard.describe(model, languages, corpus, *(found[-1] if found else None for found in (before, after)))
+    measured = [(Scores(path), manifest.inputs["model"]) for path, manifest in stages if manifest.kind == Scores.__name__]
+    of_base = [scores for scores, of in measured if of.stage == BASE]
+    of_model = [scores for scores, of in measured if of.fingerprint == model.manifest.fingerprint]
+    scores = [found[-1] if found else None for found in (of_base, of_model)]
+    card = modelcard.describe(model, languages, corpus, *scores)
     texts = write.verification_texts(corpus, languages) if corpus else []
     record = write.write(model, out, form, texts, card, gguf)
-    say(f"{out}: {record['architecture']}, largest logit difference to the trained model {record['max_abs_difference']:.1e}")
-    for line in check.gguf_lines(record):
+    say(f"{out}: {record.architecture}, largest logit difference to the trained model {record.max_abs_difference:.1e}")
+    for line in check.lines(record):
         say(line)
     return Checkpoint(out)

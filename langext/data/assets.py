@@ -12,14 +12,23 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from langext.artifacts import list_files, read_json, sha256_file, write_json
+from langext.artifacts import FileRecord, list_files, read_as, sha256_file, write_json
 from langext.console import say
 from langext.data.carriers import Carrier, CarrierFailed, DebianPackage, HubFolder, HubText, Installed, Wheel, cache
 from langext.data.handbook import pages
-from langext.spec import ConfigError, near
+from langext.spec import ConfigError, Spec, near
 
 PREFIX = "asset:"
 RECORD = "asset.json"
+
+
+class AssetRecord(Spec):
+    """asset.json, beside the files of an asset that is here."""
+
+    origin: str
+    licence: str
+    about: str
+    files: list[FileRecord]
 
 
 @dataclass(frozen=True)
@@ -120,10 +129,10 @@ def fetch(name: str) -> Path:
     """Bring one asset here unless it already is. Raises ConfigError with every carrier's reason when none works."""
     asset, folder = ASSETS[name], cache() / name
     if (folder / RECORD).is_file():
-        record = read_json(folder / RECORD)
-        damaged = [f["name"] for f in record["files"] if not _intact(folder / f["name"], f["sha256"])]
+        record = read_as(folder / RECORD, AssetRecord)
+        damaged = [file.name for file in record.files if not _intact(folder / file.name, file.sha256)]
         if not damaged:
-            say(f"{name}: here already ({record['origin']}; {record['licence']})")
+            say(f"{name}: here already ({record.origin}; {record.licence})")
             return folder
         say(f"{name}: {', '.join(damaged)} damaged or missing; fetching again")
     reasons = []
@@ -138,10 +147,11 @@ def fetch(name: str) -> Path:
                 reasons.append(f"  {type(carrier).__name__}: {failure}")
                 continue
             files = list_files(payload)
-            write_json(payload / RECORD, {"origin": origin, "licence": asset.licence, "about": asset.about, "files": files})
+            told = AssetRecord(origin=origin, licence=asset.licence, about=asset.about, files=files)
+            write_json(payload / RECORD, told)
             shutil.rmtree(folder, ignore_errors=True)
             os.replace(payload, folder)
-        size = sum(file["bytes"] for file in files)
+        size = sum(file.bytes for file in files)
         say(f"{name}: {asset.about}; {size / 1e6:.1f} MB from {origin}; licence {asset.licence}")
         return folder
     raise ConfigError(

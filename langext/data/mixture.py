@@ -75,7 +75,7 @@ class Mixture:
         """Source -> its share of all tokens."""
         return {name: float((self.owner == k).mean()) for k, name in enumerate(self.names)}
 
-    def place(self, index: int) -> tuple[str, int]:
+    def locate(self, index: int) -> tuple[str, int]:
         """The source of the `index`-th sequence of the run, and its number there. Text is shuffled anew in every epoch."""
         k = int(self.owner[index])
         size = self.files[self.names[k]].num_sequences(self.length)
@@ -87,7 +87,7 @@ class Mixture:
 
     def documents(self, index: int) -> tuple[str, list[int]]:
         """The source of the `index`-th sequence, and the numbers of the documents that are in it."""
-        name, number = self.place(index)
+        name, number = self.locate(index)
         starts, at = self.files[name].starts, number * self.length
         first = int(np.searchsorted(starts, at, side="right")) - 1
         last = int(np.searchsorted(starts, at + self.length, side="left"))
@@ -97,7 +97,7 @@ class Mixture:
         """The sequences of these numbers as a micro-batch."""
         rows = []
         for index in indices:
-            name, number = self.place(index)
+            name, number = self.locate(index)
             rows.append((name.split("/")[0], self.files[name].sequence(number, self.length)))
         return Batch.of(list(indices), rows)
 

@@ -1,5 +1,6 @@
 """Text as token ids: files of documents, written once and mapped into memory, and the sequences that are cut out of them."""
 
+import fcntl
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -8,15 +9,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import distributed
 
 from langext.artifacts import Corpus, fingerprint, read_json, sha256_file, write_json
-from langext.console import Progress
-from langext.context import Context
+from langext.console import Progress, say
 from langext.data.documents import batches, encode, end_token, sources
+from langext.spec import RunFailed
+from langext.summaries import FilterSummary
 
 IGNORE = -100
 """The label of a token that is not to be predicted, as in PyTorch."""
+LOCK = ".lock"
+TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json", "vocab.json",
+    "merges.txt",
+)  # fmt: skip
+"""What decides the ids that a tokenizer gives."""
 
 
 @dataclass(frozen=True)
@@ -29,8 +36,8 @@ class TokenFile:
     """(num_documents,) int64, where each document begins, in order."""
 
     @staticmethod
-    def write(folder: Path, documents: Iterable[list[int]], mark: str = "") -> "TokenFile":
-        """Write documents of token ids to `folder`; `done.json` comes last and marks it complete. `mark` says what it is of."""
+    def write(folder: Path, documents: Iterable[list[int]]) -> "TokenFile":
+        """Write documents of token ids to `folder`; `done.json` comes last and marks it complete."""
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "done.json").unlink(missing_ok=True)
         starts, at = [], 0
@@ -42,13 +49,13 @@ class TokenFile:
             file.flush()
             os.fsync(file.fileno())
         np.save(folder / "starts.npy", np.asarray(starts, dtype=np.int64))
-        write_json(folder / "done.json", {"tokens": at, "documents": len(starts), "mark": mark})
+        write_json(folder / "done.json", {"tokens": at, "documents": len(starts)})
         return TokenFile.open(folder)
 
     @staticmethod
-    def is_done(folder: Path, mark: str) -> bool:
-        """Is there a finished file of what `mark` says?"""
-        return (folder / "done.json").is_file() and read_json(folder / "done.json")["mark"] == mark
+    def is_done(folder: Path) -> bool:
+        """Is there a finished file?"""
+        return (folder / "done.json").is_file()
 
     @staticmethod
     def open(folder: Path) -> "TokenFile":
@@ -88,23 +95,45 @@ class Packed:
 BATCH = 512
 
 
-def tokenise(ctx: Context, corpus: Corpus, tokenizer: Any) -> dict[str, TokenFile]:
-    """The token files of all training text by `<language>/<domain>`.
+def folder_of(tokens: Path, corpus: Corpus, tokenizer: Any) -> Path:
+    """The folder, in `tokens`, of a corpus's training text in the ids of this tokenizer: other text or ids have another."""
+    source = Path(tokenizer.name_or_path)
+    texts = {name: sha256 for name, sha256 in corpus.manifest.hashes.items() if name.startswith("documents/train/")}
+    rules = {name: sha256_file(source / name) for name in TOKENIZER_FILES if (source / name).is_file()}
+    return tokens / fingerprint({"corpus": texts, "tokenizer": rules})
 
-    Made once, by rank 0: the tokenizer works on all cores while the next documents are read. Found again after an interruption;
-    made anew when the corpus or the tokenizer has changed.
+
+def tokenise(tokens: Path, corpus: Corpus, tokenizer: Any, languages: Sequence[str]) -> None:
+    """Make the token files of all training text, unless they are there.
+
+    The tokenizer works on all cores while the next documents are read. Several runs may share the folder `tokens`: one of them
+    works, the others wait for it. After an interruption finished files are not made again.
     """
-    found = {name: paths for code in ctx.languages for name, paths in sources(corpus, "train", code).items()}
-    folder = Path(tokenizer.name_or_path)
-    marks = {path.name: sha256_file(path) for path in sorted(folder.glob("*")) if path.suffix in (".json", ".model", ".txt")}
-    mark = fingerprint({"corpus": corpus.manifest["fingerprint"], "tokenizer": marks})
-    if ctx.rank == 0:
-        bytes_by = {f"{f['language']}/{f['domain']}": f["train_bytes"] for f in corpus.manifest["summary"]["funnel"]}
-        for name, paths in found.items():
-            if not TokenFile.is_done(ctx.out / "tokens" / name, mark):
-                TokenFile.write(ctx.out / "tokens" / name, _ids(name, paths, tokenizer, bytes_by[name]), mark)
-    distributed.barrier()
-    return {name: TokenFile.open(ctx.out / "tokens" / name) for name in found}
+    folder = folder_of(tokens, corpus, tokenizer)
+    folder.mkdir(parents=True, exist_ok=True)
+    summary = corpus.manifest.summary_as(FilterSummary)
+    num_bytes = {row.source: row.train_bytes for row in summary.funnel} if summary else {}
+    with (folder / LOCK).open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say("  waiting for another run that is tokenising the same text")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        for code in languages:
+            for name, paths in sources(corpus, "train", code).items():
+                if not TokenFile.is_done(folder / name):
+                    TokenFile.write(folder / name, _ids(name, paths, tokenizer, num_bytes.get(name, 0)))
+
+
+def token_files(tokens: Path, corpus: Corpus, tokenizer: Any, languages: Sequence[str]) -> dict[str, TokenFile]:
+    """The token files that `tokenise` has made, by `<language>/<domain>`. Raises RunFailed when they are gone."""
+    folder = folder_of(tokens, corpus, tokenizer)
+    names = [name for code in languages for name in sources(corpus, "train", code)]
+    if gone := next((name for name in names if not TokenFile.is_done(folder / name)), None):
+        raise RunFailed(
+            f"{folder / gone}: no tokens here; they were deleted while they were needed. Run the same command again."
+        )
+    return {name: TokenFile.open(folder / name) for name in names}
 
 
 def _ids(name: str, paths: Sequence[Path], tokenizer: Any, total_bytes: int) -> Iterator[list[int]]:

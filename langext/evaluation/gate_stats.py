@@ -5,8 +5,8 @@ from typing import Any
 import torch
 
 from langext.architectures import vocabulary
-from langext.methods import gates
 from langext.methods.extended import LiveModel
+from langext.methods.gates import GATES
 
 
 class Observer:
@@ -49,6 +49,7 @@ def _as_base(open_LBT: torch.Tensor) -> torch.Tensor:
     return ~(reached_BT | opened_LBT[-1])
 
 
-def _closes(live: "LiveModel") -> bool:
+def _closes(live: LiveModel) -> bool:
     """Is the gate exactly zero, and without a gradient, for a part of its inputs?"""
-    return gates.closes(getattr(live.method, "gate", ""))
+    gate = live.method.block_gate if live.method else None
+    return gate is not None and GATES[gate].closes

@@ -14,7 +14,7 @@ REPETITION_PENALTY = 1.1
 
 
 @dataclass(frozen=True)
-class Written:
+class Generated:
     """What came of a prompt, and what it took."""
 
     text: str
@@ -24,7 +24,7 @@ class Written:
     """The most of a GPU's memory beyond what was held before; None on a CPU."""
 
 
-def write(net: Any, tokenizer: Any, prompt: str, most: int) -> Written:
+def generate(net: Any, tokenizer: Any, prompt: str, most: int) -> Generated:
     """Go on from a prompt for at most so many tokens."""
     device = net.get_input_embeddings().weight.device
     ids_1T = torch.tensor(documents.encode(tokenizer, [prompt]), device=device)
@@ -33,14 +33,14 @@ def write(net: Any, tokenizer: Any, prompt: str, most: int) -> Written:
         torch.cuda.reset_peak_memory_stats(device)
         held = torch.cuda.memory_allocated(device)
     started = time.monotonic()
-    ids = go_on(net, tokenizer, ids_1T, most)
+    ids = continue_greedily(net, tokenizer, ids_1T, most)
     seconds = time.monotonic() - started
     peak = torch.cuda.max_memory_allocated(device) - held if device.type == "cuda" else None
-    return Written(tokenizer.decode(ids, skip_special_tokens=True).strip(), len(ids), seconds, peak)
+    return Generated(tokenizer.decode(ids, skip_special_tokens=True).strip(), len(ids), seconds, peak)
 
 
 @torch.no_grad()
-def go_on(net: Any, tokenizer: Any, ids_1T: Tensor, most: int) -> list[int]:
+def continue_greedily(net: Any, tokenizer: Any, ids_1T: Tensor, most: int) -> list[int]:
     """Ids of at most so many tokens after a prompt; fewer when the model ends the text."""
     out_1T = net.generate(
         input_ids=ids_1T, attention_mask=torch.ones_like(ids_1T), max_new_tokens=most, do_sample=False,

@@ -13,7 +13,7 @@ from langext.architectures import cross_entropy, families, vocabulary
 from langext.data import documents
 
 
-class Drift:
+class BaseKL:
     """Set up with the base, then asked about the model as often as wanted."""
 
     def __init__(self, base: Any, tokenizer: Any, texts: Sequence[str], window: int = 512):

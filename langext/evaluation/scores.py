@@ -10,7 +10,7 @@ from langext.artifacts import Scores, read_json
 from langext.spec import ConfigError, Spec
 
 FILE = "scores.json"
-FORMAT = "langext scores 3"
+FORMAT = "langext scores 4"
 
 
 class BpbScore(Spec):
@@ -55,10 +55,10 @@ class Metric(Spec):
     """Examples before each item."""
 
 
-class Drift(Spec):
+class KL(Spec):
     """How far the model is from its base on held-out text of an original language."""
 
-    kl: float
+    value: float
     """KL(base || model), nats per token."""
     stderr: float | None = None
     """Over passages; absent for a single one."""
@@ -73,7 +73,7 @@ class Sample(Spec):
     text: str
 
 
-class Writing(Spec):
+class GenerationSpeed(Spec):
     """How fast the model writes: greedy text, one sequence, in the precision it was measured in."""
 
     tokens_per_second: float
@@ -92,17 +92,17 @@ class Writing(Spec):
 class ScoresFile(Spec):
     """The whole file."""
 
-    format: Literal["langext scores 3"] = FORMAT
+    format: Literal["langext scores 4"] = FORMAT
     bits_per_byte: dict[str, BpbScore]
     """By `<language>/<domain>`."""
     tasks: dict[str, dict[str, Metric]]
     """By task, then by metric."""
     task_languages: dict[str, str] = {}
     """The language that a task measures, where that is known."""
-    drift: dict[str, Drift] = {}
+    kl_to_base: dict[str, KL] = {}
     """By original language; none of the base itself."""
     samples: list[Sample] = []
-    writing: Writing | None = None
+    generation: GenerationSpeed | None = None
 
 
 def read(scores: Scores) -> ScoresFile:

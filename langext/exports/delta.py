@@ -9,19 +9,37 @@ import hashlib
 import shutil
 import time
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field, ValidationError
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 
-from langext.architectures import stock
-from langext.artifacts import BASE, JOB, MANIFEST, Model, fingerprint, list_files, place, read_json, sha256_file, write_json
+from langext.architectures import precision
+from langext.artifacts import (
+    BASE,
+    JOB,
+    MANIFEST,
+    TOKENS,
+    Job,
+    Manifest,
+    Model,
+    fingerprint,
+    link_or_copy,
+    list_files,
+    read_as,
+    read_base,
+    read_json,
+    sha256_file,
+    write_json,
+)  # fmt: skip
 from langext.data import assets
-from langext.exports import modelcard, shards
+from langext.exports import modelcard
 from langext.methods import AnyMethod, extended
 from langext.models import bases, loading
 from langext.spec import ConfigError, Spec
+from langext.summaries import History, HistorySummary
 
 RECORD = "delta.json"
 USES = "apply"
@@ -59,7 +77,7 @@ class DeltaFile(Spec):
     original_languages: list[str]
     method: AnyMethod
     earlier: list[Earlier]
-    history: modelcard.History
+    history: History
     files: dict[str, str]
     """sha256 of every other file, by its path."""
 
@@ -81,9 +99,9 @@ def digest(folder: Path) -> str:
 
 def write(model: Model, out: Path) -> None:
     """Write the delta of a trained model into the empty folder `out`, its weights rounded as those of every export are."""
-    record, job = loading.read_record(model), read_json(model.path / JOB)
-    base = read_json(model.path.parent / BASE / MANIFEST)
-    public = base["commit"] is not None or base["root"].startswith(assets.PREFIX)
+    record, job, base = loading.read_record(model), read_as(model.path / JOB, Job), read_base(model.path.parent)
+    assert record.method is not None and base is not None, "checked before"
+    public = base.commit is not None or base.root.startswith(assets.PREFIX)
     _round(model.path / extended.DELTA, out / extended.DELTA)
     for k, extension in enumerate(record.earlier):
         _round(extension.delta, out / _earlier(k))
@@ -93,20 +111,19 @@ def write(model: Model, out: Path) -> None:
             if path.suffix in TOKENIZER_FILES:
                 shutil.copyfile(path, out / VOCABULARY / path.name)
         shutil.copyfile(record.tokenizer.parent / NEW_TOKENS.name, out / NEW_TOKENS)
-    assert record.method is not None, "checked before"
     told = DeltaFile(
         base=Base(
-            name=base["root"] if public else bases.plain_name(base["root"]),
+            name=base.root if public else bases.plain_name(base.root),
             public=public,
-            commit=base["commit"],
+            commit=base.commit,
             weights=digest(record.base),
         ),
-        language=job["language"],
-        original_languages=job["original_languages"],
+        language=job.language,
+        original_languages=job.original_languages,
         method=record.method,  # type: ignore[arg-type]
         earlier=[Earlier(method=e.method, language=e.language) for e in record.earlier],  # type: ignore[arg-type]
         history=modelcard.history(model),
-        files={file["name"]: file["sha256"] for file in list_files(out)},
+        files={file.name: file.sha256 for file in list_files(out)},
     )
     write_json(out / RECORD, told.model_dump(mode="json"))
 
@@ -116,13 +133,9 @@ def _earlier(k: int) -> str:
 
 
 def _round(source: Path, target: Path) -> None:
+    """Copy a file of weights in the precision of exports."""
     with safe_open(source, "pt") as file:
-        names = list(file.keys())
-        written = shards.File(target, header=64 + sum(128 + 8 * len(name) for name in names))
-        for name in names:
-            added = written.add(name, file.get_tensor(name).to(stock.WEIGHTS))
-            assert added, "the header has room for all"
-        written.close()
+        save_file({name: file.get_tensor(name).to(precision.WEIGHTS) for name in file.keys()}, target)  # noqa: SIM118
 
 
 def read(folder: Path) -> DeltaFile:
@@ -154,17 +167,17 @@ def rebuilt(folder: Path, base: Path, out: Path) -> Model:
     out.mkdir(parents=True)
     earlier = []
     for k, extension in enumerate(told.earlier):
-        place(folder / _earlier(k), out / _earlier(k))
+        link_or_copy(folder / _earlier(k), out / _earlier(k))
         earlier.append(extended.Earlier(extension.method, out / _earlier(k), extension.language))
-    place(folder / extended.DELTA, out / extended.DELTA)
+    link_or_copy(folder / extended.DELTA, out / extended.DELTA)
     tokenizer = None
     if str(NEW_TOKENS) in told.files:
         tokenizer = out / VOCABULARY
         tokenizer.mkdir(parents=True)
-        place(folder / NEW_TOKENS, out / NEW_TOKENS)
+        link_or_copy(folder / NEW_TOKENS, out / NEW_TOKENS)
         for name in told.files:
             if Path(name).parent == VOCABULARY and Path(name).suffix in TOKENIZER_FILES:
-                place(folder / name, out / name)
+                link_or_copy(folder / name, out / name)
     return loading.write_record(out, loading.Record(base, told.method, tokenizer, tuple(earlier)))
 
 
@@ -195,11 +208,13 @@ def _unpacked(folder: Path, told: DeltaFile, base: str | None, out: Path) -> Mod
         loading.on_disk(made)
     except SafetensorError as error:
         raise ConfigError(f"{folder}: damaged weights ({error})") from None
-    write_json(made.path / JOB, {"language": told.language, "original_languages": told.original_languages})
-    done = {
-        "kind": "Model", "stage": {"uses": USES}, "inputs": {}, "summary": {"history": told.history.model_dump()},
-        "fingerprint": fingerprint(told.files), "started": time.time(), "seconds": 0.0, "peak_memory_bytes": 0, "device": "-",
-        "files": list_files(made.path),
-    }  # fmt: skip
-    write_json(made.path / MANIFEST, done)
+    stage, printed = {"uses": USES}, fingerprint(told.files)
+    common: dict[str, Any] = {"stage": stage, "inputs": {}, "seed": 0, "fingerprint": printed, "identity": told.files}
+    job = Job(**common, language=told.language, original_languages=told.original_languages, tokens=str(out / TOKENS))
+    write_json(made.path / JOB, job)
+    manifest = Manifest(
+        **common, kind=Model.__name__, summary=HistorySummary(history=told.history).model_dump(), files=list_files(made.path),
+        started=time.time(), seconds=0.0, peak_memory_bytes=0, device="-", versions={},
+    )  # fmt: skip
+    write_json(made.path / MANIFEST, manifest)
     return made

@@ -1,46 +1,72 @@
 """The README.md of an exported checkpoint."""
 
 import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
+from huggingface_hub import ModelCardData
+from huggingface_hub.repocard import metadata_load
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from pydantic import Field
 
 from langext import languages
-from langext.artifacts import Corpus, Model, read_json
+from langext.artifacts import Corpus, Model, Scores, read_base, read_json
 from langext.data import assets
 from langext.evaluation import scores, significance
-from langext.models import bases
-from langext.spec import Spec
+from langext.evaluation.scores import ScoresFile
+from langext.methods.base import Method
+from langext.models import bases, loading
+from langext.summaries import (
+    ExportSummary,
+    FilterSummary,
+    FunnelRow,
+    History,
+    HistorySummary,
+    MergeSummary,
+    PublicBase,
+    RegateSummary,
+    RescaleSummary,
+    Training,
+    TrainSummary,
+)  # fmt: skip
 
-Line = Annotated[str, Field(pattern=r"^[^\n\r<>|`]*$")]
-"""Text that stays what it is in a line or a table of Markdown."""
-
-
-class Training(Spec):
-    """What a model was trained on."""
-
-    tokens: int
-    steps: int
-    shares: dict[Line, float]
-    """Of the tokens, by language."""
-    epochs: dict[Line, float]
-    """How often each language's text was read."""
-
-
-class History(Spec):
-    """How a model came about."""
-
-    training: Training | None
-    """None when it was merged."""
-    afterwards: list[Line]
-    """What was done then, in words."""
+LIBRARIES = {"gguf": "llama.cpp", "delta": "langext"}
+"""What loads an export of this format; transformers loads all others."""
 
 
-def write(out: Path, record: dict[str, Any], card: dict[str, Any]) -> None:
-    """Render README.md from the verification record and what `describe` found."""
+@dataclass(frozen=True)
+class Card:
+    """What a model card says besides what the export itself has found."""
+
+    languages: tuple[str, ...]
+    """The new one first."""
+    base: str
+    """How the base is called."""
+    licence: str | None
+    """The base's, in words."""
+    licence_id: str | None
+    """The same as the hub names it; None where it has no single name."""
+    public: PublicBase | None
+    """Where on the hub the base is."""
+    base_public: bool
+    """Can others get it, from the hub or as an asset?"""
+    base_architecture: str
+    method: Method
+    history: History
+    funnel: list[FunnelRow]
+    base_scores: ScoresFile | None
+    model_scores: ScoresFile | None
+
+    @property
+    def title(self) -> str:
+        """Base and new language."""
+        return f"{self.base} + {languages.find(self.languages[0]).name}"
+
+
+def write(out: Path, record: ExportSummary, card: Card) -> None:
+    """Render README.md."""
     env = Environment(
         loader=PackageLoader("langext", "exports"),
         undefined=StrictUndefined,
@@ -48,31 +74,38 @@ def write(out: Path, record: dict[str, Any], card: dict[str, Any]) -> None:
         lstrip_blocks=True,
         autoescape=False,
     )
-    named = [languages.find(code) for code in card["languages"]]
-    text = env.get_template("modelcard.md.j2").render(**card, record=record, named=named, rows=_rows(card))
+    named = [languages.find(code) for code in card.languages]
+    metadata = ModelCardData(
+        language=[language.iso1 or language.iso3 for language in named],
+        base_model=card.base if card.public else None,
+        library_name=LIBRARIES.get(record.format, "transformers"),
+        license=card.licence_id,
+        tags=["langext", "language-extension"],
+    )
+    settings = card.method.model_dump(mode="json")
+    text = env.get_template("modelcard.md.j2").render(
+        card=card, record=record, named=named, settings=settings, metadata=metadata.to_yaml(), rows=_rows(card)
+    )
     (out / "README.md").write_text(text, encoding="utf-8")
 
 
-def _rows(card: dict[str, Any]) -> list[dict[str, str]]:
+def _rows(card: Card) -> list[dict[str, str]]:
     """Before and after, for every figure that both measured."""
-    before, after = card["before"], card["after"]
-    order = list(card["languages"])
-    bits = sorted(significance.bits(before, after), key=lambda row: order.index(row.name.split("/")[0]))
-    rows = [(f"{row.name}, bits per byte", row) for row in bits] + [
-        (row.name, row) for row in significance.tasks(before, after)
-    ]
+    pair = card.base_scores, card.model_scores
+    bits = sorted(significance.bits(*pair), key=lambda row: card.languages.index(row.name.split("/")[0]))
+    named = [(f"{row.name}, bits per byte", row) for row in bits] + [(row.name, row) for row in significance.tasks(*pair)]
     return [
         {
             "name": name,
-            "before": _pm(row.before, row.before_stderr),
-            "after": _pm(row.after, row.after_stderr),
+            "before": _plus_minus(row.before, row.before_stderr),
+            "after": _plus_minus(row.after, row.after_stderr),
             "change": _change(row),
         }
-        for name, row in rows
+        for name, row in named
     ]
 
 
-def _pm(value: float, stderr: float) -> str:
+def _plus_minus(value: float, stderr: float) -> str:
     return f"{value:.4f}" + (f" ± {stderr:.4f}" if isfinite(stderr) else "")
 
 
@@ -81,51 +114,40 @@ def _change(row: significance.Change) -> str:
     return (f"{low:+.4f} to {high:+.4f}" if isfinite(low + high) else f"{row.difference.value:+.4f}") + f" ({row.verdict})"
 
 
-def describe(model: Model, languages: tuple[str, ...], corpus: Corpus | None, before: Any, after: Any) -> dict[str, Any]:
-    """What the model card says besides the verification. Scores may be None."""
-    from langext.models import loading
-
-    recorded = loading.read_record(model)
-    base = read_json(recorded.base / "config.json")
-    base_manifest = read_json(_base_manifest(model))
-    method = recorded.method
-    assert method is not None
-    named = base_manifest["root"]
+def describe(
+    model: Model, codes: Sequence[str], corpus: Corpus | None, base_scores: Scores | None, model_scores: Scores | None
+) -> Card:
+    """The card of a trained model. `codes` are its languages, the new one first."""
+    recorded, manifest = loading.read_record(model), read_base(model.path.parent)
+    assert recorded.method is not None and manifest is not None, "a trained model of a run"
+    config, named = read_json(recorded.base / "config.json"), manifest.root
     asset = assets.ASSETS.get(named.removeprefix(assets.PREFIX)) if named.startswith(assets.PREFIX) else None
-    named_licence = asset.licence if asset else licence(recorded.base)
-    return {
-        "languages": languages,
-        "base": asset.about.split(",")[0] if asset else named if base_manifest["commit"] else Path(named).name,
-        "licence": named_licence,
-        "licence_id": (asset.licence.lower() if " " not in asset.licence else None) if asset else named_licence,
-        "base_commit": base_manifest["commit"],
-        "base_on_hub": base_manifest["commit"] is not None,
-        "base_public": asset is not None or base_manifest["commit"] is not None,
-        "base_architecture": (base.get("architectures") or ["?"])[0],
-        "method": method.model_dump(mode="json"),
-        "paper": method.paper,
-        **history(model).model_dump(),
-        "funnel": corpus.manifest["summary"]["funnel"] if corpus else [],
-        "before": scores.read(before) if before else None,
-        "after": scores.read(after) if after else None,
-    }
+    stated: str | None = asset.licence if asset else licence(recorded.base)
+    text = corpus.manifest.summary_as(FilterSummary) if corpus else None
+    return Card(
+        languages=tuple(codes),
+        base=asset.about.split(",")[0] if asset else named if manifest.commit else Path(named).name,
+        licence=stated,
+        licence_id=(stated.lower() if " " not in stated else None) if asset and stated else stated,
+        public=PublicBase(hub=named, commit=manifest.commit) if manifest.commit else None,
+        base_public=asset is not None or manifest.commit is not None,
+        base_architecture=(config.get("architectures") or ["?"])[0],
+        method=recorded.method,
+        history=history(model),
+        funnel=text.funnel if text else [],
+        base_scores=scores.read(base_scores) if base_scores else None,
+        model_scores=scores.read(model_scores) if model_scores else None,
+    )
 
 
 def licence(base: Path) -> str | None:
     """The `license` that the head of a model folder's README.md names; None without one."""
-    from ruamel.yaml import YAML
-    from ruamel.yaml.error import YAMLError
-
-    readme = base / "README.md"
-    lines = readme.read_text(encoding="utf-8").splitlines() if readme.is_file() else []
-    if lines[:1] != ["---"] or "---" not in lines[1:]:
-        return None
     try:
-        named = YAML(typ="safe", pure=True).load("\n".join(lines[1 : lines.index("---", 1)]))
-    except YAMLError:
+        metadata: Any = metadata_load(base / "README.md")
+    except (OSError, ValueError):  # none there, or none that can be read
         return None
-    found = named.get("license") if isinstance(named, dict) else None
-    return found if isinstance(found, str) else None
+    stated = metadata.get("license") if isinstance(metadata, dict) else None
+    return stated if isinstance(stated, str) else None
 
 
 def keep_licences(base: Path, out: Path) -> None:
@@ -137,28 +159,27 @@ def keep_licences(base: Path, out: Path) -> None:
 
 
 def history(model: Model) -> History:
-    """How a model came about."""
+    """How a model came about: what it was trained on, and what was done to it afterwards."""
     done: list[str] = []
     while True:
         manifest = model.manifest
-        stage, summary = manifest["stage"], manifest["summary"]
-        if "history" in summary:  # of a delta, or of a training that has not ended
-            told = History.model_validate(summary["history"])
-            return History(training=told.training, afterwards=[*told.afterwards, *done])
-        if stage["uses"] == "train":
-            return History(training=Training(**{key: summary[key] for key in Training.model_fields}), afterwards=done)
-        if stage["uses"] == "merge":
-            names = ", ".join(Path(name).name for name in stage["models"])
-            merged = f"Merged from the runs {names} by {stage['rule']}, scale {summary['scale']:g}"
-            return History(training=None, afterwards=[merged + (", by layer (LiNeS)" if stage["lines"] else ""), *done])
-        if stage["uses"] == "regate":
-            before, after = summary["bits_per_byte"]["relu"], summary["bits_per_byte"][summary["kept"]]
+        if told := manifest.summary_as(HistorySummary):
+            return History(training=told.history.training, afterwards=[*told.history.afterwards, *done])
+        if trained := manifest.summary_as(TrainSummary):
+            training = Training(**{key: getattr(trained, key) for key in Training.model_fields})
+            return History(training=training, afterwards=done)
+        if merged := manifest.summary_as(MergeSummary):
+            return History(training=None, afterwards=[_merged(merged), *done])
+        if regated := manifest.summary_as(RegateSummary):
+            before, after = regated.bits_per_byte["trained"], regated.bits_per_byte[regated.kept]
             costs = ", ".join(f"{name} {before[name]:.4f} to {after[name]:.4f}" for name in before)
-            done.insert(0, f"Its relu gates were turned into hard sigmoids; bits per byte went from {costs}")
-        if stage["uses"] == "rescale":
-            done.insert(0, f"Rescaled layer by layer (LiNeS), alpha {summary['alpha']:g}")
-        model = Model(model.path.parent / Path(manifest["inputs"]["model"]["path"]).name)
+            done.insert(0, f"Its gates were turned into ones that stock architectures have; bits per byte went from {costs}")
+        if rescaled := manifest.summary_as(RescaleSummary):
+            done.insert(0, f"Rescaled layer by layer (LiNeS), alpha {rescaled.alpha:g}")
+        model = Model(model.path.parent / Path(manifest.inputs["model"].path).name)
 
 
-def _base_manifest(model: Model) -> Path:
-    return model.path.parent / "base" / "manifest.json"
+def _merged(summary: MergeSummary) -> str:
+    names = ", ".join(Path(name).name for name in summary.models)
+    by_layer = ", by layer (LiNeS)" if summary.lines else ""
+    return f"Merged from the runs {names} by {summary.rule}, scale {summary.scale:g}{by_layer}"

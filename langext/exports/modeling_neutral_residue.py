@@ -21,6 +21,18 @@ class NeutralResidueConfig(LlamaConfig):
     residues: list | None = None
 
 
+GATES = {
+    "relu": F.relu,
+    "elu": F.elu,
+    "sigmoid": torch.sigmoid,
+    "hard_sigmoid": lambda z: torch.sigmoid(z) * (z > 0),
+    "none": torch.ones_like,
+}
+"""A gate's value for z = w . x."""
+CLOSING = ("relu", "hard_sigmoid")
+"""Gates that are exactly zero for a part of their inputs."""
+
+
 class NeutralResidue(nn.Module):
     """One block."""
 
@@ -37,16 +49,8 @@ class NeutralResidue(nn.Module):
         """(..., width) -> (..., width). When nothing learns, closed tokens cost one product with a vector and no more."""
         if self.kind == "none":
             return self.block(x, act)
-        z = F.linear(x.float(), self.router.weight.float())
-        if self.kind == "relu":
-            gate = F.relu(z)
-        elif self.kind == "elu":
-            gate = F.elu(z)
-        else:
-            gate = torch.sigmoid(z) * (z > 0) if self.kind == "hard_sigmoid" else torch.sigmoid(z)
-        gate = gate.to(x.dtype)
-        closes = self.kind in ("relu", "hard_sigmoid")
-        if not closes or torch.is_grad_enabled() or torch.compiler.is_compiling():
+        gate = GATES[self.kind](F.linear(x.float(), self.router.weight.float())).to(x.dtype)
+        if self.kind not in CLOSING or torch.is_grad_enabled() or torch.compiler.is_compiling():
             return gate * self.block(x, act)
         out, is_open = torch.zeros_like(x), gate[..., 0] != 0
         if is_open.any():

@@ -96,7 +96,7 @@ def compare(net: Any, tokenizer: Any, job: dict[str, Any]) -> dict[str, Any]:
         "max_abs_difference": largest(worst), "max_abs_difference_cached": largest(cached_worst),
         "kl_per_token_nats": kl / tokens, "top1_agreement": agree / tokens,
         "greedy_equal": sum(a == b for a, b in zip(continued, job["greedy"], strict=True)), "tokenized_equal": tokenized_equal,
-        "texts": len(ids), "tokens": int(tokens), "logit_std": largest(std), "class": type(net).__name__,
+        "texts": len(ids), "tokens": int(tokens), "logit_std": largest(std), "loads_as": type(net).__name__,
     }  # fmt: skip
 
 

@@ -1,15 +1,88 @@
-"""Which format an extended model can be exported to, and what it becomes there."""
+"""What an extended model can be exported to: one row for each format. Adding one: a file that writes it, and a row here."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from langext.architectures import families
+from langext.architectures import families, folding
 from langext.exports.formats import FORMATS
+from langext.exports.gguf import file, vocabulary
+from langext.methods import gates
+from langext.methods.base import Method
 from langext.spec import ConfigError
 
 
-def choose(config: Any, methods: Sequence[Any], form: str, pre: str | None = None) -> str:
+@dataclass(frozen=True)
+class Target:
+    """One format. `config` is the base's transformers config, None while it is not on this machine."""
+
+    obstacle: Callable[[Any, Sequence[Method], str | None], str]
+    """(config, methods, llama.cpp's name of the pre-tokenizer) -> why it cannot be exact; empty when it can."""
+    architecture: Callable[[Any, Sequence[Method]], str]
+    """What a checkpoint will be, in words."""
+    folds: bool = True
+    """Is it made of the stock form that the method folds to?"""
+    own_code: bool = False
+    """Does it travel with code that transformers has to be told to trust?"""
+    chosen_by_auto: bool = True
+    """May `auto` choose it? Not what only langext can load."""
+
+
+def _stock_obstacle(config: Any, methods: Sequence[Method], pre: str | None) -> str:
+    names = _gates(methods)
+    return gates.obstacle(names, config) if len(methods) > 1 else methods[-1].obstacle(config)
+
+
+def _stock_architecture(config: Any, methods: Sequence[Method]) -> str:
+    if len(methods) > 1:
+        return folding.architecture(gates.weights(_gates(methods)), config)
+    return methods[-1].architecture(config)
+
+
+def _dense_obstacle(config: Any, methods: Sequence[Method], pre: str | None) -> str:
+    if reason := next((name for name in _gates(methods) if gates.has(name)), None):
+        return f"a block with {gates.article(reason)} {reason} gate is no part of a dense network"
+    return _stock_obstacle(config, methods, pre)
+
+
+def _gguf_obstacle(config: Any, methods: Sequence[Method], pre: str | None) -> str:
+    reason = _stock_obstacle(config, methods, pre)
+    if reason or config is None:
+        return reason
+    weights = gates.weights(_gates(methods))
+    made = {"architectures": [folding.folded_class(weights, config)], "layer_types": methods[-1].layer_types(config)}
+    made["num_hidden_layers"] = len(made["layer_types"] or []) or config.num_hidden_layers
+    return file.obstacle(config.to_dict() | made) or vocabulary.obstacle(Path(config.name_or_path), pre)
+
+
+def _remote_obstacle(config: Any, methods: Sequence[Method], pre: str | None) -> str:
+    plain = next((method for method in methods if method.block_gate is None), None)
+    return f"{plain.name} needs no code of its own" if plain else ""
+
+
+def _remote_architecture(config: Any, methods: Sequence[Method]) -> str:
+    prefix = families.of(config).prefix if config is not None else "the base"
+    return f"{prefix} with neutral residues (remote code in the folder)"
+
+
+TARGETS: dict[str, Target] = {
+    "native": Target(_stock_obstacle, _stock_architecture),
+    "dense": Target(_dense_obstacle, _stock_architecture),
+    "remote": Target(_remote_obstacle, _remote_architecture, folds=False, own_code=True),
+    "gguf": Target(_gguf_obstacle, lambda config, methods: f"{_stock_architecture(config, methods)}, for llama.cpp"),
+    "delta": Target(
+        lambda *_: "", lambda *_: "what was learnt, without the base", folds=False, chosen_by_auto=False
+    ),
+}  # fmt: skip
+
+
+def _gates(methods: Sequence[Method]) -> list[gates.GateName]:
+    """The gates of the methods that add blocks."""
+    return [method.block_gate for method in methods if method.block_gate is not None]
+
+
+def choose(config: Any, methods: Sequence[Method], form: str, pre: str | None = None) -> str:
     """The format to write. Raises ConfigError with the reason when it cannot be exact, and names what can.
 
     `config` is the base's transformers config, or None while it is not on this machine. `methods` are those of all
@@ -17,45 +90,15 @@ def choose(config: Any, methods: Sequence[Any], form: str, pre: str | None = Non
     """
     if form not in FORMATS:
         raise ConfigError(f"export format {form!r} is not known; choose {', '.join(FORMATS)}")
-    reasons = {f: _obstacle(config, methods, f, pre) for f in FORMATS[1:]}
-    possible = [f for f in FORMATS[1:] if not reasons[f]]
+    reasons = {name: target.obstacle(config, methods, pre) for name, target in TARGETS.items()}
+    possible = [name for name in TARGETS if not reasons[name]]
     if form == "auto":
-        form = next((f for f in possible if f != "delta"), "native")  # a delta needs langext to be loaded
+        form = next((name for name in possible if TARGETS[name].chosen_by_auto), "native")
     if reasons[form]:
         raise ConfigError(f"format {form!r}: {reasons[form]}; possible: {', '.join(possible) or 'none'}", at=("format",))
     return form
 
 
-def _obstacle(config: Any, methods: Sequence[Any], form: str, pre: str | None) -> str:
-    """Why a format cannot be exact here, or an empty string."""
-    from langext.architectures import folding
-    from langext.exports.gguf import file, vocabulary
-
-    gates: list[Any] = [getattr(method, "gate", None) for method in methods]
-    if form == "delta":
-        return ""
-    if form == "remote":
-        return "" if all(gates) else f"{methods[-1].name} needs no code of its own"
-    reason = folding.obstacle(gates, config) if len(gates) > 1 else methods[-1].obstacle(config)
-    gated = next((gate for gate in gates if gate not in (None, "none")), None)
-    if form == "dense" and gated:
-        return f"a block with {'an' if gated == 'elu' else 'a'} {gated} gate is no part of a dense network"
-    if form == "gguf" and not reason and config is not None:
-        made = {"architectures": [folding.folded_class(gates, config)], "layer_types": methods[-1].layer_types(config)}
-        made["num_hidden_layers"] = len(made["layer_types"] or []) or config.num_hidden_layers
-        return file.obstacle(config.to_dict() | made) or vocabulary.obstacle(Path(config.name_or_path), pre)
-    return reason
-
-
-def architecture(config: Any, methods: Sequence[Any], form: str) -> str:
+def architecture(config: Any, methods: Sequence[Method], form: str) -> str:
     """The architecture a checkpoint will have, in words, for `langext plan` and the model card."""
-    from langext.architectures import folding
-
-    if form == "delta":
-        return "what was learnt, without the base"
-    if form == "remote":
-        prefix = families.of(config).prefix if config is not None else "the base"
-        return f"{prefix} with neutral residues (remote code in the folder)"
-    many = len(methods) > 1
-    described = folding.architecture([m.gate for m in methods], config) if many else methods[-1].architecture(config)
-    return f"{described}, for llama.cpp" if form == "gguf" else described
+    return TARGETS[form].architecture(config, methods)

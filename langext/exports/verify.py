@@ -17,7 +17,8 @@ from torch import Tensor
 
 from langext.architectures import precision
 from langext.exports import reload
-from langext.spec import ConfigError
+from langext.spec import RunFailed
+from langext.summaries import LogitDifference
 
 MAX_DIFFERENCE = 1e-3
 """Largest logit difference that passes, in standard deviations of the logits. Exact mappings measure 1e-6 to 1e-5. Both sides
@@ -63,7 +64,7 @@ def logits(net: Any, ids: list[list[int]], scratch: Path) -> list[Path]:
     return files
 
 
-def difference(one: list[Path], other: list[Path]) -> dict[str, float]:
+def difference(one: list[Path], other: list[Path]) -> LogitDifference:
     """Largest logit difference, KL(one || other) per token in nats, and the largest standard deviation of `one`'s logits."""
     worst, std = [0.0], [0.0]
     kl, positions = 0.0, 0
@@ -72,7 +73,9 @@ def difference(one: list[Path], other: list[Path]) -> dict[str, float]:
         std.append(a.std().item())
         kl += (a.softmax(-1) * (a.log_softmax(-1) - b.log_softmax(-1))).sum().item()
         positions += len(a)
-    return {"max_abs_difference": reload.largest(worst), "kl_per_token_nats": kl / positions, "logit_std": reload.largest(std)}
+    return LogitDifference(
+        max_abs_difference=reload.largest(worst), kl_per_token_nats=kl / positions, logit_std=reload.largest(std)
+    )
 
 
 def _read(file: Path) -> Tensor:
@@ -80,11 +83,11 @@ def _read(file: Path) -> Tensor:
 
 
 def same(trained: list[Path], folded: list[Path]) -> None:
-    """Raise ConfigError when the stock form, not rounded yet, computes something else than the trained model."""
+    """Raise RunFailed when the stock form, not rounded yet, computes something else than the trained model."""
     found = difference(trained, folded)
-    worst, limit = found["max_abs_difference"], MAX_DIFFERENCE * found["logit_std"]
+    worst, limit = found.max_abs_difference, MAX_DIFFERENCE * found.logit_std
     if not worst <= limit:
-        raise ConfigError(f"the stock form differs from the trained model: a logit by {worst:.2e}, allowed are {limit:.2e}")
+        raise RunFailed(f"the stock form differs from the trained model: a logit by {worst:.2e}, allowed are {limit:.2e}")
 
 
 def prepare(scratch: Path, expected: Expected, **more: Any) -> Path:
@@ -100,16 +103,16 @@ def _wanted(expected: Expected) -> dict[str, Any]:
     return {"texts": expected.texts, "ids": expected.ids, "greedy": expected.greedy, "logits": files}
 
 
-def job(scratch: Path, folder: Path, expected: Expected, form: str, *, whole: bool = True) -> Path:
+def job(scratch: Path, folder: Path, expected: Expected, *, own_code: bool = False, whole: bool = True) -> Path:
     """The job of loading a Hugging Face folder, its float32 weights in memory as a whole or block by block."""
-    more = {"folder": str(folder), "remote": form == "remote", "new_tokens": NEW_TOKENS, "cut": TOKENS, "whole_model": whole}
+    more = {"folder": str(folder), "remote": own_code, "new_tokens": NEW_TOKENS, "cut": TOKENS, "whole_model": whole}
     return prepare(scratch, expected, **more)
 
 
 def run(jobs: list[Path], script: str = reload.__file__, python: str = sys.executable) -> list[dict[str, Any]]:
     """Do these jobs in one fresh process of the interpreter `python`; the figures of each.
 
-    Raises ConfigError when one does not load.
+    Raises RunFailed when one does not load.
     """
     scratch = jobs[0].parent
     for file in (script, precision.__file__):
@@ -118,14 +121,14 @@ def run(jobs: list[Path], script: str = reload.__file__, python: str = sys.execu
     command = [python, "-I", str(scratch / Path(script).name), *map(str, jobs)]
     done = subprocess.run(command, capture_output=True, text=True, env=env)
     if done.returncode != 0:
-        raise ConfigError(f"the export does not load in a fresh process:\n{(done.stdout + done.stderr).strip()[-2000:]}")
+        raise RunFailed(f"the export does not load in a fresh process:\n{(done.stdout + done.stderr).strip()[-2000:]}")
     return [json.loads(line) for line in done.stdout.strip().splitlines()[-len(jobs) :]]
 
 
-def compare(folder: Path, expected: Expected, form: str, *, whole: bool = True) -> dict[str, Any]:
-    """Reload `folder` and compare. Raises ConfigError when it differs; returns the figures otherwise."""
+def compare(folder: Path, expected: Expected, *, own_code: bool = False, whole: bool = True) -> dict[str, Any]:
+    """Reload `folder` and compare. Raises RunFailed when it differs; returns the figures otherwise."""
     with tempfile.TemporaryDirectory() as scratch:
-        (figures,) = run([job(Path(scratch), folder, expected, form, whole=whole)])
+        (figures,) = run([job(Path(scratch), folder, expected, own_code=own_code, whole=whole)])
     return judged(figures)
 
 
@@ -136,7 +139,7 @@ def compare_live(live: Any, expected: Expected) -> dict[str, Any]:
 
 
 def judged(figures: dict[str, Any]) -> dict[str, Any]:
-    """The figures with what was allowed. Raises ConfigError when they are beyond that."""
+    """The figures with what was allowed. Raises RunFailed when they are beyond that."""
     limit = MAX_DIFFERENCE * figures["logit_std"]
     exact = figures["max_abs_difference"] <= limit and figures["max_abs_difference_cached"] <= limit  # nan is not
     passed = exact and figures["greedy_equal"] == figures["tokenized_equal"] == figures["texts"]
@@ -144,7 +147,7 @@ def judged(figures: dict[str, Any]) -> dict[str, Any]:
         **figures, "max_abs_allowed": limit, "compared_in": "float32", "weights": str(precision.WEIGHTS).removeprefix("torch."),
     }  # fmt: skip
     if not passed:
-        raise ConfigError(f"the export differs from the trained model and was not kept: {json.dumps(record)}")
+        raise RunFailed(f"the export differs from the trained model and was not kept: {json.dumps(record)}")
     return record
 
 

@@ -8,27 +8,27 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
-from langext import languages
 from langext.artifacts import Corpus, Model, read_json, write_json
 from langext.exports.formats import GGUF
-from langext.exports.targets import architecture, choose
+from langext.exports.targets import TARGETS, architecture, choose
 from langext.spec import ConfigError
+from langext.summaries import ExportSummary
 
 if TYPE_CHECKING:
+    from langext.architectures.stock import Stock
     from langext.exports import verify
+    from langext.exports.modelcard import Card
     from langext.methods.extended import LiveModel
 
 
-def write(
-    model: Model, out: Path, form: str, texts: list[str], card: dict[str, Any], gguf: GGUF | None = None
-) -> dict[str, Any]:
+def write(model: Model, out: Path, form: str, texts: list[str], card: "Card", gguf: GGUF | None = None) -> ExportSummary:
     """Write `out`, verify it in a fresh process and add the model card. Beside and renamed: a failure leaves nothing behind.
 
     It is compared on `texts`, or on what the model itself writes when there are none.
 
     Three comparisons: the trained model with what it folds to, before rounding; that with its rounding to the weights'
-    precision, which is recorded; and the rounded one with what a stranger loads. Raises ConfigError when the first or last
-    differ.
+    precision, which is recorded; and the rounded one with what a stranger loads. Raises RunFailed when the first or last
+    differ, and ConfigError for what cannot be exported.
     """
     from langext.exports import modelcard
     from langext.models import loading
@@ -44,7 +44,9 @@ def write(
     out.parent.mkdir(parents=True, exist_ok=True)
     beside = Path(tempfile.mkdtemp(dir=out.parent, prefix=f"{out.name}.", suffix=".tmp"))
     try:
-        record = _write(model, beside, form, texts, gguf or GGUF(), architecture(config, methods, form), card)
+        made = _write(model, beside, form, texts, gguf or GGUF(), card.title)
+        record = ExportSummary(**made, format=form, architecture=architecture(config, methods, form), base=card.public)
+        write_json(beside / "export.json", record)
         modelcard.write(beside, record, card)
         modelcard.keep_licences(source.base, beside)
         beside.chmod(0o755)  # mkdtemp's are for their owner alone
@@ -55,37 +57,29 @@ def write(
     return record
 
 
-def _write(
-    model: Model, out: Path, form: str, texts: list[str], gguf: GGUF, described: str, card: dict[str, Any]
-) -> dict[str, Any]:
-    """Write the format into the empty folder `out`; what was found goes into export.json, with a public base's name."""
+def _write(model: Model, out: Path, form: str, texts: list[str], gguf: GGUF, title: str) -> dict[str, Any]:
+    """Write the format into the empty folder `out`. Returns what the comparisons have found."""
     from langext.exports.gguf import check
 
-    record: dict[str, Any] = {"format": form, "architecture": described}
-    if card.get("base_commit"):
-        record["base"] = {"hub": card["base"], "commit": card["base_commit"]}
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f"{out.name}.") as scratch:
         stored = Path(scratch) / "checkpoint" if form == "gguf" else out
         stored.mkdir(exist_ok=True)
         made, expected = _checkpoint(model, form, stored, texts, Path(scratch))
-        record |= made
         if form == "gguf":
-            title = f"{card['base']} + {languages.find(card['languages'][0]).name}"
-            record |= {"files": check.write(stored, out, expected, gguf, title)}
-    write_json(out / "export.json", record)
-    return record
+            made["files"] = check.write(stored, out, expected, gguf, title)
+    return made
 
 
 def _checkpoint(
     model: Model, form: str, out: Path, texts: list[str], scratch: Path
 ) -> "tuple[dict[str, Any], verify.Expected]":
-    """Write a Hugging Face folder and compare it; what was found, and what the stored weights compute."""
+    """Write a Hugging Face folder (or a delta) and compare it; what was found, and what the stored weights compute."""
     from langext.architectures import precision
     from langext.exports import delta, verify
     from langext.models import loading
 
-    live = loading.on_disk(model)
-    stock = live.methods[-1].fold(live.net) if form not in ("remote", "delta") else None
+    live, target = loading.on_disk(model), TARGETS[form]
+    stock = live.methods[-1].fold(live.net) if target.folds else None
     whole = fits(live.net, stock.shell() if stock else live.net)
     precision.in_float32(precision.parts(live.net), whole)
     texts = texts or verify.own_texts(live)
@@ -98,18 +92,18 @@ def _checkpoint(
         again = loading.on_disk(model)
         learnt = {parameter for name, parameter in again.net.named_parameters() if name in loading.learnt(model)}
         rounded = again.net
-        precision.in_float32(precision.parts(rounded), whole, lambda parameter: form == "remote" or parameter in learnt)
+        precision.in_float32(precision.parts(rounded), whole, lambda parameter: target.own_code or parameter in learnt)
     expected = verify.expect(rounded, live.tokenizer, texts, scratch / "rounded")
     rounding = verify.difference(trained, expected.logits)
     if form == "delta":
         delta.write(model, out)
         rebuilt = loading.on_disk(delta.rebuilt(out, loading.read_record(model).base, scratch / "rebuilt"))
         precision.in_float32(precision.parts(rebuilt.net), whole)
-        figures = verify.compare_live(rebuilt, expected)
+        found = verify.compare_live(rebuilt, expected)
     else:
-        save(live, form, out)
-        figures = verify.compare(out, expected, form, whole=whole)
-    return {"rounding": rounding} | figures, expected
+        save(live, stock, out)
+        found = verify.compare(out, expected, own_code=target.own_code, whole=whole)
+    return {"rounding": rounding} | found, expected
 
 
 def fits(trained: Any, stored: Any) -> bool:
@@ -121,14 +115,14 @@ def fits(trained: Any, stored: Any) -> bool:
     return 4 * (sum(numbers) + logits) < available()
 
 
-def save(live: "LiveModel", form: str, out: Path) -> None:
-    """Write weights, config, tokenizer and generation config."""
+def save(live: "LiveModel", stock: "Stock | None", out: Path) -> None:
+    """Write weights, config, tokenizer and generation config: of the stock form, or without one with code of its own."""
     from langext.exports import remote, shards
 
-    if form == "remote":
+    if stock is None:
         remote.write(live.net, out)
     else:
-        shards.save(live.methods[-1].fold(live.net), out)
+        shards.save(stock, out)
     live.tokenizer.save_pretrained(out)
     _tokenizer_of_both(out / "tokenizer_config.json")
     if live.net.generation_config is not None:

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
 
     from langext.architectures.stock import Stock
     from langext.methods.extension import Extension
+    from langext.methods.gates import GateName
     from langext.methods.penalties.base import Portion
 
 
@@ -38,6 +39,11 @@ class Method(Spec):
     def trainable(self, name: str, config: Any) -> bool:
         """Does the parameter of this name learn? New vocabulary rows always do and are not asked about."""
         return True
+
+    @property
+    def block_gate(self) -> "GateName | None":
+        """The gate of the blocks that this method adds; None when it adds none."""
+        return None
 
     @property
     def own_penalties(self) -> tuple[str, ...]:

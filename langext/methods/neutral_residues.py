@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from langext.methods.gates import Gate
+from langext.methods.gates import GATES, GateName
 from langext.methods.penalties import domain_ce, local
 from langext.methods.penalties.base import Portion
 from langext.methods.residue import Parallel, Residue
@@ -20,7 +20,7 @@ class NeutralResidues(Parallel):
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2410.02744"
     name: Literal["neutral_residues"]
-    gate: Gate = "relu"
+    gate: GateName = "relu"
     """relu is the paper's, elu its first version's. sigmoid and hard_sigmoid (zero below 0.5) export to stock architectures;
     none is the ablation."""
     local_loss: Literal["l1", "domain_ce", "none"] = "l1"
@@ -31,8 +31,9 @@ class NeutralResidues(Parallel):
 
     @model_validator(mode="after")
     def _gate_and_loss(self) -> "NeutralResidues":
-        if self.local_loss == "domain_ce" and self.gate not in ("sigmoid", "hard_sigmoid"):
-            raise ValueError(f"local_loss domain_ce needs gate sigmoid or hard_sigmoid, not {self.gate}")
+        if self.local_loss == "domain_ce" and not GATES[self.gate].is_probability:
+            probable = ", ".join(name for name, gate in GATES.items() if gate.is_probability)
+            raise ValueError(f"local_loss domain_ce needs a gate that is a probability ({probable}), not {self.gate}")
         return self
 
     @property

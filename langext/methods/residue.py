@@ -12,11 +12,11 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from langext.architectures import families, recompute, vocabulary
-from langext.methods import extension, layers
+from langext.architectures import families, folding, recompute, vocabulary
+from langext.methods import extension, gates, layers
 from langext.methods.base import Method
 from langext.methods.extension import Extension
-from langext.methods.gates import Gate, closes, opened
+from langext.methods.gates import GATES, GateName
 from langext.methods.layers import Layers
 from langext.spec import ConfigError
 
@@ -40,14 +40,15 @@ class Router(nn.Linear):
 class Residue(Extension):
     """One block, gated or not. Keeps what the penalties and the diagnostics need of its last forward pass."""
 
-    def __init__(self, stack: int, layer: int, width: int, hidden: int, gate: Gate, act: nn.Module):
+    def __init__(self, stack: int, layer: int, width: int, hidden: int, gate: GateName, act: nn.Module):
         super().__init__(stack)
-        self.layer, self.gate = layer, gate
+        self.layer = layer
+        self.gate: GateName = gate
         self.act = act
         self.gate_proj = nn.Linear(width, hidden, bias=False)
         self.up_proj = nn.Linear(width, hidden, bias=False)
         self.down_proj = nn.Linear(hidden, width, bias=False)
-        self.router = None if gate == "none" else Router(width, 1, bias=False)
+        self.router = Router(width, 1, bias=False) if gates.has(gate) else None
         self.z_BT: Tensor | None = None
         """What the gate's activation was applied to, with its graph; kept while `watched`."""
         self.gate_BT: Tensor | None = None
@@ -60,11 +61,11 @@ class Residue(Extension):
             self.gate_BT = torch.ones_like(out_BTD[..., 0]).detach()
         else:
             z_BT1 = self.router(x_BTD)
-            gate_BT1 = opened(z_BT1, self.gate).to(x_BTD.dtype)
+            gate_BT1 = GATES[self.gate].value(z_BT1).to(x_BTD.dtype)
             self.gate_BT = gate_BT1[..., 0].detach()
             if self.watched:
                 self.z_BT = z_BT1[..., 0]
-            if torch.is_grad_enabled() or not closes(self.gate):
+            if torch.is_grad_enabled() or not GATES[self.gate].closes:
                 out_BTD = gate_BT1 * self._block(x_BTD)
             else:
                 out_BTD = self._only_open(x_BTD, gate_BT1)
@@ -101,7 +102,7 @@ class Parallel(Method):
 
     stackable: ClassVar[bool] = True
     gate: Any
-    """A Gate."""
+    """A GateName."""
     extra_params_frac: float | None = Field(None, gt=0, le=MAX_FRAC)
     """Size of all blocks together as a share of the base's parameters; 0.2 when `width` is not given either."""
     width: int | None = Field(None, ge=1)
@@ -179,7 +180,7 @@ class Parallel(Method):
 
         Both are zero in layers without a block. {} without a gate.
         """
-        if self.gate == "none":
+        if not gates.has(self.gate):
             return {}
         found = stacks(model)[-1]
         values = {layer: block.gate_BT for layer, block in found.items() if block.gate_BT is not None}
@@ -187,25 +188,26 @@ class Parallel(Method):
         nothing = torch.zeros_like(next(iter(values.values())), dtype=torch.float32)
         depth = model.config.num_hidden_layers
         gate_LBT = torch.stack([values[i].float() if i in values else nothing for i in range(depth)])
-        open_LBT = gate_LBT > (0.5 if self.gate == "sigmoid" else 0)
+        open_LBT = gate_LBT > GATES[self.block_gate].open_above
         return {"gate": gate_LBT, "open": open_LBT.float()}
+
+    @property
+    def block_gate(self) -> GateName:
+        """The gate of the blocks."""
+        return self.gate
 
     def architecture(self, config: Any) -> str:
         """The stock architecture that fits this gate."""
-        from langext.architectures import folding
-
-        return folding.architecture([self.gate], config)
+        return folding.architecture(gates.weights([self.gate]), config)
 
     def obstacle(self, config: Any) -> str:
-        """See `exports.native`."""
-        from langext.architectures import folding
-
-        return folding.obstacle([self.gate], config)
+        """See `gates.obstacle`."""
+        return gates.obstacle([self.gate], config)
 
     def fold(self, model: Any) -> "Stock":
         """A wider feed-forward network or a mixture of experts, by gate."""
-        from langext.architectures import folding
-
-        if obstacle := folding.obstacle([next(iter(s.values())).gate for s in stacks(model)], model.config):
+        by_layer = stacks(model)
+        names: list[GateName] = [next(iter(stack.values())).gate for stack in by_layer]
+        if obstacle := gates.obstacle(names, model.config):
             raise ConfigError(obstacle)
-        return folding.fold(model, stacks(model))
+        return folding.fold(model, by_layer, gates.weights(names))

@@ -6,10 +6,26 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from langext.artifacts import BASE, JOB, MANIFEST, Model, list_files, manifests, read_json, sha256_file, write_json
+from langext.artifacts import (
+    BASE,
+    JOB,
+    MANIFEST,
+    BaseManifest,
+    Job,
+    Manifest,
+    Model,
+    finished,
+    is_run,
+    list_files,
+    read_as,
+    read_base,
+    sha256_file,
+    write_json,
+)
 from langext.console import say
 from langext.data import assets
 from langext.spec import ConfigError
@@ -54,27 +70,26 @@ def check(base: str) -> None:
 def identity(base: str, revision: str | None) -> dict[str, Any]:
     """What decides which model this is."""
     model = extended(base)
-    return {"base_model": base, "revision": revision} | ({"model": model.manifest["fingerprint"]} if model else {})
+    return {"base_model": base, "revision": revision} | ({"model": model.manifest.fingerprint} if model else {})
 
 
-def check_same(out: Path, base: str, revision: str | None) -> None:
-    """Raise ConfigError when a run folder already holds another base."""
+def check_same(root: Path, base: str, revision: str | None) -> None:
+    """Raise ConfigError when the run folder `root` already holds another base, or when that one has changed since."""
     from langext.models.loading import read_record
 
-    if (out / MANIFEST).exists():
-        had, now = read_json(out / MANIFEST)["identity"], identity(base, revision)
-        if had != now:
-            changed = ", ".join(f"{k} {had.get(k)} -> {now.get(k)}" for k in sorted({*had, *now}) if had.get(k) != now.get(k))
-            raise ConfigError(f"{out}: this run was made with another base model: {changed}. Choose another --out.")
-        manifest = read_json(out / MANIFEST)
-        for file in manifest["files"]:
-            path = read_record(Model(out)).base / file["name"]
-            if not path.is_file():
-                raise ConfigError(
-                    f"base_model: {path} is gone, and this run was made with it; put it back or choose another --out"
-                )
-            if path.stat().st_mtime_ns != file["modified_ns"] and sha256_file(path) != file["sha256"]:
-                raise ConfigError(f"base_model: {path} has changed since this run was made with it. Choose another --out.")
+    manifest = read_base(root)
+    if manifest is None:
+        return
+    had, now = manifest.identity, identity(base, revision)
+    if had != now:
+        changed = ", ".join(f"{k} {had.get(k)} -> {now.get(k)}" for k in sorted({*had, *now}) if had.get(k) != now.get(k))
+        raise ConfigError(f"{root}: this run was made with another base model: {changed}. Choose another --out.")
+    for file in manifest.files:
+        path = read_record(Model(root / BASE)).base / file.name
+        if not path.is_file():
+            raise ConfigError(f"base_model: {path} is gone, and this run was made with it; put it back or choose another --out")
+        if path.stat().st_mtime_ns != file.modified_ns and sha256_file(path) != file.sha256:
+            raise ConfigError(f"base_model: {path} has changed since this run was made with it. Choose another --out.")
 
 
 def extended(base: str) -> Model | None:
@@ -86,17 +101,20 @@ def extended(base: str) -> Model | None:
     if path is None or not path.is_dir():
         return None
     if (path / "model.json").is_file() and (path / MANIFEST).is_file():
-        manifest = read_json(path / MANIFEST)
-        if manifest.get("stage", {}).get("uses", "extend") == "extend":
+        if path.name == BASE or not Model(path).manifest.trained:
             raise ConfigError(f"{base}: holds no trained model; give the run folder or the folder of its train stage")
         return Model(path.resolve())
-    found = [(p.parent, read_json(p)) for p in manifests(path)]
-    if not found:
+    if not is_run(path):
         return None
-    trained = [folder for folder, manifest in found if manifest["kind"] == "Model" and manifest["stage"]["uses"] != "extend"]
+    trained = trained_models(finished(path))
     if not trained:
         raise ConfigError(f"{base}: a run without a trained model")
-    return Model(trained[-1].resolve())
+    return Model(trained[-1].path.resolve())
+
+
+def trained_models(stages: Sequence[tuple[Path, Manifest]]) -> list[Model]:
+    """Those of a run's finished stages that made a model which has learnt something, in order."""
+    return [Model(path) for path, manifest in stages if manifest.kind == Model.__name__ and manifest.trained]
 
 
 def earlier(base: str) -> "tuple[Earlier, ...]":
@@ -110,7 +128,7 @@ def earlier(base: str) -> "tuple[Earlier, ...]":
     record = read_record(model)
     if record.method is None:
         return record.earlier
-    return (*record.earlier, Earlier(record.method, model.path / DELTA, read_json(model.path / JOB)["language"]))
+    return (*record.earlier, Earlier(record.method, model.path / DELTA, read_as(model.path / JOB, Job).language))
 
 
 def methods(base: str) -> "tuple[Method, ...]":
@@ -131,8 +149,9 @@ def prepare(base: str, revision: str | None, out: Path) -> Model:
     model = extended(base)
     if model is not None:
         folder = loading.read_record(model).base
-        below = read_json(model.path.parent / BASE / MANIFEST)
-        commit, root = below["commit"], below["root"]
+        below = read_base(model.path.parent)
+        assert below is not None, "a run has a base"
+        commit, root = below.commit, below.root
     elif path is None:
         folder = _from_hub(base, revision)
         commit = folder.name
@@ -147,15 +166,14 @@ def prepare(base: str, revision: str | None, out: Path) -> Model:
     if model is not None:
         record = _copied(model, base, out)
     loading.write_record(out, record)
-    manifest = {
-        "kind": "Model",
-        "identity": identity(base, revision),
-        "commit": commit,
-        "root": root,
-        "folder": str(folder),
-        "local": str(path.resolve()) if path else None,
-        "files": [f | {"modified_ns": (folder / f["name"]).stat().st_mtime_ns} for f in list_files(folder)],
-    }
+    manifest = BaseManifest(
+        identity=identity(base, revision),
+        commit=commit,
+        root=root,
+        folder=str(folder),
+        local=str(path.resolve()) if path else None,
+        files=[f.model_copy(update={"modified_ns": (folder / f.name).stat().st_mtime_ns}) for f in list_files(folder)],
+    )
     write_json(out / MANIFEST, manifest)
     return Model(out)
 
@@ -179,10 +197,10 @@ def _copied(model: Model, base: str, out: Path) -> "Record":
     return loading.Record(record.base, None, tokenizer, tuple(kept))
 
 
-def same_place(manifest: dict[str, Any], base: str) -> bool:
+def same_place(manifest: BaseManifest, base: str) -> bool:
     """Is the base that this manifest describes the one that `base` names here? The same relative path can be another folder."""
     path = _local(base)
-    return manifest.get("local") == (str(path.resolve()) if path else None)
+    return manifest.local == (str(path.resolve()) if path else None)
 
 
 def plain_name(base: str) -> str:

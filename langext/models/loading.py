@@ -24,7 +24,6 @@ from langext.artifacts import BASE, Model, Tokenizer, read_json, write_json
 from langext.methods import AnyMethod
 from langext.methods.base import Method
 from langext.methods.extended import DELTA, Earlier, LiveModel, _replace, build, load_delta
-from langext.models import loading
 from langext.spec import ConfigError
 
 if not sys.stderr.isatty():
@@ -203,8 +202,8 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Before:
-    """That model; it may be the net of the extended one, switched off."""
+class Reference:
+    """The model that a run began with; it may be the net of the extended one, switched off."""
 
     net: Any
     tokenizer: Any
@@ -212,13 +211,13 @@ class Before:
     """Within it `net` is this model."""
 
 
-def of(model: Model, live: "LiveModel") -> Before:
+def reference(model: Model, live: "LiveModel") -> Reference:
     """What the extended `model` was before. `live` is that model: its own net serves where the extension can be switched off
     and has brought no tokens; otherwise the other one is loaded beside it, in the same precision on the same device.
     """
     base, method = Model(model.path.parent / BASE), live.method
-    no_tokens = len(loading.new_tokens(base)) == len(loading.new_tokens(model))
+    no_tokens = len(new_tokens(base)) == len(new_tokens(model))
     if method is not None and method.reversible and no_tokens:
-        return Before(live.net, live.tokenizer, lambda: method.off(live.net))
-    found = loading.load(base, live.net.dtype, str(live.net.device))
-    return Before(found.net, found.tokenizer)
+        return Reference(live.net, live.tokenizer, lambda: method.off(live.net))
+    found = load(base, live.net.dtype, str(live.net.device))
+    return Reference(found.net, found.tokenizer)

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from langext.methods.gates import GateName
 from langext.methods.residue import Residue
 
 SLOPES = [2.0**k for k in range(-12, 13)]
@@ -30,6 +31,8 @@ class Regated:
     block: Residue
     before: Tensor
     row: nn.Parameter
+    gates: tuple[GateName, GateName]
+    """Its gate before and after."""
 
 
 def fit(z_N: Tensor, weight_N: Tensor) -> tuple[float, float]:
@@ -45,8 +48,8 @@ def fit(z_N: Tensor, weight_N: Tensor) -> tuple[float, float]:
 
 
 @torch.no_grad()
-def start(net: Any, blocks: Sequence[Residue], rows: Sequence[list[int]]) -> list[Regated]:
-    """Fit every block on some text and give it the new gate, in place. `rows` are token ids."""
+def start(net: Any, blocks: Sequence[Residue], goal: GateName, rows: Sequence[list[int]]) -> list[Regated]:
+    """Fit every block on some text and give it the gate `goal`, in place. `rows` are token ids."""
     seen: dict[int, list[tuple[Tensor, Tensor]]] = {i: [] for i in range(len(blocks))}
     for block in blocks:
         block.watched = True
@@ -63,7 +66,7 @@ def start(net: Any, blocks: Sequence[Residue], rows: Sequence[list[int]]) -> lis
         assert block.router is not None, "a block with a ReLU gate"
         w = block.router.weight.data.float()
         block.down_proj.weight.data.mul_(c)
-        made.append(Regated(block, w / c, nn.Parameter(s * w)))
+        made.append(Regated(block, w / c, nn.Parameter(s * w), (block.gate, goal)))
     _use(made, after=True)
     return made
 
@@ -87,7 +90,7 @@ def settle(regated: Sequence[Regated], dtype: torch.dtype) -> None:
 def _use(regated: Sequence[Regated], after: bool) -> None:
     for one in regated:
         assert one.block.router is not None
-        one.block.gate = "hard_sigmoid" if after else "relu"
+        one.block.gate = one.gates[after]
         one.block.router.weight = one.row if after else nn.Parameter(one.before, requires_grad=False)
 
 

@@ -77,7 +77,7 @@ def training(config: Any, numbers: Size, train: Train) -> dict[str, float]:
     weights = numbers.total * width / (processes if stage >= 3 else 1)
     gradients = numbers.trainable * width / (processes if stage >= 2 else 1)
     moments = numbers.trainable * 12 / (processes if stage >= 1 else 1)
-    best = train.result == "best" or train.drift_budget is not None
+    best = train.result == "best" or train.forgetting_budget is not None
     per_token = 34 * config.hidden_size * config.num_hidden_layers
     activations = train.runtime.micro_batch * train.sequence_length * per_token * width / 2
     return {

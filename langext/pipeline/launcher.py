@@ -20,15 +20,16 @@ MALLOC = {
 CPU takes longer without."""
 
 
-def launch(out: Path, runtime: Runtime, lock: int) -> int:
+def launch(out: Path, runtime: Runtime, lock: int, *, only_prepare: bool = False) -> int:
     """Run the worker of the stage folder `out`, alone or under the DeepSpeed launcher, and return its exit code.
 
+    `only_prepare`: do just the work that comes before the stage's processes.
     A first Ctrl-C or SIGTERM asks the worker to stop, by a file that all its processes see: the launcher would not pass the
     signal on to them, and would kill them while they save. A second one ends them at once.
     The worker inherits the file descriptor `lock`, so that it holds the run folder even when this process is killed.
     """
     (out / STOP).unlink(missing_ok=True)
-    command = [sys.executable, "-m", "langext.pipeline.worker", str(out)]
+    command = [sys.executable, "-m", "langext.pipeline.worker", *(["--prepare"] if only_prepare else []), str(out)]
     env = os.environ | {"TOKENIZERS_PARALLELISM": "true"}
     if runtime.gpus == 0:
         env = {"DS_ACCELERATOR": "cpu"} | MALLOC | env

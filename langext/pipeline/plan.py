@@ -12,10 +12,12 @@ from langext.artifacts import (
     JOB,
     MANIFEST,
     Artifact,
+    Job,
+    Manifest,
     Model,
     Tokenizer,
     fingerprint,
-    read_json,
+    read_as,
 )
 from langext.context import Context
 from langext.methods.base import Method
@@ -64,7 +66,7 @@ class Pipeline(Spec):
 
     def context(self, out: Path) -> Context:
         """What a stage of this pipeline may know."""
-        return Context(out, self.seed, self.language, tuple(self.original_languages), self.base_model)
+        return Context(out, self.seed, self.language, tuple(self.original_languages), base_model=self.base_model)
 
 
 @dataclass(frozen=True)
@@ -80,23 +82,29 @@ class Step:
     identity: dict[str, Any]
 
     @property
-    def recorded(self) -> dict[str, Any] | None:
-        """The manifest, if the stage is finished."""
+    def manifest(self) -> Manifest | None:
+        """What is recorded of the stage; None unless it is finished."""
         return Artifact(self.out).manifest if (self.out / MANIFEST).exists() else None
 
     @property
-    def begun(self) -> dict[str, Any] | None:
+    def job(self) -> Job | None:
         """The job, if the stage was ever started."""
-        return read_json(self.out / JOB) if (self.out / JOB).exists() else None
+        return read_as(self.out / JOB, Job) if (self.out / JOB).exists() else None
 
     @property
     def state(self) -> str:
         """done, changed, failed, interrupted or to do."""
-        if self.recorded:
-            return "done" if self.recorded["fingerprint"] == self.fingerprint else "changed"
-        if self.begun:
-            return "failed" if self.begun.get("failed") else "interrupted"
+        if manifest := self.manifest:
+            return "done" if manifest.fingerprint == self.fingerprint else "changed"
+        if job := self.job:
+            return "failed" if job.failed else "interrupted"
         return "to do"
+
+    def finished(self) -> Manifest:
+        """The manifest of a stage that is known to be finished."""
+        manifest = self.manifest
+        assert manifest is not None, f"{self.name} has not been finished"
+        return manifest
 
 
 def plan(pipeline: Pipeline, root: Path) -> list[Step]:

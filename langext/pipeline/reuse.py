@@ -6,14 +6,11 @@ What is taken is a copy of hard links: it costs no disk, and the run stays whole
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-from langext.artifacts import BASE, CHECKPOINTS, MANIFEST, STOP, place, read_json
+from langext.artifacts import BASE, CHECKPOINTS, MANIFEST, STOP, Artifact, link_or_copy, read_base
 from langext.models import bases
+from langext.pipeline.plan import Step
 from langext.spec import ConfigError
-
-if TYPE_CHECKING:
-    from langext.pipeline.plan import Step
 
 
 def check(others: Sequence[Path]) -> None:
@@ -23,54 +20,67 @@ def check(others: Sequence[Path]) -> None:
             raise ConfigError(f"--reuse {root}: no run folder")
 
 
-def stage(step: "Step", others: Sequence[Path]) -> Path | None:
-    """Copy the stage from the first of the runs `others` that has finished it by the same recipe, in a folder of the same name,
-    and from sources and inputs of the same names and bytes as ours. Returns the run; None when there is none.
+def stage(step: Step, others: Sequence[Path]) -> Path | None:
+    """Copy the stage from the first of the runs `others` that has finished it by the same recipe. Returns that run, or None.
+
+    It must lie there in a folder of the same name, and its sources and inputs must have the same names and bytes as ours.
     """
-    ours = {arg: (path.name, _bytes(path)) for arg, (_, path, _) in step.inputs.items()}
-    if not all(held for _, held in ours.values()):
+    ours = {arg: (path.name, _hashes(path)) for arg, (_, path, _) in step.inputs.items()}
+    if not all(hashes for _, hashes in ours.values()):
         return None  # an input is not there yet
 
-    def same(root: Path, manifest: dict[str, Any]) -> bool:
-        names = {arg: Path(entry["path"]).name for arg, entry in manifest["inputs"].items()}
-        theirs = {arg: (name, _bytes(root / name)) for arg, name in names.items()}
-        return manifest["fingerprint"] == step.fingerprint and theirs == ours and step.stage.same_sources(manifest)
+    def same(folder: Path) -> bool:
+        manifest = Artifact(folder).manifest
+        names = {arg: Path(entry.path).name for arg, entry in manifest.inputs.items()}
+        theirs = {arg: (name, _hashes(folder.parent / name)) for arg, name in names.items()}
+        return manifest.fingerprint == step.fingerprint and theirs == ours and step.stage.same_sources(manifest)
 
-    return next((root for root in others if _take(root / step.out.name, step.out, same)), None)
+    for other in others:
+        if _take(other / step.out.name, step.out, same):
+            return other
+    return None
 
 
-def base(out: Path, model: str, revision: str | None, others: Sequence[Path]) -> None:
-    """Copy the prepared base of one of the runs `others`, if it is the same base, unchanged since, and `out` has none yet."""
+def base(root: Path, model: str, revision: str | None, others: Sequence[Path]) -> None:
+    """Copy the prepared base of one of the runs `others`, if it is the same base, unchanged since, and `root` has none yet."""
 
-    def same(root: Path, manifest: dict[str, Any]) -> bool:
+    def same(_: Path) -> bool:
         try:
-            bases.check_same(root / BASE, model, revision)
+            bases.check_same(other, model, revision)
         except ConfigError:
             return False
-        return bases.same_place(manifest, model)
+        manifest = read_base(other)
+        return manifest is not None and bases.same_place(manifest, model)
 
-    if not (out / MANIFEST).exists():
-        next((root for root in others if _take(root / BASE, out, same)), None)
+    for other in others:
+        if (root / BASE / MANIFEST).exists() or _take(other / BASE, root / BASE, same):
+            return
 
 
-def _bytes(folder: Path) -> dict[str, str]:
+def _hashes(folder: Path) -> dict[str, str]:
     """sha256 of every file of a finished stage, or of the base, by name; {} for one that is not finished."""
-    return {f["name"]: f["sha256"] for f in read_json(folder / MANIFEST)["files"]} if (folder / MANIFEST).exists() else {}
+    if not (folder / MANIFEST).exists():
+        return {}
+    if folder.name == BASE:
+        manifest = read_base(folder.parent)
+        return {file.name: file.sha256 for file in manifest.files} if manifest else {}
+    return Artifact(folder).manifest.hashes
 
 
-def _take(source: Path, out: Path, same: Callable[[Path, dict[str, Any]], bool]) -> bool:
+def _take(source: Path, out: Path, same: Callable[[Path], bool]) -> bool:
     """Copy a finished folder if it is the same, whole or not at all; it may go away meanwhile."""
     if source == out or not (source / MANIFEST).exists():
         return False
     beside = out.with_name(f".{out.name}.taken")
     shutil.rmtree(beside, ignore_errors=True)
     try:
-        if not same(source.parent, read_json(source / MANIFEST)):
+        manifest = (source / MANIFEST).read_bytes()
+        if not same(source):
             return False
-        kept = shutil.ignore_patterns(CHECKPOINTS, STOP, "*.tmp")
-        shutil.copytree(source, beside, copy_function=place, ignore=kept)
-        if not same(source.parent, read_json(beside / MANIFEST)):
-            return False
+        left_out = shutil.ignore_patterns(CHECKPOINTS, STOP, "*.tmp")
+        shutil.copytree(source, beside, copy_function=link_or_copy, ignore=left_out)
+        if {(folder / MANIFEST).read_bytes() for folder in (source, beside)} != {manifest}:
+            return False  # it was made anew while it was copied
     except (FileNotFoundError, shutil.Error):
         return False  # its run does it again
     else:

@@ -1,4 +1,4 @@
-"""A pipeline is a list of stages. This module plans the wiring and runs what is not done."""
+"""Runs what is not done of a pipeline, stage by stage, each in processes of its own."""
 
 import fcntl
 import shutil
@@ -7,27 +7,27 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from langext.artifacts import (
-    BASE,
-    CHECKPOINTS,
-    JOB,
-    LOCK,
-    WORKERS_LOCK,
-    write_json,
-)
+from langext.artifacts import BASE, CHECKPOINTS, JOB, TOKENS, InputRecord, Job, Manifest, write_json
 from langext.console import duration, say
+from langext.context import Runtime
 from langext.models import bases
-from langext.pipeline import reuse
+from langext.pipeline import reuse, worker
 from langext.pipeline.launcher import launch
 from langext.pipeline.plan import Pipeline, Step, check, plan
-from langext.pipeline.worker import EXIT_CONFIG
-from langext.spec import ConfigError, RunFailed, near
+from langext.spec import EXIT_CONFIG, EXIT_RUN_FAILED, ConfigError, RunFailed, near
+from langext.stages.base import Stage
+
+LOCK = ".lock"
+"""A file in the run folder that `langext run` holds a lock on."""
 
 
-def run(pipeline: Pipeline, root: Path, *, redo: Collection[str] = (), others: Sequence[Path] = ()) -> list[Step]:
+def run(
+    pipeline: Pipeline, root: Path, *, redo: Collection[str] = (), others: Sequence[Path] = (), tokens: Path | None = None
+) -> list[Step]:
     """Run each unfinished step in order; refuse when a finished or interrupted step has another recipe. Returns the steps.
 
-    Steps that one of the runs `others` has finished by the same recipe are taken from there.
+    Steps that one of the runs `others` has finished by the same recipe are taken from there. `tokens` is where text is kept as
+    token ids, so that several runs can share it; in the run folder when not given.
     """
     reuse.check(others)
     steps = plan(pipeline, root)
@@ -35,30 +35,12 @@ def run(pipeline: Pipeline, root: Path, *, redo: Collection[str] = (), others: S
     if unknown := next((name for name in redo if name not in names), None):
         raise ConfigError(f"--redo {unknown}: no such stage.{near(unknown, names)} Stages: {', '.join(names)}.")
     with hold(root) as held:
-        bases.check_same(root / BASE, pipeline.base_model, pipeline.revision)
+        bases.check_same(root, pipeline.base_model, pipeline.revision)
         stray = sorted(set(root.glob("[0-9][0-9]-*")) - {step.out for step in steps})
         if stray:
             raise ConfigError(f"{stray[0]}: not a stage of this pipeline. Remove it, or choose another --out.")
-        redone: set[Path] = set()
-        todo: list[Step] = []
-        for step in steps:
-            if step.name in redo or any(path in redone for _, path, _ in step.inputs.values()):
-                redone.add(step.out)
-                todo.append(step)
-                continue
-            before = step.recorded or step.begun
-            if step.state == "failed" and step.stage.salvages:
-                todo.append(step)
-                continue
-            if step.state == "failed" and not (step.out / CHECKPOINTS).exists():
-                redone.add(step.out)  # it ended with an error, mended in the recipe or in its sources: nothing to keep
-            elif before and before["fingerprint"] != step.fingerprint:
-                raise ConfigError(_changed(step, before))
-            if not step.recorded:
-                todo.append(step)
-            elif drift := step.stage.drift(step.recorded):
-                raise ConfigError(f"stage {step.name!r}: {drift}. Use --redo {step.name} to do it again.")
-        reuse.base(root / BASE, pipeline.base_model, pipeline.revision, others)
+        todo, redone = _unfinished(steps, redo)
+        reuse.base(root, pipeline.base_model, pipeline.revision, others)
         taken = _taken(todo, redone, others)
         todo = [step for step in todo if step.out not in taken]
         if todo:
@@ -72,22 +54,50 @@ def run(pipeline: Pipeline, root: Path, *, redo: Collection[str] = (), others: S
                 say(f"{label}: taken from {taken[step.out]}")
                 continue
             if step not in todo:
-                say(f"{label}: done already ({duration(step.recorded['seconds'])})")  # type: ignore[index]
+                say(f"{label}: done already ({duration(step.finished().seconds)})")
                 continue
-            say(f"{label}: " + ("going on" if step.begun else "started"))
-            _start(step, pipeline, held)
-            say(f"{label}: finished in {duration(step.recorded['seconds'])}")  # type: ignore[index]
+            say(f"{label}: " + ("going on" if step.job else "started"))
+            _do(step, pipeline, (tokens or root / TOKENS).resolve(), held)
+            say(f"{label}: finished in {duration(step.finished().seconds)}")
     return steps
 
 
+def _unfinished(steps: Sequence[Step], redo: Collection[str]) -> tuple[list[Step], set[Path]]:
+    """The steps to do, and the folders of those that are done from the start.
+
+    Raises ConfigError for a step that is finished or interrupted with another recipe, and for one whose sources have changed.
+    """
+    todo: list[Step] = []
+    redone: set[Path] = set()
+    for step in steps:
+        if step.name in redo or any(path in redone for _, path, _ in step.inputs.values()):
+            redone.add(step.out)
+            todo.append(step)
+            continue
+        if step.state == "failed" and step.stage.salvages:
+            todo.append(step)
+            continue
+        earlier = step.manifest or step.job
+        if step.state == "failed" and not (step.out / CHECKPOINTS).exists():
+            redone.add(step.out)  # it ended with an error, mended in the recipe or in its sources: nothing to keep
+        elif earlier and earlier.fingerprint != step.fingerprint:
+            raise ConfigError(_changed(step, earlier))
+        if not step.manifest:
+            todo.append(step)
+        elif reason := step.stage.outdated(step.manifest):
+            raise ConfigError(f"stage {step.name!r}: {reason}. Use --redo {step.name} to do it again.")
+    return todo, redone
+
+
 def _taken(todo: Sequence[Step], redone: Collection[Path], others: Sequence[Path]) -> dict[Path, Path]:
-    """The steps that are taken from other runs, and from which: never begun here, finished there, and of inputs that are not
-    made anew.
+    """Folder of each step that is taken from another run -> that run.
+
+    Such a step was never begun here and is finished there, and none of its inputs is made anew.
     """
     taken: dict[Path, Path] = {}
     anew = {step.out for step in todo}
     for step in todo:
-        if step.out in redone or step.begun or any(path in anew for _, path, _ in step.inputs.values()):
+        if step.out in redone or step.job or any(path in anew for _, path, _ in step.inputs.values()):
             continue
         if home := reuse.stage(step, others):
             taken[step.out] = home
@@ -104,36 +114,39 @@ def _discard(path: Path) -> None:
         shutil.rmtree(aside)
 
 
-def _start(step: Step, pipeline: Pipeline, held: int) -> None:
+def _do(step: Step, pipeline: Pipeline, tokens: Path, held: int) -> None:
+    """Run one step in its own processes, its preparation in a single one before. Raises RunFailed when it does not end well."""
     step.out.mkdir(parents=True, exist_ok=True)
-    job = {
-        "stage": step.stage.model_dump(mode="json"),
-        "inputs": {arg: {"stage": n, "path": str(p), "fingerprint": f} for arg, (n, p, f) in step.inputs.items()},
-        "language": pipeline.language,
-        "original_languages": pipeline.original_languages,
-        "seed": pipeline.seed,
-        "fingerprint": step.fingerprint,
-        "identity": step.identity,
-    }
+    job = Job(
+        stage=step.stage.model_dump(mode="json"),
+        inputs={arg: InputRecord(stage=n, path=str(p), fingerprint=f) for arg, (n, p, f) in step.inputs.items()},
+        language=pipeline.language,
+        original_languages=pipeline.original_languages,
+        seed=pipeline.seed,
+        fingerprint=step.fingerprint,
+        identity=step.identity,
+        tokens=str(tokens),
+    )
     write_json(step.out / JOB, job)
-    code = launch(step.out, step.stage.runtime, held)
+    code = 0
+    if step.stage.runtime.processes > 1 and type(step.stage).prepare is not Stage.prepare:
+        code = launch(step.out, Runtime(), held, only_prepare=True)
+    code = code or launch(step.out, step.stage.runtime, held)
     if code == EXIT_CONFIG:
-        write_json(step.out / JOB, job | {"failed": True})
-        raise SystemExit(EXIT_CONFIG)  # the worker has said what is wrong
+        write_json(step.out / JOB, job.model_copy(update={"failed": True}))
+    if code in (EXIT_CONFIG, EXIT_RUN_FAILED):
+        raise SystemExit(code)  # the worker has said what is wrong
     if code != 0:
-        how = (
-            f"was stopped by signal {-code if code < 0 else code - 128}"
-            if code < 0 or code > 128
-            else f"failed (exit code {code})"
-        )
+        signalled = -code if code < 0 else code - 128
+        how = f"was stopped by signal {signalled}" if signalled > 0 else f"failed (exit code {code})"
         raise RunFailed(f"stage {step.name!r} {how}. Nothing half-done counts as done; run the same command again to go on.")
 
 
-def _changed(step: Step, before: dict[str, Any]) -> str:
-    old, new = before["identity"], step.identity
+def _changed(step: Step, earlier: Manifest | Job) -> str:
+    old, new = earlier.identity, step.identity
     keys = [k for k in sorted({*old, *new}) if old.get(k) != new.get(k)]
     lines = [f"  {k}: {_short(old.get(k))} -> {_short(new.get(k))}" for k in keys]
-    what = "finished" if step.recorded else "was interrupted"
+    what = "finished" if step.manifest else "was interrupted"
     return (
         f"stage {step.name!r} already {what} at {step.out} with another recipe:\n" + "\n".join(lines)
         + f"\nDo it again, and what depends on it, with --redo {step.name}, or choose another --out."
@@ -147,11 +160,13 @@ def _short(value: Any) -> str:
 
 @contextmanager
 def hold(root: Path) -> Iterator[int]:
-    """Hold the run folder, so that two runs never write into it at once: neither another `langext run` nor workers that
-    outlived theirs, for those share a lock of their own, whose file descriptor is yielded.
+    """Hold the run folder, so that two runs never write into it at once. Yields the file descriptor of the workers' lock.
+
+    Workers share a lock of their own, because they can outlive the `langext run` that started them. Raises ConfigError while
+    another run, or its workers, hold the folder.
     """
     root.mkdir(parents=True, exist_ok=True)
-    with (root / LOCK).open("w") as lock, (root / WORKERS_LOCK).open("w") as workers:
+    with (root / LOCK).open("w") as lock, (root / worker.LOCK).open("w") as workers:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             fcntl.flock(workers, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -19,11 +19,12 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from langext.artifacts import BASE, MANIFEST
+from langext.artifacts import BASE, MANIFEST, TOKENS, Scores
 from langext.console import duration, say
 from langext.pipeline import launcher, plan
 from langext.pipeline.plan import Pipeline, Step
 from langext.spec import ConfigError, RunFailed, load, located, parse
+from langext.stages import makes
 
 LOG = "sweep.log"
 
@@ -49,7 +50,7 @@ class Point:
         """Arguments of the `langext run` that makes it, with what the runs `others` have finished."""
         more = [part for item in self.overrides for part in ("--set", item)]
         more += [part for other in others for part in ("--reuse", str(other))]
-        return ["run", str(self.file), "--out", str(self.root), *more]
+        return ["run", str(self.file), "--out", str(self.root), "--tokens", str(self.root.parent / TOKENS), *more]
 
 
 def axis(text: str) -> tuple[str, list[Any]]:
@@ -126,20 +127,20 @@ def check(found: Sequence[Point]) -> None:
     """Raise ConfigError for whatever can be seen to be wrong with any of the runs; what is common, once."""
     seen: set[str] = set()
     for point in found:
-        measured = [step.inputs["model"][0] for step in point.steps if step.stage.uses == "evaluate"]
+        measured = [step.inputs["model"][0] for step in point.steps if makes(step.stage) is Scores]
         if BASE not in measured or not set(measured) - {BASE}:
             raise ConfigError(
                 f"{point.file}: a sweep compares its runs, so each needs a stage evaluate of the base "
                 "(inputs: {model: base}) and one of the model that it makes"
             )
         for step in point.steps:
-            before = step.recorded or step.begun
-            if before and before["fingerprint"] != step.fingerprint and step.state != "failed":
+            earlier = step.manifest or step.job
+            if earlier and earlier.fingerprint != step.fingerprint and step.state != "failed":
                 raise ConfigError(
                     f"{step.out} was done with another recipe than this sweep's; name another --out, or remove {point.root}"
                 )
-            if step.recorded and (drift := step.stage.drift(step.recorded)):
-                raise ConfigError(f"{step.out}: {drift}; name another --out, or remove {point.root}")
+            if step.manifest and (reason := step.stage.outdated(step.manifest)):
+                raise ConfigError(f"{step.out}: {reason}; name another --out, or remove {point.root}")
         todo = [step for step in point.steps if step.state != "done" and step.fingerprint not in seen]
         seen |= {step.fingerprint for step in point.steps}
         try:

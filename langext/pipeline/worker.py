@@ -1,10 +1,11 @@
 """Run ONE stage from its job.json: alone, or once per process under the DeepSpeed launcher.
 
 `python -m langext.pipeline.worker runs/x/04-train` does what `langext run` does for that stage, under a debugger if need be.
+With `--prepare` only the work that comes before the stage's processes is done.
 """
 
+import errno
 import fcntl
-import json
 import os
 import platform
 import resource
@@ -13,45 +14,61 @@ import time
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from pydantic import TypeAdapter
 
-from langext.artifacts import JOB, MANIFEST, WORKERS_LOCK, Artifact, list_files, write_json
+from langext.artifacts import JOB, MANIFEST, Artifact, Job, Manifest, list_files, read_as, write_json
 from langext.context import Context
-from langext.spec import ConfigError
+from langext.spec import EXIT_CONFIG, EXIT_RUN_FAILED, ConfigError, RunFailed
 from langext.stages import AnyStage, makes, reads
 
-EXIT_CONFIG = 2
+LOCK = ".workers.lock"
+"""A file in the run folder that every worker holds a shared lock on."""
 PACKAGES = ("langext", "torch", "transformers", "tokenizers", "deepspeed", "datasets", "datatrove", "lm_eval", "peft")
+DISK = {
+    errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up", errno.EROFS: "the disk is read-only",
+    errno.EACCES: "no permission", errno.EPERM: "not permitted",
+}  # fmt: skip
+"""Failures of a disk that a user can do something about."""
 
 
-def execute(out: Path) -> None:
+def execute(out: Path, *, only_prepare: bool = False) -> None:
     """Run the stage and write its manifest, last of all."""
-    mine = (out.parent / WORKERS_LOCK).open("w")
+    mine = (out.parent / LOCK).open("w")
     fcntl.flock(mine, fcntl.LOCK_SH)  # held until this process ends, also under a launcher that does not pass it on
-    job = json.loads((out / JOB).read_text(encoding="utf-8"))
-    stage: AnyStage = TypeAdapter(AnyStage).validate_python(job["stage"])
+    job = read_as(out / JOB, Job)
+    stage: AnyStage = TypeAdapter(AnyStage).validate_python(job.stage)
     rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    ctx = Context(out, job["seed"], job["language"], tuple(job["original_languages"]), rank=rank, world_size=world_size)
-    given = job["inputs"]
-    inputs = {arg: takes.kind(Path(given[arg]["path"])) for arg, takes in reads(stage).items() if arg in given}
+    languages = job.language, tuple(job.original_languages)
+    ctx = Context(out, job.seed, *languages, tokens=Path(job.tokens), rank=rank, world_size=world_size)
+    inputs = {arg: takes.kind(Path(job.inputs[arg].path)) for arg, takes in reads(stage).items() if arg in job.inputs}
     started = time.time()
-    cast(Callable[..., Artifact], stage.run)(ctx, **inputs)
-    if rank != 0:
+    if only_prepare or world_size == 1:
+        cast(Callable[..., None], stage.prepare)(ctx, **inputs)
+    if only_prepare:
         return
-    manifest = {key: job[key] for key in ("fingerprint", "identity", "inputs", "seed", "stage")} | {
-        "kind": makes(stage).__name__,
-        "summary": ctx.summary,
-        "files": list_files(out),
-        "started": started,
-        "seconds": round(time.time() - started, 2),
-        "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024),
-        "device": _device(),
-        "versions": {name: version(name) for name in PACKAGES} | {"python": platform.python_version()},
-    }
-    write_json(out / MANIFEST, manifest)
-    stage.tidy(out)
+    cast(Callable[..., Artifact], stage.run)(ctx, **inputs)
+    if rank == 0:
+        write_json(out / MANIFEST, _manifest(stage, job, ctx, started))
+        stage.tidy(out)
+
+
+def _manifest(stage: AnyStage, job: Job, ctx: Context, started: float) -> Manifest:
+    kept: dict[str, Any] = {key: getattr(job, key) for key in ("fingerprint", "identity", "inputs", "seed", "stage")}
+    return Manifest(
+        **kept,
+        kind=makes(stage).__name__,
+        trained=not stage.leaves_untrained,
+        choices=stage.choices(),
+        summary=ctx.summary[-1].model_dump(mode="json") if ctx.summary else {},
+        files=list_files(ctx.out),
+        started=started,
+        seconds=round(time.time() - started, 2),
+        peak_memory_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024),
+        device=_device(),
+        versions={name: version(name) for name in PACKAGES} | {"python": platform.python_version()},
+    )
 
 
 def _device() -> str:
@@ -63,15 +80,27 @@ def _device() -> str:
 
 def main() -> None:
     """Entry point of the process that `langext run` starts for a stage."""
+    only_prepare, out = "--prepare" in sys.argv[1:-1], Path(sys.argv[-1])
     try:
-        execute(Path(sys.argv[-1]))
+        execute(out, only_prepare=only_prepare)
         if "torch" in sys.modules and sys.modules["torch"].distributed.is_initialized():
             sys.modules["torch"].distributed.destroy_process_group()
     except KeyboardInterrupt:  # nothing is written yet that could count as done; the parent says how to go on
         sys.exit(130)
     except ConfigError as error:
-        print(f"error: {Path(sys.argv[-1]).name}: {error}", file=sys.stderr, flush=True)
-        sys.exit(EXIT_CONFIG)
+        _fail(out, error, EXIT_CONFIG)
+    except RunFailed as error:
+        _fail(out, error, EXIT_RUN_FAILED)
+    except OSError as error:
+        if error.errno not in DISK:
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        _fail(out, f"{where}{DISK[error.errno]}; mend that and run the same command again to go on", EXIT_RUN_FAILED)
+
+
+def _fail(out: Path, what: object, code: int) -> None:
+    print(f"error: {out.name}: {what}", file=sys.stderr, flush=True)
+    sys.exit(code)
 
 
 if __name__ == "__main__":

@@ -67,8 +67,8 @@ class Entry:
     @property
     def kl(self) -> float | None:
         """The largest KL(base || model) of an original language, nats per token."""
-        found = self.run.after.drift if self.run.after else {}
-        return max((drift.kl for drift in found.values()), default=None)
+        each = self.run.model_scores.kl_to_base if self.run.model_scores else {}
+        return max((kl.value for kl in each.values()), default=None)
 
 
 @dataclass(frozen=True)
@@ -201,7 +201,7 @@ def _pair(run: Run) -> str:
 
 def _measured(run: Run) -> tuple[Any, ...]:
     """On what, and how: the sizes of the passages of each set before and after, and the keys of MEASURING of both."""
-    found = [evaluation for evaluation in (run.before, run.after) if evaluation]
+    found = [evaluation for evaluation in (run.base_scores, run.model_scores) if evaluation]
     sizes = sorted((name, bits.bytes_each) for evaluation in found for name, bits in evaluation.bits_per_byte.items())
     return sizes, run.measuring, run.measured_differently
 

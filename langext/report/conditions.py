@@ -1,6 +1,6 @@
-"""What a run has changed, as figures with names, and conditions on them for scripts and CI: `original.bpb_increase > 0.5%`.
+"""What a run has changed, as named measures, and conditions on them for scripts and CI: `original.bpb_increase > 0.5%`.
 
-Every figure is one that should be small: `<set>.bpb_increase` (relative; negative where the model has become better), for a
+Every measure is one that should be small: `<set>.bpb_increase` (relative; negative where the model has become better), for a
 set `<language>/<domain>`, a language, `new` or `original` (means over their sets); `original.worst_bpb_increase`, of the set
 that lost most, be it noise; `<language>.kl` and `original.kl` (the largest), in nats per token; `<task>.<metric>_drop`, in its
 own unit. While an original language has no held-out text, `original.bpb_increase` and its worst are nan: nobody has looked.
@@ -22,47 +22,47 @@ _NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?"
 _CONDITION = re.compile(rf"\s*(\S+)\s*(>=|<=|>|<)\s*({_NUMBER})\s*(%?)\s*", re.IGNORECASE)
 
 
-def of(run: Run) -> dict[str, float]:
-    """All figures of a run by name; {} before base and trained model are both measured."""
-    found: dict[str, float] = {}
+def measures(run: Run) -> dict[str, float]:
+    """All measures of a run by name; {} before base and trained model have both been evaluated."""
+    values: dict[str, float] = {}
     groups: dict[str, list[float]] = {}
     for row in run.bits:
         code = row.name.split("/")[0]
         for name in (row.name, code, "new" if code == run.new.code else "original"):
             groups.setdefault(f"{name}.bpb_increase", []).append(row.relative)
-    found |= {name: sum(values) / len(values) for name, values in groups.items()}
+    values |= {name: sum(group) / len(group) for name, group in groups.items()}
     if worst := significance.worst([row for row in run.bits if not run.is_new(row)]):
-        found["original.worst_bpb_increase"] = worst.relative
+        values["original.worst_bpb_increase"] = worst.relative
     if run.bits and run.unmeasured:
-        found |= {"original.bpb_increase": nan, "original.worst_bpb_increase": nan}
-    if run.after and run.after.drift:
-        found |= {f"{code}.kl": drift.kl for code, drift in run.after.drift.items()}
-        found["original.kl"] = max(drift.kl for drift in run.after.drift.values())
+        values |= {"original.bpb_increase": nan, "original.worst_bpb_increase": nan}
+    if run.model_scores and run.model_scores.kl_to_base:
+        values |= {f"{code}.kl": kl.value for code, kl in run.model_scores.kl_to_base.items()}
+        values["original.kl"] = max(kl.value for kl in run.model_scores.kl_to_base.values())
     for row in run.tasks:
         task, metric = row.name.split(", ")
-        found[f"{task}.{metric}_drop"] = -row.difference.value if row.higher_is_better else row.difference.value
-    return found
+        values[f"{task}.{metric}_drop"] = -row.difference.value if row.higher_is_better else row.difference.value
+    return values
 
 
-def held(conditions: Sequence[str], figures: dict[str, float]) -> list[str]:
-    """The conditions that are true, in words. Raises ConfigError for one that cannot be read or names no figure."""
+def met(conditions: Sequence[str], values: dict[str, float]) -> list[str]:
+    """The conditions that are true, in words. Raises ConfigError for one that cannot be read or names no measure."""
     true = []
     for condition in conditions:
         parts = _CONDITION.fullmatch(condition)
         if parts is None:
-            raise ConfigError(f"--fail-if {condition!r}: expected <figure> <operator> <number>, as in 'original.kl > 0.05'")
+            raise ConfigError(f"--fail-if {condition!r}: expected <measure> <operator> <number>, as in 'original.kl > 0.05'")
         name, sign, number, percent = parts.groups()
-        if name not in figures:
-            known = ", ".join(sorted(figures)) or "none, for base and trained model have not both been measured"
-            raise ConfigError(f"--fail-if {condition!r}: no figure {name!r}.{near(name, figures)} There are: {known}")
+        if name not in values:
+            known = ", ".join(sorted(values)) or "none, for base and trained model have not both been measured"
+            raise ConfigError(f"--fail-if {condition!r}: no measure {name!r}.{near(name, values)} There are: {known}")
         # what is no number has not been shown to be good
-        if isnan(figures[name]) or COMPARE[sign](figures[name], float(number) / (100 if percent else 1)):
-            true.append(f"{condition.strip()}: it is {'not known' if isnan(figures[name]) else f'{figures[name]:.6g}'}")
+        if isnan(values[name]) or COMPARE[sign](values[name], float(number) / (100 if percent else 1)):
+            true.append(f"{condition.strip()}: it is {'not known' if isnan(values[name]) else f'{values[name]:.6g}'}")
     return true
 
 
 def table(run: Run) -> dict[str, Any]:
-    """What `langext evaluate --json` and `langext report --json` print."""
+    """What `langext scores --json` and `langext report --json` print."""
 
     def row(change: Change) -> dict[str, Any]:
         difference = change.difference
@@ -78,5 +78,5 @@ def table(run: Run) -> dict[str, Any]:
         "original_languages": [language.code for language in run.originals],
         "bits_per_byte": {change.name: row(change) for change in run.bits},
         "tasks": {change.name: row(change) for change in run.tasks},
-        "figures": of(run),
+        "measures": measures(run),
     }

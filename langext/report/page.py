@@ -16,10 +16,11 @@ from langext.evaluation import significance
 from langext.evaluation.significance import Mean
 from langext.report import plots
 from langext.report.run_folder import Run, gather
+from langext.summaries import ExportSummary, ExtendSummary, FilterSummary, TokenizerSummary, TrainSummary
 
 PAGE = "report.html"
 SECTIONS = {
-    "curves": "Learning curves", "figures": "Before and after", "distance": "Distance to the base", "gates": "Gates",
+    "curves": "Learning curves", "changes": "Before and after", "distance": "Distance to the base", "gates": "Gates",
     "samples": "Samples", "text": "Text", "vocabulary": "Vocabulary", "mixture": "What was trained on", "cost": "Cost",
     "export": "Export", "provenance": "Provenance", "configuration": "Configuration",
 }  # fmt: skip
@@ -35,13 +36,13 @@ def build(root: Path) -> Path:
         "gates": Markup(plots.gates(gates, close)),
         "gates_close": close,
         "gate_rows": gates,
-        "funnel": run.summary("filter").get("funnel"),
-        "vocabulary": run.summary("extend_tokenizer"),
-        "training": run.summary("train"),
-        "export": run.summary("export"),
+        "funnel": text.funnel if (text := run.summary(FilterSummary)) else [],
+        "vocabulary": run.summary(TokenizerSummary),
+        "training": run.summary(TrainSummary),
+        "export": run.summary(ExportSummary),
     }
     there = {
-        "figures": run.bits or run.tasks, "distance": run.after and run.after.drift, "samples": run.samples,
+        "changes": run.bits or run.tasks, "distance": run.model_scores and run.model_scores.kl_to_base, "samples": run.samples,
         "text": found["funnel"], "mixture": found["training"], "cost": True, "provenance": True, "configuration": True, **found,
     }  # fmt: skip
     sections = [(key, title) for key, title in SECTIONS.items() if there.get(key)]
@@ -144,19 +145,19 @@ def _interval(mean: Mean) -> str:
 
 
 def _costs(run: Run) -> Iterator[tuple[str, str]]:
-    cost, training, before, after = run.cost, run.summary("train"), run.before, run.after
+    cost, training, extended = run.cost, run.summary(TrainSummary), run.summary(ExtendSummary)
     if training:
-        yield "training", f"{training['tokens']:,} tokens in {training['steps']} steps and {duration(training['seconds'])}"
+        yield "training", f"{training.tokens:,} tokens in {training.steps} steps and {duration(training.seconds)}"
     if cost["train_memory_bytes"]:
         yield "memory of training, each process", f"{cost['train_memory_bytes'] / 1e9:.2f} GB"
-    if training.get("tokens_per_second"):
-        yield "speed of training", f"{training['tokens_per_second']:,.0f} tokens/s"
-    if cost["trainable_parameters"] is not None:
-        added, base = cost["trainable_parameters"], run.summary("extend")["base_parameters"]
+    if training and training.tokens_per_second:
+        yield "speed of training", f"{training.tokens_per_second:,.0f} tokens/s"
+    if extended:
+        added, base = extended.trainable_parameters, extended.base_parameters
         yield "parameters that learn", f"{added / 1e6:,.1f} M beside {base / 1e6:,.1f} M of the base"
     yield "all stages", duration(cost["all_seconds"])
-    if before and after and before.writing and after.writing:
-        then, now = before.writing, after.writing
+    then, now = (scores.generation if scores else None for scores in (run.base_scores, run.model_scores))
+    if then and now:
         yield f"writing one text ({now.device})", f"{now.tokens_per_second:.1f} tokens/s"
         if now.of_base:
             low, high = min(now.of_base), max(now.of_base)
@@ -171,33 +172,31 @@ def _costs(run: Run) -> Iterator[tuple[str, str]]:
 
 def _provenance(run: Run) -> Iterator[tuple[str, str]]:
     """Where everything came from."""
-    identity = run.base.get("identity", {})
     if run.base:
-        yield "base", str(run.base.get("root") or identity.get("base_model"))
-        if run.base.get("commit"):
-            yield "commit of the base", run.base["commit"]
-        for file in run.base.get("files", []):
-            if file["name"].endswith(".safetensors"):
-                yield f"sha256 of {file['name']}", file["sha256"]
-    for _, manifest in run.stages:
-        for source in manifest["stage"].get("sources", []):
-            where = source.get("path") or "/".join(filter(None, [source.get("hub"), source.get("config")]))
-            revision = f" @ {source['revision']}" if source.get("revision") else ""
-            yield f"source {source['language']}/{source.get('name') or where}", where + revision
-    yield "seed", str(run.stages[0][1].get("seed", "unknown"))
-    yield from run.stages[-1][1].get("versions", {}).items()
+        yield "base", run.base.root
+        if run.base.commit:
+            yield "commit of the base", run.base.commit
+        for file in run.base.files:
+            if file.name.endswith(".safetensors"):
+                yield f"sha256 of {file.name}", file.sha256
+    text = run.summary(FilterSummary)
+    for row in text.funnel if text else []:
+        yield f"source {row.source}", row.origin
+    last = run.stages[-1][1]
+    yield "seed", str(last.seed)
+    yield from last.versions.items()
 
 
 def _gates(run: Run) -> tuple[dict[str, list[float]], bool]:
     """For each layer by set, and whether these gates close: the share of open tokens, or the mean value of gates that never
     quite do. Of the evaluation after training, or else of the training's last one.
     """
-    sets = run.after.bits_per_byte if run.after else {}
+    sets = run.model_scores.bits_per_byte if run.model_scores else {}
     if any(bits.open is not None for bits in sets.values()):
         return {name: bits.open for name, bits in sets.items() if bits.open is not None}, True
     if any(bits.gate is not None for bits in sets.values()):
         return {name: bits.gate for name, bits in sets.items() if bits.gate is not None}, False
-    last = next((row["figures"] for row in reversed(run.metrics) if row["kind"] == "eval"), {})
+    last = next((row["sets"] for row in reversed(run.metrics) if row["kind"] == "eval"), {})
     close = any("open" in figures for figures in last.values())
     key = "open" if close else "gate"
     return {name: figures[key] for name, figures in last.items() if key in figures}, close
@@ -219,8 +218,8 @@ def headline(root: Path, page: Path) -> str:
     """The last lines of `langext run`."""
     run = gather(root)
     lines = [f"{name + ' ':.<44} {text}" for name, text in _lines(run)]
-    if run.checkpoint:
-        lines.append(f"{'checkpoint ':.<44} {shown(run.checkpoint)} ({run.summary('export')['class']})")
+    if run.checkpoint and (export := run.summary(ExportSummary)):
+        lines.append(f"{'checkpoint ':.<44} {shown(run.checkpoint)} ({export.loads_as})")
     lines.append(f"{'report ':.<44} {shown(page)}")
     return "\n".join(lines)
 

@@ -67,10 +67,10 @@ def curves(metrics: list[dict[str, Any]], new: str) -> str:
     """Held-out bits per byte by domain, relative to where training began, and training loss by language."""
     figure, (left, right) = _figure(9.5, 3.3, 2)
     evals = [row for row in metrics if row["kind"] == "eval"]
-    names = sorted(evals[0]["figures"], key=lambda n: not n.startswith(new)) if evals else []
+    names = sorted(evals[0]["sets"], key=lambda n: not n.startswith(new)) if evals else []
     for colour, name in zip(cycle(COLOURS), names, strict=False):
-        start = evals[0]["figures"][name]["bits_per_byte"]
-        change = [100 * (row["figures"][name]["bits_per_byte"] / start - 1) for row in evals]
+        start = evals[0]["sets"][name]["bits_per_byte"]
+        change = [100 * (row["sets"][name]["bits_per_byte"] / start - 1) for row in evals]
         style = "-" if name.startswith(new) else "--"
         left.plot([row["tokens"] / 1e3 for row in evals], change, style, color=colour, marker="o", markersize=3, label=name)
     left.axhline(0, color=INK, linewidth=0.8)
@@ -78,9 +78,9 @@ def curves(metrics: list[dict[str, Any]], new: str) -> str:
     if names:
         _legend(left)
     trains = [row for row in metrics if row["kind"] == "train"]
-    losses = sorted({key for row in trains for key in row["figures"] if key.startswith("loss/")})
+    losses = sorted({key for row in trains for key in row["losses"] if key.startswith("loss/")})
     for colour, key in zip(cycle(COLOURS), sorted(losses, key=lambda k: not k.endswith(new)), strict=False):
-        points = [(row["step"], row["figures"][key]) for row in trains if key in row["figures"]]
+        points = [(row["step"], row["losses"][key]) for row in trains if key in row["losses"]]
         right.plot(*zip(*points, strict=True), color=colour, label=key.removeprefix("loss/"))
     _label(right, "Training loss, nats per token", "step")
     if losses:

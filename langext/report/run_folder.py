@@ -5,22 +5,45 @@ from functools import cached_property
 from math import hypot, isfinite, sqrt
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, TypeVar
 
 from langext import languages
-from langext.artifacts import BASE, JOB, MANIFEST, METRICS, Scores, finished, read_json, read_metrics
+from langext.artifacts import (
+    BASE,
+    JOB,
+    METRICS,
+    BaseManifest,
+    Job,
+    Manifest,
+    Scores,
+    finished,
+    read_as,
+    read_base,
+    read_metrics,
+)
 from langext.evaluation import significance
 from langext.evaluation.scores import ScoresFile, read
 from langext.evaluation.significance import Change, Mean
+from langext.summaries import (
+    EvaluateSummary,
+    ExportSummary,
+    ExtendSummary,
+    MergeSummary,
+    RegateSummary,
+    RescaleSummary,
+    Summary,
+    TokenizerSummary,
+    TrainSummary,
+)  # fmt: skip
 
-MEASURING = ("num_fewshot", "limit", "precision", "include_path")
-"""Keys of an evaluate stage that decide what its task figures mean."""
-SHARES = ("acc_norm", "acc", "exact_match", "f1")
-"""Figures of tasks between 0 and 1, more being better, the preferred one first."""
+FRACTIONS = ("acc_norm", "acc", "exact_match", "f1")
+"""Metrics of tasks between 0 and 1, more being better, the preferred one first."""
 REAL_GAP = 4
 """Standard errors that the gap between two languages must be wide to be called one."""
-WATCHING = {"eval_every", "eval_bytes", "log_every", "save_every", "keep_checkpoints"}
-"""Keys of a train stage that change nothing of what is learned, as a rule."""
+LATER = (TokenizerSummary, RescaleSummary, RegateSummary, MergeSummary)
+"""What can be done to a model besides extending and training it."""
+
+S = TypeVar("S", bound=Summary)
 
 
 @dataclass(frozen=True)
@@ -30,46 +53,46 @@ class Run:
     root: Path
     new: languages.Language
     originals: list[languages.Language]
-    stages: list[tuple[Path, dict[str, Any]]]
-    base: dict[str, Any]
-    """The manifest of the base; {} where there is none."""
-    before: ScoresFile | None
+    stages: list[tuple[Path, Manifest]]
+    base: BaseManifest | None
+    base_scores: ScoresFile | None
     """What the evaluations of the base have found."""
-    after: ScoresFile | None
+    model_scores: ScoresFile | None
     """What those of the last model that was evaluated have found."""
     measuring: dict[str, list[str]]
-    """What the evaluations of that model were set to, of MEASURING."""
+    """What the evaluations of that model were set to, by key."""
     measured_differently: list[str]
-    """Keys of MEASURING that differ between the two, so that they do not compare."""
+    """Keys that differ between the two, so that their tasks do not compare."""
 
-    def _last(self, use: str) -> tuple[Path, dict[str, Any]] | None:
-        found = [(path, manifest) for path, manifest in self.stages if manifest["stage"]["uses"] == use]
-        return found[-1] if found else None
+    def _last(self, cls: type[S]) -> tuple[Path, Manifest, S] | None:
+        """Folder, manifest and summary of the last finished stage that reports this type."""
+        typed = ((path, manifest, manifest.summary_as(cls)) for path, manifest in reversed(self.stages))
+        return next(((path, manifest, summary) for path, manifest, summary in typed if summary), None)
 
-    def summary(self, use: str) -> dict[str, Any]:
-        """What the last finished stage of this kind has put into its manifest; {} where there is none."""
-        found = self._last(use)
-        return found[1]["summary"] if found else {}
+    def summary(self, cls: type[S]) -> S | None:
+        """The summary of the last finished stage that reports this type; None where there is none."""
+        last = self._last(cls)
+        return last[2] if last else None
 
     @cached_property
     def bits(self) -> list[Change]:
         """Changes in bits per byte, the new language first."""
-        return sorted(significance.bits(self.before, self.after), key=lambda row: not self.is_new(row))
+        return sorted(significance.bits(self.base_scores, self.model_scores), key=lambda row: not self.is_new(row))
 
     @cached_property
     def tasks(self) -> list[Change]:
         """Changes in the figures of tasks."""
-        return list(significance.tasks(self.before, self.after))
+        return list(significance.tasks(self.base_scores, self.model_scores))
 
     def is_new(self, row: Change) -> bool:
         """Is this row of bits per byte of the new language?"""
         return row.name.split("/")[0] == self.new.code
 
     def task_changes(self) -> dict[bool, list[Change]]:
-        """One figure of each task whose language is known, by whether that is the new one: the first of SHARES that it has.
+        """One figure of each task whose language is known, by whether that is the new one: the first of FRACTIONS that it has.
         Figures of other units do not add up.
         """
-        known = self.after.task_languages if self.after else {}
+        known = self.model_scores.task_languages if self.model_scores else {}
         by_task: dict[str, dict[str, Change]] = {}
         for row in self.tasks:
             task, metric = row.name.split(", ")
@@ -77,7 +100,7 @@ class Run:
         found: dict[bool, list[Change]] = {}
         for task, metrics in by_task.items():
             if task in known:
-                shares = [metrics[name] for name in SHARES if name in metrics]
+                shares = [metrics[name] for name in FRACTIONS if name in metrics]
                 if shares and isfinite(shares[0].difference.value):
                     found.setdefault(known[task] == self.new.code, []).append(shares[0])
         return found
@@ -126,71 +149,65 @@ class Run:
     @cached_property
     def method(self) -> str:
         """What was done, in a few words: full + ldifs, rescale."""
-        names = [manifest["stage"]["method"]["name"] for _, manifest in self.stages if "method" in manifest["stage"]]
-        trained = self._last("train")
-        penalties = [penalty["name"] for penalty in trained[1]["stage"].get("penalties", [])] if trained else []
-        later = [use for use in ("extend_tokenizer", "rescale", "regate", "merge") if self._last(use)]
+        names = [summary.method for _, manifest in self.stages if (summary := manifest.summary_as(ExtendSummary))]
+        training = self.summary(TrainSummary)
+        penalties = training.penalties if training else []
+        later = [cls.model_fields["of"].default for cls in LATER if self._last(cls)]
         return ", ".join([" + ".join([*names, *penalties]), *later] if names else [*penalties, *later]) or "base"
 
     @cached_property
     def extension(self) -> str:
         """The method's name alone; an empty text of a merged model."""
-        return next((m["stage"]["method"]["name"] for _, m in self.stages if "method" in m["stage"]), "")
+        summary = self.summary(ExtendSummary)
+        return summary.method if summary else ""
 
     @cached_property
     def settings(self) -> dict[str, Any]:
         """Everything that was chosen and decides what is learned, by `stage.key`, and `stage.key.0.key` in lists."""
-        found: dict[str, Any] = {"base_model": self.base.get("root") or self.base.get("identity", {}).get("base_model")}
+        settings: dict[str, Any] = {"base_model": self.base.root if self.base else None}
         for _, manifest in self.stages:
-            stage = manifest["stage"]
-            if stage["uses"] in ("evaluate", "export"):
-                continue
-            name = stage.get("name") or stage["uses"]
-            for key, value in stage.items():
-                if stage["uses"] == "train" and key in WATCHING:
-                    continue
+            for key, value in manifest.choices.items():
                 if key in ("method", "penalties"):  # the names are in `method`
                     parts = {"method": value} if key == "method" else {f"penalties.{part['name']}": part for part in value}
-                    for place, part in parts.items():
-                        found |= {k: v for k, v in _flat(f"{name}.{place}", part).items() if k != f"{name}.{place}.name"}
-                elif key not in ("uses", "name", "inputs", "runtime"):
-                    found |= _flat(f"{name}.{key}", value)
-            found["seed"] = manifest.get("seed")
-        return found
+                    for name, part in parts.items():
+                        inner = _flat(f"{manifest.name}.{name}", part)
+                        settings |= {k: v for k, v in inner.items() if k != f"{manifest.name}.{name}.name"}
+                else:
+                    settings |= _flat(f"{manifest.name}.{key}", value)
+            settings["seed"] = manifest.seed
+        return settings
 
     @cached_property
     def rate(self) -> tuple[str, float] | None:
         """The learning rate of the last training, and its name among the settings."""
-        trained = self._last("train")
-        if trained is None or "lr" not in trained[1]["stage"]:
-            return None
-        stage = trained[1]["stage"]
-        return f"{stage.get('name') or 'train'}.lr", stage["lr"]
+        last = self._last(TrainSummary)
+        return (f"{last[1].name}.lr", last[2].lr) if last else None
 
     @cached_property
     def cost(self) -> dict[str, Any]:
         """What it took: parameters, tokens, time and memory of training, and how fast the result writes beside the base."""
-        trained, extended = self._last("train"), self.summary("extend")
-        training = trained[1]["summary"] if trained else {}
-        writing = self.after.writing if self.after else None
+        last, extended = self._last(TrainSummary), self.summary(ExtendSummary)
+        speed = self.model_scores.generation if self.model_scores else None
         return {
-            "trainable_parameters": extended.get("trainable_parameters"),
-            "tokens": training.get("tokens"),
-            "train_seconds": training.get("seconds"),
-            "train_memory_bytes": self._train_memory(trained[1]) if trained else None,
-            "all_seconds": sum(manifest["seconds"] for _, manifest in self.stages),
-            "writing_speed_of_base": median(writing.of_base) if writing and writing.of_base else None,
+            "trainable_parameters": extended.trainable_parameters if extended else None,
+            "tokens": last[2].tokens if last else None,
+            "train_seconds": last[2].seconds if last else None,
+            "train_memory_bytes": self._train_memory(last[1]) if last else None,
+            "all_seconds": sum(manifest.seconds for _, manifest in self.stages),
+            "generation_speed_of_base": median(speed.of_base) if speed and speed.of_base else None,
         }
 
-    def _train_memory(self, manifest: dict[str, Any]) -> int:
+    def _train_memory(self, manifest: Manifest) -> int:
         """The most that training held: of a GPU's memory where it used one, else of the process."""
         held = [row["peak_memory_bytes"] for row in self.metrics if "peak_memory_bytes" in row]
-        return max([*held, *([] if held else [manifest["peak_memory_bytes"]])])
+        return max([*held, *([] if held else [manifest.peak_memory_bytes])])
 
     @cached_property
     def samples(self) -> list[dict[str, Any]]:
         """Texts that the models wrote, side by side; None for one that was not asked."""
-        then, now = ({row.prompt: row for row in found.samples} if found else {} for found in (self.before, self.after))
+        then, now = (
+            {row.prompt: row for row in found.samples} if found else {} for found in (self.base_scores, self.model_scores)
+        )
         rows = []
         for prompt, row in {**then, **now}.items():
             language = languages.find(row.language)
@@ -203,14 +220,14 @@ class Run:
     @cached_property
     def metrics(self) -> list[dict[str, Any]]:
         """The lines that training wrote."""
-        trained = self._last("train")
-        return read_metrics(trained[0] / METRICS) if trained else []
+        last = self._last(TrainSummary)
+        return read_metrics(last[0] / METRICS) if last else []
 
     @property
     def checkpoint(self) -> Path | None:
         """The exported model."""
-        exported = self._last("export")
-        return exported[0] / "checkpoint" if exported else None
+        last = self._last(ExportSummary)
+        return last[0] / "checkpoint" if last else None
 
     def title(self, row: Change) -> str:
         """A bits-per-byte row in words: learned: French, handbook."""
@@ -225,27 +242,26 @@ class Run:
 
 
 def gather(root: Path) -> Run:
-    """Read a run folder."""
+    """Read a run folder. Raises ConfigError when it is none, or when another version of langext wrote it."""
     root = root.resolve()
     stages = finished(root)
-    job = read_json(stages[0][0] / JOB)
-    measured = [(path, manifest) for path, manifest in stages if manifest["kind"] == "Scores"]
-    of_base = [entry for entry in measured if entry[1]["inputs"]["model"]["stage"] == BASE]
+    job = read_as(stages[0][0] / JOB, Job)
+    measured = [entry for entry in stages if entry[1].kind == Scores.__name__]
+    of_base = [entry for entry in measured if entry[1].inputs["model"].stage == BASE]
     others = [entry for entry in measured if entry not in of_base]
-    model = others[-1][1]["inputs"]["model"]["fingerprint"] if others else None
-    last = [entry for entry in others if entry[1]["inputs"]["model"]["fingerprint"] == model]
+    model = others[-1][1].inputs["model"].fingerprint if others else None
+    last = [entry for entry in others if entry[1].inputs["model"].fingerprint == model]
+    measuring, base_measuring = _measuring(last), _measuring(of_base)
     return Run(
         root=root,
-        new=languages.find(job["language"]),
-        originals=[languages.find(code) for code in job["original_languages"]],
+        new=languages.find(job.language),
+        originals=[languages.find(code) for code in job.original_languages],
         stages=stages,
-        base=read_json(root / BASE / MANIFEST) if (root / BASE / MANIFEST).exists() else {},
-        before=_together([path for path, _ in of_base]),
-        after=_together([path for path, _ in last]),
-        measuring=_measuring(last),
-        measured_differently=[
-            key for key, values in _measuring(last).items() if of_base and _measuring(of_base)[key] != values
-        ],
+        base=read_base(root),
+        base_scores=_together([path for path, _ in of_base]),
+        model_scores=_together([path for path, _ in last]),
+        measuring=measuring,
+        measured_differently=[key for key, values in measuring.items() if of_base and base_measuring[key] != values],
     )
 
 
@@ -259,7 +275,7 @@ def _together(evaluations: list[Path]) -> ScoresFile | None:
         for key, value in scores.model_dump(exclude_none=True).items():
             if key == "samples":
                 merged[key] = list({(row["language"], row["prompt"]): row for row in [*merged[key], *value]}.values())
-            elif isinstance(value, dict) and key != "writing":
+            elif isinstance(value, dict) and key != "generation":
                 merged[key] = {**merged[key], **value}
             elif value:
                 merged[key] = value
@@ -275,5 +291,8 @@ def _flat(key: str, value: Any) -> dict[str, Any]:
     return {name: leaf for k, part in parts for name, leaf in _flat(f"{key}.{k}", part).items()}
 
 
-def _measuring(evaluations: list[tuple[Path, dict[str, Any]]]) -> dict[str, list[str]]:
-    return {key: sorted({str(manifest["stage"].get(key)) for _, manifest in evaluations}) for key in MEASURING}
+def _measuring(evaluations: list[tuple[Path, Manifest]]) -> dict[str, list[str]]:
+    """Key -> its values in all evaluations."""
+    summaries = [summary for _, manifest in evaluations if (summary := manifest.summary_as(EvaluateSummary))]
+    keys = summaries[0].measured_with if summaries else {}
+    return {key: sorted({summary.measured_with[key] for summary in summaries}) for key in keys}

@@ -7,36 +7,39 @@ from functools import partial
 from math import isfinite
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, TypeAdapter, field_validator
 
 from langext import languages
-from langext.artifacts import CHECKPOINTS, Corpus, Model, Scores, read_json, sha256_file, write_json
+from langext.artifacts import CHECKPOINTS, Corpus, Manifest, Model, Scores, read_json, sha256_file, write_json
 from langext.console import duration, say
 from langext.context import Context
 from langext.evaluation import benchmarks, scores
-from langext.spec import ConfigError
+from langext.spec import ConfigError, RunFailed
 from langext.stages.base import Stage
+from langext.summaries import EvaluateSummary, TaskFile
 
 if TYPE_CHECKING:
     from langext.evaluation.harness import Harness
     from langext.methods.extended import LiveModel
-    from langext.models.loading import Before
+    from langext.models.loading import Reference
 
 
 KEPT = TypeAdapter(dict[str, dict[str, scores.Metric]])
-"""Figures by task and metric."""
+"""What has been measured already, by task and metric."""
+MEASURING = ("num_fewshot", "limit", "precision", "include_path")
+"""Keys that decide what the figures of tasks mean."""
 
 
 class Evaluate(Stage):
     """Measure a model. Give it `inputs: {model: base}` to measure the untouched base."""
 
-    salvages = True
+    salvages: ClassVar[bool] = True
     uses: Literal["evaluate"]
     bpb_bytes: int = Field(200_000, ge=1000)
     """Held-out bytes per language and domain for bits per byte."""
-    drift_bytes: int = Field(20_000, ge=0)
+    kl_bytes: int = Field(20_000, ge=0)
     """Held-out bytes of each original language for KL(base || model), which needs the base as well; 0 leaves it out."""
     continuation_items: int = Field(200, ge=0)
     """Items per language of the continuation task (which second half of a paragraph is right, out of four); 0 leaves it out."""
@@ -97,24 +100,30 @@ class Evaluate(Stage):
         except ConfigError as error:
             raise ConfigError(str(error), at=("tasks",)) from None
 
-    def drift(self, manifest: dict[str, Any]) -> str:
+    def choices(self) -> dict[str, Any]:
+        """None: measuring decides nothing of what a model learns."""
+        return {}
+
+    def outdated(self, manifest: Manifest) -> str:
         """Names the first file of one's own tasks that has changed since they were measured, or the format of older scores."""
-        if manifest["summary"].get("scores") != scores.FORMAT:
+        summary = manifest.summary_as(EvaluateSummary)
+        if summary is None or summary.scores != scores.FORMAT:
             return "another version of langext measured this"
-        for file in manifest["summary"].get("task_files", []):
-            path = Path(file["path"])
-            if path.is_file() and sha256_file(path) != file["sha256"]:
+        for file in summary.task_files:
+            path = Path(file.path)
+            if path.is_file() and sha256_file(path) != file.sha256:
                 return f"task file {path} has changed since it was measured with"
         return ""
 
-    def same_sources(self, manifest: dict[str, Any]) -> bool:
+    def same_sources(self, manifest: Manifest) -> bool:
         """Are the files of one's own tasks the ones that were measured with?"""
         from langext.evaluation import harness
 
-        if self.drift(manifest) or (self.include_path and self.tasks == "auto"):
+        summary = manifest.summary_as(EvaluateSummary)
+        if summary is None or self.outdated(manifest) or (self.include_path and self.tasks == "auto"):
             return False
         every = [name for names in self.tasks.values() for name in names] if isinstance(self.tasks, dict) else list(self.tasks)
-        return self.tasks == "auto" or manifest["summary"]["task_files"] == _hashes(harness.files(every, self.include_path))
+        return self.tasks == "auto" or summary.task_files == _hashes(harness.files(every, self.include_path))
 
     def _names(self, ctx: Context) -> dict[str, str | None]:
         """The lm-eval tasks and the language that each of them measures, where that is known."""
@@ -147,9 +156,11 @@ class Evaluate(Stage):
         torch.manual_seed(ctx.seed)
         dtype = torch.bfloat16 if self.precision == "bf16" else torch.float32
         live = loading.load(model, dtype, "cuda" if self.runtime.gpus else "cpu")
-        base = None if live.method is None else partial(loading.of, model, live)  # loaded where it is needed, and dropped again
+        base = (
+            None if live.method is None else partial(loading.reference, model, live)
+        )  # loaded where it is needed, and dropped again
         heldout = documents.heldout(corpus, ctx.languages)
-        drift = self._drift(ctx, base(), live, heldout) if base and self.drift_bytes else {}
+        kl = self._kl(ctx, base(), live, heldout) if base and self.kl_bytes else {}
         bits = {name: self._bits(live, name, texts) for name, texts in heldout.items()}
         by_language = {c: [t for name, ts in heldout.items() if name.startswith(c) for t in ts] for c in ctx.languages}
         names = self._names(ctx)
@@ -158,13 +169,18 @@ class Evaluate(Stage):
         samples, speed = self._write(live, base, prompts)
         measures = names | {f"continuation_{code}": code for code in ctx.languages}
         found = scores.ScoresFile(
-            bits_per_byte=bits, tasks=tasks, task_languages=self._task_languages(measures, tasks), drift=drift, samples=samples,
-            writing=speed,
+            bits_per_byte=bits, tasks=tasks, task_languages=self._task_languages(measures, tasks), kl_to_base=kl,
+            samples=samples, generation=speed,
         )  # fmt: skip
         write_json(ctx.out / scores.FILE, found.model_dump(mode="json", exclude_none=True))
         files = harness.files(list(names), self.include_path)
-        ctx.summary.update(
-            bits_per_byte={name: row.value for name, row in bits.items()}, scores=scores.FORMAT, task_files=_hashes(files)
+        ctx.report(
+            EvaluateSummary(
+                bits_per_byte={name: row.value for name, row in bits.items()},
+                scores=scores.FORMAT,
+                task_files=_hashes(files),
+                measured_with={key: str(getattr(self, key)) for key in MEASURING},
+            )
         )
         return Scores(ctx.out)
 
@@ -207,35 +223,35 @@ class Evaluate(Stage):
         """The figures of a task and of all that is in it: those in the file `kept` if they were measured in the same way."""
         from langext.evaluation import harness
 
-        files = _hashes(harness.files([name], self.include_path))
+        files = [file.model_dump() for file in _hashes(harness.files([name], self.include_path))]
         by = {"files": files, "model": model, **{key: getattr(self, key) for key in ("num_fewshot", "limit", "precision")}}
-        before = read_json(kept) if kept.is_file() else {}
-        if before.get("by") == by and before["format"] == scores.FORMAT:
+        earlier = read_json(kept) if kept.is_file() else {}
+        if earlier.get("by") == by and earlier["format"] == scores.FORMAT:
             say(f"  {name}: measured already")
-            return KEPT.validate_python(before["figures"])
+            return KEPT.validate_python(earlier["metrics"])
         found = measure.task(name, num_fewshot=self.num_fewshot, limit=self.limit, include=self.include_path)
         kept.parent.mkdir(exist_ok=True)
-        write_json(kept, {"format": scores.FORMAT, "by": by, "figures": KEPT.dump_python(found, mode="json")})
+        write_json(kept, {"format": scores.FORMAT, "by": by, "metrics": KEPT.dump_python(found, mode="json")})
         return found
 
-    def _drift(self, ctx: Context, base: "Before", live: "LiveModel", heldout: dict[str, list[str]]) -> dict[str, scores.Drift]:
+    def _kl(self, ctx: Context, base: "Reference", live: "LiveModel", heldout: dict[str, list[str]]) -> dict[str, scores.KL]:
         """How far the model is from what it was before its newest extension, by original language."""
         import numpy as np
 
         from langext.evaluation import bpb
-        from langext.evaluation.kl import Drift
+        from langext.evaluation.kl import BaseKL
 
-        found: dict[str, scores.Drift] = {}
+        found: dict[str, scores.KL] = {}
         for code in ctx.original_languages:
             texts = [text for name, texts in heldout.items() if name.startswith(f"{code}/") for text in texts]
-            passages = bpb.passages(texts, 1000, self.drift_bytes)
+            passages = bpb.passages(texts, 1000, self.kl_bytes)
             if not passages:
                 continue
             with base.as_itself():
-                drift = Drift(base.net, base.tokenizer, passages)
-            spread = bpb.PassageBits(np.array(drift.each(live.net)), np.array([len(row) for row in drift.rows]))
+                kl = BaseKL(base.net, base.tokenizer, passages)
+            spread = bpb.PassageBits(np.array(kl.each(live.net)), np.array([len(row) for row in kl.rows]))
             _finite(f"{code}: KL to the base", spread.per_byte)
-            found[code] = scores.Drift(kl=spread.per_byte, stderr=_known(spread.stderr()), tokens=int(spread.num_bytes.sum()))
+            found[code] = scores.KL(value=spread.per_byte, stderr=_known(spread.stderr()), tokens=int(spread.num_bytes.sum()))
             say(f"  {code}: KL to the base {_pm(spread.per_byte, spread.stderr())} nats per token")
         return found
 
@@ -260,8 +276,8 @@ class Evaluate(Stage):
         )
 
     def _write(
-        self, live: "LiveModel", find_base: "Callable[[], Before] | None", prompts: dict[str, list[str]]
-    ) -> tuple[list[scores.Sample], scores.Writing | None]:
+        self, live: "LiveModel", find_base: "Callable[[], Reference] | None", prompts: dict[str, list[str]]
+    ) -> tuple[list[scores.Sample], scores.GenerationSpeed | None]:
         """Greedy continuations of the prompts of each language, and how fast they came, beside the base where there is one."""
         from langext.evaluation import generation
 
@@ -270,18 +286,18 @@ class Evaluate(Stage):
             return [], None
         base = find_base() if find_base else None
 
-        def of_base(prompt: str, most: int) -> generation.Written | None:
+        def of_base(prompt: str, most: int) -> generation.Generated | None:
             if base is None:
                 return None
             with base.as_itself():
-                return generation.write(base.net, base.tokenizer, prompt, most)
+                return generation.generate(base.net, base.tokenizer, prompt, most)
 
-        generation.write(live.net, live.tokenizer, every[0][1], 2)  # the first call sets things up
+        generation.generate(live.net, live.tokenizer, every[0][1], 2)  # the first call sets things up
         of_base(every[0][1], 2)
         samples, ours, ratios = [], [], []
         for number, (code, prompt) in enumerate(every):
             then = of_base(prompt, self.sample_tokens) if number % 2 else None  # they take turns in being the first
-            now = generation.write(live.net, live.tokenizer, prompt, self.sample_tokens)
+            now = generation.generate(live.net, live.tokenizer, prompt, self.sample_tokens)
             then = then or of_base(prompt, self.sample_tokens)
             samples.append(scores.Sample(language=code, prompt=prompt, text=now.text))
             ours.append(now)
@@ -289,15 +305,15 @@ class Evaluate(Stage):
                 ratios.append(then.seconds / now.seconds)
         weights = sum(p.numel() * p.element_size() for p in live.net.parameters())
         peaks = [row.peak_bytes for row in ours if row.peak_bytes is not None]
-        return samples, scores.Writing(
+        return samples, scores.GenerationSpeed(
             tokens_per_second=median(row.tokens / row.seconds for row in ours), tokens=sum(row.tokens for row in ours),
             weights_bytes=weights, peak_bytes=weights + max(peaks) if peaks else None, device=live.net.device.type,
             of_base=ratios,
         )  # fmt: skip
 
 
-def _hashes(files: Sequence[Path]) -> list[dict[str, str]]:
-    return [{"path": str(path), "sha256": sha256_file(path)} for path in files]
+def _hashes(files: Sequence[Path]) -> list[TaskFile]:
+    return [TaskFile(path=str(path), sha256=sha256_file(path)) for path in files]
 
 
 def _tell(task: str, metrics: Mapping[str, scores.Metric]) -> None:
@@ -314,7 +330,7 @@ def _known(stderr: float) -> float | None:
 
 def _finite(what: str, value: float) -> None:
     if not isfinite(value):
-        raise ConfigError(f"{what} is {value}: the weights of this model overflow; with precision fp32 they may not")
+        raise RunFailed(f"{what} is {value}: the weights of this model overflow; with precision fp32 they may not")
 
 
 def _starts(texts: list[str]) -> list[str]:

@@ -28,6 +28,10 @@ class Export(Stage):
     gguf_pre: str | None = None
     """What llama.cpp calls the base's pre-tokenizer, for tokenizers that langext does not recognise."""
 
+    def choices(self) -> dict[str, Any]:
+        """None: the format decides nothing of what a model learns."""
+        return {}
+
     def check_model(self, given: tuple[Method, ...], config: Any) -> None:
         """The format can be exact."""
         targets.choose(config, given, self.format, self.gguf_pre)
@@ -50,23 +54,23 @@ class Export(Stage):
             shutil.rmtree(left)
         if before == scores:
             before = None
-        if scores and scores.manifest["inputs"]["model"]["fingerprint"] != model.manifest["fingerprint"]:
+        if scores and scores.manifest.inputs["model"].fingerprint != model.manifest.fingerprint:
             warn(
                 f"{scores.path.name} measured another model than the one that is exported; its scores are left out of the card"
             )
             scores = None
-        if before and before.manifest["inputs"]["model"]["stage"] != BASE:
+        if before and before.manifest.inputs["model"].stage != BASE:
             warn(f"{before.path.name} did not measure the base; its scores are left out of the card")
             before = None
         card = modelcard.describe(model, ctx.languages, corpus, before, scores)
         texts = write.verification_texts(corpus, ctx.languages)
         record = write.write(model, folder, self.format, texts, card, formats.GGUF(self.gguf, self.gguf_pre))
-        ctx.summary.update(record)
+        ctx.report(record)
         say(
-            f"  {record['class']} ({record['format']}): max |logit difference| {record['max_abs_difference']:.1e}, "
-            f"KL {record['kl_per_token_nats']:.1e}, same top token {record['top1_agreement']:.2%}, "
-            f"same greedy text {record['greedy_equal']}/{record['texts']}"
+            f"  {record.loads_as} ({record.format}): max |logit difference| {record.max_abs_difference:.1e}, "
+            f"KL {record.kl_per_token_nats:.1e}, same top token {record.top1_agreement:.2%}, "
+            f"same greedy text {record.greedy_equal}/{record.texts}"
         )
-        for line in check.gguf_lines(record):
+        for line in check.lines(record):
             say(line)
         return Checkpoint(ctx.out)

@@ -1,7 +1,7 @@
 """Stage extend: add a method's modules (and new vocabulary rows) to the base; afterwards it still computes the same."""
 
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
@@ -12,11 +12,13 @@ from langext.methods import AnyMethod
 from langext.methods.base import Method
 from langext.spec import ConfigError
 from langext.stages.base import Stage
+from langext.summaries import ExtendSummary
 
 
 class Extend(Stage):
     """Extend the base model by a method."""
 
+    leaves_untrained: ClassVar[bool] = True
     uses: Literal["extend"]
     method: AnyMethod = Field()
     """How the model is extended: `name` chooses the method, the other keys are the method's own. A name alone takes the
@@ -66,6 +68,8 @@ class Extend(Stage):
         delta = live.delta()
         loading.save_delta(ctx.out, {name: tensor for name, tensor in delta.items() if name not in live.base_names})
         learns = sum(t.numel() for t in delta.values())
-        ctx.summary.update(base_parameters=num_base, trainable_parameters=learns, new_tokens=len(spelt))
+        ctx.report(
+            ExtendSummary(method=self.method.name, base_parameters=num_base, trainable_parameters=learns, new_tokens=len(spelt))
+        )
         say(f"  {self.method.name}: {learns / 1e6:.1f} M trainable parameters on a base of {num_base / 1e6:.1f} M")
         return Model(ctx.out)

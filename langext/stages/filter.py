@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from langext import languages
-from langext.artifacts import Corpus, read_json, sha256_file
+from langext.artifacts import Corpus, Manifest, read_json, sha256_file
 from langext.console import say, warn
 from langext.context import Context
 from langext.data import assets
 from langext.spec import ConfigError, Spec
 from langext.stages.base import Stage
+from langext.summaries import FilterSummary, FunnelRow, SourceFile
 
 if TYPE_CHECKING:
     from langext.data.language_id import LanguageId
@@ -65,6 +66,12 @@ class Source(Spec):
         raw = self.name or (self.hub or Path(self.path or "").name.split(".")[0].removeprefix(assets.PREFIX))
         return "".join(c if c.isalnum() or c in "_-" else "-" for c in raw)
 
+    @property
+    def origin(self) -> str:
+        """Where the text is, in words."""
+        where = self.path or "/".join(filter(None, [self.hub, self.config]))
+        return f"{where} @ {self.revision}" if self.revision else where
+
     def local(self) -> Path | None:
         """The local path; None for a hub source."""
         if self.path is None:
@@ -109,27 +116,29 @@ class Filter(Stage):
             raise ConfigError(f"sources: none has text of the new language {ctx.language} to train on")
         self._labels(self._lid(), ctx)
 
-    def drift(self, manifest: dict[str, Any]) -> str:
+    def outdated(self, manifest: Manifest) -> str:
         """Names the first source file that is new, gone or other than when it was read. A source that is gone as a whole is not
         missed: its text is here.
         """
         here = self._files()
-        for domain, read in _by_domain(manifest).items():
-            now = here.get(domain, {})
+        for source, read in _by_source(manifest).items():
+            now = here.get(source, {})
             for name, path in now.items():
                 if name not in read:
                     return f"source file {path} is new since its folder was filtered"
                 if _changed(path, read[name]):
                     return f"source file {path} has changed since it was filtered"
             if now and (gone := next((name for name in read if name not in now), None)):
-                return f"source file {read[gone]['path']} was filtered and is gone"
+                return f"source file {read[gone].path} was filtered and is gone"
         return ""
 
-    def same_sources(self, manifest: dict[str, Any]) -> bool:
+    def same_sources(self, manifest: Manifest) -> bool:
         """Likewise, and none is gone, and the model that tells the languages is the same."""
-        here, read = self._files(), _by_domain(manifest)
-        lid = manifest["summary"].get("lid_sha256") == sha256_file(self._lid().path)
-        return lid and not self.drift(manifest) and {k: set(v) for k, v in here.items()} == {k: set(v) for k, v in read.items()}
+        summary = manifest.summary_as(FilterSummary)
+        if summary is None or summary.lid_sha256 != sha256_file(self._lid().path) or self.outdated(manifest):
+            return False
+        here, read = self._files(), _by_source(manifest)
+        return {source: set(files) for source, files in here.items()} == {source: set(files) for source, files in read.items()}
 
     def _lid(self) -> "LanguageId":
         from langext.data.language_id import LanguageId
@@ -146,26 +155,23 @@ class Filter(Stage):
         """Write documents/<split>/<language>/<domain>.NNNNN.jsonl.gz and rejects/<language>/<domain>.NNNNN.jsonl.gz."""
         lid = self._lid()
         labels = self._labels(lid, ctx)
-        funnel = []
+        funnel: list[FunnelRow] = []
         for source in self.sources:
-            row = {"language": source.language, "domain": source.domain, **self._filter(ctx, source, lid, labels)}
+            row = self._filter(ctx, source, lid, labels)
             funnel.append(row)
-            kept = row["train_documents"] + row["valid_documents"]
             say(
-                f"  {source.domain} ({source.language}): {row['documents_read']} documents read, {kept} kept, "
-                f"{row['train_bytes'] / 1e6:.2f} MB to train on, {row['valid_bytes'] / 1e6:.2f} MB held out"
+                f"  {row.domain} ({row.language}): {row.documents_read} documents read, {row.kept} kept, "
+                f"{row.train_bytes / 1e6:.2f} MB to train on, {row.valid_bytes / 1e6:.2f} MB held out"
             )
-            if not kept:
-                reasons = ", ".join(f"{n} {reason}" for reason, n in row["dropped"].items()) or "the source is empty"
-                raise ConfigError(f"source {source.domain}: nothing of {source.language} is left ({reasons})")
+            if not row.kept:
+                reasons = ", ".join(f"{n} {reason}" for reason, n in row.dropped.items()) or "the source is empty"
+                raise ConfigError(f"source {row.domain}: nothing of {row.language} is left ({reasons})")
         for code in ctx.languages:
-            _demand(code, [row for row in funnel if row["language"] == code])
-        ctx.summary["funnel"] = funnel
-        ctx.summary["source_files"] = self._read_files()
-        ctx.summary["lid_sha256"] = sha256_file(lid.path)
+            _demand(code, [row for row in funnel if row.language == code])
+        ctx.report(FilterSummary(funnel=funnel, source_files=self._read_files(), lid_sha256=sha256_file(lid.path)))
         return Corpus(ctx.out)
 
-    def _filter(self, ctx: Context, source: Source, lid: "LanguageId", labels: dict[str, str]) -> dict[str, Any]:
+    def _filter(self, ctx: Context, source: Source, lid: "LanguageId", labels: dict[str, str]) -> FunnelRow:
         from datatrove.pipeline.writers.jsonl import JsonlWriter
 
         from langext.data.language_id import HoldOut, JoinParagraphs, LanguageFilter, SplitParagraphs
@@ -180,7 +186,7 @@ class Filter(Stage):
         hold_out = HoldOut(1.0 if source.heldout_only else self.heldout_frac)
         filters = [SplitParagraphs(), judge, JoinParagraphs()] if self.level == "paragraph" else [judge]
         _execute([reader, *filters, hold_out, keep], tasks, self.runtime.workers, log)
-        return _count(log)
+        return _count(source, log)
 
     def _reader(self, source: Source, log: Path) -> tuple[Any, int]:
         """A reader and the number of tasks to share its files among. The number never depends on `runtime`."""
@@ -205,13 +211,13 @@ class Filter(Stage):
         total = sum(f.stat().st_size for f in files) // tasks
         return readers.TextReader(source.text_column, folder, listing, limit, source.domain, total), tasks
 
-    def _read_files(self) -> list[dict[str, Any]]:
+    def _read_files(self) -> list[SourceFile]:
         return [
-            {
-                "domain": domain, "name": name, "path": str(p), "bytes": p.stat().st_size, "modified_ns": p.stat().st_mtime_ns,
-                "sha256": sha256_file(p),
-            }
-            for domain, files in self._files().items() for name, p in files.items()
+            SourceFile(
+                source=source, name=name, path=str(path), bytes=path.stat().st_size, modified_ns=path.stat().st_mtime_ns,
+                sha256=sha256_file(path),
+            )
+            for source, files in self._files().items() for name, path in files.items()
         ]  # fmt: skip
 
     def _files(self) -> dict[str, dict[str, Path]]:
@@ -228,21 +234,21 @@ class Filter(Stage):
         return found
 
 
-def _by_domain(manifest: dict[str, Any]) -> dict[str, dict[str, dict[str, Any]]]:
-    """What was read, by `<language>/<domain>` and name; nothing of it in manifests of older versions."""
-    found: dict[str, dict[str, dict[str, Any]]] = {}
-    for file in manifest["summary"]["source_files"]:
-        if "domain" in file:
-            found.setdefault(file["domain"], {})[file["name"]] = file
-    return found
+def _by_source(manifest: Manifest) -> dict[str, dict[str, SourceFile]]:
+    """The files that were read, by source and name."""
+    files: dict[str, dict[str, SourceFile]] = {}
+    summary = manifest.summary_as(FilterSummary)
+    for file in summary.source_files if summary else []:
+        files.setdefault(file.source, {})[file.name] = file
+    return files
 
 
-def _changed(path: Path, then: dict[str, Any]) -> bool:
+def _changed(path: Path, then: SourceFile) -> bool:
     """By size; by its bytes only where the time says that it may be another file."""
     now = path.stat()
-    if now.st_size != then["bytes"]:
+    if now.st_size != then.bytes:
         return True
-    return now.st_mtime_ns != then["modified_ns"] and sha256_file(path) != then["sha256"]
+    return now.st_mtime_ns != then.modified_ns and sha256_file(path) != then.sha256
 
 
 def _execute(steps: list[Any], tasks: int, workers: int, log: Path) -> None:
@@ -253,24 +259,30 @@ def _execute(steps: list[Any], tasks: int, workers: int, log: Path) -> None:
         LocalPipelineExecutor(steps, tasks=tasks, workers=min(workers, tasks), logging_dir=str(log)).run()
 
 
-def _count(log: Path) -> dict[str, Any]:
+def _count(source: Source, log: Path) -> FunnelRow:
     """Add up what the steps counted, over all tasks."""
     total: Counter[str] = Counter()
     for path in sorted((log / "stats").glob("*.json")):
         for step in read_json(path):
             for key, stat in step["stats"].items():
                 total[key] += int(stat["total"] if isinstance(stat, dict) else stat)
-    return {
-        "documents_read": total["documents_read"] or total["judged"],
-        "judged": total["judged"],
-        "bytes_read": total["bytes_read"],
-        "dropped": {k.removeprefix("dropped_"): n for k, n in total.most_common() if k.startswith("dropped_")},
-        **{f"{split}_{unit}": total[f"{split}_{unit}"] for split in ("train", "valid") for unit in ("documents", "bytes")},
-    }
+    return FunnelRow(
+        language=source.language,
+        domain=source.domain,
+        origin=source.origin,
+        documents_read=total["documents_read"] or total["judged"],
+        judged=total["judged"],
+        bytes_read=total["bytes_read"],
+        dropped={k.removeprefix("dropped_"): n for k, n in total.most_common() if k.startswith("dropped_")},
+        train_documents=total["train_documents"],
+        train_bytes=total["train_bytes"],
+        valid_documents=total["valid_documents"],
+        valid_bytes=total["valid_bytes"],
+    )
 
 
-def _demand(code: str, rows: list[dict[str, Any]]) -> None:
-    if rows and not any(row["valid_documents"] for row in rows):
+def _demand(code: str, rows: list[FunnelRow]) -> None:
+    if rows and not any(row.valid_documents for row in rows):
         raise ConfigError(f"no document of {code} fell into the held-out part; raise heldout_frac or give more text")
     if not rows:
         warn(f"no source for the original language {code}: nothing replays it and nothing measures it")

@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from langext.artifacts import BASE, JOB, MANIFEST, Corpus, Model, read_json, sha256_file, write_json
+from langext.artifacts import JOB, BaseManifest, Corpus, Job, Model, read_as, read_base, sha256_file, write_json
 from langext.console import say
 from langext.context import Context
 from langext.methods import Full
@@ -13,6 +13,7 @@ from langext.methods.base import Method
 from langext.models import bases
 from langext.spec import ConfigError
 from langext.stages.base import Stage
+from langext.summaries import MergeSummary
 
 
 class Merge(Stage):
@@ -37,7 +38,7 @@ class Merge(Stage):
     def identity(self) -> dict[str, Any]:
         """The models count by what they are, not by where they lie."""
         found = [bases.extended(name) for name in self.models]
-        prints = [model.manifest["fingerprint"] if model else name for model, name in zip(found, self.models, strict=True)]
+        prints = [model.manifest.fingerprint if model else name for model, name in zip(found, self.models, strict=True)]
         return super().identity() | {"models": prints}
 
     def methods(self, given: tuple[Method, ...]) -> tuple[Method, ...]:
@@ -59,7 +60,7 @@ class Merge(Stage):
 
         if self.scale != "auto" and not 0 < self.scale <= 2:
             raise ConfigError(f"scale must be auto or in (0, 2] (got {self.scale:g})", at=("scale",))
-        base = _base(self._model(0))["identity"]["base_model"]
+        base = _base(self._model(0)).identity["base_model"]
         if base != ctx.base_model and Path(base).resolve() != Path(ctx.base_model).resolve():
             raise ConfigError(f"models: their base is {base}, this pipeline's base_model is {ctx.base_model}", at=("models",))
         records = [read_record(self._model(i)) for i in range(len(self.models))]
@@ -69,7 +70,7 @@ class Merge(Stage):
             name, at = self.models[i], ("models", i)
             if weights[i] != weights[0]:
                 raise ConfigError(f"models: {name} has another base than {self.models[0]}", at=at)
-            learnt = read_json(self._model(i).path / JOB)["language"]
+            learnt = read_as(self._model(i).path / JOB, Job).language
             if learnt not in ctx.languages:
                 raise ConfigError(
                     f"models: {name} has learnt {learnt}, which is neither language nor among original_languages", at=at
@@ -131,9 +132,12 @@ class Merge(Stage):
             say(f"  scale {scale:.1f} is best of {len(curve)}")
         write_json(ctx.out / "curve.json", curve)
         loading.save_delta(ctx.out, delta(scale))
-        ctx.summary.update(
-            scale=scale, curve=curve, models=[str(m.path) for m in models], **({"alpha": alpha} if self.lines else {})
-        )
+        ctx.report(
+            MergeSummary(
+                models=[str(m.path) for m in models], rule=self.rule, lines=self.lines, scale=scale,
+                alpha=alpha if self.lines else None, curve=curve,
+            )
+        )  # fmt: skip
         return Model(ctx.out)
 
     def _model(self, i: int) -> Model:
@@ -143,14 +147,16 @@ class Merge(Stage):
         return found
 
 
-def _base(model: Model) -> dict[str, Any]:
+def _base(model: Model) -> BaseManifest:
     """The manifest of the base in a model's run folder."""
-    return read_json(model.path.parent / BASE / MANIFEST)
+    manifest = read_base(model.path.parent)
+    assert manifest is not None, "a run has a base"
+    return manifest
 
 
 def _weights(model: Model) -> dict[str, str]:
     """sha256 of the base's weight files by name."""
-    return {f["name"]: f["sha256"] for f in _base(model)["files"] if f["name"].endswith(".safetensors")}
+    return {file.name: file.sha256 for file in _base(model).files if file.name.endswith(".safetensors")}
 
 
 def _task_vectors(models: list[Model], method: Method) -> tuple[dict[str, Any], list[dict[str, Any]], dict[str, Any]]:

@@ -9,8 +9,10 @@ from langext.artifacts import Corpus, Model
 from langext.console import Progress, say
 from langext.context import Context
 from langext.methods.base import Method
+from langext.methods.gates import GATES, GateName
 from langext.spec import ConfigError
 from langext.stages.base import Stage
+from langext.summaries import RegateSummary
 
 
 class Regate(Stage):
@@ -35,8 +37,10 @@ class Regate(Stage):
 
     def check_model(self, given: tuple[Method, ...], config: Any) -> None:
         """There is a ReLU gate to turn."""
-        if getattr(given[-1], "gate", None) != "relu":
-            raise ConfigError(f"regate turns the gate relu of neutral residues into hard_sigmoid; {given[-1].name} has none")
+        if _goal(given[-1]) is None:
+            ways = ", ".join(f"{name} into {gate.regates_to}" for name, gate in GATES.items() if gate.regates_to)
+            gate = given[-1].block_gate
+            raise ConfigError(f"regate turns the gate {ways}; {given[-1].name} has {f'the gate {gate}' if gate else 'none'}")
 
     def run(self, ctx: Context, model: Model, corpus: Corpus) -> Model:
         """Write the delta with new gate rows and output matrices. Bits per byte before, fitted and distilled are recorded."""
@@ -52,36 +56,37 @@ class Regate(Stage):
         live = loading.load(model, torch.bfloat16, "cuda" if self.runtime.gpus else "cpu")
         ruler = Ruler(ctx, corpus, self.eval_bytes)
         rows = self._rows(ctx, corpus, live.tokenizer)
-        cost = {"relu": ruler.measure(live.net, live.tokenizer)}
-        regated = regating.start(live.net, list(stacks(live.net)[-1].values()), rows[: 8 * self.batch_sequences])
+        cost = {"trained": ruler.measure(live.net, live.tokenizer)}
+        goal = _goal(live.methods[-1])
+        assert goal is not None, "refused when planning"
+        blocks = list(stacks(live.net)[-1].values())
+        regated = regating.start(live.net, blocks, goal, rows[: 8 * self.batch_sequences])
         regating.settle(regated, torch.bfloat16)
         cost["fitted"] = ruler.measure(live.net, live.tokenizer)
-        kept = "fitted"
+        kept, kls = "fitted", []
         if self.steps:
             fitted = [one.row.detach().clone() for one in regated]
             size = self.batch_sequences
             batches = [[rows[(i * size + k) % len(rows)] for k in range(size)] for i in range(self.steps)]
             progress = Progress("distilling the gates", self.steps)
-            kls = []
             for step, kl in enumerate(regating.distil(live.net, regated, batches, self.lr), 1):
                 kls.append(kl)
                 progress.at(step)
             regating.settle(regated, torch.bfloat16)
             cost["distilled"] = ruler.measure(live.net, live.tokenizer)
-            if ruler.every(cost["distilled"], cost["relu"]) > ruler.every(cost["fitted"], cost["relu"]):
+            if ruler.every(cost["distilled"], cost["trained"]) > ruler.every(cost["fitted"], cost["trained"]):
                 kept = "distilled"
             else:
                 for one, row in zip(regated, fitted, strict=True):
                     one.row.data.copy_(row)
-            ctx.summary.update(kl_per_token=kls)
         record = loading.read_record(model)
         assert record.method is not None, "refused when planning"
         loading.save_delta(ctx.out, live.delta())
         loading.write_record(ctx.out, replace(record, method=_regated(record.method)))
-        ctx.summary.update(bits_per_byte=cost, kept=kept)
-        for name, before in cost["relu"].items():
-            after = ", ".join(f"{how} {cost[how][name]:.4f}" for how in cost if how != "relu")
-            say(f"  {name}: {before:.4f} bits per byte with relu, {after}")
+        ctx.report(RegateSummary(bits_per_byte=cost, kept=kept, kl_per_token=kls))
+        for name, before in cost["trained"].items():
+            after = ", ".join(f"{how} {cost[how][name]:.4f}" for how in cost if how != "trained")
+            say(f"  {name}: {before:.4f} bits per byte as trained, {after}")
         say(f"  the {kept} gates are kept")
         return Model(ctx.out)
 
@@ -105,4 +110,9 @@ class Regate(Stage):
 
 
 def _regated(method: Method) -> Method:
-    return method.model_copy(update={"gate": "hard_sigmoid"})
+    return method.model_copy(update={"gate": _goal(method)})
+
+
+def _goal(method: Method) -> GateName | None:
+    """The gate that the method's gate is turned into; None where there is none to turn."""
+    return GATES[method.block_gate].regates_to if method.block_gate else None

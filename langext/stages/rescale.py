@@ -10,6 +10,7 @@ from langext.context import Context
 from langext.methods.base import Method
 from langext.spec import ConfigError
 from langext.stages.base import Stage
+from langext.summaries import RescaleSummary
 
 GRID = [i / 10 for i in range(10, -1, -1)]
 
@@ -78,5 +79,5 @@ class Rescale(Stage):
         write_json(ctx.out / "curve.json", curve)
         loading.save_delta(ctx.out, scaled(alpha, 1 - alpha))
         loading.write_record(ctx.out, loading.read_record(model))
-        ctx.summary.update(alpha=alpha, curve=curve)
+        ctx.report(RescaleSummary(alpha=alpha, curve=curve))
         return Model(ctx.out)

@@ -10,6 +10,7 @@ from langext.console import say
 from langext.context import Context
 from langext.spec import ConfigError
 from langext.stages.base import Stage
+from langext.summaries import TokenizerSummary, VocabularyGain
 
 
 class ExtendTokenizer(Stage):
@@ -49,11 +50,11 @@ class ExtendTokenizer(Stage):
         first = len(base)
         write_json(ctx.out / "new_tokens.json", {str(first + i): token.base_ids for i, token in enumerate(found)})
         gains = {c: _gain(base, bigger, documents.heldout(corpus, [c])) for c in ctx.languages}
-        ctx.summary.update(new_tokens=len(found), heldout=gains)
+        ctx.report(TokenizerSummary(new_tokens=len(found), heldout=gains))
         for code, gain in gains.items():
             say(
-                f"  {code}: {gain['bytes_per_token_before']:.2f} -> {gain['bytes_per_token_after']:.2f} bytes per token, "
-                f"{gain['identical_documents_frac']:.0%} of documents encoded as before"
+                f"  {code}: {gain.bytes_per_token_before:.2f} -> {gain.bytes_per_token_after:.2f} bytes per token, "
+                f"{gain.identical_documents_frac:.0%} of documents encoded as before"
             )
         return Tokenizer(ctx.out)
 
@@ -67,13 +68,13 @@ def _some(batches: Iterable[list[str]], sample_bytes: int) -> Iterator[str]:
             return
 
 
-def _gain(base: Any, bigger: Any, heldout: dict[str, list[str]]) -> dict[str, float]:
+def _gain(base: Any, bigger: Any, heldout: dict[str, list[str]]) -> VocabularyGain:
     texts = [text for texts in heldout.values() for text in texts]
     before = [base(t, add_special_tokens=False).input_ids for t in texts]
     after = [bigger(t, add_special_tokens=False).input_ids for t in texts]
     size = sum(len(t.encode()) for t in texts)
-    return {
-        "bytes_per_token_before": size / max(1, sum(map(len, before))),
-        "bytes_per_token_after": size / max(1, sum(map(len, after))),
-        "identical_documents_frac": sum(a == b for a, b in zip(after, before, strict=True)) / max(1, len(texts)),
-    }
+    return VocabularyGain(
+        bytes_per_token_before=size / max(1, sum(map(len, before))),
+        bytes_per_token_after=size / max(1, sum(map(len, after))),
+        identical_documents_frac=sum(a == b for a, b in zip(after, before, strict=True)) / max(1, len(texts)),
+    )

@@ -1,7 +1,4 @@
-"""Stage train: language-model loss on a mixture of new and original text plus the method's penalties, under DeepSpeed.
-
-The loop is one function that reads from top to bottom. Everything it logs goes to metrics.jsonl; the report reads that.
-"""
+"""Stage train: language-model loss on a mixture of new and original text plus the method's penalties, under DeepSpeed."""
 
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -12,6 +9,9 @@ from langext.methods.base import Method
 from langext.spec import ConfigError
 from langext.stages.base import Stage
 from langext.training.settings import Settings
+
+WATCHING = {"eval_every", "eval_bytes", "log_every", "save_every", "keep_checkpoints"}
+"""Keys that say how closely a training is watched."""
 
 
 class Train(Settings, Stage):
@@ -57,7 +57,7 @@ class Train(Settings, Stage):
         if zero == 3 and self.ema:
             raise ConfigError("ema needs ZeRO stage 0, 1 or 2; stage 3 shares out the weights it would average", at=("ema",))
         for number, penalty in enumerate(self.penalties):
-            if zero == 3 and penalty.name in ("l2sp", "ldifs"):
+            if zero == 3 and penalty.reads_weights:
                 raise ConfigError(
                     f"{penalty.name} needs ZeRO stage 0, 1 or 2; stage 3 shares out weights that it reads by itself",
                     at=("penalties", number),
@@ -68,6 +68,18 @@ class Train(Settings, Stage):
                 "sequence; set runtime.micro_batch to 1 (and a longer sequence_length), or use sdpa",
                 at=("runtime", "micro_batch"),
             )
+
+    def choices(self) -> dict[str, Any]:
+        """Without the keys that only watch: they change nothing of what is learned, as a rule."""
+        return {key: value for key, value in super().choices().items() if key not in WATCHING}
+
+    def prepare(self, ctx: Context, **inputs: Any) -> None:
+        """Turn the training text into token ids, once for all trainings of this text and tokenizer."""
+        from langext.data import tokens
+        from langext.models import loading
+
+        tokenizer = loading.load_tokenizer(loading.tokenizer_folder(inputs["model"]))
+        tokens.tokenise(ctx.tokens, inputs["corpus"], tokenizer, ctx.languages)
 
     def tidy(self, out: Path) -> None:
         """Drop the checkpoints."""

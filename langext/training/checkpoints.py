@@ -16,17 +16,27 @@ from typing import Any
 
 from torch import distributed
 
-from langext.artifacts import list_files, read_json, sha256_file, write_json
+from langext.artifacts import FileRecord, list_files, read_as, sha256_file, write_json
 from langext.console import warn
-from langext.spec import ConfigError
+from langext.spec import ConfigError, RunFailed, Spec
 
 GiB = 2**30
-RECORD = "files.json"
+FILES = "files.json"
+"""Sizes and sha256 of all files of a checkpoint, and how it was written."""
 STATE = "state"
 """The folder, inside a checkpoint, that DeepSpeed writes."""
 UNIVERSAL = "universal"
 AVERAGE = "average.safetensors"
 """Running average of what learns, where one is kept."""
+
+
+class CheckpointRecord(Spec):
+    """files.json of a checkpoint."""
+
+    world_size: int
+    layout: str
+    """`zero<stage>`, with more behind it where DeepSpeed has several layouts for a stage."""
+    files: list[FileRecord]
 
 
 @dataclass(frozen=True)
@@ -45,7 +55,7 @@ class Checkpoints:
     def newest(self) -> Path | None:
         """The newest checkpoint whose files are all as they were written; None when there is none at all.
 
-        Rank 0 looks, all processes get the same answer. Damaged ones are named in a warning and passed over. Raises ConfigError
+        Rank 0 looks, all processes get the same answer. Damaged ones are named in a warning and passed over. Raises RunFailed
         when every checkpoint is damaged.
         """
         step = on_first(self._intact)
@@ -62,13 +72,13 @@ class Checkpoints:
             shutil.rmtree(folder.with_suffix(".damaged.tmp"), ignore_errors=True)
             os.replace(folder, folder.with_suffix(".damaged.tmp"))  # it must not stand in the way of the next one of this step
         if damaged:
-            raise ConfigError(f"{self.folder}: no checkpoint is intact ({damaged}); start the stage over with --redo")
+            raise RunFailed(f"{self.folder}: no checkpoint is intact ({damaged}); start the stage over with --redo")
         return None
 
     def write(self, step: int, fill: Callable[[Path], None], layout: str, needs_bytes: int) -> None:
         """Let every process `fill` a folder, then make it the checkpoint of `step` and drop the oldest ones.
 
-        Raises ConfigError when less than `needs_bytes` of disk are free; the checkpoints there are stay as they are.
+        Raises RunFailed when less than `needs_bytes` of disk are free; the checkpoints there are stay as they are.
         """
         target, beside = self.folder / f"step-{step}", self.folder / f"step-{step}.tmp"
         if target.is_dir():  # after a resume this very state is on disk already
@@ -84,11 +94,10 @@ class Checkpoints:
         fill(beside)
         distributed.barrier()
         if distributed.get_rank() == 0:
-            files = list_files(beside)
-            record = {"world_size": distributed.get_world_size(), "layout": layout, "files": files}
-            for file in files:
-                _to_disk(beside / file["name"])
-            write_json(beside / RECORD, record)
+            record = CheckpointRecord(world_size=distributed.get_world_size(), layout=layout, files=list_files(beside))
+            for file in record.files:
+                _to_disk(beside / file.name)
+            write_json(beside / FILES, record)
             os.replace(beside, target)
             for old in self.steps()[: -self.keep]:
                 # Renamed first: a process killed while it deletes must not leave half a folder that looks whole.
@@ -99,44 +108,48 @@ class Checkpoints:
 
 
 def on_first(work: Callable[[], Any]) -> Any:
-    """What `work` returns on rank 0, in every process; a ConfigError that it raises there is raised in all of them."""
-    found: list[Any] = [None, ""]
+    """What `work` returns on rank 0, in every process; a ConfigError, RunFailed or OSError there is raised in all of them."""
+    result: Any = None
+    failure: tuple[type[Exception], str] | None = None
     if distributed.get_rank() == 0:
         try:
-            found[0] = work()
-        except ConfigError as error:
-            found[1] = str(error)
+            result = work()
+        except (ConfigError, RunFailed) as error:
+            failure = type(error), str(error)
         except OSError as error:
-            found[1] = f"{error.filename or ''}: {error.strerror or error}"
-    distributed.broadcast_object_list(found)
-    if found[1]:
-        raise ConfigError(found[1])
-    return found[0]
+            failure = RunFailed, f"{error.filename or ''}: {error.strerror or error}"
+    shared = [result, failure]
+    distributed.broadcast_object_list(shared)
+    result, failure = shared
+    if failure:
+        kind, message = failure
+        raise kind(message)
+    return result
 
 
 def damage(checkpoint: Path) -> str:
     """What is wrong with a checkpoint's files, or an empty string."""
-    if not (checkpoint / RECORD).is_file():
-        return f"{RECORD} is missing"
+    if not (checkpoint / FILES).is_file():
+        return f"{FILES} is missing"
     try:
-        files = read_json(checkpoint / RECORD)["files"]
-    except (ValueError, KeyError):
-        return f"{RECORD} cannot be read"
-    for file in files:
-        path = checkpoint / file["name"]
+        record = read_as(checkpoint / FILES, CheckpointRecord)
+    except ConfigError:
+        return f"{FILES} cannot be read"
+    for file in record.files:
+        path = checkpoint / file.name
         if not path.is_file():
-            return f"{file['name']} is missing"
-        if sha256_file(path) != file["sha256"]:
-            return f"{file['name']} is damaged"
+            return f"{file.name} is missing"
+        if sha256_file(path) != file.sha256:
+            return f"{file.name} is damaged"
     return ""
 
 
 def room(folder: Path, needs_bytes: int) -> None:
-    """Raises ConfigError when less than `needs_bytes` are free where `folder` is, on any process's machine alike."""
+    """Raises RunFailed when less than `needs_bytes` are free where `folder` is, on any process's machine alike."""
     here = next(path for path in (folder, *folder.parents) if path.exists())
     free = shutil.disk_usage(here).free
     if free < needs_bytes:
-        raise ConfigError(
+        raise RunFailed(
             f"{here}: a checkpoint takes {needs_bytes / GiB:.2f} GiB and {free / GiB:.2f} GiB are free; make room and run the "
             "same command again"
         )
@@ -148,20 +161,20 @@ def fits(checkpoint: Path, world_size: int, layout: str) -> bool:
     A layout is `zero<stage>`, with more behind it where DeepSpeed has several for a stage. Raises ConfigError for a change of
     stage that DeepSpeed cannot convert: all but those between 1 and 2.
     """
-    record = read_json(checkpoint / RECORD)
-    had, now = (int(name.removeprefix("zero")[0]) for name in (record["layout"], layout))
+    record = read_as(checkpoint / FILES, CheckpointRecord)
+    had, now = (int(name.removeprefix("zero")[0]) for name in (record.layout, layout))
     if had != now and {had, now} != {1, 2}:
         raise ConfigError(
             f"{checkpoint}: written under ZeRO stage {had}, and runtime.deepspeed says {now} now. DeepSpeed converts "
             f"between stages 1 and 2 alone; go on with stage {had}"
         )
-    return record["layout"] == layout and (record["world_size"] == world_size or now == 0)
+    return record.layout == layout and (record.world_size == world_size or now == 0)
 
 
 def universal(checkpoint: Path) -> Path:
     """The checkpoint in DeepSpeed's universal form, which any number of processes and ZeRO 1, 2 or 3 can load.
 
-    Made by rank 0 with DeepSpeed's own converter, beside the checkpoint. Raises ConfigError when that fails.
+    Made by rank 0 with DeepSpeed's own converter, beside the checkpoint. Raises RunFailed when that fails.
     """
     made = checkpoint.with_name(f"{checkpoint.name}-{UNIVERSAL}.tmp")  # dropped with the next checkpoint
 
@@ -174,14 +187,14 @@ def universal(checkpoint: Path) -> Path:
 
 
 def convert(checkpoint: Path, out: Path) -> None:
-    """Write the universal form of a checkpoint into the new folder `out`. Raises ConfigError when that fails."""
+    """Write the universal form of a checkpoint into the new folder `out`. Raises RunFailed when that fails."""
     command = [
         "-m", "deepspeed.checkpoint.ds_to_universal", "--inject_missing_state",
         "--input_folder", str(checkpoint / STATE), "--output_folder", str(out / STATE),
     ]  # fmt: skip
     done = subprocess.run([sys.executable, *command], capture_output=True, text=True, env=_alone())
     if done.returncode:
-        raise ConfigError(f"{checkpoint}: cannot be converted to DeepSpeed's universal form:\n{done.stderr[-2000:]}")
+        raise RunFailed(f"{checkpoint}: cannot be converted to DeepSpeed's universal form:\n{done.stderr[-2000:]}")
 
 
 def _alone() -> dict[str, str]:

@@ -11,6 +11,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, distributed
 
+from langext import ready
 from langext.architectures import vocabulary
 from langext.spec import ConfigError
 from langext.training import checkpoints
@@ -27,8 +29,8 @@ OURS = (
     "train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping",
     "optimizer", "scheduler", "bf16", "fp16", "data_types", "checkpoint", "tensorboard", "wandb",
 )  # fmt: skip
-PATIENCE = timedelta(hours=24)
-"""How long processes wait for one another; the first one tokenises alone, and that can take hours."""
+PATIENCE = timedelta(minutes=30)
+"""How long processes wait for one another: what one process does alone, such as converting a checkpoint, takes less."""
 BYTES_PER_TRAINABLE = 14
 """Of a checkpoint: two of weights and twelve of the float32 master and AdamW's moments."""
 
@@ -37,19 +39,18 @@ class NotFinite(Exception):
     """A loss was infinite or not a number. The weights are as they were before the step."""
 
 
-def read_deepspeed(path: Path) -> dict[str, Any]:
-    """Read a DeepSpeed configuration. Raises ConfigError for what the stage decides instead."""
-    if not path.is_file():
-        raise ConfigError(f"runtime.deepspeed: {path}: no such file", at=("runtime", "deepspeed"))
+def read_deepspeed(name: str) -> dict[str, Any]:
+    """Read a DeepSpeed configuration: one that comes with langext, or a file. Raises ConfigError for what the stage decides."""
+    at = ("runtime", "deepspeed")
+    path = ready.find("deepspeed", name, ".json", at)
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
-        raise ConfigError(f"{path}: line {error.lineno}: not valid JSON: {error.msg}") from None
-    clash = [key for key in OURS if key in config]
-    if clash:
-        raise ConfigError(f"{path}: {', '.join(clash)} must not be set here; the train stage decides it")
+        raise ConfigError(f"{path}: line {error.lineno}: not valid JSON: {error.msg}", at=at) from None
+    if clash := [key for key in OURS if key in config]:
+        raise ConfigError(f"{path}: {', '.join(clash)} must not be set here; the train stage decides it", at=at)
     if zero_stage(config) not in (0, 1, 2, 3):
-        raise ConfigError(f"{path}: zero_optimization.stage must be 0, 1, 2 or 3 (got {zero_stage(config)})")
+        raise ConfigError(f"{path}: zero_optimization.stage must be 0, 1, 2 or 3 (got {zero_stage(config)})", at=at)
     return config
 
 
@@ -93,51 +94,83 @@ def join_processes() -> torch.device:
     return torch.device("cuda", int(os.environ["LOCAL_RANK"]))
 
 
+@dataclass(frozen=True)
+class EngineSettings:
+    """What the engine is told."""
+
+    deepspeed: dict[str, Any]
+    """The DeepSpeed configuration, as `read_deepspeed` gives it."""
+    micro_batch: int
+    accumulate: int
+    """Micro-batches of a process in one optimizer step."""
+    clip: float
+    """Gradient norm above which gradients are scaled down."""
+    bf16: bool
+    betas: tuple[float, float]
+    weight_decay: float
+    """Of matrices alone: a gain or a gate has no reason to go to zero."""
+    ema: float | None
+    """Decay of a running average of the weights; None keeps none."""
+    monitor: Sequence[str]
+    """What DeepSpeed's monitor reports to."""
+    out: Path
+    """Folder for the monitor."""
+
+    @property
+    def layout(self) -> str:
+        """Which of DeepSpeed's layouts a checkpoint has: under ZeRO 1 it takes another optimizer for sums in float32."""
+        return f"zero{zero_stage(self.deepspeed)}" + ("-fp32-sums" if self.sums_in_fp32 else "")
+
+    @property
+    def sums_in_fp32(self) -> bool:
+        """Are gradients of several micro-batches summed in float32? A sum in bf16 would lose the small ones."""
+        return self.bf16 and self.accumulate > 1
+
+    def for_deepspeed(self, *, universal: bool) -> dict[str, Any]:
+        """The whole configuration. `universal` says that the checkpoint to be loaded has DeepSpeed's universal form."""
+        whole = self.deepspeed | {
+            "train_batch_size": self.micro_batch * self.accumulate * distributed.get_world_size(),
+            "train_micro_batch_size_per_gpu": self.micro_batch,
+            "gradient_accumulation_steps": self.accumulate,
+            "gradient_clipping": self.clip if zero_stage(self.deepspeed) else 0.0,
+            "bf16": {"enabled": self.bf16},
+            "checkpoint": {"load_universal": universal},
+            "steps_per_print": 10**9,
+            "tensorboard": {
+                "enabled": "tensorboard" in self.monitor, "output_path": str(self.out), "job_name": "tensorboard",
+            },
+            "wandb": {"enabled": "wandb" in self.monitor, "project": "langext", "group": self.out.parent.name},
+        }  # fmt: skip
+        return whole | ({"data_types": {"grad_accum_dtype": "fp32"}} if self.sums_in_fp32 else {})
+
+
 class Engine:
     """A model under DeepSpeed with AdamW on its trainable parameters."""
 
     def __init__(
-        self, objective: Any, net: Any, config: dict[str, Any], *, micro_batch: int, accumulate: int, clip: float, bf16: bool,
-        peak: Callable[[str], float], betas: tuple[float, float], weight_decay: float, ema: float | None, universal: bool,
-        monitor: Sequence[str], out: Path,
-    ):  # fmt: skip
-        """`peak` gives the peak learning rate of a parameter by its name; `ema` is the decay of a running average of the
-        weights; `universal` says that the checkpoint to be loaded has DeepSpeed's universal form; `monitor` names what
-        DeepSpeed reports to, in the folder `out`. Only matrices decay: a gain or a gate has no reason to go to zero.
-        """
+        self, objective: Any, net: Any, settings: EngineSettings, peak: Callable[[str], float], *, universal: bool = False
+    ):
+        """`peak` gives the peak learning rate of a parameter by its name; `universal` as in `EngineSettings.for_deepspeed`."""
         import deepspeed
 
         groups: dict[tuple[float, float], list[Any]] = {}
         for name, parameter in net.named_parameters():
             if parameter.requires_grad:
-                groups.setdefault((peak(name), weight_decay if parameter.ndim > 1 else 0.0), []).append(parameter)
+                key = (peak(name), settings.weight_decay if parameter.ndim > 1 else 0.0)
+                groups.setdefault(key, []).append(parameter)
         self.groups = list(groups)
         optimizer = torch.optim.AdamW(
-            [{"params": members} for members in groups.values()], lr=0.0, betas=betas, weight_decay=0.0, fused=True
+            [{"params": members} for members in groups.values()], lr=0.0, betas=settings.betas, weight_decay=0.0, fused=True
         )
-        self.net, self.clip, self.accumulate = net, clip, accumulate
-        self.zero_stage = zero_stage(config)
-        self.layout = layout(config, bf16, accumulate)
-        full = config | {
-            "train_batch_size": micro_batch * accumulate * distributed.get_world_size(),
-            "train_micro_batch_size_per_gpu": micro_batch,
-            "gradient_accumulation_steps": accumulate,
-            "gradient_clipping": clip if self.zero_stage else 0.0,
-            "bf16": {"enabled": bf16},
-            "checkpoint": {"load_universal": universal},
-            "steps_per_print": 10**9,
-            "tensorboard": {"enabled": "tensorboard" in monitor, "output_path": str(out), "job_name": "tensorboard"},
-            "wandb": {"enabled": "wandb" in monitor, "project": "langext", "group": out.parent.name},
-        }
-        if sums_in_fp32(bf16, accumulate):
-            full["data_types"] = {"grad_accum_dtype": "fp32"}
+        self.net, self.settings, self.ema = net, settings, settings.ema
+        self.zero_stage = zero_stage(settings.deepspeed)
         self.deepspeed: Any
-        self.deepspeed, *_ = deepspeed.initialize(model=objective, optimizer=optimizer, config=full)
+        whole = settings.for_deepspeed(universal=universal)
+        self.deepspeed, *_ = deepspeed.initialize(model=objective, optimizer=optimizer, config=whole)
         if self.zero_stage == 3:  # the loss multiplies by the head without calling it as a module
             for parameter in vocabulary.head_parameters(net):
                 deepspeed.zero.register_external_parameter(objective, parameter)
-        self.ema = ema
-        self.average = [weights.detach().clone() for weights in self._flat()] if ema else []
+        self.average = [weights.detach().clone() for weights in self._flat()] if self.ema else []
 
     def __call__(self, *inputs: Any) -> Any:
         """Forward pass of the objective."""
@@ -153,11 +186,11 @@ class Engine:
         for number, loss in enumerate(losses, start=1):
             self.deepspeed.backward(loss)
             odd |= ~torch.isfinite(loss.detach())
-            if number == self.accumulate:
+            if number == self.settings.accumulate:
                 if self.agree(int(odd)):
                     raise NotFinite
                 if not self.zero_stage:  # all gradients are here, and DeepSpeed would not tell their norm
-                    norm = torch.nn.utils.clip_grad_norm_(self._learning().values(), self.clip)
+                    norm = torch.nn.utils.clip_grad_norm_(self._learning().values(), self.settings.clip)
             self.deepspeed.step()
         if self.ema:
             for average, weights in zip(self.average, self._flat(), strict=True):
@@ -254,7 +287,7 @@ class Engine:
     def save(self, kept: checkpoints.Checkpoints, step: int, state: dict[str, Any]) -> None:
         """Write a checkpoint of `step`: what learns, the optimizer, the running average and `state`."""
         size = sum(getattr(p, "ds_numel", p.numel()) for p in self._learning().values())
-        kept.write(step, lambda folder: self._fill(folder, state), self.layout, size * BYTES_PER_TRAINABLE)
+        kept.write(step, lambda folder: self._fill(folder, state), self.settings.layout, size * BYTES_PER_TRAINABLE)
 
     def _fill(self, folder: Path, state: dict[str, Any]) -> None:
         self.deepspeed.save_checkpoint(

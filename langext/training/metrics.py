@@ -12,6 +12,7 @@ from torch import distributed
 from langext.artifacts import METRICS, read_metrics
 from langext.console import say
 from langext.context import Context
+from langext.training.selection import Evaluation
 
 if TYPE_CHECKING:
     from langext.data.mixture import Batch
@@ -23,6 +24,7 @@ class Log:
     def __init__(self, ctx: Context, step: int):
         self.rank, self.path = ctx.rank, ctx.out / METRICS
         self.last: dict[str, dict[str, Any]] = {"train": {}, "eval": {}}
+        """The newest line of each kind."""
         if self.rank == 0:
             kept = [
                 row for row in read_metrics(self.path) if row["step"] < step or (row["step"] == step and row["kind"] == "train")
@@ -31,16 +33,20 @@ class Log:
             beside.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
             os.replace(beside, self.path)
 
-    def write(self, step: int, kind: str, figures: dict[str, Any], **more: Any) -> None:
-        """Append one line."""
-        self.last[kind] = {"figures": figures, **more}
+    def training(self, step: int, losses: dict[str, float], **more: Any) -> None:
+        """Append a line of training: mean losses since the last one, and whatever else there is."""
+        self._append({"step": step, "kind": "train", **more, "losses": losses})
+
+    def evaluation(self, step: int, tokens: int, found: Evaluation) -> None:
+        """Append a line of an evaluation."""
+        plain = found.model_dump(mode="json", exclude_none=True)
+        self._append({"step": step, "kind": "eval", "tokens": tokens, **plain})
+
+    def _append(self, row: dict[str, Any]) -> None:
+        self.last[row["kind"]] = row
         if self.rank == 0:
             with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"step": step, "kind": kind, "time": time.time(), **more, "figures": figures}) + "\n")
-
-    def evaluation(self, step: int) -> dict[str, Any]:
-        """The line of the evaluation at `step`, on rank 0."""
-        return next(row for row in reversed(read_metrics(self.path)) if row["kind"] == "eval" and row["step"] == step)
+                file.write(json.dumps(row | {"time": time.time()}) + "\n")
 
     def say(self, text: str) -> None:
         """One line on the terminal, from rank 0."""

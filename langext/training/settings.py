@@ -9,7 +9,7 @@ from langext.methods.penalties import AnyPenalty
 from langext.methods.penalties.base import Penalty
 from langext.spec import ConfigError, Spec
 from langext.training.schedule import Kind, Schedule
-from langext.training.selection import DriftBudget
+from langext.training.selection import ForgettingBudget
 
 
 class Settings(Spec):
@@ -55,7 +55,7 @@ class Settings(Spec):
     result: Literal["last", "best"] = "last"
     """Which weights become the model: the last ones, or those of the evaluation with the fewest bits per byte of the new
     language."""
-    drift_budget: DriftBudget | None = None
+    forgetting_budget: ForgettingBudget | None = None
     """What the original languages may lose; the model becomes the best evaluation within it."""
     log_every: int = Field(10, ge=1)
     """Steps between lines of progress."""

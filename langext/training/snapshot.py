@@ -3,6 +3,7 @@
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,10 +13,11 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from langext.artifacts import CHECKPOINTS, JOB, MANIFEST, Model, fingerprint, read_json, write_json
+from langext.artifacts import CHECKPOINTS, JOB, MANIFEST, Job, Manifest, Model, fingerprint, read_as, write_json
 from langext.models import loading
 from langext.spec import ConfigError
-from langext.training.checkpoints import AVERAGE, RECORD, STATE, Checkpoints, convert, damage
+from langext.summaries import History, HistorySummary
+from langext.training.checkpoints import AVERAGE, FILES, STATE, CheckpointRecord, Checkpoints, convert, damage
 
 PREFIX = "net."
 """What DeepSpeed's files put before the names: training wraps the model with its loss."""
@@ -35,18 +37,22 @@ def model(root: Path, step: int | None) -> Iterator[Model]:
     step = steps[-1] if step is None else step
     if step not in steps:
         raise ConfigError(f"--checkpoint {step}: no such step in {folders[-1]}; there are {', '.join(map(str, steps))}")
-    job = read_json(folders[-1].parent / JOB)
-    extended = Model(root / Path(job["inputs"]["model"]["path"]).name)
+    job = read_as(folders[-1].parent / JOB, Job)
+    extended = Model(root / Path(job.inputs["model"].path).name)
     out = Path(tempfile.mkdtemp(dir=root, prefix=f".step-{step}-"))
     try:
         checkpoint = _held(folders[-1] / f"step-{step}", out / "checkpoint")
         loading.save_delta(out, weights(checkpoint, loading.on_disk(extended, trained=False).learning()))
         made = loading.write_record(out, loading.read_record(extended))
         write_json(out / JOB, job)
-        said = f"From a checkpoint of a training that had not ended, at step {step} of {job['stage']['steps']}"
-        history = {"training": None, "afterwards": [said]}
-        manifest = {"kind": "Model", "stage": {"uses": "snapshot"}, "summary": {"history": history}}
-        write_json(out / MANIFEST, manifest | {"fingerprint": fingerprint([job["fingerprint"], step])})
+        said = f"From a checkpoint of a training that had not ended, at step {step} of {job.stage['steps']}"
+        summary = HistorySummary(history=History(training=None, afterwards=[said]))
+        manifest = Manifest(
+            kind=Model.__name__, stage=job.stage, inputs=job.inputs, fingerprint=fingerprint([job.fingerprint, step]),
+            identity=job.identity, seed=job.seed, summary=summary.model_dump(), files=[], started=time.time(), seconds=0.0,
+            peak_memory_bytes=0, device="-", versions={},
+        )  # fmt: skip
+        write_json(out / MANIFEST, manifest)
         yield made
     finally:
         shutil.rmtree(out)
@@ -70,7 +76,7 @@ def weights(checkpoint: Path, learning: Mapping[str, Tensor]) -> dict[str, Tenso
     """
     if (checkpoint / AVERAGE).is_file():
         return load_file(checkpoint / AVERAGE)
-    if read_json(checkpoint / RECORD)["layout"].startswith("zero0"):
+    if read_as(checkpoint / FILES, CheckpointRecord).layout.startswith("zero0"):
         saved = _read(checkpoint / STATE / "mp_rank_00_model_states.pt")["module"]
         return {name: saved[f"{PREFIX}{name}"] for name in learning}
     found = {}

@@ -106,12 +106,6 @@ def test_a_sequence_names_its_documents(tmp_path):
     assert found == {1: ("new/a", [0, 1]), 5: ("new/a", [1, 2]), 9: ("new/a", [2, 3])}
 
 
-def test_a_token_file_of_something_else_is_not_taken(tmp_path):
-    TokenFile.write(tmp_path / "a", [[1, 2, 3]], mark="one")
-    assert TokenFile.is_done(tmp_path / "a", "one")
-    assert not TokenFile.is_done(tmp_path / "a", "two") and not TokenFile.is_done(tmp_path / "b", "one")
-
-
 SIZES = {"fra_Latn/web": 300, "fra_Latn/wiki": 100, "eng_Latn/web": 50, "deu_Latn/web": 10}
 
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,18 +13,20 @@ from toy import make_base, make_tokenizer
 from langext.architectures import precision
 from langext.artifacts import Model, write_json
 from langext.exports import hub, modelcard, shards, targets, verify, write
+from langext.exports.modelcard import Card
 from langext.methods import Full, Grow, Lora, NeutralResidues, extended
 from langext.methods.residue import stacks
 from langext.models import loading
-from langext.spec import ConfigError
+from langext.spec import ConfigError, RunFailed
+from langext.summaries import History, Training
 
 TEXTS = ["The small cat sleeps in the house with a dog. " * 4, "Le petit chat dort dans la maison avec un chien. " * 4]
-CARD = {
-    "languages": ("fra_Latn", "eng_Latn"), "base": "pico", "licence": None, "licence_id": None,
-    "base_commit": None, "base_on_hub": False, "base_public": False,
-    "base_architecture": "LlamaForCausalLM", "method": {"name": "neutral_residues"}, "funnel": [], "before": None,
-    "training": {"tokens": 1, "steps": 1, "shares": {}, "epochs": {}}, "afterwards": [], "paper": "", "after": None,
-}  # fmt: skip
+CARD = Card(
+    languages=("fra_Latn", "eng_Latn"), base="pico", licence=None, licence_id=None, public=None, base_public=False,
+    base_architecture="LlamaForCausalLM", method=NeutralResidues(name="neutral_residues"),
+    history=History(training=Training(tokens=1, steps=1, shares={}, epochs={}), afterwards=[]), funnel=[],
+    base_scores=None, model_scores=None,
+)  # fmt: skip
 
 
 def extended_model(tmp_path: Path, pico: Path, method) -> Model:
@@ -59,9 +62,9 @@ def extended_model(tmp_path: Path, pico: Path, method) -> Model:
 def test_export_equals_the_trained_model(tmp_path, pico, gate, form, expected):
     model = extended_model(tmp_path, pico, NeutralResidues(name="neutral_residues", gate=gate, width=40))
     record = write.write(model, tmp_path / "out", form, TEXTS, CARD)
-    assert record["class"] == expected
-    assert record["max_abs_difference"] < 1e-4 < record["logit_std"]
-    assert record["top1_agreement"] == 1.0
+    assert record.loads_as == expected
+    assert record.max_abs_difference < 1e-4 < record.logit_std
+    assert record.top1_agreement == 1.0
     assert (tmp_path / "out" / "README.md").read_text().startswith("---\nlanguage:\n- fr\n- en\n")
 
 
@@ -80,10 +83,8 @@ def test_a_model_that_does_not_fit_into_memory_is_exported_alike(tmp_path, pico,
     )
     in_parts = write.write(model, tmp_path / "in parts", form, TEXTS, CARD)
     assert seen and not any(seen)
-    assert {k: v for k, v in record.items() if isinstance(v, str | int)} == {
-        k: v for k, v in in_parts.items() if isinstance(v, str | int)
-    }
-    assert in_parts["max_abs_difference"] < 1e-4
+    whole, parts = ({k: v for k, v in found.model_dump().items() if isinstance(v, str | int)} for found in (record, in_parts))
+    assert whole == parts and in_parts.max_abs_difference < 1e-4
     for path in (tmp_path / "whole").iterdir():
         if path.suffix == ".safetensors":
             assert path.read_bytes() == (tmp_path / "in parts" / path.name).read_bytes()
@@ -107,8 +108,8 @@ def test_bases_of_other_precisions_widths_and_settings(tmp_path, monkeypatch, fa
     record = write.write(
         extended_model(tmp_path, tmp_path / "base", Lora(name="lora", rank=4)), tmp_path / "out", "auto", TEXTS, CARD
     )
-    assert record["max_abs_difference"] < 1e-4 and record["greedy_equal"] == record["texts"]
-    assert record["rounding"]["max_abs_difference"] > 1e-4  # of the base itself
+    assert record.max_abs_difference < 1e-4 and record.greedy_equal == record.texts
+    assert record.rounding.max_abs_difference > 1e-4  # of the base itself
     saved = json.loads((tmp_path / "out" / "generation_config.json").read_text())
     assert saved["repetition_penalty"] == 1.3 and saved["eos_token_id"] == [0, 5]
 
@@ -119,7 +120,7 @@ def test_what_is_no_number_and_what_only_the_cache_gets_wrong_is_refused(tmp_pat
     verify.judged(good)
     nan = float("nan")
     for wrong in ({"max_abs_difference": nan}, {"max_abs_difference_cached": nan}, {"max_abs_difference_cached": 0.1}):
-        with pytest.raises(ConfigError, match="differs from the trained model"):
+        with pytest.raises(RunFailed, match="differs from the trained model"):
             verify.judged(good | wrong)
     files = []
     for name, value in (("a", 0.0), ("b", nan), ("c", 0.0)):
@@ -128,7 +129,7 @@ def test_what_is_no_number_and_what_only_the_cache_gets_wrong_is_refused(tmp_pat
         files.append(tmp_path / name)
         save_file({"logits": logits}, files[-1])
     for one, other in ((files[:1] * 2, [files[1], files[0]]), (files[:1] * 2, [files[0], files[1]])):
-        with pytest.raises(ConfigError, match="a logit by nan"):
+        with pytest.raises(RunFailed, match="a logit by nan"):
             verify.same(one, other)
 
 
@@ -173,8 +174,8 @@ def test_remote_code_does_no_work_for_closed_tokens(tmp_path, pico, shut):
 
 def test_full_fine_tuning_keeps_the_architecture(tmp_path, pico):
     record = write.write(extended_model(tmp_path, pico, Full(name="full")), tmp_path / "out", "auto", TEXTS, CARD)
-    assert record["class"] == "LlamaForCausalLM"
-    assert record["max_abs_difference"] < 1e-5
+    assert record.loads_as == "LlamaForCausalLM"
+    assert record.max_abs_difference < 1e-5
 
 
 def test_config_has_the_rope_keys_of_both_major_versions(tmp_path, pico):
@@ -191,7 +192,7 @@ def test_a_different_export_fails_and_leaves_nothing(tmp_path, pico, monkeypatch
     model = extended_model(tmp_path, pico, NeutralResidues(name="neutral_residues", gate="hard_sigmoid", width=32))
     right = folding._experts
     monkeypatch.setattr(folding, "_experts", lambda *a: (right(*a)[0], right(*a)[1] * 1.05, right(*a)[2]))
-    with pytest.raises(ConfigError, match="the stock form differs from the trained model"):
+    with pytest.raises(RunFailed, match="the stock form differs from the trained model"):
         write.write(model, tmp_path / "out", "native", TEXTS, CARD)
     assert {path.name for path in tmp_path.iterdir()} == {"model"}
 
@@ -241,8 +242,8 @@ def test_the_base_s_licence_goes_with_the_export(tmp_path, pico):
     (base / "LICENSE.txt").write_text("the text")
     assert modelcard.licence(base) == "apache-2.0" and modelcard.licence(pico) is None
     model = extended_model(tmp_path, base, Full(name="full"))
-    named = {"licence": modelcard.licence(base), "licence_id": modelcard.licence(base)}
-    write.write(model, tmp_path / "out", "auto", TEXTS, CARD | named)
+    named = replace(CARD, licence=modelcard.licence(base), licence_id=modelcard.licence(base))
+    write.write(model, tmp_path / "out", "auto", TEXTS, named)
     assert (tmp_path / "out" / "LICENSE.txt").read_text() == "the text"
     assert "\nlicense: apache-2.0\n" in (tmp_path / "out" / "README.md").read_text()
 

@@ -16,7 +16,7 @@ from langext.exports import formats, targets, verify, write
 from langext.exports.gguf import check, file, reload, vocabulary
 from langext.methods import NeutralResidues, extended
 from langext.models import loading
-from langext.spec import ConfigError
+from langext.spec import ConfigError, RunFailed
 
 BY_GATE = {case["gate"]: case for case in CASES if case["name"] == "neutral_residues"}
 PAIRS = {
@@ -41,7 +41,7 @@ def made(family, gate, folder):
     net = live.methods[-1].fold(live.net).model(whole=True, rounded=True)
     expected = verify.expect(net, tokenizer, TEXTS, folder / "logits")
     (folder / "stock").mkdir()
-    write.save(live, "native", folder / "stock")
+    write.save(live, live.methods[-1].fold(live.net), folder / "stock")
     return folder / "stock", expected
 
 
@@ -63,8 +63,8 @@ def test_an_export_of_two_files_with_card_and_modelfile(tmp_path, pico):
     record = write.write(model, tmp_path / "out", "gguf", TEXTS, CARD, formats.GGUF(("q8_0", "bf16")))
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert names == {"model-q8_0.gguf", "model-bf16.gguf", "Modelfile", "README.md", "export.json"}
-    assert [file["verified"] for file in record["files"]] == [True, True]
-    assert record["files"][0]["bytes"] < record["files"][1]["bytes"]
+    assert [file.verified for file in record.files] == [True, True]
+    assert record.files[0].bytes < record.files[1].bytes
     assert "model-q8_0.gguf" in (tmp_path / "out" / "README.md").read_text()
 
 
@@ -89,7 +89,7 @@ def test_a_wrong_file_is_not_kept(wrong, top, tmp_path, monkeypatch):
         write_json(stock / "tokenizer.json", state)
     file.write(stock, tmp_path / "wrong.gguf", "f32")
     said = "other tokens" if wrong == "merges" else "KL is above"
-    with pytest.raises(ConfigError, match=said):
+    with pytest.raises(RunFailed, match=said):
         check.compare(tmp_path / "wrong.gguf", "f32", expected)
 
 
@@ -109,7 +109,7 @@ def test_without_the_runner_files_are_written_and_called_unverified(tmp_path, pi
     monkeypatch.setattr(check, "RUNNER", "no_such_module")
     model = extended_model(tmp_path, pico, NeutralResidues(name="neutral_residues", gate="none", width=32))
     record = write.write(model, tmp_path / "out", "gguf", TEXTS, CARD)
-    assert [file["verified"] for file in record["files"]] == [False]
+    assert [file.verified for file in record.files] == [False]
     assert "not run in llama.cpp" in capsys.readouterr().err
 
 

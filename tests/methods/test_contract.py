@@ -95,12 +95,12 @@ def test_2_exactly_the_trainable_parameters_learn(bases, family, case, point):
     assert changed == with_gradient
 
 
-def run(live, objective=None, batch=None, done=0.5):
-    objective = objective or objective.Objective(live.net, live.method, {})
+def run(live, whole=None, batch=None, done=0.5):
+    whole = whole or objective.Objective(live.net, live.method, {})
     batch = ids() if batch is None else batch
     live.net.train()
     labels = torch.cat([batch[:, 1:], torch.full((len(batch), 1), -100)], 1)
-    return objective(batch, labels, torch.arange(LENGTH).expand(len(batch), -1), portion(len(batch), done))
+    return whole(batch, labels, torch.arange(LENGTH).expand(len(batch), -1), portion(len(batch), done))
 
 
 @pytest.mark.parametrize(("family", "case"), PAIRS)
@@ -225,14 +225,15 @@ def exported(bases, tmp_path_factory):
         folder.mkdir(parents=True)
         trained[name] = logits(live.net)
         form = targets.choose(live.net.config, live.methods, "auto")
-        if form != "remote":
+        stock = None
+        if targets.TARGETS[form].folds:
             stock = live.methods[-1].fold(live.net)
             for whole in (True, False):
                 folded = logits(stock.model(whole=whole, rounded=False))
                 assert torch.allclose(trained[name], folded, atol=5e-5), (name, (trained[name] - folded).abs().max())
             if case["name"] in ("lora", "selective_lora"):  # merged weights are rounded
                 trained[name] = logits(stock.model(whole=True, rounded=True))
-        write.save(live, form, folder)
+        write.save(live, stock, folder)
     (root / "reload.py").write_text(RELOAD)
     done = subprocess.run([sys.executable, "-I", str(root / "reload.py"), str(root)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]

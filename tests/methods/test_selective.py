@@ -16,7 +16,7 @@ def test_blocks_that_do_not_pay_are_dropped_from_the_export(tmp_path, pico):
     active = after["weights"]["active_blocks"]
     assert 0 < active < 21 and bits(after, "fra_Latn") < bits(before, "fra_Latn")
     rows = [json.loads(line) for line in (run / "03-train" / "metrics.jsonl").read_text().splitlines()]
-    trained = [row["figures"] for row in rows if row["kind"] == "train"]
+    trained = [row["losses"] for row in rows if row["kind"] == "train"]
     assert "sparsity" not in trained[0] and {"sparsity", "ldifs", "l2sp"} <= trained[-1].keys()
     base, exported = (load_file(folder / "model.safetensors") for folder in (pico, run / "04-export" / "checkpoint"))
     changed = {name for name in base if not base[name].equal(exported[name])}

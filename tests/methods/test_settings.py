@@ -103,7 +103,11 @@ stages:
     [
         ("{name: neutral_residues, gate: rleu}", 9, "'relu', 'elu', 'sigmoid', 'hard_sigmoid' or 'none' (got 'rleu')"),
         ("{name: neutral_residues, local_loss: l2}", 9, "'l1', 'domain_ce' or 'none' (got 'l2')"),
-        ("{name: neutral_residues, local_loss: domain_ce}", 9, "domain_ce needs gate sigmoid or hard_sigmoid, not relu"),
+        (
+            "{name: neutral_residues, local_loss: domain_ce}",
+            9,
+            "needs a gate that is a probability (sigmoid, hard_sigmoid), not relu",
+        ),
         ("{name: neutral_residues, width: 0}", 9, "greater than or equal to 1 (got 0)"),
         ("{name: neutral_residues, extra_params_frac: 3}", 9, "less than or equal to 2 (got 3)"),
         ("{name: neutral_residues, width: 8, extra_params_frac: 0.1}", 9, "give width or extra_params_frac, not both"),

@@ -95,7 +95,7 @@ def test_in_a_pipeline_it_leads_to_a_stock_architecture(tmp_path, pico):
         assert measured[name] == pytest.approx(cost[manifest["summary"]["kept"]][name], abs=1e-9)
         assert measured[name] != before
     assert loading.read_record(Model(run / "04-regate")).method.gate == "hard_sigmoid"
-    assert read_json(run / "05-export" / "checkpoint" / "export.json")["class"] == "Glm4MoeForCausalLM"
+    assert read_json(run / "05-export" / "checkpoint" / "export.json")["loads_as"] == "Glm4MoeForCausalLM"
     assert "relu gates were turned into hard sigmoids" in (run / "05-export" / "checkpoint" / "README.md").read_text()
 
 

@@ -67,9 +67,12 @@ def test_learns_the_new_language_and_reports_it(done):
     assert (
         len(after["tasks"]["continuation_fra_Latn"]["acc"]["each"]) == after["tasks"]["continuation_fra_Latn"]["acc"]["items"]
     )
-    assert "drift" not in before or before["drift"] == {}
-    assert after["drift"].keys() == {"eng_Latn"} and 0 < after["drift"]["eng_Latn"]["kl"] < 1
-    assert before["writing"]["tokens_per_second"] > 0 and before["writing"]["weights_bytes"] < after["writing"]["weights_bytes"]
+    assert "kl_to_base" not in before or before["kl_to_base"] == {}
+    assert after["kl_to_base"].keys() == {"eng_Latn"} and 0 < after["kl_to_base"]["eng_Latn"]["kl"] < 1
+    assert (
+        before["generation"]["tokens_per_second"] > 0
+        and before["generation"]["weights_bytes"] < after["generation"]["weights_bytes"]
+    )
     assert "learned: French, book" in said and "checkpoint" in said and "ETA" in said
     page = (run / "report.html").read_text()
     assert "<svg" in page and "http-equiv" not in page and "src=" not in page
@@ -79,7 +82,7 @@ def test_training_measures_what_evaluation_measures(done):
     """The same passages, once under DeepSpeed and once loaded from the delta: rounding and nothing else."""
     run, _ = done
     rows = [json.loads(line) for line in (run / "04-train" / "metrics.jsonl").read_text().splitlines()]
-    evals = [row["figures"] for row in rows if row["kind"] == "eval"]
+    evals = [row["sets"] for row in rows if row["kind"] == "eval"]
     for stage, figures in (("02-evaluate_base", evals[0]), ("05-evaluate", evals[-1])):
         for name, measured in scores(run, stage)["bits_per_byte"].items():
             assert figures[name]["bits_per_byte"] == pytest.approx(measured["value"], rel=1e-4)
@@ -204,6 +207,6 @@ def test_with_an_extended_tokenizer(done, overrides, tmp_path, method, kind):
     gain = json.loads((run / "03-extend_tokenizer" / "manifest.json").read_text())["summary"]["heldout"]["fra_Latn"]
     assert gain["bytes_per_token_after"] > 1.3 * gain["bytes_per_token_before"]
     export = json.loads((run / "06-export" / "checkpoint" / "export.json").read_text())
-    assert export["class"] == kind and export["max_abs_difference"] < 1e-4
+    assert export["loads_as"] == kind and export["max_abs_difference"] < 1e-4
     before, after = evals(run)[0], evals(run)[-1]
     assert bits(after, "fra_Latn") < bits(before, "fra_Latn")

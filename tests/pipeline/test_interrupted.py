@@ -58,13 +58,13 @@ def test_two_processes_are_stopped_go_on_and_train_like_one(bench: Bench, undist
     exported = start("export", str(run), "--to", str(bench.root / "half way"), "--checkpoint", "last", stderr=subprocess.STDOUT)
     assert exported.wait(timeout=120) == 0, exported.communicate()
     record = json.loads((bench.root / "half way" / "export.json").read_text())
-    assert record["class"] == "Glm4MoeForCausalLM" and record["max_abs_difference"] < 1e-4
+    assert record["loads_as"] == "Glm4MoeForCausalLM" and record["max_abs_difference"] < 1e-4
     assert "a training that had not ended, at step 5" in (bench.root / "half way" / "README.md").read_text()
     process = start("run", str(bench.file("two", "fra_Latn", ["eng_Latn"], stages)), "--out", str(run))
     wait_for(process, "resuming at step")
     assert process.stdout is not None
     assert "03-train" not in process.stdout.read() and process.wait(timeout=60) == 0
     one, two = (
-        [row["figures"]["loss/fra_Latn"] for row in log(f) if row["kind"] == "train"] for f in (undisturbed, run / "03-train")
+        [row["losses"]["loss/fra_Latn"] for row in log(f) if row["kind"] == "train"] for f in (undisturbed, run / "03-train")
     )
     assert two == pytest.approx(one, rel=0.02)  # bf16 sums in another order

@@ -1,15 +1,16 @@
 """Wiring, identity, and what is refused before anything runs."""
 
-import json
 from pathlib import Path
 
 import pytest
+from run_folders import begun, done
 
 from langext import spec
 from langext.context import Runtime
 from langext.pipeline import launcher, plan, run
 from langext.pipeline.plan import Pipeline
 from langext.spec import ConfigError
+from langext.summaries import EvaluateSummary, FilterSummary
 
 ROOT = Path(__file__).parent.parent.parent
 SHIPPED = sorted((ROOT / "pipelines").glob("**/*.yaml"))
@@ -104,8 +105,7 @@ def test_unknown_redo(tmp_path):
 def test_an_interrupted_stage_of_another_recipe_is_refused(tmp_path):
     spec_ = make(FILTER, EXTEND, TRAIN)
     first = plan.plan(spec_, tmp_path)[0]
-    first.out.mkdir(parents=True)
-    (first.out / "job.json").write_text(json.dumps({"fingerprint": "other", "identity": {**first.identity, "threshold": 0.1}}))
+    begun(first, fingerprint="other", identity={**first.identity, "threshold": 0.1})
     with pytest.raises(ConfigError, match=r"(?s)was interrupted.*threshold: 0.1 -> 0.65.*--redo filter"):
         run.run(spec_, tmp_path)
 
@@ -127,8 +127,7 @@ def test_a_failed_stage_keeps_its_checkpoints(tmp_path):
     spec_ = make(FILTER, EXTEND, TRAIN)
     first = plan.plan(spec_, tmp_path)[0]
     (first.out / "checkpoints").mkdir(parents=True)
-    job = {"fingerprint": "other", "identity": {**first.identity, "threshold": 0.1}, "failed": True}
-    (first.out / "job.json").write_text(json.dumps(job))
+    begun(first, fingerprint="other", identity={**first.identity, "threshold": 0.1}, failed=True)
     with pytest.raises(ConfigError, match="--redo filter"):
         run.run(spec_, tmp_path)
     assert (first.out / "checkpoints").is_dir()
@@ -139,18 +138,13 @@ def test_a_failed_evaluation_goes_on_with_another_recipe(tmp_path, monkeypatch):
     spec_ = make(FILTER, {"uses": "evaluate", "inputs": {"model": "base"}, "limit": 3})
     steps = plan.plan(spec_, tmp_path)
     failed = steps[1].out
-    for step in steps:
-        step.out.mkdir(parents=True)
-        job = {"fingerprint": step.fingerprint, "identity": step.identity}
-        (step.out / "job.json").write_text(json.dumps(job))
+    done(steps[0], FilterSummary(funnel=[], source_files=[], lid_sha256=""))
+    begun(steps[1], fingerprint="other", failed=True)
     (failed / "checkpoints").mkdir()
     (failed / "checkpoints" / "arc_fr.json").write_text("{}")
-    (failed / "job.json").write_text(json.dumps({"fingerprint": "other", "identity": steps[1].identity, "failed": True}))
-    done = {"fingerprint": steps[0].fingerprint, "summary": {"source_files": []}, "seconds": 1.0, "files": []}
-    (steps[0].out / "manifest.json").write_text(json.dumps(done))
     monkeypatch.setattr(run, "check", lambda *_: None)
     monkeypatch.setattr(run.bases, "prepare", lambda *_: None)
-    monkeypatch.setattr(run, "_start", lambda step, *_: (step.out / "manifest.json").write_text(json.dumps(done)))
+    monkeypatch.setattr(run, "_do", lambda step, *_: done(step))
     run.run(spec_, tmp_path)
     assert (failed / "checkpoints" / "arc_fr.json").exists() and (failed / "manifest.json").exists()
 
@@ -160,20 +154,17 @@ def test_several_stages_can_be_done_again_at_once(tmp_path, monkeypatch):
     spec_ = make(FILTER, *({"uses": "evaluate", "name": name, "inputs": {"model": "base"}} for name in ("one", "two")))
     steps = plan.plan(spec_, tmp_path)
     for step in steps:
-        step.out.mkdir(parents=True)
-        summary = {"source_files": [], "scores": "langext scores 1"}
-        done = {"fingerprint": step.fingerprint, "summary": summary, "seconds": 1.0, "files": []}
-        (step.out / "manifest.json").write_text(json.dumps(done))
+        old = EvaluateSummary(bits_per_byte={}, scores="langext scores 1", task_files=[], measured_with={})
+        done(step, FilterSummary(funnel=[], source_files=[], lid_sha256="") if step.name == "filter" else old)
     again = []
     monkeypatch.setattr(run, "check", lambda *_: None)
     monkeypatch.setattr(run.bases, "prepare", lambda *_: None)
 
     def start(step, *_):
         again.append(step.name)
-        step.out.mkdir()
-        (step.out / "manifest.json").write_text(json.dumps(done))
+        done(step)
 
-    monkeypatch.setattr(run, "_start", start)
+    monkeypatch.setattr(run, "_do", start)
     with pytest.raises(
         ConfigError, match="stage 'two': another version of langext measured this. Use --redo two to do it again"
     ):

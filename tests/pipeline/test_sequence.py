@@ -62,14 +62,14 @@ def test_a_new_language_starts_from_where_the_last_one_ended(stack: list[Path]):
 
 def test_earlier_languages_are_original_for_the_penalties(stack: list[Path]):
     rows = [json.loads(line) for line in (next(stack[1].glob("*-train")) / "metrics.jsonl").read_text().splitlines()]
-    trained = [row["figures"] for row in rows if row["kind"] == "train"]
+    trained = [row["losses"] for row in rows if row["kind"] == "train"]
     assert {"loss/eng_Latn", "loss/fra_Latn", "loss/swh_Latn", "local", "ldifs"} <= trained[-1].keys()
     assert trained[-1]["ldifs"] > 0 and trained[-1]["local"] > 0
 
 
 def test_three_languages_export_to_a_stock_architecture(stack: list[Path]):
     record = json.loads((stack[2] / "04-export" / "checkpoint" / "export.json").read_text())
-    assert record["class"] == "Glm4MoeForCausalLM" and record["greedy_equal"] == record["texts"]
+    assert record["loads_as"] == "Glm4MoeForCausalLM" and record["greedy_equal"] == record["texts"]
     config = json.loads((stack[2] / "04-export" / "checkpoint" / "config.json").read_text())
     assert (config["n_routed_experts"], config["num_experts_per_tok"]) == (6, 3)
 
@@ -125,7 +125,7 @@ def test_merged_models_know_both_languages(bench: Bench, tuned: list[Path], rule
     before, after = (json.loads((run / f / "scores.json").read_text()) for f in ("02-evaluate_base", "04-evaluate"))
     for code in ("fra_Latn", "swh_Latn"):
         assert after["bits_per_byte"][f"{code}/book"]["value"] < 0.97 * before["bits_per_byte"][f"{code}/book"]["value"]
-    assert json.loads((run / "05-export" / "checkpoint" / "export.json").read_text())["class"] == "LlamaForCausalLM"
+    assert json.loads((run / "05-export" / "checkpoint" / "export.json").read_text())["loads_as"] == "LlamaForCausalLM"
     assert (run / "report.html").is_file()
     curve = json.loads((run / "03-merge" / "curve.json").read_text())
     assert len(curve) == (15 if rule["scale"] == "auto" else 0)

@@ -15,7 +15,7 @@ from langext.artifacts import read_json, sha256_file, write_json
 from langext.pipeline import plan, reuse, run, sweep
 from langext.spec import ConfigError, RunFailed
 
-EVALUATE = {"uses": "evaluate", "bpb_bytes": 2000, "drift_bytes": 0, "continuation_items": 0, "samples": 0}
+EVALUATE = {"uses": "evaluate", "bpb_bytes": 2000, "kl_bytes": 0, "continuation_items": 0, "samples": 0}
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
-from run_folders import bits, compared, evaluation, stage
+from run_folders import bits, change, chosen, compared, evaluation, stage
 from test_page import EVIL
 from typer.testing import CliRunner
 
@@ -14,6 +14,7 @@ from langext.cli.app import app
 from langext.evaluation.significance import unbeaten
 from langext.report import compare_page, comparison, page, run_folder
 from langext.spec import ConfigError
+from langext.summaries import FilterSummary, TokenizerSummary
 
 
 @pytest.fixture
@@ -56,10 +57,8 @@ def test_settings_that_look_alike_in_a_few_words_are_curves_of_their_own(tmp_pat
     for name, last in (("a", "base"), ("b", "instruct")):
         compared(tmp_path / name, "lora", 1e-3, 1.8, 1.01, init=f"a-text-that-is-much-too-long-{last}")
     for name, weight in (("c", 0.1), ("d", 1.0)):
-        compared(tmp_path / name, "adapter", 1e-3, 1.8, 1.01)
-        manifest = tmp_path / name / "04-train" / "manifest.json"
-        stage = {"uses": "train", "lr": 1e-3, "steps": 2, "penalties": [{"name": "ldifs", "weight": weight}]}
-        write_json(manifest, read_json(manifest) | {"stage": stage})
+        run = compared(tmp_path / name, "adapter", 1e-3, 1.8, 1.01)
+        chosen(run, penalties=[{"name": "ldifs", "weight": weight}])
     found = comparison.gather([tmp_path])
     names = compare_page._curve_names(found)
     assert len({entry.curve for entry in found.entries}) == len(set(names.values())) == 4
@@ -100,7 +99,7 @@ def test_what_does_not_compare_is_told(runs, tmp_path_factory):
     scores = read_json(path)
     scores["bits_per_byte"]["fra_Latn/book"] = bits(2.0, count=40)
     write_json(path, scores)
-    stage(runs / "half", 1, "filter", "Corpus", summary={"funnel": []})
+    stage(runs / "half", 1, "filter", "Corpus", summary=FilterSummary(funnel=[], source_files=[], lid_sha256=""))
     found = comparison.gather([runs])
     assert [entry.run.root.name for entry in found.entries if not entry.alike] == ["b"]
     assert found.of_full(of(found, "b")) is None and "b" not in {entry.name for entry in found.front}
@@ -109,11 +108,10 @@ def test_what_does_not_compare_is_told(runs, tmp_path_factory):
     assert found.left_out == ["begun: no finished stage", "half: no evaluation of both base and trained model"]
     manifest = runs / "a" / "02-evaluate_base" / "manifest.json"
     (runs / "a" / "whole.json").write_text(manifest.read_text())
-    value = read_json(manifest)
-    write_json(manifest, value | {"stage": value["stage"] | {"precision": "fp32"}})
+    change(manifest, summary={"measured_with": read_json(manifest)["summary"]["measured_with"] | {"precision": "fp32"}})
     assert not of(comparison.gather([runs]), "c").alike  # the first one's base was measured otherwise than its model
     (runs / "a" / "whole.json").rename(manifest)
-    write_json(runs / "c" / "01-filter" / "job.json", {"language": "swh_Latn", "original_languages": ["eng_Latn"]})
+    change(runs / "c" / "01-filter" / "job.json", language="swh_Latn")
     write_json(runs / "d" / "05-evaluate" / "scores.json", {"format": "langext scores 1"})
     found = comparison.gather([runs])
     assert "c: adds swh_Latn and keeps eng_Latn, a fra_Latn and keeps eng_Latn" in found.left_out
@@ -125,14 +123,11 @@ def test_what_does_not_compare_is_told(runs, tmp_path_factory):
 
 
 def test_a_setting_that_only_some_runs_have_sets_them_apart(tmp_path):
-    plain = {"uses": "train", "lr": 1e-3, "shares": {}}
-    for name, more in (("a", {}), ("b", {"shares": {"eng_Latn": 0.2}}), ("c", {"drift_budget": {"kl": 0.02}})):
-        compared(tmp_path / name, "lora", 1e-3, 1.8, 1.01)
-        manifest = tmp_path / name / "04-train" / "manifest.json"
-        write_json(manifest, read_json(manifest) | {"stage": plain | more})
+    for name, more in (("a", {}), ("b", {"shares": {"eng_Latn": 0.2}}), ("c", {"forgetting_budget": {"kl": 0.02}})):
+        chosen(compared(tmp_path / name, "lora", 1e-3, 1.8, 1.01), **{"shares": {}, **more})
     found = comparison.gather([tmp_path])
     assert len({entry.curve for entry in found.entries}) == 3
-    assert {"train.shares.eng_Latn", "train.drift_budget.kl"} <= set(found.keys)
+    assert {"train.shares.eng_Latn", "train.forgetting_budget.kl"} <= set(found.keys)
     assert of(found, "b").settings["train.shares.eng_Latn"] == 0.2
 
 
@@ -175,14 +170,9 @@ def test_the_set_with_the_largest_increase_counts_and_its_interval_says_what_may
 
 
 def test_a_method_with_another_vocabulary_is_another_curve(runs):
-    stage(runs / "a", 7, "extend_tokenizer", "Tokenizer", summary={"new_tokens": 3, "heldout": {}})
+    stage(runs / "a", 7, "extend_tokenizer", "Tokenizer", summary=TokenizerSummary(new_tokens=3, heldout={}))
     compared(runs / "f", "lora", 1e-3, 1.75, 1.02, rank=16)
-    manifest = runs / "f" / "04-train" / "manifest.json"
-    write_json(
-        manifest,
-        read_json(manifest)
-        | {"stage": {"uses": "train", "lr": 1e-3, "steps": 2, "penalties": [{"name": "l2sp", "weight": 1.0}]}},
-    )
+    chosen(runs / "f", penalties=[{"name": "l2sp", "weight": 1.0}])
     found = comparison.gather([runs])
     labels = [of(found, name).label for name in "abf"]
     assert labels[:2] == ["lora, extend_tokenizer, rank 8", "lora, rank 8"] and labels[2].startswith("lora + l2sp, rank 16")
@@ -218,12 +208,16 @@ def test_several_evaluations_of_a_model_count_together(runs):
     path = runs / "a" / "06-evaluate_more" / "scores.json"
     write_json(path, read_json(path) | {"bits_per_byte": more, "tasks": {}})
     for name, shots in (("02-evaluate_base", 5), ("05-evaluate", 0)):
-        manifest = read_json(runs / "a" / name / "manifest.json")
-        manifest["stage"]["num_fewshot"] = shots
-        write_json(runs / "a" / name / "manifest.json", manifest)
+        manifest = runs / "a" / name / "manifest.json"
+        measured_with = read_json(manifest)["summary"]["measured_with"] | {"num_fewshot": str(shots)}
+        change(manifest, summary={"measured_with": measured_with})
     run = run_folder.gather(runs / "a")
-    assert run.after is not None and set(run.after.bits_per_byte) == {"fra_Latn/book", "eng_Latn/news", "eng_Latn/web"}
-    assert run.after.bits_per_byte["fra_Latn/book"].value == 1.8 and run.after.drift
+    assert run.model_scores is not None and set(run.model_scores.bits_per_byte) == {
+        "fra_Latn/book",
+        "eng_Latn/news",
+        "eng_Latn/web",
+    }
+    assert run.model_scores.bits_per_byte["fra_Latn/book"].value == 1.8 and run.model_scores.kl_to_base
     assert run.measured_differently == ["num_fewshot"] and run.measuring["num_fewshot"] == ["0", "None"]
     assert "measured with different num_fewshot" in page.build(runs / "a").read_text()
 

@@ -5,7 +5,7 @@ import math
 import re
 
 import pytest
-from run_folders import bits
+from run_folders import bits, change
 from test_page import run  # noqa: F401
 from typer.testing import CliRunner
 
@@ -19,7 +19,7 @@ from langext.spec import ConfigError
 def measured(run):  # noqa: F811
     path = run / "04-evaluate" / "scores.json"
     scores = read_json(path)
-    scores["drift"] = {"eng_Latn": {"kl": 0.02, "stderr": 0.001, "tokens": 500}}
+    scores["kl_to_base"] = {"eng_Latn": {"value": 0.02, "stderr": 0.001, "tokens": 500}}
     scores["bits_per_byte"]["eng_Latn/python"] = bits(1.1)
     scores["tasks"]["continuation_fra_Latn"]["acc"]["value"] = 0.4
     write_json(path, scores)
@@ -35,7 +35,7 @@ def langext(*arguments):
 
 
 def test_figures_have_names(measured):
-    found = conditions.of(run_folder.gather(measured))
+    found = conditions.measures(run_folder.gather(measured))
     assert found["new.bpb_increase"] == found["fra_Latn/book.bpb_increase"] == pytest.approx(-0.25)
     assert found["eng_Latn/python.bpb_increase"] == pytest.approx(0.1)
     assert found["original.bpb_increase"] == pytest.approx((0.1 + 0.0001) / 2, rel=1e-3)
@@ -56,35 +56,35 @@ def test_figures_have_names(measured):
     ],
 )
 def test_conditions_decide_the_exit_code(measured, condition, true):
-    done = langext("evaluate", measured, "--fail-if", condition)
+    done = langext("scores", measured, "--fail-if", condition)
     assert done.exit_code == (3 if true else 0)
     assert ("failed: " + condition in done.output) == true
 
 
 def test_conditions_that_cannot_be_read_are_told(measured, tmp_path):
-    found = conditions.of(run_folder.gather(measured))
-    with pytest.raises(ConfigError, match="expected <figure> <operator> <number>"):
-        conditions.held(["original.kl"], found)
-    with pytest.raises(ConfigError, match=r"no figure 'orignal.kl'\. Did you mean original.kl"):
-        conditions.held(["orignal.kl > 1"], found)
+    found = conditions.measures(run_folder.gather(measured))
+    with pytest.raises(ConfigError, match="expected <measure> <operator> <number>"):
+        conditions.met(["original.kl"], found)
+    with pytest.raises(ConfigError, match=r"no measure 'orignal.kl'\. Did you mean original.kl"):
+        conditions.met(["orignal.kl > 1"], found)
     with pytest.raises(ConfigError, match="have not both been measured"):
-        conditions.held(["original.kl > 1"], {})
-    assert langext("evaluate", measured, "--fail-if", "x").exit_code == 2
+        conditions.met(["original.kl > 1"], {})
+    assert langext("scores", measured, "--fail-if", "x").exit_code == 2
 
 
 def test_what_is_no_number_does_not_pass():
-    assert conditions.held(["x > 1"], {"x": float("nan")}) and conditions.held(["x < 1"], {"x": float("nan")})
+    assert conditions.met(["x > 1"], {"x": float("nan")}) and conditions.met(["x < 1"], {"x": float("nan")})
     for number in ("1.2.3", ".", "1e"):
-        with pytest.raises(ConfigError, match="expected <figure> <operator> <number>"):
-            conditions.held([f"x > {number}"], {"x": 1.0})
+        with pytest.raises(ConfigError, match="expected <measure> <operator> <number>"):
+            conditions.met([f"x > {number}"], {"x": 1.0})
 
 
 def test_languages_that_nobody_measured_are_not_kept(measured):
     for path in measured.glob("*/job.json"):
-        write_json(path, {"language": "fra_Latn", "original_languages": ["eng_Latn", "deu_Latn"]})
-    found = conditions.of(run_folder.gather(measured))
+        change(path, original_languages=["eng_Latn", "deu_Latn"])
+    found = conditions.measures(run_folder.gather(measured))
     assert math.isnan(found["original.bpb_increase"]) and math.isnan(found["original.worst_bpb_increase"])
-    (line,) = conditions.held(["original.bpb_increase > 50%"], found)
+    (line,) = conditions.met(["original.bpb_increase > 50%"], found)
     assert line == "original.bpb_increase > 50%: it is not known"
     html = page.build(measured).read_text()
     assert "German: forgot" in html and "not measured" in html and "English, German: forgot" not in html
@@ -97,7 +97,7 @@ def test_figures_of_several_filters_have_names_without_spaces(measured):
         scores = read_json(path)
         write_json(path, scores | {"tasks": {"sums": metrics}, "task_languages": {"sums": "eng_Latn"}})
     gathered = run_folder.gather(measured)
-    assert conditions.held(["sums.exact_match/strict-match_drop > 0.2"], conditions.of(gathered))
+    assert conditions.met(["sums.exact_match/strict-match_drop > 0.2"], conditions.measures(gathered))
     assert [row.name for row in gathered.task_changes()[False]] == ["sums, exact_match/flexible"]
 
 
@@ -106,14 +106,14 @@ def test_json_has_null_where_there_is_no_number(measured):
     scores = read_json(path)
     scores["tasks"]["continuation_fra_Latn"]["acc"]["stderr"] = None
     write_json(path, scores)
-    printed = langext("evaluate", measured, "--json").stdout
+    printed = langext("scores", measured, "--json").stdout
     assert "NaN" not in printed and json.loads(printed)["tasks"]["continuation_fra_Latn, acc"]["p"] is None
     html = page.build(measured).read_text()
     assert not re.search(r"\bnan\b", html)
 
 
 def test_json_is_what_the_tables_say(measured):
-    found = json.loads(langext("evaluate", measured, "--json", "--fail-if", "original.kl > 0.01").stdout)
+    found = json.loads(langext("scores", measured, "--json", "--fail-if", "original.kl > 0.01").stdout)
     assert found["failed"] == ["original.kl > 0.01: it is 0.02"]
     assert found["bits_per_byte"]["fra_Latn/book"]["verdict"] == "better"
     again = json.loads(langext("report", measured, "--json").stdout)

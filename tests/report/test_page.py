@@ -4,37 +4,41 @@ import json
 import re
 
 import pytest
-from run_folders import bits, evaluation, stage
+from run_folders import bits, change, evaluation, stage
 
 from langext.report import page
 from langext.report.run_folder import gather
 from langext.spec import ConfigError
+from langext.summaries import FilterSummary, FunnelRow, TrainSummary
 
 EVIL = "<script>alert('x')</script> & <b>"
 
 
 @pytest.fixture
 def run(tmp_path):
-    funnel = [{
-        "language": "fra_Latn", "domain": EVIL, "documents_read": 9, "judged": 9, "dropped": {"language_en": 2},
-        "train_documents": 5, "valid_documents": 2, "train_bytes": 1000, "valid_bytes": 400,
-    }]  # fmt: skip
-    stage(tmp_path, 1, "filter", "Corpus", summary={"funnel": funnel}, sources=[{"language": "fra_Latn", "path": EVIL}])
+    row = FunnelRow(
+        language="fra_Latn", domain=EVIL, origin=EVIL, documents_read=9, judged=9, bytes_read=1, dropped={"language_en": 2},
+        train_documents=5, valid_documents=2, train_bytes=1000, valid_bytes=400,
+    )  # fmt: skip
+    stage(tmp_path, 1, "filter", "Corpus", summary=FilterSummary(funnel=[row], source_files=[], lid_sha256=""))
     for number, name, model, french, english in ((2, "evaluate_base", "base", 2.0, 1.0), (4, "evaluate", "train", 1.5, 1.0001)):
         samples = [{"language": "fra_Latn", "prompt": EVIL, "text": f"{name} {EVIL}"}]
         evaluation(tmp_path, number, name, model, french, english, samples=samples)
-    train = {"tokens": 100, "steps": 2, "seconds": 3.0, "shares": {"fra_Latn/book": 1.0}, "epochs": {"fra_Latn/book": 1.5}}
-    train |= {"kl_to_base": 0.0123, "dead_layers": [4, 7], "weights": {"active_blocks": 3.0}}
+    train = TrainSummary(
+        lr=1e-3, penalties=[], tokens=100, steps=2, result_step=2, seconds=3.0, tokens_per_second=None, bits_per_byte={},
+        kl_to_base=0.0123, dead_layers=[4, 7], weights={"active_blocks": 3.0}, shares={"fra_Latn/book": 1.0},
+        epochs={"fra_Latn/book": 1.5},
+    )  # fmt: skip
     folder = stage(tmp_path, 3, "train", "Model", {"model": "extend"}, train)
     rows = [
         {
             "step": s,
             "kind": "eval",
             "tokens": 50 * s,
-            "figures": {"fra_Latn/book": {"bits_per_byte": 2 - s, "open": [0.5, 0.1]}},
+            "sets": {"fra_Latn/book": {"bits_per_byte": 2 - s, "open": [0.5, 0.1]}},
         }
         for s in (0, 1)
-    ] + [{"step": 1, "kind": "train", "figures": {"loss/fra_Latn": 3.0}}]
+    ] + [{"step": 1, "kind": "train", "losses": {"loss/fra_Latn": 3.0}}]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return tmp_path
 
@@ -82,10 +86,10 @@ def test_what_nobody_knows_is_not_called_kept(run):
         scores = json.loads(path.read_text())
         scores["bits_per_byte"]["eng_Latn/news"] = bits(value, count=1)
         del scores["bits_per_byte"]["eng_Latn/news"]["stderr"]
-        scores["drift"] = {"eng_Latn": {"kl": 0.2, "tokens": 9}}
+        scores["kl_to_base"] = {"eng_Latn": {"value": 0.2, "tokens": 9}}
         path.write_text(json.dumps(scores))
     for path in run.glob("*/job.json"):
-        path.write_text(json.dumps({"language": "fra_Latn", "original_languages": ["eng_Latn", "deu_Latn"]}))
+        change(path, original_languages=["eng_Latn", "deu_Latn"])
     lines = page.headline(run, page.build(run))
     assert "unknown: English, news" in lines and "error unknown" in lines and "not measured: German" in lines
     assert "nan" not in lines
@@ -132,7 +136,7 @@ def test_keyboard_and_screen_reader_find_their_way(run):
 
 
 def test_an_unfinished_run_is_reported_as_far_as_it_is(tmp_path):
-    stage(tmp_path, 1, "filter", "Corpus", summary={"funnel": []})
+    stage(tmp_path, 1, "filter", "Corpus", summary=FilterSummary(funnel=[], source_files=[], lid_sha256=""))
     assert "No before and after yet" in page.build(tmp_path).read_text()
     with pytest.raises(ConfigError, match="no finished stage"):
         page.build(tmp_path / "01-filter")

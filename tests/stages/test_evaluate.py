@@ -84,10 +84,10 @@ def test_changed_tasks_of_ones_own_are_noticed(own):
     manifest = {
         "summary": {"scores": FORMAT, "task_files": [{"path": str(path), "sha256": sha256_file(path)} for path in files]}
     }
-    assert stage.drift(manifest) == ""
-    assert "another version of langext" in stage.drift({"summary": manifest["summary"] | {"scores": "langext scores 1"}})
+    assert stage.outdated(manifest) == ""
+    assert "another version of langext" in stage.outdated({"summary": manifest["summary"] | {"scores": "langext scores 1"}})
     (own / "items.jsonl").write_text('{"good": "a", "bad": "b"}\n')
-    assert "items.jsonl has changed since it was measured with" in stage.drift(manifest)
+    assert "items.jsonl has changed since it was measured with" in stage.outdated(manifest)
 
 
 def test_prompts_are_gone_on_from_after_the_start_token(pico):

@@ -187,21 +187,21 @@ def test_a_changed_source_is_noticed(tmp_path, lid):
     path = write_jsonl(tmp_path / "fr.jsonl", FR)
     stage = Filter(uses="filter", sources=two(tmp_path, path), lid_model=str(lid))
     manifest = {"summary": {"source_files": stage._read_files(), "lid_sha256": sha256_file(lid)}}
-    assert stage.drift(manifest) == "" and stage.same_sources(manifest)
+    assert stage.outdated(manifest) == "" and stage.same_sources(manifest)
     path.touch()
-    assert stage.drift(manifest) == ""  # the very bytes, written again
+    assert stage.outdated(manifest) == ""  # the very bytes, written again
     was = path.read_text()
     path.write_text(was.replace("petit", "grand"))
-    assert was != path.read_text() and "fr.jsonl has changed since it was filtered" in stage.drift(manifest)
+    assert was != path.read_text() and "fr.jsonl has changed since it was filtered" in stage.outdated(manifest)
     path.write_text(was)
     elsewhere = tmp_path / "moved"  # a project that was moved, or its copy: the very bytes at another place
     elsewhere.mkdir()
     shutil.copy(path, elsewhere)
     moved = Filter(uses="filter", sources=two(tmp_path, elsewhere / "fr.jsonl"), lid_model=str(lid))
-    assert moved.drift(manifest) == "" and moved.same_sources(manifest)
+    assert moved.outdated(manifest) == "" and moved.same_sources(manifest)
     assert not stage.same_sources({"summary": manifest["summary"] | {"lid_sha256": "of another model"}})
     os.rename(path, tmp_path / "other.jsonl")
-    assert stage.drift(manifest) == ""  # a source that is gone is not missed
+    assert stage.outdated(manifest) == ""  # a source that is gone is not missed
     assert not stage.same_sources(manifest)  # but another run does not take its text
 
 
@@ -212,10 +212,10 @@ def test_another_file_in_a_source_folder_is_noticed(tmp_path, lid):
     stage = Filter(uses="filter", sources=two(tmp_path, folder), lid_model=str(lid))
     manifest = {"summary": {"source_files": stage._read_files(), "lid_sha256": sha256_file(lid)}}
     second = write_jsonl(folder / "b.jsonl", FR[:5])
-    assert "b.jsonl is new since its folder was filtered" in stage.drift(manifest)
+    assert "b.jsonl is new since its folder was filtered" in stage.outdated(manifest)
     manifest = {"summary": {"source_files": stage._read_files(), "lid_sha256": sha256_file(lid)}}
     second.unlink()
-    assert "b.jsonl was filtered and is gone" in stage.drift(manifest)
+    assert "b.jsonl was filtered and is gone" in stage.outdated(manifest)
 
 
 def test_labels_are_found_in_batches(lid):

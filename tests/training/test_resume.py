@@ -68,7 +68,7 @@ def matrix(job: Path) -> Path:
 def losses(folder: Path) -> list[float]:
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows if row["kind"] == "train"] == list(range(1, 11))
-    return [row["figures"]["loss/fra_Latn"] for row in rows if row["kind"] == "train"]
+    return [row["losses"]["loss/fra_Latn"] for row in rows if row["kind"] == "train"]
 
 
 @pytest.mark.parametrize("case", CASES)

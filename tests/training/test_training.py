@@ -17,8 +17,8 @@ LEGS = {
     "three": PLAIN | {"steps": 3},
     "averaged": PLAIN | {"steps": 3, "ema": 0.6},
     "best": PLAIN | {"steps": 8, "lr": 0.3, "result": "best"},
-    "stopped": PLAIN | {"steps": 30, "lr": 0.3, "drift_budget": {"bpb": "2%"}},
-    "kept on": PLAIN | {"steps": 12, "original_frac": 0.02, "drift_budget": {"kl": 0.02, "then": "go_on"}},
+    "stopped": PLAIN | {"steps": 30, "lr": 0.3, "forgetting_budget": {"bpb": "2%"}},
+    "kept on": PLAIN | {"steps": 12, "original_frac": 0.02, "forgetting_budget": {"kl": 0.02, "then": "go_on"}},
     "exhausted": PLAIN | {"steps": 200, "eval_every": 200, "exhaustion": "stop"},
     "first": PLAIN | {"steps": 20, "eval_every": 20, "original_frac": 0.0, "original_first_frac": 0.5, "alpha": 0.1},
     "shares": PLAIN | {"steps": 4, "eval_every": 4, "shares": {"eng_Latn/magazine": 0.5}},
@@ -56,12 +56,12 @@ def test_the_running_average_is_that_of_the_weights_after_every_step(legs):
             expected = 0.6 * expected + 0.4 * step[name]
         assert torch.allclose(value, expected, atol=1e-6)
         assert not torch.allclose(value, weights[-1][name], atol=1e-4) or value.shape[0] == 1
-    evals = [rows(legs, name, "eval")[-1]["figures"]["fra_Latn/book"]["bits_per_byte"] for name in ("three", "averaged")]
+    evals = [rows(legs, name, "eval")[-1]["sets"]["fra_Latn/book"]["bits_per_byte"] for name in ("three", "averaged")]
     assert evals[0] != evals[1]  # the average is what is measured
 
 
 def bits(row, code):
-    return row["figures"][f"{code}/book"]["bits_per_byte"]
+    return row["sets"][f"{code}/book"]["bits_per_byte"]
 
 
 def test_the_best_evaluation_can_become_the_model(legs):
@@ -95,7 +95,7 @@ def test_training_can_end_before_a_source_is_read_twice(legs):
 
 
 def test_original_text_can_come_in_the_first_tenth_alone(legs):
-    seen = [("loss/eng_Latn" in row["figures"]) for row in rows(legs, "first", "train")]
+    seen = [("loss/eng_Latn" in row["losses"]) for row in rows(legs, "first", "train")]
     assert "acts on original text" not in (legs / "printed.txt").read_text()
     assert seen == [True, True] + [False] * 18
     assert summary(legs, "first")["shares"]["eng_Latn/book"] == pytest.approx(0.05)

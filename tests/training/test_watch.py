@@ -8,7 +8,7 @@ from langext.architectures import families
 from langext.context import Context
 from langext.data import documents
 from langext.evaluation.gate_stats import Observer
-from langext.evaluation.kl import Drift
+from langext.evaluation.kl import BaseKL
 from langext.methods import Adapter, Full, NeutralResidues, SelectiveLora, extended
 from langext.methods.residue import stacks
 from langext.training.watch import Watch
@@ -33,7 +33,7 @@ def watch(tmp_path, live, family="llama"):
 def test_distance_to_the_base(tmp_path, family, method):
     live, base = live_model(method, family), make_base(family, 320).float().eval()
     seen = watch(tmp_path, live, family)
-    assert seen.measure()[1]["kl_to_base"] == pytest.approx(0, abs=1e-6)
+    assert seen.measure().kl_to_base == pytest.approx(0, abs=1e-6)
     for name, parameter in live.net.named_parameters():
         if live.trainable(name):
             parameter.data += 0.05 * torch.randn(parameter.shape)
@@ -44,32 +44,32 @@ def test_distance_to_the_base(tmp_path, family, method):
             p, q = (net(input_ids=ids).logits[0].double().log_softmax(-1) for net in (base, live.net))
         total += (p.exp() * (p - q)).sum().item()
         tokens += ids.shape[1]
-    assert seen.measure()[1]["kl_to_base"] == pytest.approx(total / tokens, rel=1e-4)
+    assert seen.measure().kl_to_base == pytest.approx(total / tokens, rel=1e-4)
     assert total > 0.1
 
 
 def test_probability_given_to_new_tokens_counts_as_distance():
     live = live_model(Adapter(name="adapter", width=16), num_new=10)
     base = make_base("llama", 320).float().eval()
-    drift = Drift(base, live.tokenizer, TEXTS)
+    kl = BaseKL(base, live.tokenizer, TEXTS)
     live.net.get_output_embeddings().new_weight.data.zero_()
-    assert drift.measure(live.net) > 0.01
+    assert kl.measure(live.net) > 0.01
 
 
 def test_a_layer_whose_gate_is_closed_for_the_new_language_is_called_dead(tmp_path, capsys):
     live = live_model(NeutralResidues(name="neutral_residues", gate="relu", width=16, layers=[1, 3]))
     stacks(live.net)[0][3].router.weight.data.zero_()
     seen = watch(tmp_path, live)
-    assert seen.measure()[1]["dead_layers"] == [3]
+    assert seen.measure().dead_layers == [3]
     assert "warning: the gates of layers 3 are closed for all held-out French" in capsys.readouterr().out
     seen.measure()
     assert "warning" not in capsys.readouterr().out  # once is enough
 
 
 def test_methods_without_gates_have_no_dead_layers_and_selective_lora_counts_its_blocks(tmp_path, capsys):
-    assert "dead_layers" not in watch(tmp_path, live_model(Adapter(name="adapter", width=16))).measure()[1]
+    assert watch(tmp_path, live_model(Adapter(name="adapter", width=16))).measure().dead_layers is None
     live = live_model(SelectiveLora(name="selective_lora", rank=2))
-    assert watch(tmp_path, live).measure()[1]["weights"] == {"active_blocks": 28.0, "blocks": 28.0}
+    assert watch(tmp_path, live).measure().weights == {"active_blocks": 28.0, "blocks": 28.0}
     assert "active blocks 28  blocks 28" in capsys.readouterr().out
 
 
@@ -120,4 +120,4 @@ def test_distance_of_a_base_with_unused_rows_to_a_model_with_few_new_ones():
             p = base(input_ids=torch.tensor([ids])).logits[0, :, :first].double().log_softmax(-1)
             q = live.net(input_ids=torch.tensor([ids])).logits[0].double().log_softmax(-1)[:, :first]
         total, tokens = total + (p.exp() * (p - q)).sum().item(), tokens + len(ids)
-    assert total > 0.1 and Drift(base, live.tokenizer, TEXTS).measure(live.net) == pytest.approx(total / tokens, rel=1e-4)
+    assert total > 0.1 and BaseKL(base, live.tokenizer, TEXTS).measure(live.net) == pytest.approx(total / tokens, rel=1e-4)

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from langext.console import warn
 from langext.exports import verify
 from langext.exports.gguf import file, reload
-from langext.spec import ConfigError
+from langext.spec import RunFailed
+from langext.summaries import ExportSummary, GGUFFile
 
 if TYPE_CHECKING:
     from langext.exports.formats import GGUF, Precision
@@ -23,10 +24,10 @@ MAX_KL = {"f32": 1e-3, "f16": 1e-3, "bf16": 1e-2, "q8_0": 5e-2}
 with q8_0; a wrong rope, order of rows or router measures whole units."""
 
 
-def write(stock: Path, out: Path, expected: verify.Expected, asked: "GGUF", title: str) -> list[dict[str, Any]]:
+def write(stock: Path, out: Path, expected: verify.Expected, asked: "GGUF", title: str) -> list[GGUFFile]:
     """Write model-<precision>.gguf for each precision asked for, and a Modelfile for the first. One record for each file.
 
-    Raises ConfigError when llama.cpp computes something else than the checkpoint in `stock`. Without the runner the files are
+    Raises RunFailed when llama.cpp computes something else than the checkpoint in `stock`. Without the runner the files are
     written all the same, with a warning, and recorded as not verified.
     """
     records = []
@@ -36,9 +37,10 @@ def write(stock: Path, out: Path, expected: verify.Expected, asked: "GGUF", titl
     for precision in asked.precisions:
         path = out / f"model-{precision}.gguf"
         file.write(stock, path, precision, asked.pre, title)
-        record = {"file": path.name, "bytes": path.stat().st_size, "precision": precision, "verified": runs}
-        records.append(record | (compare(path, precision, expected) if runs else {}))
-    (out / "Modelfile").write_text(f"FROM ./{records[0]['file']}\n", encoding="utf-8")
+        compared = compare(path, precision, expected) if runs else {}
+        size = path.stat().st_size
+        records.append(GGUFFile(file=path.name, bytes=size, precision=precision, verified=runs, **compared))
+    (out / "Modelfile").write_text(f"FROM ./{records[0].file}\n", encoding="utf-8")
     return records
 
 
@@ -55,7 +57,7 @@ def run(jobs: list[Path]) -> list[dict[str, Any]]:
 
 
 def compare(path: Path, precision: "Precision", expected: verify.Expected) -> dict[str, Any]:
-    """Run a GGUF file in a process of its own. Raises ConfigError when it differs; returns the figures otherwise."""
+    """Run a GGUF file in a process of its own. Raises RunFailed when it differs; returns the figures otherwise."""
     with tempfile.TemporaryDirectory() as scratch:
         (figures,) = run([job(Path(scratch), path, expected)])
     problems = []
@@ -67,20 +69,19 @@ def compare(path: Path, precision: "Precision", expected: verify.Expected) -> di
     if not abs(figures["kl_per_token_nats"]) <= MAX_KL[precision]:
         problems.append(f"KL is above {MAX_KL[precision]} nats per token")
     if problems:
-        raise ConfigError(f"{path.name} was not kept: {'; '.join(problems)}: {json.dumps(figures)}")
+        raise RunFailed(f"{path.name} was not kept: {'; '.join(problems)}: {json.dumps(figures)}")
     return figures
 
 
-def gguf_lines(record: dict[str, Any]) -> list[str]:
+def lines(record: ExportSummary) -> list[str]:
     """What to say about the GGUF files of an export; [] when there are none."""
-    lines = []
-    for made in record.get("files", []):
-        said = "not run in llama.cpp"
-        if made["verified"]:
-            said = (
-                f"in llama.cpp KL {made['kl_per_token_nats']:.1e} to the checkpoint, same top token "
-                f"{made['top1_agreement']:.0%}, "
-                f"same greedy text {made['greedy_equal']}/{made['texts']}"
+    said = []
+    for made in record.files:
+        compared = "not run in llama.cpp"
+        if made.verified:
+            compared = (
+                f"in llama.cpp KL {made.kl_per_token_nats:.1e} to the checkpoint, same top token {made.top1_agreement:.0%}, "
+                f"same greedy text {made.greedy_equal}/{made.texts}"
             )
-        lines.append(f"  {made['file']}: {made['bytes'] / 1e6:,.1f} MB, {said}")
-    return lines
+        said.append(f"  {made.file}: {made.bytes / 1e6:,.1f} MB, {compared}")
+    return said

@@ -31,6 +31,8 @@ class Penalty(Spec):
 
     needs_original: ClassVar[bool] = True
     """Does it act on original-language text, so that there has to be some?"""
+    reads_weights: ClassVar[bool] = False
+    """Does it read weights outside the model's own forward pass? ZeRO 3 shares them out, so that there is nothing to read."""
 
     def check(self, method: Any) -> None:
         """Raise ConfigError when this penalty means nothing for this method. Subclasses call this one too."""

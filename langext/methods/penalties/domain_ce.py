@@ -8,6 +8,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
+from langext.methods.gates import GATES
 from langext.methods.penalties.base import Penalty, Portion, Term
 from langext.spec import ConfigError
 
@@ -34,10 +35,11 @@ class DomainCE(Penalty):
     def check(self, method: Any) -> None:
         """Only a sigmoid is a probability."""
         super().check(method)
-        gate = getattr(method, "gate", "none")
-        if gate not in ("sigmoid", "hard_sigmoid"):
-            has = f"{method.name} with gate {gate}" if hasattr(method, "gate") else method.name
-            raise ConfigError(f"domain_ce needs neutral_residues with gate sigmoid or hard_sigmoid; this is {has}")
+        gate = method.block_gate
+        if gate is None or not GATES[gate].is_probability:
+            probable = " or ".join(name for name, gate in GATES.items() if gate.is_probability)
+            has = f"{method.name} with gate {gate}" if gate else method.name
+            raise ConfigError(f"domain_ce needs neutral_residues with gate {probable}; this is {has}")
 
     def attach(self, net: Any, method: Any, reference: Callable[[], Any]) -> Term:
         """Watch the gates."""

@@ -16,6 +16,7 @@ class L2SP(Penalty):
     paper: ClassVar[str] = "https://arxiv.org/abs/1802.01483"
     name: Literal["l2sp"]
     needs_original: ClassVar[bool] = False
+    reads_weights: ClassVar[bool] = True
     weight: float = Field(0.1, gt=0)
     """The term is weight / 2 times the sum of squared differences of all weights that learn. In bf16 these are the rounded
     weights: a change that rounding hides pays nothing."""

@@ -57,6 +57,7 @@ class LDIFS(Penalty):
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2308.13320"
     name: Literal["ldifs"]
+    reads_weights: ClassVar[bool] = True
     weight: float = Field(0.2, gt=0)
     """Raise it for less forgetting and less learning."""
 

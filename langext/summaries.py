@@ -1,0 +1,264 @@
+"""What each stage reports into its manifest: one typed model a stage. Readers take a summary by its type, never by a key.
+
+A stage that comes with a summary of its own defines it in its own file; those that the report or the model card read are here.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from langext.spec import Spec
+
+Line = Annotated[str, Field(pattern=r"^[^\n\r<>|`]*$")]
+"""Text that stays what it is in a line or a table of Markdown."""
+
+
+class Summary(Spec):
+    """Subclass it and add `of: Literal["..."] = "..."`."""
+
+    of: Any
+    """Says which summary this is, in the manifest."""
+
+
+class FunnelRow(Spec):
+    """What became of the text of one source."""
+
+    language: str
+    domain: str
+    origin: str
+    """A path, or a hub data set with its configuration and revision."""
+    documents_read: int
+    judged: int
+    """Documents, or paragraphs, that the language filter has seen."""
+    bytes_read: int
+    dropped: dict[str, int]
+    """Reason -> how many of those that were judged."""
+    train_documents: int
+    train_bytes: int
+    valid_documents: int
+    valid_bytes: int
+
+    @property
+    def source(self) -> str:
+        """`<language>/<domain>`."""
+        return f"{self.language}/{self.domain}"
+
+    @property
+    def kept(self) -> int:
+        """Documents that are trained on or held out."""
+        return self.train_documents + self.valid_documents
+
+
+class SourceFile(Spec):
+    """A local file that text was read from, as it was then."""
+
+    source: str
+    """`<language>/<domain>`."""
+    name: str
+    """Path below the source's folder."""
+    path: str
+    bytes: int
+    modified_ns: int
+    sha256: str
+
+
+class FilterSummary(Summary):
+    """Of stage filter."""
+
+    of: Literal["filter"] = "filter"
+    funnel: list[FunnelRow]
+    source_files: list[SourceFile]
+    lid_sha256: str
+    """Of the model that identified the languages."""
+
+
+class VocabularyGain(Spec):
+    """Held-out text in tokens, before and after."""
+
+    bytes_per_token_before: float
+    bytes_per_token_after: float
+    identical_documents_frac: float
+    """Share of documents that are encoded as before."""
+
+
+class TokenizerSummary(Summary):
+    """Of stage extend_tokenizer."""
+
+    of: Literal["extend_tokenizer"] = "extend_tokenizer"
+    new_tokens: int
+    heldout: dict[str, VocabularyGain]
+    """By language."""
+
+
+class ExtendSummary(Summary):
+    """Of stage extend."""
+
+    of: Literal["extend"] = "extend"
+    method: str
+    base_parameters: int
+    trainable_parameters: int
+    new_tokens: int
+
+
+class Training(Spec):
+    """What a model was trained on."""
+
+    tokens: int
+    steps: int
+    shares: dict[Line, float]
+    """Of the tokens, by source."""
+    epochs: dict[Line, float]
+    """How often each source's text was read."""
+
+
+class TrainSummary(Training, Summary):
+    """Of stage train."""
+
+    of: Literal["train"] = "train"
+    lr: float
+    penalties: list[str]
+    result_step: int
+    """The step whose weights became the model."""
+    within_budget: bool | None = None
+    """Whether these weights keep to the forgetting budget; None without one."""
+    seconds: float
+    tokens_per_second: float | None
+    bits_per_byte: dict[str, float]
+    """Of the held-out passages that training watches, by `<language>/<domain>`."""
+    kl_to_base: float | None
+    """KL(base || model) on held-out original text, nats per token."""
+    dead_layers: list[int] | None
+    """Layers whose gate is closed for all of the new language."""
+    weights: dict[str, float]
+    """Figures about the weights themselves."""
+
+
+class RescaleSummary(Summary):
+    """Of stage rescale."""
+
+    of: Literal["rescale"] = "rescale"
+    alpha: float
+    curve: list[dict[str, Any]]
+    """For each alpha that was tried: bits per byte, learning, retention and score."""
+
+
+class RegateSummary(Summary):
+    """Of stage regate."""
+
+    of: Literal["regate"] = "regate"
+    bits_per_byte: dict[str, dict[str, float]]
+    """trained (with the old gate), fitted, distilled -> bits per byte by `<language>/<domain>`."""
+    kept: str
+    """fitted or distilled."""
+    kl_per_token: list[float]
+    """Of each step of the distillation, in nats."""
+
+
+class MergeSummary(Summary):
+    """Of stage merge."""
+
+    of: Literal["merge"] = "merge"
+    models: list[str]
+    """Folders of the models."""
+    rule: str
+    lines: bool
+    scale: float
+    alpha: float | None
+    """Factor of the first layer, where the layers are scaled."""
+    curve: list[dict[str, Any]]
+
+
+class TaskFile(Spec):
+    """A file that a task of one's own is made of."""
+
+    path: str
+    sha256: str
+
+
+class EvaluateSummary(Summary):
+    """Of stage evaluate; the scores themselves are in scores.json."""
+
+    of: Literal["evaluate"] = "evaluate"
+    bits_per_byte: dict[str, float]
+    scores: str
+    """Format of scores.json."""
+    task_files: list[TaskFile]
+    measured_with: dict[str, str]
+    """The settings that decide what the figures of tasks mean."""
+
+
+class LogitDifference(Spec):
+    """Two models on the same text, in float32."""
+
+    max_abs_difference: float
+    kl_per_token_nats: float
+    logit_std: float
+
+
+class PublicBase(Spec):
+    """Where on the hub the base of an export is."""
+
+    hub: str
+    commit: str
+
+
+class GGUFFile(Spec):
+    """A GGUF file of an export, and how llama.cpp computes with it; without figures where it was not run."""
+
+    file: str
+    bytes: int
+    precision: str
+    verified: bool
+    max_abs_logprob_difference: float | None = None
+    kl_per_token_nats: float | None = None
+    top1_agreement: float | None = None
+    next_token_nats: float | None = None
+    next_token_nats_of_checkpoint: float | None = None
+    clear_positions: int | None = None
+    clear_agreement: int | None = None
+    positions: int | None = None
+    tokenized_equal: int | None = None
+    greedy_equal: int | None = None
+    texts: int | None = None
+
+
+class ExportSummary(LogitDifference, Summary):
+    """Of stage export; export.json holds the same. The figures compare what is stored, loaded again, with what was trained."""
+
+    of: Literal["export"] = "export"
+    format: str
+    architecture: str
+    """In words."""
+    loads_as: str
+    """The class that transformers makes of it."""
+    weights: str
+    """Precision of the stored weights."""
+    compared_in: str
+    rounding: LogitDifference
+    """What rounding to that precision cost, before the comparison."""
+    max_abs_allowed: float
+    max_abs_difference_cached: float
+    """The same with a key-value cache."""
+    top1_agreement: float
+    greedy_equal: int
+    tokenized_equal: int
+    texts: int
+    tokens: int
+    base: PublicBase | None = None
+    files: list[GGUFFile] = []
+
+
+class History(Spec):
+    """How a model came about."""
+
+    training: Training | None
+    """None when it was merged."""
+    afterwards: list[Line]
+    """What was done then, in words."""
+
+
+class HistorySummary(Summary):
+    """Of a model whose stages are not in its run folder: it came out of a delta, or of a training that has not ended."""
+
+    of: Literal["history"] = "history"
+    history: History

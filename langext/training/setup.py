@@ -1,0 +1,180 @@
+"""Everything that a training needs before its first step, built in order: model, text, measurements, engine, checkpoint."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from langext.architectures import attention, families, recompute
+from langext.artifacts import CHECKPOINTS, Corpus, Model
+from langext.console import say
+from langext.context import Context
+from langext.data import documents, mixture, tokens
+from langext.data.mixture import Mixture, Phase
+from langext.evaluation import bpb
+from langext.methods.base import Method
+from langext.methods.extended import LiveModel
+from langext.models import loading
+from langext.spec import ConfigError
+from langext.training import checkpoints, engine, flops
+from langext.training.checkpoints import Checkpoints
+from langext.training.engine import Engine, EngineSettings
+from langext.training.objective import Objective
+from langext.training.schedule import Schedule
+from langext.training.selection import BestWeights
+from langext.training.settings import Settings
+from langext.training.watch import Watch
+
+FIRST_FRAC = 0.1
+"""The part of the training that `original_first_frac` is about, https://arxiv.org/abs/2506.00288."""
+
+
+@dataclass(frozen=True)
+class Session:
+    """A training that is ready to run."""
+
+    settings: Settings
+    ctx: Context
+    corpus: Corpus
+    live: LiveModel
+    method: Method
+    device: torch.device
+    mixture: Mixture
+    steps: int
+    """Optimizer steps; fewer than the settings say where text is to be read once."""
+    schedule: Schedule
+    watch: Watch
+    engine: Engine
+    checkpoints: Checkpoints
+    best: BestWeights
+    state: dict[str, Any]
+    """What the checkpoint says that the training goes on from; of step 0 without one."""
+    flops_per_token: float
+    peak_flops: float
+    """Of all devices, per second; 0 where it is not known."""
+
+    @property
+    def step_tokens(self) -> int:
+        """Tokens of one optimizer step, over all processes."""
+        return self.settings.batch_sequences * self.settings.sequence_length
+
+
+def set_up(settings: Settings, ctx: Context, model: Model, corpus: Corpus) -> Session:
+    """Build everything, and go back to the newest checkpoint if there is one.
+
+    The order matters: penalties look at the model as it is before anything is installed in it, and DeepSpeed takes over last.
+    """
+    if ctx.world_size != settings.runtime.processes:
+        raise ConfigError(f"{ctx.world_size} processes were started, and runtime asks for {settings.runtime.processes}")
+    device = engine.join_processes()
+    deepspeed = engine.read_deepspeed(settings.runtime.deepspeed)
+    torch.manual_seed(ctx.seed)
+    dtype = torch.bfloat16 if settings.precision == "bf16" else torch.float32
+    home = "cpu" if engine.zero_stage(deepspeed) == 3 else str(device)  # ZeRO 3 takes each weight apart before it moves it
+    live = loading.load(model, dtype, home, attention=settings.runtime.attention)
+    method = live.method
+    assert method is not None and loading.read_record(model).method is not None, "refused when planning"
+    live.freeze()
+    order, steps = _mixture(settings, ctx, corpus, live)
+
+    def base() -> Any:
+        return loading.load(model, dtype, str(device), trained=False).net.requires_grad_(False)
+
+    watch = _watch(settings, ctx, corpus, live, loading.load_tokenizer(loading.read_record(model).base), base)
+    terms = {p.name: (p.weight, p.attach(live.net, method, base)) for p in settings.penalties}
+    _install(settings, live, device)
+    engine_settings = EngineSettings(
+        deepspeed=deepspeed, micro_batch=settings.runtime.micro_batch, accumulate=settings.accumulate(), clip=settings.clip,
+        bf16=settings.precision == "bf16", betas=settings.betas, weight_decay=settings.weight_decay, ema=settings.ema,
+        monitor=settings.runtime.monitor, out=ctx.out,
+    )  # fmt: skip
+    kept = Checkpoints(ctx.out / CHECKPOINTS, settings.keep_checkpoints)
+    newest = kept.newest()
+    fits = newest is None or checkpoints.fits(newest, ctx.world_size, engine_settings.layout)
+    source = newest if fits or newest is None else checkpoints.universal(newest)
+    learns = sum(p.numel() for p in live.net.parameters() if p.requires_grad)
+    total = sum(p.numel() for p in live.net.parameters())
+    cost = flops.per_token(total, learns, live.net.config, settings.sequence_length)
+    objective = Objective(live.net, method, terms)
+    runner = Engine(
+        objective, live.net, engine_settings, lambda name: method.own_lr(name) or settings.lr, universal=source != newest
+    )
+    state: dict[str, Any] = {"step": 0, "seconds": 0.0, "start": None}
+    if newest is not None and source is not None:
+        state = runner.load(newest, source)
+    on_gpu = device.type == "cuda"
+    return Session(
+        settings, ctx, corpus, live, method, device, order, steps, settings.rates(steps), watch, runner, kept,
+        BestWeights(ctx.out / CHECKPOINTS), state, cost,
+        (flops.peak(torch.cuda.get_device_name()) or 0) * ctx.world_size if on_gpu else 0,
+    )  # fmt: skip
+
+
+def _install(settings: Settings, live: LiveModel, device: torch.device) -> None:
+    """Change how the model computes, not what: less memory, or less time."""
+    if settings.runtime.activation_checkpointing:
+        live.net.activation_checkpointing_enable({"use_reentrant": False})
+    if device.type == "cpu" and live.net.config._attn_implementation == "sdpa":
+        attention.install(live.net)
+    if settings.runtime.compile:
+        for block in families.blocks(live.net):
+            block.compile()
+    else:
+        recompute.install(live.net)
+
+
+def _watch(settings: Settings, ctx: Context, corpus: Corpus, live: LiveModel, tokenizer: Any, base: Callable[[], Any]) -> Watch:
+    """The measurements on held-out text. Raises ConfigError when a budget has nothing to measure itself by."""
+    heldout = documents.heldout(corpus, ctx.languages)
+    probes = {name: bpb.passages(texts, 1000, settings.eval_bytes) for name, texts in heldout.items()}
+    originals = {name.split("/")[0] for name, passages in probes.items() if passages} & set(ctx.original_languages)
+    if settings.forgetting_budget and not originals:
+        raise ConfigError(
+            f"forgetting_budget: there is no held-out text of {', '.join(ctx.original_languages)} to measure what is forgotten",
+            at=("forgetting_budget",),
+        )
+    return Watch(ctx, live, tokenizer, base, probes)
+
+
+def _mixture(settings: Settings, ctx: Context, corpus: Corpus, live: LiveModel) -> tuple[Mixture, int]:
+    """The order of all sequences, and the number of steps that it is enough for."""
+    length = settings.sequence_length
+    files = tokens.token_files(ctx.tokens, corpus, live.tokenizer, ctx.languages)
+    sizes = {name: file.num_sequences(length) for name, file in files.items()}
+    small = [name for name, size in sizes.items() if not size and len(files[name].tokens)]
+    if small and ctx.rank == 0:
+        say(f"  left out, with less than one sequence of {length} tokens: {', '.join(small)}")
+    sizes = {name: size for name, size in sizes.items() if size}
+    codes = {name.split("/")[0] for name in sizes}
+    if ctx.language not in codes:
+        raise ConfigError(f"less than one sequence of {length} tokens of {ctx.language} to train on")
+    originals = [code for code in ctx.original_languages if code in codes]
+    if (settings.original_frac or settings.original_first_frac) and not originals:
+        raise ConfigError(
+            f"original_frac is {settings.original_frac}, but there is no training text of {', '.join(ctx.original_languages)}; "
+            "add a source or set original_frac to 0"
+        )
+    batch = settings.batch_sequences
+    total = settings.steps * batch
+    early = round(FIRST_FRAC * settings.steps) * batch if settings.original_first_frac else 0
+    phases = [
+        Phase(count, mixture.shares(sizes, ctx.language, originals, frac, settings.shares))
+        for count, frac in ((early, settings.original_first_frac or 0.0), (total - early, settings.original_frac))
+        if count
+    ]
+    order = Mixture({name: files[name] for name in sizes}, phases, ctx.language, length, ctx.seed)
+    steps = settings.steps
+    if settings.exhaustion == "stop" and order.first_repeat() < total:
+        steps = order.first_repeat() // batch
+        name, _ = order.locate(order.first_repeat())
+        if not steps:
+            raise ConfigError(f"exhaustion is stop, and {name} is not enough for one step")
+        if ctx.rank == 0:
+            say(f"  {name} is read once after {steps} of {settings.steps} steps; training ends there (exhaustion: stop)")
+        order = order.cut(steps * batch)
+    if ctx.rank == 0:
+        epochs, part = order.epochs(), order.shares()
+        shown = ", ".join(f"{name} {part[name]:.0%} ({epochs[name]:.2f} epochs)" for name in sizes)
+        say(f"  {len(order) * length:,} tokens: {shown}")
+    return order, steps

@@ -9,9 +9,9 @@ WORKDIR /langext
 COPY pyproject.toml constraints.txt README.md LICENSE ./
 COPY langext langext
 COPY tokenizer_tools tokenizer_tools
-RUN python -m pip install --no-cache-dir --constraint constraints.txt .
 COPY pipelines pipelines
 COPY configs configs
+RUN python -m pip install --no-cache-dir --constraint constraints.txt .
 
 ENV LANGEXT_CACHE=/cache/langext HF_HOME=/cache/huggingface
 ENTRYPOINT ["langext"]

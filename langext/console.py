@@ -1,4 +1,4 @@
-"""What people see in a terminal. The only importer of rich."""
+"""Output for people at a terminal: lines, tables and progress. Only this module imports rich."""
 
 import sys
 import time
@@ -11,32 +11,32 @@ from rich.text import Text
 
 
 def say(text: str) -> None:
-    """One plain line on standard output, at once."""
+    """Print one plain line on standard output and flush it at once."""
     print(text, flush=True)
 
 
 def warn(text: str) -> None:
-    """One plain line on standard error."""
+    """Print one plain line, marked as a warning, on standard error."""
     print(f"warning: {text}", file=sys.stderr, flush=True)
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a table; numbers given as strings."""
+    """Print a table. Every cell is a string, numbers too."""
     grid = Table(*columns, title=title, title_justify="left", title_style="bold")
     for row in rows:
-        grid.add_row(*(Text(cell) for cell in row))  # names are taken as they are: nothing in them is markup
+        grid.add_row(*(Text(cell) for cell in row))  # Text: a name with [brackets] is not markup
     Console(width=None if sys.stdout.isatty() else 140).print(grid)
 
 
 def columns(texts: dict[str, str]) -> None:
-    """Print texts side by side under their names. They are taken as they are: nothing in them is markup."""
+    """Print texts side by side, each under its name. Brackets in a text are printed, not read as rich markup."""
     grid = Table(*texts, expand=True)
     grid.add_row(*(Text(text) for text in texts.values()))
     Console(width=None if sys.stdout.isatty() else 140).print(grid)
 
 
 def duration(seconds: float) -> str:
-    """7 s, 3 min 20 s, 2 h 05 min."""
+    """A time in seconds as people read it: 7 s, 3 min 20 s, 2 h 05 min."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"
@@ -46,7 +46,7 @@ def duration(seconds: float) -> str:
 
 
 class Bar:
-    """A live bar below the printed lines, where standard output is a terminal; nothing anywhere else."""
+    """A progress bar below the printed lines. Shows nothing when standard output is not a terminal."""
 
     def __init__(self, label: str, total: int, *, shown: bool = True):
         self._live: Live | None = None
@@ -56,25 +56,25 @@ class Bar:
             self._live.start()
 
     def at(self, done: int) -> None:
-        """Report that `done` of `total` is reached."""
+        """Show that `done` of `total` is reached."""
         if self._live:
             self._live.update(self._task, completed=done)
 
     def close(self) -> None:
-        """Take it off the screen."""
+        """Remove the bar from the screen."""
         if self._live:
             self._live.stop()
 
 
 class Progress:
-    """Prints a line with an ETA at most every `every` seconds."""
+    """Prints a progress line with the estimated time left, at most once every `every` seconds."""
 
     def __init__(self, label: str, total: float, every: float = 5.0):
         self.label, self.total, self.every = label, total, every
         self.started = self.said = time.monotonic()
 
     def at(self, done: float, text: str = "", *, force: bool = False) -> None:
-        """Report that `done` of `total` is reached."""
+        """Report that `done` of `total` is reached, with `text` after it. `force` prints even if the last line is recent."""
         now = time.monotonic()
         if not force and now - self.said < self.every:
             return
@@ -82,6 +82,6 @@ class Progress:
         say(f"  {self.label}: {min(1.0, done / self.total):4.0%}{', ' + text if text else ''}, ETA {self.eta(done)}")
 
     def eta(self, done: float) -> str:
-        """Time left at the speed so far."""
+        """Estimated time left, from the average speed so far; ? before anything is done."""
         spent = time.monotonic() - self.started
         return duration(spent / done * max(0.0, self.total - done)) if done > 0 else "?"

@@ -1,6 +1,7 @@
-"""Language codes. langext writes them FLORES-200 style (`fra_Latn`); `fr`, `fra` and `French` resolve to that.
+"""Language codes. langext uses FLORES-200 codes (`fra_Latn`) everywhere; users may also write `fr`, `fra` or `French`.
 
-The table follows FLORES-200 (https://github.com/facebookresearch/flores/tree/main/flores200): code, ISO 639-1 code or -, name.
+The table follows FLORES-200 (https://github.com/facebookresearch/flores/tree/main/flores200). Each entry has the code, the
+ISO 639-1 code (or -) and the English name.
 """
 
 import re
@@ -59,9 +60,9 @@ class Language:
     """One language in one script."""
 
     code: str
-    """FLORES-200 style, e.g. fra_Latn."""
+    """FLORES-200 code, for example fra_Latn."""
     iso1: str | None
-    """Two-letter ISO 639-1 code, where there is one."""
+    """Two-letter ISO 639-1 code; None when the language has none."""
     name: str
 
     @property
@@ -71,12 +72,12 @@ class Language:
 
     @property
     def tag(self) -> str:
-        """What HTML's `lang` wants (BCP 47): the shortest code there is, and the script."""
+        """Value of HTML's `lang` attribute (BCP 47): the two-letter code, or else the three-letter code, and the script."""
         return f"{self.iso1 or self.iso3}-{self.code[4:]}"
 
     @property
     def direction(self) -> str:
-        """Writing direction as HTML wants it: ltr or rtl."""
+        """Value of HTML's `dir` attribute, the writing direction: ltr or rtl."""
         return "rtl" if self.code[4:] in _RIGHT_TO_LEFT else "ltr"
 
 
@@ -89,14 +90,14 @@ LANGUAGES = {row.code: row for row in map(_row, _TABLE.strip().replace("\n", "|"
 
 
 def find(code: str) -> Language:
-    """The language of a code or English name. A well-formed code beyond the table (xxx_Scrp) is taken as it is.
+    """The language for a code or an English name. A well-formed code (xxx_Scrp) that is not in the table is accepted unchanged.
 
-    Raises ConfigError with near matches otherwise.
+    Raises ConfigError, with similar names, for anything else.
     """
     if code in LANGUAGES:
         return LANGUAGES[code]
     wanted = code.strip().lower()
-    for language in LANGUAGES.values():
+    for language in LANGUAGES.values():  # one ISO code can stand for several scripts; the first in the table wins
         if wanted in (language.iso1, language.iso3, language.name.lower(), language.code.lower()):
             return language
     if _CODE.fullmatch(code):
@@ -106,7 +107,10 @@ def find(code: str) -> Language:
 
 
 def label_of(language: Language, labels: Iterable[str]) -> str:
-    """The label a language-ID model uses for a language: fra_Latn, fra or fr. Raises ConfigError with near matches."""
+    """The label of `labels` that a language-ID model uses for `language`: fra_Latn, fra or fr, possibly with a prefix.
+
+    Raises ConfigError, with similar labels, when there is none.
+    """
     known = {label.removeprefix("__label__"): label for label in labels}
     candidates = [language.code, language.iso1, language.iso3]
     if language.iso1 is None:  # another script or variety of a language in the table, such as zho_Hant or srp_Latn

@@ -1,1 +1,1 @@
-"""Pure functions on tokenizers and tensors. Imports nothing from langext, so it is useful by itself."""
+"""Pure functions on tokenizers and tensors. This package imports nothing from langext, so it can be used without it."""

@@ -1,8 +1,8 @@
-"""Continue the merges of a byte-level BPE tokenizer on new text, so that every base id keeps its meaning.
+"""Continue the merges of a byte-level BPE tokenizer on new text. Every id of the base tokenizer must keep its meaning.
 
-New merges come after all base merges. BPE applies merges in order, so a text is first encoded as the base would and only then
-joined further; hence training on base-encoded words is exact, and a word without a new pair is encoded as before.
-BPE for text: Sennrich et al. 2016, https://arxiv.org/abs/1508.07909.
+New merges come after all merges of the base. BPE applies merges in order, so a text is first encoded as by the base, and then
+the new merges join these tokens further. Hence it is exact to learn the new merges from words that the base has encoded, and a
+word without a new pair is encoded as before. BPE for text: Sennrich et al. 2016, https://arxiv.org/abs/1508.07909.
 """
 
 import copy
@@ -20,21 +20,24 @@ from transformers import PreTrainedTokenizerBase
 
 @dataclass(frozen=True)
 class NewToken:
-    """One merge: two earlier tokens joined."""
+    """A new token and its merge: the two tokens `left` and `right` joined."""
 
     left: str
     right: str
     base_ids: tuple[int, ...]
-    """The base tokens that spelt it before."""
+    """The ids of the base tokens into which the base splits the text of this token."""
 
     @property
     def text(self) -> str:
-        """As the vocabulary spells it (byte-level characters)."""
+        """The text of the token, written in byte-level characters as in the vocabulary."""
         return self.left + self.right
 
 
 def word_counts(tokenizer: Tokenizer, texts: Iterable[str]) -> Counter[str]:
-    """How often each pre-token occurs, in the vocabulary's byte-level spelling. Raises ValueError without a pre-tokenizer."""
+    """Number of times that each pre-token (roughly a word) occurs in the texts, keyed by its byte-level characters.
+
+    Raises ValueError if the tokenizer has no pre-tokenizer.
+    """
     if tokenizer.pre_tokenizer is None:
         raise ValueError("the tokenizer has no pre-tokenizer, so it is not byte-level BPE")
     counts: Counter[str] = Counter()
@@ -46,10 +49,11 @@ def word_counts(tokenizer: Tokenizer, texts: Iterable[str]) -> Counter[str]:
 
 
 def continue_merges(tokenizer: Tokenizer, words: Counter[str], num_new: int, min_count: int) -> list[NewToken]:
-    """The next `num_new` merges by frequency; fewer when no pair occurs `min_count` times any more.
+    """The next `num_new` merges, most frequent pair first; fewer if no pair occurs at least `min_count` times any more.
 
-    Ties go to the pair that sorts first, so the result depends on the counts alone. A pair whose text is a base token already
-    is left out: joining it would let base merges act where they did not before. Raises ValueError unless it is byte-level BPE.
+    `words` are the counts of `word_counts`. Of pairs with equal counts, the one that sorts first wins, so the result depends on
+    the counts alone. A pair is skipped if its text is already a base token: joining it would let merges of the base apply where
+    they did not apply before. Raises ValueError if the tokenizer is not a byte-level BPE tokenizer.
     """
     state = json.loads(tokenizer.to_str())
     if state["model"]["type"] != "BPE" or '"ByteLevel"' not in json.dumps(state["pre_tokenizer"]):
@@ -60,7 +64,7 @@ def continue_merges(tokenizer: Tokenizer, words: Counter[str], num_new: int, min
     counts: list[int] = []
     for word, count in sorted(words.items()):
         tokens = tokenizer.model.tokenize(word)
-        if len(tokens) > 1:
+        if len(tokens) > 1:  # a word that is one token has no pair to join
             split.append([token.value for token in tokens])
             counts.append(count)
             ids_of.update((token.value, (token.id,)) for token in tokens)
@@ -70,27 +74,27 @@ def continue_merges(tokenizer: Tokenizer, words: Counter[str], num_new: int, min
         for pair in itertools.pairwise(tokens):
             pairs[pair] += counts[i]
             where[pair].add(i)
-    heap = [(-count, pair) for pair, count in pairs.items()]
+    heap = [(-count, pair) for pair, count in pairs.items()]  # heapq pops the smallest, so counts are negative
     heapq.heapify(heap)
-    found: list[NewToken] = []
-    while heap and len(found) < num_new:
+    new_tokens: list[NewToken] = []
+    while heap and len(new_tokens) < num_new:
         negative, pair = heapq.heappop(heap)
         if pairs[pair] != -negative:
-            continue  # an old count; the right one is in the heap too
+            continue  # this count is outdated; the pair is in the heap with its new count too
         if -negative < min_count:
             break
         joined = pair[0] + pair[1]
         if joined in base_vocab or joined in ids_of:
             continue
         ids_of[joined] = ids_of[pair[0]] + ids_of[pair[1]]
-        found.append(NewToken(*pair, ids_of[joined]))
+        new_tokens.append(NewToken(*pair, ids_of[joined]))
         for changed in _join(pair, joined, split, counts, pairs, where):
             heapq.heappush(heap, (-pairs[changed], changed))
-    return found
+    return new_tokens
 
 
 def _join(pair: Any, joined: str, split: Any, counts: Any, pairs: Any, where: Any) -> set[tuple[str, str]]:
-    """Apply one merge to every word that has it; returns the pairs whose counts changed."""
+    """Apply one merge to all words that contain the pair, in place; returns the remaining pairs whose counts changed."""
     changed: set[tuple[str, str]] = set()
     for i in sorted(where.pop(pair)):
         before = split[i]
@@ -101,6 +105,7 @@ def _join(pair: Any, joined: str, split: Any, counts: Any, pairs: Any, where: An
             else:
                 after.append(token)
         split[i] = after
+        # Counting the whole word again is simpler than finding the pairs that changed, and words are short.
         for tokens, sign in ((before, -1), (after, 1)):
             for neighbour in itertools.pairwise(tokens):
                 pairs[neighbour] += sign * counts[i]
@@ -111,13 +116,13 @@ def _join(pair: Any, joined: str, split: Any, counts: Any, pairs: Any, where: An
 
 
 def extended(base: PreTrainedTokenizerBase, found: list[NewToken]) -> PreTrainedTokenizerBase:
-    """A copy of a tokenizer with the new tokens right after its last id, in order, and their merges after all others."""
+    """A copy of a tokenizer with new tokens: their ids follow the last id of the base, their merges follow all its merges."""
     backend = getattr(base, "backend_tokenizer", None)
     assert backend is not None, "continue_merges has accepted the tokenizer, so it has a backend"
     state = json.loads(backend.to_str())
     first = len(base)
     merges = state["model"]["merges"]
-    as_text = bool(merges) and isinstance(merges[0], str)
+    as_text = bool(merges) and isinstance(merges[0], str)  # older files write a merge as one string, newer ones as a pair
     for i, token in enumerate(found):
         state["model"]["vocab"][token.text] = first + i
         merges.append(f"{token.left} {token.right}" if as_text else [token.left, token.right])

@@ -1,1 +1,1 @@
-"""Model families and what is computed with them: parts by name, stock forms, and the loss of the head."""
+"""Model families: the parts of a model by name, its stock form, and computations that training and exports share."""

@@ -1,4 +1,4 @@
-"""What differs between model families, and nothing else. Adding a family: one entry in `FAMILIES`."""
+"""The differences between model families, and nothing else. To add a family, add one entry to `FAMILIES`."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -11,24 +11,26 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Family:
-    """What transformers calls the parts of a decoder of one `model_type`. All of them keep their blocks in `model.layers`,
-    their feed-forward network in `mlp` and name their matrices as in `LINEARS`.
+    """The names that transformers gives to the parts of one family, and how the norms of the family work.
+
+    Every family keeps its blocks in `model.layers` and the feed-forward network of a block in `mlp`, and names the matrices of
+    a block as in `LINEARS`.
     """
 
     module: str
-    """transformers.models.<module>.modeling_<module> defines it."""
+    """The family is defined in transformers.models.<module>.modeling_<module>."""
     prefix: str
-    """<prefix>ForCausalLM and <prefix>MLP."""
+    """Beginning of the class names: <prefix>ForCausalLM and <prefix>MLP."""
     text: str = ""
-    """What config and decoder add to the prefix: Gemma3TextConfig, Gemma3TextModel."""
+    """Follows the prefix in the class names of the config and the decoder: Gemma3TextConfig, Gemma3TextModel."""
     norm_plus: float = 0.0
-    """A norm multiplies by this plus its weight."""
+    """A norm multiplies by (norm_plus + weight)."""
     sandwich: bool = False
-    """Is the output of attention and of the feed-forward network normed once more before it is added?"""
+    """True if the outputs of attention and of the feed-forward network pass through one more norm before they are added."""
 
     @property
     def classes(self) -> dict[str, str]:
-        """The classes that a model of its own derives from, by part."""
+        """Role -> class name, for the classes that the modelling code of an export derives from."""
         return {
             "Config": f"{self.prefix}{self.text}Config",
             "Model": f"{self.prefix}{self.text}Model",
@@ -48,47 +50,47 @@ FAMILIES: dict[str, Family] = {
 }
 
 LAYERS = "model.layers."
-"""What the names of all parameters in blocks begin with."""
+"""Beginning of the names of all parameters in blocks."""
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 FFN = ("gate_proj", "up_proj", "down_proj")
 LINEARS = ATTENTION + FFN
 
 
 def of(config: Any) -> Family:
-    """The family of a transformers config. Raises ConfigError naming the known ones."""
-    kind = config.model_type
-    if kind not in FAMILIES:
+    """The family of a transformers config. Raises ConfigError, which lists the known families, for an unknown one."""
+    name = config.model_type
+    if name not in FAMILIES:
         known = ", ".join(sorted(FAMILIES))
-        raise ConfigError(f"base model: architecture {kind!r} is not supported.{near(kind, FAMILIES)} Known: {known}.")
-    return FAMILIES[kind]
+        raise ConfigError(f"base model: architecture {name!r} is not supported.{near(name, FAMILIES)} Known: {known}.")
+    return FAMILIES[name]
 
 
 def blocks(model: Any) -> "nn.ModuleList":
-    """The decoder's blocks, first layer first."""
-    of(model.config)
+    """The decoder's blocks, first layer first. Raises ConfigError for an unknown family."""
+    of(model.config)  # an unknown family may keep its blocks in another place
     return model.model.layers
 
 
 def ffns(model: Any) -> list[Any]:
-    """The feed-forward network of every block, first layer first. Its input is already normed."""
+    """The feed-forward network of every block, first layer first. The input of these modules is already normed."""
     return [block.mlp for block in blocks(model)]
 
 
 def linears(block: Any, names: tuple[str, ...] = LINEARS) -> dict[str, "nn.Linear"]:
-    """The linear maps of a block by name."""
+    """Name -> linear map of a block, for the given names (all seven by default)."""
     return {name: getattr(block.self_attn if name in ATTENTION else block.mlp, name) for name in names}
 
 
 def softcap(config: Any) -> float | None:
-    """C in logits -> c tanh(logits / c), applied after the head; None where logits are taken as they are (all but Gemma 2)."""
+    """The number c, if the model replaces its logits by c tanh(logits / c); None if it does not (all families but Gemma 2)."""
     return getattr(config, "final_logit_softcapping", None)
 
 
 def silence(block: Any, config: Any) -> None:
-    """Make a block add exactly nothing, in place, leaving gradients that let it learn.
+    """Change a block in place so that it adds exactly zero to its input, but still gets gradients and can learn.
 
-    The output projections become zero. Where their output is normed before it is added, a zero would be blown up to full size
-    by the first update, so there the norms' scale (1 + weight) becomes zero instead.
+    The output projections become zero. In a family with `sandwich` norms, the first update of a zero projection would be scaled
+    up to full size by the norm behind it. There the scale of that norm, 1 + weight, becomes zero instead.
     """
     if of(config).sandwich:
         parameters = [block.post_attention_layernorm.weight, block.post_feedforward_layernorm.weight]

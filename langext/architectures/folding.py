@@ -1,15 +1,19 @@
-"""Extended models as stock architectures: what blocks beside the feed-forward network become, by gate.
+"""Rewrite ("fold") an extended model as a stock architecture that computes the same function.
 
-The mappings (FFN is the base's feed-forward network, A a block, z = w . x its gate's input, K blocks in a layer):
+The gate of the blocks beside the feed-forward network decides which architecture that is. Below, FFN is the base's feed-forward
+network, A is a block, z = w . x is the input of its gate, and K is the number of blocks in a layer:
 
-- no gate, and networks that grew: one wider feed-forward network, rows and columns side by side.
-- one sigmoid: GraniteMoeShared where the base fits. FFN is the shared MLP. Two routed experts, both always chosen: zeros with a
-  zero router row, and A with router row w. softmax([0, z]) gives A the weight sigmoid(z).
-- one sigmoid on Qwen2: Qwen2Moe. FFN is the only routed expert, whose weight, a softmax over one logit, is 1. A is the shared
-  expert, w its gate.
-- sigmoids: Glm4Moe. FFN is the shared expert, each A a routed one with router row w, all always chosen with weight sigmoid(z).
-- hard sigmoids: Glm4Moe. FFN is the shared expert. 2 K routed experts, the K best chosen: each A with router row w, and K times
-  zeros with a zero router row. sigmoid(0) = 1/2 is the threshold, so A is chosen exactly when z > 0, with weight sigmoid(z).
+- No gate, or a network that grew: one wider feed-forward network. Matrix rows and columns of all parts stand side by side.
+- One sigmoid, on a base that GraniteMoeShared can hold: GraniteMoeShared. FFN is the shared MLP. There are two routed experts,
+  both always chosen: one of zeros with a zero router row, and A with router row w. softmax([0, z]) gives A the weight
+  sigmoid(z).
+- One sigmoid, on Qwen2: Qwen2Moe. FFN is the only routed expert; its weight, a softmax over one logit, is 1. A is the shared
+  expert with the gate w.
+- Other sigmoids: Glm4Moe. FFN is the shared expert. Each A is a routed expert with router row w; all are always chosen, with
+  weight sigmoid(z).
+- Hard sigmoids: Glm4Moe. FFN is the shared expert. There are 2 K routed experts, of which the best K are chosen: each A with
+  router row w, and K experts of zeros with zero router rows. The experts of zeros score sigmoid(0) = 1/2, so an A is chosen
+  exactly when z > 0, with weight sigmoid(z).
 
 Shapes: D model width, H width of the widest block, F width of the feed-forward network, E experts.
 """
@@ -33,11 +37,11 @@ KEPT = (
     "initializer_range", "tie_word_embeddings",
 )  # fmt: skip
 MATRICES = (("gate_proj", 0), ("up_proj", 0), ("down_proj", 1))
-"""The matrices of a gated feed-forward network, and the dimension along which its hidden units lie."""
+"""The matrices of a gated feed-forward network, each with the dimension that counts the hidden units."""
 
 
 class Weight(Enum):
-    """What a block's output is multiplied by, as a function of z."""
+    """The factor that a block's output is multiplied by, as a function of z."""
 
     ONE = "1"
     SIGMOID = "sigmoid(z)"
@@ -45,7 +49,10 @@ class Weight(Enum):
 
 
 def architecture(weights: Sequence[Weight], config: Any) -> str:
-    """The stock architecture for blocks of these weights, in words. `config` is the base's, None while it is not here."""
+    """The stock architecture for blocks with these weights, in words.
+
+    `config` is the base's; None while the base is not known, which gives the most likely name.
+    """
     if set(weights) == {Weight.ONE}:
         return "the base's own, with a wider feed-forward network"
     if list(weights) == [Weight.SIGMOID]:
@@ -57,13 +64,16 @@ def architecture(weights: Sequence[Weight], config: Any) -> str:
 
 
 def folded_class(weights: Sequence[Weight], config: Any) -> str:
-    """The class of the stock model that blocks of these weights fold to; of a method without blocks, given []."""
+    """The class name of the stock model for blocks with these weights; [] stands for a method without blocks."""
     base = f"{families.of(config).prefix}ForCausalLM"
     return base if set(weights) <= {Weight.ONE} else f"{architecture(weights, config)}ForCausalLM"
 
 
 def obstacle(weights: Sequence[Weight], config: Any) -> str:
-    """Why no stock architecture computes blocks of this one weight on this base; empty when one does."""
+    """The reason why no stock architecture can compute such blocks on this base; "" if one can.
+
+    All entries of `weights` must be equal.
+    """
     if set(weights) == {Weight.ONE} or config is None:
         return ""
     if families.of(config).prefix.startswith("Gemma"):
@@ -78,7 +88,7 @@ def obstacle(weights: Sequence[Weight], config: Any) -> str:
 
 
 def _fits_granite(config: Any) -> bool:
-    """Neither biases nor norms in the attention, and heads that share out the width."""
+    """True if GraniteMoeShared can hold the base: no biases or norms in the attention, and width = heads * width of a head."""
     if config is None:
         return True
     plain = families.of(config).prefix in ("Llama", "Mistral")
@@ -90,7 +100,11 @@ def _head_dim(config: Any) -> int:
 
 
 def fold(net: Any, stacks: Sequence[Mapping[int, Any]], weights: Sequence[Weight]) -> Stock:
-    """The stock form of `net`, given its blocks by layer for every extension, and the weight of each extension's blocks."""
+    """The stock form of `net`. `net` itself stays as it is.
+
+    `stacks` has one mapping for each extension: layer -> block. `weights` has the weight of the blocks of each extension.
+    The caller has checked that there is no `obstacle`.
+    """
     assert not obstacle(weights, net.config), "checked before"
     if set(weights) == {Weight.ONE}:
         return wider(net, stacks)
@@ -99,30 +113,32 @@ def fold(net: Any, stacks: Sequence[Mapping[int, Any]], weights: Sequence[Weight
 
 
 def wider(net: Any, stacks: Sequence[Mapping[int, Any]], kept: Mapping[int, float] | None = None) -> Stock:
-    """Networks beside the base's, by layer for each extension; other layers get zeros, for all must be equally wide.
+    """The stock form of a net with ungated networks beside the feed-forward networks: the base's own, but wider.
 
-    `kept` is what the base's own output is multiplied by, for layers where that is not 1.
+    `stacks` has one mapping for each extension: layer -> network. Layers without a network get zeros, because a stock model has
+    one width for all layers. `kept` maps a layer to the factor of the base's own output; it is 1 for the other layers.
     """
     config, added = copy.deepcopy(net.config), [_width([stack]) for stack in stacks]
     config.intermediate_size += sum(added)
     layer_of = {block: i for i, block in enumerate(families.blocks(net))}
 
-    def change(block: Any) -> Tensors:
+    def widened(block: Any) -> Tensors:
         ffn, layer = block.mlp, layer_of[block]
         tensors = _without_ffn(block)
         for name, dim in MATRICES:
             own: Any = getattr(ffn, name)
+            # Only the output matrix (dim 1) is scaled by `kept`: the activation is not linear in the input matrices.
             weights = [own.weight.detach() * (kept or {}).get(layer, 1.0) if dim else own.weight.detach()]
             for stack, width in zip(stacks, added, strict=True):
                 new = getattr(stack[layer], name).weight.detach() if layer in stack else weights[0].narrow(dim, 0, 0)
                 weights.append(_pad(new, dim, width))
             tensors[f"mlp.{name}.weight"] = torch.cat(weights, dim)
-            if own.bias is not None:
+            if own.bias is not None:  # the added networks have no biases, so their part of it is zero
                 bias = own.bias.detach()
                 tensors[f"mlp.{name}.bias"] = bias if dim else _pad(bias, 0, config.intermediate_size)
         return tensors
 
-    return stock.of(net, change, config)
+    return stock.of(net, widened, config)
 
 
 def _without_ffn(block: Any) -> Tensors:
@@ -136,21 +152,26 @@ def _common(net: Any) -> dict[str, Any]:
 
 
 def _moe(net: Any, stacks: Sequence[Mapping[int, Any]], config: Any, ffn: Callable[[Any, list[Any]], Tensors]) -> Stock:
-    """A mixture of experts. `ffn` makes its tensors in a layer from the base's network and the blocks, None where one lacks."""
+    """The stock form as a mixture of experts.
+
+    `ffn` gets a layer's feed-forward network and one block for each extension (None if the layer has no block of it), and
+    returns the tensors that replace them.
+    """
     layer_of = {block: i for i, block in enumerate(families.blocks(net))}
 
-    def change(block: Any) -> Tensors:
+    def with_experts(block: Any) -> Tensors:
         return _without_ffn(block) | ffn(block.mlp, [stack.get(layer_of[block]) for stack in stacks])
 
-    made = stock.of(net, change, config)
+    folded = stock.of(net, with_experts, config)
     if config.tie_word_embeddings:
-        return made
+        return folded
 
     def ends() -> Tensors:
-        tensors = made.ends()
+        tensors = folded.ends()
+        # A tied base has no head of its own, but this architecture needs one. The head of an untied base takes precedence.
         return {"lm_head.weight": tensors["model.embed_tokens.weight"].clone()} | tensors
 
-    return replace(made, ends=ends)
+    return replace(folded, ends=ends)
 
 
 def _granite(net: Any, stacks: Sequence[Mapping[int, Any]], hard: bool) -> Stock:
@@ -159,6 +180,7 @@ def _granite(net: Any, stacks: Sequence[Mapping[int, Any]], hard: bool) -> Stock
 
     def change(ffn: Any, blocks: list[Any]) -> Tensors:
         gate_up, down, rows = _experts(ffn, blocks, hidden, empty=1)
+        # flip: the expert of zeros comes first, in the order of softmax([0, z]).
         return {
             "shared_mlp.input_linear.weight": torch.cat([ffn.gate_proj.weight, ffn.up_proj.weight]).detach(),
             "shared_mlp.output_linear.weight": ffn.down_proj.weight.detach(),
@@ -167,6 +189,7 @@ def _granite(net: Any, stacks: Sequence[Mapping[int, Any]], hard: bool) -> Stock
             "block_sparse_moe.router.weight": rows.flip(0),
         }
 
+    # Granite scales embeddings, attention, residuals and logits; these multipliers turn that into what a Llama model computes.
     config = GraniteMoeSharedConfig(
         **_common(net), intermediate_size=hidden, shared_intermediate_size=net.config.intermediate_size, num_local_experts=2,
         num_experts_per_tok=2, attention_multiplier=_head_dim(net.config) ** -0.5, embedding_multiplier=1.0,
@@ -187,7 +210,8 @@ def _qwen(net: Any, stacks: Sequence[Mapping[int, Any]], hard: bool) -> Stock:
             "mlp.experts.gate_up_proj": torch.cat([ffn.gate_proj.weight, ffn.up_proj.weight]).detach()[None],
             "mlp.experts.down_proj": ffn.down_proj.weight.detach()[None],
             "mlp.gate.weight": torch.zeros_like(ffn.gate_proj.weight[:1]).detach(),
-            # llama.cpp takes sigmoid(z) as silu(z) / z, no number at z = 0: an absent block gets a gate that is not zero.
+            # llama.cpp computes sigmoid(z) as silu(z) / z, which is NaN at z = 0. A zero row would give z = 0 for an absent
+            # block; ones do not, and the block adds zeros whatever its gate is.
             "mlp.shared_expert_gate.weight": torch.ones_like(rows) if blocks[0] is None else rows,
         }
 
@@ -195,15 +219,16 @@ def _qwen(net: Any, stacks: Sequence[Mapping[int, Any]], hard: bool) -> Stock:
         intermediate_size=net.config.intermediate_size, moe_intermediate_size=net.config.intermediate_size,
         shared_expert_intermediate_size=hidden, num_experts=1, num_experts_per_tok=1, norm_topk_prob=False, qkv_bias=True,
         decoder_sparse_step=1, mlp_only_layers=[], use_sliding_window=False, output_router_logits=False,
-        tie_word_embeddings=False,  # llama.cpp's qwen2moe reads an untied head only
+        tie_word_embeddings=False,  # llama.cpp's qwen2moe can read an untied head only
     )  # fmt: skip
     return _moe(net, stacks, Qwen2MoeConfig(**(_common(net) | own)), change)
 
 
 def _glm(net: Any, stacks: Sequence[Mapping[int, Any]], hard: bool) -> Stock:
     hidden, chosen = _width(stacks), len(stacks)
-    empty = chosen if hard else int(chosen == 1)  # the router wants two experts at least
+    empty = chosen if hard else int(chosen == 1)  # the router needs at least two experts
     experts = chosen + empty
+    # All experts of Glm4Moe have the width `hidden`, so the base's network is padded to a whole number of shared experts.
     num_shared = -(-net.config.intermediate_size // hidden)
 
     def change(ffn: Any, blocks: list[Any]) -> Tensors:
@@ -215,18 +240,18 @@ def _glm(net: Any, stacks: Sequence[Mapping[int, Any]], hard: bool) -> Stock:
             "mlp.experts.gate_up_proj": gate_up,
             "mlp.experts.down_proj": down,
             "mlp.gate.weight": rows,
-            "mlp.gate.e_score_correction_bias": torch.zeros(experts),
+            "mlp.gate.e_score_correction_bias": torch.zeros(experts),  # other values would change which experts are chosen
         }
 
     kept = _common(net)
-    kept["rope_parameters"]["partial_rotary_factor"] = 1.0
+    kept["rope_parameters"]["partial_rotary_factor"] = 1.0  # GLM rotates half of each head by default, the bases all of it
     family = families.of(net.config).prefix
     own: dict[str, Any] = dict(
         head_dim=_head_dim(net.config), intermediate_size=num_shared * hidden, moe_intermediate_size=hidden,
         n_shared_experts=num_shared, n_routed_experts=experts, num_experts_per_tok=chosen if hard else experts, n_group=1,
         topk_group=1, first_k_dense_replace=0, norm_topk_prob=False, routed_scaling_factor=1.0,
         attention_bias=family == "Qwen2", use_qk_norm=family == "Qwen3", num_nextn_predict_layers=0,
-        tie_word_embeddings=False,  # vLLM's glm4_moe reads an untied head only
+        tie_word_embeddings=False,  # vLLM's glm4_moe can read an untied head only
     )  # fmt: skip
     return _moe(net, stacks, Glm4MoeConfig(**(kept | own)), change)
 
@@ -236,9 +261,9 @@ def _width(stacks: Sequence[Mapping[int, Any]]) -> int:
 
 
 def _experts(ffn: Any, blocks: Sequence[Any], hidden: int, empty: int) -> tuple[Tensor, Tensor, Tensor]:
-    """(E, 2H, D) gate and up rows, (E, D, H) down columns and (E, D) router rows: the blocks, then `empty` experts of zeros.
+    """Expert matrices (E, 2H, D) for gate and up and (E, D, H) for down, and router rows (E, D).
 
-    A layer without a block of some extension gets zeros for it too.
+    First come the blocks, then `empty` experts of zeros. A block that is None becomes an expert of zeros too.
     """
     like = ffn.gate_proj.weight.detach()
     width = like.shape[1]
@@ -254,7 +279,7 @@ def _experts(ffn: Any, blocks: Sequence[Any], hidden: int, empty: int) -> tuple[
 
 
 def _pad(weight: Tensor, dim: int, size: int) -> Tensor:
-    """Zeros behind `weight` along `dim`, up to `size`."""
+    """`weight` with zeros appended along dimension `dim`, so that this dimension has length `size`."""
     shape = list(weight.shape)
     shape[dim] = size - shape[dim]
     return torch.cat([weight, weight.new_zeros(shape)], dim)

@@ -1,6 +1,6 @@
 """Computing in float32 with a model whose weights are stored in lower precision.
 
-The file imports nothing of langext: a copy of it runs in the process that reloads an export (exports/reload.py).
+This file must not import anything from langext: a copy of it runs in the process that reloads an export (exports/reload.py).
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -15,27 +15,27 @@ WEIGHTS = torch.bfloat16
 
 
 def ends(net: Any) -> list[nn.Module]:
-    """What runs before and after the blocks of a decoder."""
+    """The modules outside the decoder's blocks that have weights: embeddings, last norm and head."""
     return [net.get_input_embeddings(), net.model.norm, net.get_output_embeddings()]
 
 
 def parts(net: Any) -> list[nn.Module]:
-    """All that has weights."""
+    """All modules that have weights: those of `ends`, then the blocks, first layer first."""
     return [*ends(net), *net.model.layers]
 
 
 Rounding = Callable[[nn.Parameter], bool]
-"""Which weights are rounded to `WEIGHTS` before they are widened."""
+"""Returns True for the weights that are rounded to `WEIGHTS` before they are widened to float32."""
 
 
 def none(parameter: nn.Parameter) -> bool:
-    """No weight."""
+    """False for every weight: nothing is rounded."""
     return False
 
 
 @contextmanager
 def widened(module: nn.Module, rounding: Rounding = none) -> Iterator[None]:
-    """Within it the weights of a module are in float32."""
+    """In this context the weights of a module are in float32; when it ends, the stored weights are back."""
     stored = [(p, p.data) for p in module.parameters()]
     _widen(module, rounding)
     try:
@@ -46,7 +46,11 @@ def widened(module: nn.Module, rounding: Rounding = none) -> Iterator[None]:
 
 
 def in_float32(modules: Iterable[nn.Module], whole: bool, rounding: Rounding = none) -> None:
-    """Let modules compute in float32: all from now on, if their weights fit into memory `whole`, or each while it runs."""
+    """Make modules compute in float32, in place.
+
+    With `whole`, all weights are widened now and stay so, which needs memory for all of them. Otherwise the weights of a module
+    are widened only while that module runs.
+    """
     for module in modules:
         if whole:
             _widen(module, rounding)
@@ -57,7 +61,7 @@ def in_float32(modules: Iterable[nn.Module], whole: bool, rounding: Rounding = n
 def _widen(module: nn.Module, rounding: Rounding) -> None:
     for parameter in module.parameters():
         parameter.data = (parameter.data.to(WEIGHTS) if rounding(parameter) else parameter.data).float()
-    if hasattr(module, "scalar_embed_scale"):  # Gemma's factor was made in the precision of the weights
+    if hasattr(module, "scalar_embed_scale"):  # Gemma's embedding factor was rounded to the precision of the stored weights
         module.embed_scale = torch.tensor(module.scalar_embed_scale, dtype=torch.float32)
 
 
@@ -72,4 +76,4 @@ def _widen_while_running(module: nn.Module, rounding: Rounding) -> None:
         running.pop().__exit__(None, None, None)
 
     module.register_forward_pre_hook(start)
-    module.register_forward_hook(stop, always_call=True)
+    module.register_forward_hook(stop, always_call=True)  # also after an error, or the float32 weights would stay in memory

@@ -1,8 +1,8 @@
-"""Element-wise parts of a block that keep their inputs alone for the backward pass, and work the rest out again there.
+"""Norms, gated activations and gate scores that save memory: the backward pass keeps only their inputs and recomputes the rest.
 
-Autograd keeps every intermediate of a norm or an activation, several of them in float32, and goes over each one again. Here the
-forward pass is the module's own, to the last bit; the backward pass is one formula. Shapes: (..., D) states, (..., F) hidden
-units.
+By default autograd keeps every intermediate tensor of a norm or an activation, several of them in float32, and reads each one
+again in the backward pass. Here the backward pass is one formula. The forward pass must equal the module's own bit by bit.
+Shapes: (..., D) states, (..., F) hidden units.
 """
 
 from collections.abc import Callable
@@ -15,20 +15,23 @@ from langext.architectures import families
 
 
 class _Norm(torch.autograd.Function):
-    """y = s * x r, r = 1 / sqrt(mean x^2 + eps)  ->  dx = r (s dy - n mean(s dy n)), ds = sum dy n, with n = x r."""
+    """RMS norm. Forward: y = s n with n = x r, r = 1 / sqrt(mean x^2 + eps), s = weight + plus.
+
+    Backward: dx = r (s dy - n mean(s dy n)), ds = sum dy n.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, own: Callable[[Tensor], Tensor], plus: float, eps: float) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.plus, ctx.eps = plus, eps
-        return own(x)
+        return own(x)  # the module's own code, because the families round at different places
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor, Tensor | None, None, None, None]:
         x, weight = ctx.saved_tensors
         h = x.float()
         r = torch.rsqrt(h.pow(2).mean(-1, keepdim=True) + ctx.eps)
-        n = h.mul_(r) if h is not x else h * r
+        n = h.mul_(r) if h is not x else h * r  # float() returns x itself if x is in float32, and x must not change
         dweight = None
         if ctx.needs_input_grad[1]:
             dweight = (grads[0].float() * n).flatten(0, -2).sum(0).to(weight.dtype)
@@ -38,7 +41,7 @@ class _Norm(torch.autograd.Function):
 
 
 class _Gated(torch.autograd.Function):
-    """act(g) * u"""
+    """Forward: y = act(g) u. Backward: dg = act'(g) u dy, du = act(g) dy."""
 
     @staticmethod
     def forward(ctx: Any, g: Tensor, u: Tensor, act: Callable[[Tensor], Tensor]) -> Tensor:
@@ -49,7 +52,7 @@ class _Gated(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor, Tensor, None]:
         g, u = ctx.saved_tensors
-        with torch.enable_grad():
+        with torch.enable_grad():  # autograd gives act'(g) for any activation, so no formula for each one is needed
             again = g.detach().requires_grad_()
             a = ctx.act(again)
         (dg,) = torch.autograd.grad(a, again, grads[0] * u)
@@ -57,7 +60,7 @@ class _Gated(torch.autograd.Function):
 
 
 class _Score(torch.autograd.Function):
-    """x w in float32 from and to lower precision, keeping x as it is."""
+    """Product of x and the rows of a weight, in float32. Only x in its own precision is kept, no copy of it in float32."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
@@ -75,17 +78,17 @@ class _Score(torch.autograd.Function):
 
 
 def gated(g: Tensor, u: Tensor, act: Callable[[Tensor], Tensor]) -> Tensor:
-    """(..., F) act(g) * u."""
+    """act(g) * u, (..., F) like both inputs. Keeps nothing but g and u for the backward pass."""
     return _Gated.apply(g, u, act) if torch.is_grad_enabled() else act(g) * u  # type: ignore[return-value]
 
 
 def score(x: Tensor, weight: Tensor) -> Tensor:
-    """(..., D) states and (N, D) rows -> (..., N) products in float32."""
+    """(..., N) products of (..., D) states and (N, D) rows, computed in float32 and returned in float32."""
     return _Score.apply(x, weight)  # type: ignore[return-value]
 
 
 def install(net: Any) -> None:
-    """Let the norms and feed-forward networks of a model compute this way from now on."""
+    """Replace, in place, the forward functions of a model's RMS norms and feed-forward networks by the ones of this file."""
     for module in net.modules():
         if type(module).__name__.endswith("RMSNorm"):
             module.forward = _norm(module, families.of(net.config).norm_plus)
@@ -94,7 +97,7 @@ def install(net: Any) -> None:
 
 
 def _norm(module: Any, plus: float) -> Callable[[Tensor], Tensor]:
-    own, eps = module.forward, getattr(module, "variance_epsilon", None) or module.eps
+    own, eps = module.forward, getattr(module, "variance_epsilon", None) or module.eps  # families use either name
 
     def forward(x: Tensor) -> Any:
         return _Norm.apply(x, module.weight, own, plus, eps) if torch.is_grad_enabled() else own(x)

@@ -1,7 +1,7 @@
-"""A stock architecture whose weights are made when they are asked for, one part at a time.
+"""A model of a stock architecture whose weights are made on demand, one part at a time.
 
-The parts are the ends (embeddings, last norm, head) and each block of the decoder, so that a model that does not fit into
-memory can be run, compared and written.
+The parts are the ends (embeddings, last norm, head) and every block of the decoder. The parts are never all in memory unless
+the caller asks for it, so a model that does not fit into memory can still be run, compared and written.
 """
 
 import copy
@@ -23,29 +23,30 @@ Tensors = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Stock:
-    """A model to be written."""
+    """A model of a stock architecture, as functions that make its tensors."""
 
     config: Any
-    """Of transformers."""
+    """The transformers config of the model."""
     blocks: Sequence[Callable[[], Tensors]]
-    """Each makes the tensors of a block, in float32, under their names within it."""
+    """One function for each block, first layer first. It makes the block's tensors in float32, named as within the block."""
     ends: Callable[[], Tensors]
-    """Makes everything else. A head that is tied to the embeddings is not there."""
+    """Makes all tensors outside the blocks, under full names. A head that is tied to the embeddings is left out."""
 
     def parts(self) -> Iterator[Tensors]:
-        """All tensors under their whole names, part after part."""
+        """All tensors under their full names, part by part: the ends, then the blocks."""
         yield self.ends()
         yield from self.layers()
 
     def layers(self) -> Iterator[Tensors]:
-        """Those of the blocks."""
+        """The tensors of the blocks under their full names, block by block."""
         for i, block in enumerate(self.blocks):
             yield {f"{families.LAYERS}{i}.{name}": tensor for name, tensor in block().items()}
 
     def shell(self) -> Any:
-        """The model, its weights on the meta device. Its buffers are as transformers makes them."""
+        """The model in evaluation mode, with weights on the meta device (no memory) and real buffers on the CPU."""
         with torch.device("meta"):
             net = AutoModelForCausalLM.from_config(self.config, dtype=torch.float32)
+        # Buffers (such as rotary frequencies) are in no checkpoint: transformers' own initialisation has to compute them.
         for module in net.modules():
             for name, buffer in module.named_buffers(recurse=False):
                 setattr(module, name, torch.empty_like(buffer, device="cpu"))
@@ -54,14 +55,15 @@ class Stock:
         return net.requires_grad_(False).eval()
 
     def model(self, *, whole: bool, rounded: bool) -> Any:
-        """The model, computing in float32. `whole` holds all of it; otherwise a block is made whenever it runs.
+        """A model that computes in float32 and does not learn.
 
-        `rounded`: with the weights that are written, instead of those they are rounded from.
+        With `whole`, all weights stay in memory; otherwise a block's weights are made each time the block runs. With `rounded`,
+        the weights are those that an export writes (rounded to `WEIGHTS`); otherwise those before the rounding.
         """
         net = self.shell()
         ends = {name: tensor.to(WEIGHTS) if rounded else tensor for name, tensor in self.ends().items()}
-        net.load_state_dict(ends, assign=True, strict=False)
-        net.tie_weights()
+        net.load_state_dict(ends, assign=True, strict=False)  # not strict: the blocks are filled below
+        net.tie_weights()  # assign has replaced the embedding parameter, so a tied head must be pointed to the new one
         for block, make in zip(net.model.layers, self.blocks, strict=True):
             if whole:
                 _fill(block, make(), rounded)
@@ -72,16 +74,17 @@ class Stock:
 
 
 def of(net: Any, change: Callable[[Any], Tensors] | None = None, config: Any = None) -> Stock:
-    """The stock form of an extended model, given what to `change` in a block: block -> its tensors; as they are if None.
+    """The stock form of an extended model. `net` itself stays as it is; its weights may be in any precision.
 
-    `net` itself stays as it is, and its weights may be in any precision.
+    `change` gets a block and returns the tensors of the stock block; None returns the block's own tensors. `config` is that of
+    the stock model; None takes a copy of the net's.
     """
     blocks = [part(block, change) for block in families.blocks(net)]
     return Stock(config or copy.deepcopy(net.config), blocks, lambda: ends(net))
 
 
 def part(module: Any, change: Callable[[Any], Tensors] | None = None) -> Callable[[], Tensors]:
-    """What makes the tensors of one block."""
+    """A function that makes the tensors of one block in float32. `change` is as in `of`."""
 
     def make() -> Tensors:
         with precision.widened(module):
@@ -91,18 +94,18 @@ def part(module: Any, change: Callable[[Any], Tensors] | None = None) -> Callabl
 
 
 def plain(module: Any) -> Tensors:
-    """The tensors of a module by name."""
+    """Name -> tensor of a module, as the module holds them."""
     return dict(module.state_dict())
 
 
 def ends(net: Any) -> Tensors:
-    """What is in no block, with the new rows of an extended vocabulary in their place."""
-    found = {
+    """The tensors outside the blocks; the rows of an extended vocabulary are part of the embedding and head matrices."""
+    tensors = {
         n: t for n, t in net.state_dict().items() if not n.startswith(families.LAYERS) and not n.endswith(vocabulary.NEW_ROWS)
     }
-    found["model.embed_tokens.weight"], head = vocabulary.matrices(net)
-    found.pop("lm_head.weight", None)
-    return found if head is None else found | {"lm_head.weight": head}
+    tensors["model.embed_tokens.weight"], head = vocabulary.matrices(net)
+    tensors.pop("lm_head.weight", None)  # a state dict has it also when it is tied
+    return tensors if head is None else tensors | {"lm_head.weight": head}
 
 
 def _fill(block: nn.Module, tensors: Tensors, rounded: bool) -> None:
@@ -111,7 +114,7 @@ def _fill(block: nn.Module, tensors: Tensors, rounded: bool) -> None:
 
 
 def _fill_while_running(block: nn.Module, make: Callable[[], Tensors], rounded: bool) -> None:
-    empty = plain(block)
+    empty = plain(block)  # tensors on the meta device; putting them back frees the memory
 
     def fill(*_: Any) -> None:
         _fill(block, make(), rounded)

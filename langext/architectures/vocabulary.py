@@ -1,7 +1,8 @@
-"""New vocabulary rows as a small table of their own, so that they can learn while every base row stays frozen.
+"""The rows of new tokens are a small parameter of their own, so that they can learn while all base rows stay frozen.
 
-The base matrices keep their names and values; `new_weight` holds the new rows. Works for tied and untied heads and for
-matrices that the base padded beyond its tokenizer: new ids begin right after the tokenizer's last one and hide the padding.
+The base matrices keep their names and values; the parameter `new_weight` holds the new rows. Heads may be tied or untied. A
+base may have more rows than its tokenizer has tokens: new ids begin right after the tokenizer's last id, and these padding rows
+are no longer used.
 """
 
 from collections.abc import Mapping
@@ -17,16 +18,20 @@ NEW_ROWS = "new_weight"
 
 
 class ExtendedEmbedding(nn.Module):
-    """An embedding whose ids from `first_new` on live in `new_weight` (num_new, D). Scales as the base's does (Gemma)."""
+    """An embedding that reads ids from `first_new` on in `new_weight` (num_new, D), and smaller ids in the base's rows.
+
+    Its output is scaled if the base's embedding scales its own (Gemma).
+    """
 
     def __init__(self, base: Any, first_new: int, new: nn.Parameter):
         super().__init__()
         self.weight, self.first_new = base.weight, first_new
         self.new_weight = new
-        self.stock = (base,)  # in a tuple, so that its weight is not registered twice
+        self.stock = (base,)  # in a tuple, because a module would be registered, and its weight counted twice
 
     def forward(self, ids: Tensor) -> Tensor:
-        """(B, T) ids -> (B, T, D)."""
+        """(B, T) ids -> (B, T, D) embeddings."""
+        # Both tables are read for every id, with clamped indices: selecting the new ids would need a wait for the device.
         is_new = ids >= self.first_new
         old = F.embedding(ids.clamp(max=self.first_new - 1), self.weight)
         new = F.embedding((ids - self.first_new).clamp(min=0), self.new_weight)
@@ -36,13 +41,13 @@ class ExtendedEmbedding(nn.Module):
 
 
 class ExtendedHead(nn.Module):
-    """A language-model head with `new_weight` (num_new, D) below the base rows that are in use."""
+    """A language-model head whose matrix is the first `first_new` base rows, followed by `new_weight` (num_new, D)."""
 
     def __init__(self, base: nn.Linear, first_new: int, new: nn.Parameter):
         super().__init__()
         self.weight, self.first_new = base.weight, first_new
         self.new_weight = new
-        self.bias = None
+        self.bias = None  # for code that expects the attributes of nn.Linear
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., D) -> (..., first_new + num_new) logits."""
@@ -50,14 +55,17 @@ class ExtendedHead(nn.Module):
 
 
 def head_weight(head: Any) -> Tensor:
-    """The (V, D) matrix of a head, new rows included."""
+    """The (V, D) matrix of a head, including new rows."""
     if isinstance(head, ExtendedHead):
         return torch.cat([head.weight[: head.first_new], head.new_weight])
     return head.weight
 
 
 def extend(model: Any, first_new: int, num_new: int) -> None:
-    """Give a model room for `num_new` more tokens, in place; the new rows are zero until they are filled."""
+    """Add rows for `num_new` tokens to embeddings and head, in place. They are zero until `fill` or a delta sets them.
+
+    `first_new` is the id of the first new token. A head with a bias is not supported.
+    """
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     assert head.bias is None, "heads with a bias are not supported"
     tied = head.weight is embedding.weight
@@ -69,20 +77,23 @@ def extend(model: Any, first_new: int, num_new: int) -> None:
 
 
 def fill(model: Any, spelt: Mapping[int, list[int]]) -> None:
-    """Set each new row to the mean of the rows of the base tokens that spelt the same text (new id -> base ids), in place."""
+    """Set each new row, in place, to the mean of the rows of the base tokens that make up the same text.
+
+    `spelt` maps each new id to these base ids.
+    """
     pieces = [spelt[i] for i in sorted(spelt)]
     for module in {model.get_input_embeddings(), model.get_output_embeddings()}:
         module.new_weight.data.copy_(subtoken_mean(module.weight.data, pieces))
 
 
 def head_parameters(model: Any) -> list[Any]:
-    """What `head_weight` reads."""
+    """The parameters that `head_weight` reads."""
     head = model.get_output_embeddings()
     return [head.weight, head.new_weight] if isinstance(head, ExtendedHead) else [head.weight]
 
 
 def matrices(model: Any) -> tuple[Tensor, Tensor | None]:
-    """(V, D) embeddings and (V, D) head, new rows included; None for a head that is tied to the embeddings."""
+    """(V, D) embeddings and (V, D) head, including new rows, without gradients. The head is None if it is tied."""
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     tied = head.weight is embedding.weight
 

@@ -228,6 +228,20 @@ def tasks(language: Annotated[str, typer.Argument(help="fra_Latn, fr or French."
 
 
 @app.command()
+def formats(folder: Annotated[Path, typer.Argument(help="Folder of your own lm-eval tasks.")]) -> None:
+    """Copy the formats of benchmarks into a folder, so that tasks there can say `include: _multiple_choice.yaml`."""
+    with _clean_errors():
+        import shutil
+
+        from langext import ready
+
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in ready.names("lm_eval", ".yaml"):
+            shutil.copy(ready.find("lm_eval", name, ".yaml"), folder)
+            typer.echo(folder / f"{name}.yaml")
+
+
+@app.command()
 def fetch(what: Annotated[str, typer.Argument(help="quickstart, or the name of one asset.")]) -> None:
     """Bring small models and texts to this machine, verified; afterwards no network is needed."""
     with _clean_errors():

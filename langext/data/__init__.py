@@ -1,1 +1,1 @@
-"""Text: read, told apart by language, split, turned into tokens, mixed; and the assets that carry it to a machine."""
+"""Text for training: read it, filter it by language, split it, tokenise it, mix it; and download small assets."""

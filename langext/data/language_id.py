@@ -1,6 +1,6 @@
-"""Language identification with fastText, in batches, and the held-out split.
+"""Filter text by language with fastText, and split off held-out documents.
 
-The label to look for is resolved when the run is planned: an unknown code is an error, never a filter that drops everything.
+Rule: the label to keep is looked up when the run is planned. An unknown code is an error, not a filter that drops everything.
 """
 
 import functools
@@ -36,25 +36,26 @@ def _load(path: Path) -> Any:
 
 @dataclass(frozen=True)
 class LanguageId:
-    """A fastText model for language identification. Loads on first use, once in every process."""
+    """A fastText model for language identification. It is loaded on first use, once per process."""
 
     path: Path
 
     @property
     def model(self) -> Any:
-        """The loaded model. Raises ConfigError when the file is none."""
+        """The loaded model. Raises ConfigError when the file is not a fastText model."""
         return _load(self.path)
 
     def labels(self) -> list[str]:
-        """All labels, as the model spells them."""
+        """All labels that the model can return, in its own spelling."""
         return list(self.model.get_labels())
 
     def predict(self, texts: list[str]) -> list[tuple[str, float]]:
         """The most likely label of each text and its probability (0 to 1).
 
-        Always a list call: the single-text call fails with NumPy 2. Line breaks would end a text for fastText, and text in
-        capitals is recognised badly (measured with lid.176: 44 % right), so both are normalised.
+        Texts are normalised first: fastText stops reading at a line break, and it recognises text in capital letters badly
+        (44 % right, measured with lid.176).
         """
+        # Always pass a list: fastText's call for a single text fails with NumPy 2.
         labels, scores = self.model.predict([_plain(text) for text in texts], k=1)
         return [(ls[0], min(1.0, float(ss[0]))) if ls else ("", 0.0) for ls, ss in zip(labels, scores, strict=True)]
 
@@ -66,26 +67,26 @@ def _plain(text: str) -> str:
 
 
 class SplitParagraphs(PipelineStep):
-    """Documents -> their paragraphs, each a document of its own for the filter."""
+    """Turns each paragraph into a document of its own, so that the filter judges paragraphs."""
 
     name = "split into paragraphs"
 
     def run(self, data: Any, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
-        """Paragraphs are apart by a blank line."""
-        for count, document in enumerate(data):
-            parts = [p for p in document.text.split("\n\n") if p.strip()] or [""]
+        """Yield the paragraphs of each document. A blank line separates paragraphs."""
+        for count, document in enumerate(data):  # the count tells apart two neighbours with the same id
+            parts = [p for p in document.text.split("\n\n") if p.strip()] or [""]  # the filter counts empty documents
             self.stat_update("documents_read")
             for number, part in enumerate(parts):
                 yield Document(text=part, id=f"{document.id}#{number}", metadata={PARENT: (count, document.id)})
 
 
 class JoinParagraphs(PipelineStep):
-    """The paragraphs that the filter kept -> documents again."""
+    """Joins the paragraphs that the filter kept into documents again."""
 
     name = "join paragraphs"
 
     def run(self, data: Any, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
-        """Paragraphs of one document follow one another, so only one document is held."""
+        """Yield the joined documents. Paragraphs of one document come one after the other, so only one is kept in memory."""
         parent, parts = (-1, ""), []
         for paragraph in data:
             if paragraph.metadata[PARENT] != parent:
@@ -98,7 +99,7 @@ class JoinParagraphs(PipelineStep):
 
 
 class LanguageFilter(BaseFilter):
-    """Keeps what is in the wanted language with at least the wanted probability; the rest goes to `rejects`, with a reason."""
+    """Keeps documents with the wanted label and at least the probability `threshold`; writes the others to `rejects`."""
 
     name = "language"
 
@@ -107,11 +108,11 @@ class LanguageFilter(BaseFilter):
         self.model, self.label, self.threshold = model, label, threshold
 
     def filter(self, doc: Document) -> bool | tuple[bool, str]:
-        """One document; see filter_batch."""
+        """Judge one document; see filter_batch."""
         return self.filter_batch([doc])[0]
 
     def filter_batch(self, batch: list[Document]) -> list[bool | tuple[bool, str]]:
-        """True, or False with `empty`, `language_<label>` or `low_score`."""
+        """For each document True (kept), or False and the reason: `empty`, `language_<label>` or `low_score`."""
         verdicts: list[bool | tuple[bool, str]] = []
         for doc, (label, score) in zip(batch, self.model.predict([d.text for d in batch]), strict=True):
             doc.metadata["language_label"], doc.metadata["language_score"] = label.removeprefix(LABEL), round(score, 4)
@@ -129,7 +130,7 @@ class LanguageFilter(BaseFilter):
 
 
 class HoldOut(PipelineStep):
-    """Marks each document as train or valid by a hash of its text, so that copies of it land on the same side."""
+    """Marks each document as train or valid by a hash of its text, so that exact copies are always on the same side."""
 
     name = "hold out"
 
@@ -138,7 +139,7 @@ class HoldOut(PipelineStep):
         self.frac = frac
 
     def run(self, data: Any, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
-        """Sets metadata `split`; counts documents and bytes of both."""
+        """Yield each document with its metadata replaced by `split`; count documents and UTF-8 bytes of both splits."""
         for document in data:
             split = "valid" if unit_hash(document.text) < self.frac else "train"
             document.metadata = {"split": split}
@@ -148,5 +149,5 @@ class HoldOut(PipelineStep):
 
 
 def unit_hash(text: str) -> float:
-    """A number in [0, 1) that depends on the text alone."""
+    """A number in [0, 1) from the sha256 of the text: evenly distributed, and always the same for the same text."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64

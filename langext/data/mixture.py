@@ -1,7 +1,7 @@
-"""Which sequence comes when: tokenised documents, packing, and a weighted mixture of sources.
+"""The order of training sequences: a weighted mixture of several sources.
 
-The order is defined globally, by sequence number, and sliced by process; so it does not depend on how many processes train
-or how large their micro-batches are, and the whole state is one number: the sequences that have been used.
+Rule: the order is one global list of sequences, and each process takes its part of it. So the order does not depend on the
+number of processes or on the micro-batch size, and one number is enough to resume: how many sequences have been used.
 """
 
 import copy
@@ -17,35 +17,37 @@ from langext.spec import ConfigError, near
 
 @dataclass(frozen=True)
 class Phase:
-    """A part of the training with its own shares."""
+    """A part of the training with its own shares of the sources."""
 
     num_sequences: int
     shares: Mapping[str, float]
-    """Source, `<language>/<domain>` -> share of all tokens; they sum to one."""
+    """Source (`<language>/<domain>`) -> its share of all tokens. The shares sum to one."""
 
 
 class Mixture:
-    """A fixed order over several token files."""
+    """A fixed order of sequences from several token files."""
 
     def __init__(self, files: Mapping[str, TokenFile], phases: Sequence[Phase], language: str, length: int, seed: int):
-        """Plan the sequences of `length` tokens of all phases.
+        """Plan the order of all phases; a sequence has `length` tokens.
 
-        In every prefix of a phase the new `language` is within half a sequence of its share, and a single source within one of
-        its own when there are up to three, within about one and a third when there are ten (measured in tests).
+        In the first n sequences of a phase, for every n, the count of the new `language` differs from its share by at most half
+        a sequence. The count of a single source differs by at most one sequence with up to three sources, and by about one
+        and a third with ten (measured in tests).
         """
         self.files, self.length, self.seed = dict(files), length, seed
         self.names = list(files)
         order = []
         for phase in phases:
             assert abs(sum(phase.shares.values()) - 1) < 1e-9
+            # The new language against the rest comes first, because its share matters most and must be the most exact.
             weights = np.array([phase.shares.get(name, 0.0) for name in self.names])
             new = [k for k, name in enumerate(self.names) if name.split("/")[0] == language]
             rest = [k for k in range(len(self.names)) if k not in new]
             order.append(_interleave([new, rest], weights, phase.num_sequences))
         self.owner = np.concatenate(order).astype(np.int16)
-        """(total,) which source each sequence is from, as a place in `names`."""
+        """(total,) the source of each sequence, as an index into `names`."""
         self.turn = np.zeros(len(self.owner), dtype=np.int64)
-        """(total,) how many sequences of that source came before."""
+        """(total,) how many sequences of the same source come before this one."""
         for k in range(len(self.names)):
             mine = self.owner == k
             self.turn[mine] = np.arange(mine.sum())
@@ -55,19 +57,19 @@ class Mixture:
         return len(self.owner)
 
     def first_repeat(self) -> int:
-        """The number of the first sequence that would be read a second time; the number of all when there is none."""
+        """Index of the first sequence whose text is used a second time; the total number of sequences when none is."""
         sizes = np.array([self.files[name].num_sequences(self.length) for name in self.names])
-        again = self.turn >= sizes[self.owner]
-        return int(again.argmax()) if again.any() else len(self)
+        repeated = self.turn >= sizes[self.owner]
+        return int(repeated.argmax()) if repeated.any() else len(self)  # argmax of booleans is the first True
 
     def cut(self, total: int) -> "Mixture":
-        """The first `total` sequences of this one."""
+        """A mixture of the first `total` sequences of this one."""
         shorter = copy.copy(self)
         shorter.owner, shorter.turn = self.owner[:total], self.turn[:total]
         return shorter
 
     def epochs(self) -> dict[str, float]:
-        """Source -> how often its text is gone through."""
+        """Source -> how many times its text is read; 0.5 means that half of it is used."""
         used = np.bincount(self.owner, minlength=len(self.names))
         return {n: float(used[k] / self.files[n].num_sequences(self.length)) for k, n in enumerate(self.names)}
 
@@ -76,25 +78,26 @@ class Mixture:
         return {name: float((self.owner == k).mean()) for k, name in enumerate(self.names)}
 
     def locate(self, index: int) -> tuple[str, int]:
-        """The source of the `index`-th sequence of the run, and its number there. Text is shuffled anew in every epoch."""
+        """The source of the `index`-th sequence of the run, and its number in that source. Each epoch has its own shuffle."""
         k = int(self.owner[index])
         size = self.files[self.names[k]].num_sequences(self.length)
-        epoch, place = divmod(int(self.turn[index]), size)
+        epoch, position = divmod(int(self.turn[index]), size)
         if (k, epoch) not in self._permutations:
+            # Training goes forward, so one epoch per source is enough: a permutation can be large.
             self._permutations = {key: value for key, value in self._permutations.items() if key[0] != k}
             self._permutations[k, epoch] = np.random.default_rng([self.seed, k, epoch]).permutation(size)
-        return self.names[k], int(self._permutations[k, epoch][place])
+        return self.names[k], int(self._permutations[k, epoch][position])
 
     def documents(self, index: int) -> tuple[str, list[int]]:
-        """The source of the `index`-th sequence, and the numbers of the documents that are in it."""
+        """The source of the `index`-th sequence, and the numbers of the documents that its inputs come from."""
         name, number = self.locate(index)
         starts, at = self.files[name].starts, number * self.length
-        first = int(np.searchsorted(starts, at, side="right")) - 1
+        first = int(np.searchsorted(starts, at, side="right")) - 1  # the document that began at `at` or before
         last = int(np.searchsorted(starts, at + self.length, side="left"))
         return name, list(range(first, last))
 
     def batch(self, indices: Sequence[int]) -> "Batch":
-        """The sequences of these numbers as a micro-batch."""
+        """The sequences with these numbers as one micro-batch."""
         rows = []
         for index in indices:
             name, number = self.locate(index)
@@ -102,29 +105,37 @@ class Mixture:
         return Batch.of(list(indices), rows)
 
     def micro_batches(self, step: int, batch: int, micro: int, rank: int, world_size: int) -> "Iterator[Batch]":
-        """One process's part of a step: its `batch` sequences in their global order, cut by `micro`, dealt out by rank."""
+        """Yield the micro-batches that process `rank` computes in one step.
+
+        The step's `batch` sequences are cut, in their global order, into pieces of `micro`, and the processes take turns.
+        """
         first = step * batch
         for at in range(first + rank * micro, first + batch, micro * world_size):
             yield self.batch(range(at, at + micro))
 
     def count(self, step: int, batch: int, languages: Collection[str]) -> int:
-        """Sequences of the named languages in a whole step, over all processes."""
+        """Number of sequences of `languages` in a whole step, over all processes."""
         owners = self.owner[step * batch : (step + 1) * batch]
         return sum(int((owners == k).sum()) for k, name in enumerate(self.names) if name.split("/")[0] in languages)
 
 
 def _interleave(groups: list[list[int]], weights: np.ndarray, total: int) -> np.ndarray:
-    """(total,) members of two groups, spread evenly by weight: first between the groups, then within each in the same way."""
+    """(total,) members of one or two groups, spread evenly by weight: first over the groups, then within each group.
+
+    Each group of share s gets the times (i + 1/2) / s, i = 0, 1, ..., and all times are sorted. The half puts a sequence in the
+    middle of its interval, so that two groups are never more than half a sequence away from their shares.
+    """
     groups = [group for group in groups if weights[group].sum() > 0]
     if len(groups) == 1:
         members = [k for k in groups[0] if weights[k] > 0]
         if len(members) == 1:
             return np.full(total, members[0])
+        # Two halves at a time: with many members in one sort, several can be due at once and the errors add up.
         return _interleave(_halves(members, weights), weights, total)
     sums = [weights[group].sum() for group in groups]
     times = [(np.arange(np.ceil(total * s / sum(sums)) + 1) + 0.5) / s for s in sums]
     turns = np.concatenate([np.full(len(t), g) for g, t in enumerate(times)])
-    turns = turns[np.argsort(np.concatenate(times), kind="stable")[:total]]
+    turns = turns[np.argsort(np.concatenate(times), kind="stable")[:total]]  # stable: equal times need a fixed order
     order = np.empty(total, dtype=np.int64)
     for g, group in enumerate(groups):
         order[turns == g] = _interleave([group], weights, int((turns == g).sum()))
@@ -132,7 +143,7 @@ def _interleave(groups: list[list[int]], weights: np.ndarray, total: int) -> np.
 
 
 def _halves(members: list[int], weights: np.ndarray) -> list[list[int]]:
-    """Two groups of about the same weight: the closer, the smaller the error of what is within them."""
+    """Two groups of about the same weight. The closer the weights, the smaller the error of the members' shares."""
     halves: list[list[int]] = [[], []]
     for k in sorted(members, key=lambda k: -weights[k]):
         min(halves, key=lambda half: weights[half].sum() if half else 0.0).append(k)
@@ -141,7 +152,7 @@ def _halves(members: list[int], weights: np.ndarray) -> list[list[int]]:
 
 @dataclass(frozen=True)
 class Batch:
-    """A micro-batch: (B, T) int64 tensors, and the number in the run and the language of every row."""
+    """A micro-batch: (B, T) int64 tensors, and for every row its number in the run and its language."""
 
     indices: list[int]
     languages: list[str]
@@ -151,7 +162,7 @@ class Batch:
 
     @staticmethod
     def of(indices: list[int], rows: list[tuple[str, Packed]]) -> "Batch":
-        """Stack sequences."""
+        """Stack B sequences of T tokens; `rows` are pairs of language and sequence."""
         stacked = [np.stack(field) for field in zip(*((s.input_ids, s.labels, s.position_ids) for _, s in rows), strict=True)]
         return Batch(indices, [name for name, _ in rows], *map(torch.from_numpy, stacked))
 
@@ -159,32 +170,36 @@ class Batch:
 def shares(
     sizes: Mapping[str, int], language: str, originals: Sequence[str], original_frac: float, given: Mapping[str, float]
 ) -> dict[str, float]:
-    """Source, `<language>/<domain>` -> share of all tokens, summing to one.
+    """Source (`<language>/<domain>`) -> its share of all tokens. The shares sum to one.
 
-    `sizes` are the sequences that each source has. `given` fixes the share of single languages or sources; what it leaves is
-    `original_frac` for the original languages together, equally, the rest for the new one, and within a language by size.
-    Raises ConfigError for names that are not there and for shares that do not add up.
+    `sizes` has the number of sequences of each source. `given` fixes the shares of some languages or sources. The others are
+    set like this: the original languages together get `original_frac`, divided equally; the new language gets the rest; the
+    sources of one language share its part by their size.
+    Raises ConfigError for unknown names and for shares that do not add up.
     """
     codes = [code for code in (language, *originals) if any(name.split("/")[0] == code for name in sizes)]
-    odd = next((name for name in given if name not in (*codes, *sizes)), None)
-    if odd:
-        raise ConfigError(f"shares: nothing to train on is called {odd!r}.{near(odd, [*codes, *sizes])}", at=("shares",))
+    unknown = next((name for name in given if name not in (*codes, *sizes)), None)
+    if unknown:
+        close = near(unknown, [*codes, *sizes])
+        raise ConfigError(f"shares: nothing to train on is called {unknown!r}.{close}", at=("shares",))
     by_language = _languages([code for code in codes if code != language], original_frac, given)
     by_language[language] = given.get(language, 1 - sum(by_language.values()))
-    if abs(sum(by_language.values()) - 1) > 1e-6:
+    if abs(sum(by_language.values()) - 1) > 1e-6:  # possible when `given` fixes the new language as well
         shown = ", ".join(f"{code} {share:.3g}" for code, share in by_language.items())
         raise ConfigError(f"shares: those of all languages must sum to 1; they are {shown}", at=("shares",))
-    found: dict[str, float] = {}
+    by_source: dict[str, float] = {}
     for code, share in by_language.items():
-        found |= _sources(code, share, {name: size for name, size in sizes.items() if name.split("/")[0] == code}, given)
-    return found
+        of_code = {name: size for name, size in sizes.items() if name.split("/")[0] == code}
+        by_source |= _sources(code, share, of_code, given)
+    return by_source
 
 
 def _languages(originals: Sequence[str], original_frac: float, given: Mapping[str, float]) -> dict[str, float]:
+    """Original language -> its share: the given one, or an equal part of what those leave of `original_frac`."""
     fixed = {code: given[code] for code in originals if code in given}
     free = [code for code in originals if code not in given]
     left = original_frac - sum(fixed.values())
-    if left < -1e-9:
+    if left < -1e-9:  # below zero by more than a rounding error
         raise ConfigError(
             f"shares: the original languages have {sum(fixed.values()):.3g}, more than original_frac {original_frac}",
             at=("shares",),
@@ -198,6 +213,7 @@ def _languages(originals: Sequence[str], original_frac: float, given: Mapping[st
 
 
 def _sources(code: str, share: float, sizes: Mapping[str, int], given: Mapping[str, float]) -> dict[str, float]:
+    """Source of one language -> its share: the given one, or a part, by size, of what those leave of the language's share."""
     fixed = {name: given[name] for name in sizes if name in given}
     free = {name: size for name, size in sizes.items() if name not in given}
     left = share - sum(fixed.values())

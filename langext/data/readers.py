@@ -1,7 +1,7 @@
-"""Text files -> documents. Strict: a line that cannot be read stops the run with its place, it is never skipped.
+"""Read documents from text files, Parquet files and the hub. Rule: unreadable input stops the run; it is never skipped.
 
-A `.txt` file holds documents apart by a blank line, as CC-100 does (https://data.statmt.org/cc-100/). A `.jsonl` file holds
-one object a line. Both may be gzipped. Parquet goes through datatrove's own reader.
+In a `.txt` file a blank line separates documents, as in CC-100 (https://data.statmt.org/cc-100/). A `.jsonl` file has one
+object per line. Both may be gzipped. datatrove's own reader reads Parquet.
 """
 
 import gzip
@@ -27,25 +27,25 @@ SUFFIXES = (*TEXT_SUFFIXES, ".parquet")
 
 
 def find_files(path: Path) -> list[Path]:
-    """The readable files that `path` is or holds, sorted. Raises ConfigError when there are none."""
+    """`path` itself if it is a file, or all readable files below it, sorted. Raises ConfigError when there are none."""
     if not path.exists():
         raise ConfigError(f"{path}: no such file or folder")
     files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.name.endswith(SUFFIXES))
-    odd = [p for p in files if not p.name.endswith(SUFFIXES)]
-    if odd or not files:
-        what = f"cannot read {odd[0].name}" if odd else "nothing to read here"
-        raise ConfigError(f"{path}: {what}; langext reads {', '.join(SUFFIXES)}")
+    unreadable = [p for p in files if not p.name.endswith(SUFFIXES)]
+    if unreadable or not files:
+        problem = f"cannot read {unreadable[0].name}" if unreadable else "nothing to read here"
+        raise ConfigError(f"{path}: {problem}; langext reads {', '.join(SUFFIXES)}")
     return files
 
 
 class _Strict:
-    """What all readers share: a missing text column is an error; an empty text passes, for the filter to count."""
+    """Common to all readers: a missing text column is an error. An empty text is passed on, so that the filter counts it."""
 
     def __init__(self, text_column: str, *args: Any, **options: Any):
         super().__init__(*args, text_key=text_column, **options)  # pyright: ignore[reportCallIssue]
 
     def get_document_from_dict(self, data: dict[str, Any], source_file: str, id_in_file: int | str) -> Document:
-        """One entry of a source as a document. Raises ConfigError when the text column is missing or not text."""
+        """Turn one entry of a source into a document. Raises ConfigError when the text column is missing or not text."""
         column = self.text_key  # type: ignore[attr-defined]
         if column not in data:
             raise ConfigError(
@@ -59,7 +59,7 @@ class _Strict:
 
 
 class TextReader(_Strict, BaseDiskReader):
-    """Reads .txt and .jsonl, plain or gzipped, and reports how far it is."""
+    """Reads .txt and .jsonl, plain or gzipped, and prints its progress."""
 
     name = "text"
 
@@ -68,7 +68,7 @@ class TextReader(_Strict, BaseDiskReader):
         self.label, self.total_bytes = label, total_bytes
 
     def read_file(self, filepath: str) -> Iterator[Document]:
-        """Documents of one file. Raises ConfigError naming file and line for what cannot be read."""
+        """Yield the documents of one file. Raises ConfigError with file and line when something cannot be read."""
         progress = Progress(self.label, self.total_bytes)
         with self.data_folder.open(filepath, "rb") as raw:
             stream: Any = gzip.GzipFile(fileobj=raw) if filepath.endswith(".gz") else raw
@@ -77,6 +77,7 @@ class TextReader(_Strict, BaseDiskReader):
             try:
                 for number, data in _jsonl(lines) if ".jsonl" in filepath else _blocks(lines):
                     yield self.get_document_from_dict(data, filepath, number)
+                    # The position in the compressed file: its size is known, that of the text is not.
                     progress.at(raw.tell(), f"{number} lines of {filepath}")
             except json.JSONDecodeError as error:
                 raise ConfigError(f"{filepath}: after line {number}: not a JSON object: {error.msg}") from None
@@ -87,17 +88,17 @@ class TextReader(_Strict, BaseDiskReader):
 
 
 class TableReader(_Strict, ParquetReader):
-    """datatrove's Parquet reader, strict."""
+    """datatrove's Parquet reader with the strict checks."""
 
 
 class HubReader(_Strict, HuggingFaceDatasetReader):
-    """datatrove's reader of datasets on the Hugging Face hub, strict."""
+    """datatrove's reader of datasets on the Hugging Face hub, with the strict checks."""
 
     def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
-        """This task's share of the dataset. Raises ConfigError when the hub does not give it."""
+        """Yield this task's share of the dataset. Raises ConfigError when the hub does not give it."""
         try:
             yield from super().run(data, rank, world_size)
-        except ConfigError:
+        except ConfigError:  # a ValueError too, but its message is complete
             raise
         except (DatasetNotFoundError, HfHubHTTPError, OSError, ValueError) as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -1,4 +1,7 @@
-"""Text as token ids: files of documents, written once and mapped into memory, and the sequences that are cut out of them."""
+"""Token files: the training text as token ids, written once and memory-mapped, and the packed sequences cut from it.
+
+Rule: a folder of token files is named after its text and its tokenizer, so tokens of other text or ids are never read.
+"""
 
 import fcntl
 import os
@@ -17,28 +20,29 @@ from langext.spec import RunFailed
 from langext.summaries import FilterSummary
 
 IGNORE = -100
-"""The label of a token that is not to be predicted, as in PyTorch."""
+"""The label of a position without a prediction, the same number as in PyTorch: it adds nothing to the loss."""
 LOCK = ".lock"
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json", "vocab.json",
     "merges.txt",
 )  # fmt: skip
-"""What decides the ids that a tokenizer gives."""
+"""The files that decide which ids a tokenizer returns."""
 
 
 @dataclass(frozen=True)
 class TokenFile:
-    """The documents of one source in one memory-mapped stream; every document ends with the tokenizer's end token."""
+    """All documents of one source as one memory-mapped stream. Every document ends with the tokenizer's end token."""
 
     tokens: np.ndarray
     """(num_tokens,) uint32."""
     starts: np.ndarray
-    """(num_documents,) int64, where each document begins, in order."""
+    """(num_documents,) int64: position of the first token of each document, ascending."""
 
     @staticmethod
     def write(folder: Path, documents: Iterable[list[int]]) -> "TokenFile":
-        """Write documents of token ids to `folder`; `done.json` comes last and marks it complete."""
+        """Write documents of token ids to `folder` and open the result. `done.json` marks the folder as complete."""
         folder.mkdir(parents=True, exist_ok=True)
+        # done.json goes first and comes back last: an interrupted run never leaves a folder that looks complete.
         (folder / "done.json").unlink(missing_ok=True)
         starts, at = [], 0
         with (folder / "tokens.bin").open("wb") as file:
@@ -54,27 +58,28 @@ class TokenFile:
 
     @staticmethod
     def is_done(folder: Path) -> bool:
-        """Is there a finished file?"""
+        """True when `folder` holds a complete token file."""
         return (folder / "done.json").is_file()
 
     @staticmethod
     def open(folder: Path) -> "TokenFile":
-        """Map a finished file into memory."""
+        """Map the complete token file in `folder` into memory."""
         size = read_json(folder / "done.json")["tokens"]
+        # An empty file cannot be mapped.
         tokens = np.memmap(folder / "tokens.bin", dtype=np.uint32, mode="r", shape=(size,)) if size else np.zeros(0, np.uint32)
         return TokenFile(tokens, np.load(folder / "starts.npy"))
 
     def num_sequences(self, length: int) -> int:
-        """Sequences of `length` inputs with a label each that the stream holds."""
+        """Number of sequences of `length` inputs in the stream. Every input has a label, which is the token after it."""
         return max(0, (len(self.tokens) - 1) // length)
 
     def sequence(self, index: int, length: int) -> "Packed":
-        """The `index`-th run of `length` tokens, with labels and positions that keep its documents apart."""
+        """The `index`-th sequence of `length` tokens, from 0. Labels and positions keep its documents apart."""
         at = index * length
         window = np.asarray(self.tokens[at : at + length + 1], dtype=np.int64)
         first, last = np.searchsorted(self.starts, [at, at + length + 1], side="left")
         begins = np.asarray(self.starts[first:last]) - at  # document starts inside the window, 0 .. length
-        positions = np.arange(length)
+        positions = np.arange(length)  # right for the first document, which may have begun in an earlier window
         for begin in begins[begins < length]:
             positions[begin:] = np.arange(length - begin)
         labels = window[1:].copy()
@@ -89,31 +94,33 @@ class Packed:
     input_ids: np.ndarray
     labels: np.ndarray
     position_ids: np.ndarray
-    """Start again at 0 with every document, which is how attention is told not to cross into another one."""
+    """Position within the document. Each document starts at 0, and attention does not look back across such a start."""
 
 
 BATCH = 512
+"""Documents in one call of the tokenizer, enough to keep all cores busy."""
 
 
 def folder_of(tokens: Path, corpus: Corpus, tokenizer: Any) -> Path:
-    """The folder, in `tokens`, of a corpus's training text in the ids of this tokenizer: other text or ids have another."""
+    """The folder below `tokens` for this training text and this tokenizer. Its name is a hash of both."""
     source = Path(tokenizer.name_or_path)
     texts = {name: sha256 for name, sha256 in corpus.manifest.hashes.items() if name.startswith("documents/train/")}
+    # Hash the content, not the path: the same tokenizer at another path gives the same ids.
     rules = {name: sha256_file(source / name) for name in TOKENIZER_FILES if (source / name).is_file()}
     return tokens / fingerprint({"corpus": texts, "tokenizer": rules})
 
 
 def tokenise(tokens: Path, corpus: Corpus, tokenizer: Any, languages: Sequence[str]) -> None:
-    """Make the token files of all training text, unless they are there.
+    """Write the token files of all training text in `languages`, except those that are already complete.
 
-    The tokenizer works on all cores while the next documents are read. Several runs may share the folder `tokens`: one of them
-    works, the others wait for it. After an interruption finished files are not made again.
+    The tokenizer works on all cores while the next documents are read. Several runs may share the folder `tokens`: one run
+    tokenises, the others wait for it. After an interruption, complete files are kept.
     """
     folder = folder_of(tokens, corpus, tokenizer)
     folder.mkdir(parents=True, exist_ok=True)
     summary = corpus.manifest.summary_as(FilterSummary)
     num_bytes = {row.source: row.train_bytes for row in summary.funnel} if summary else {}
-    with (folder / LOCK).open("w") as lock:
+    with (folder / LOCK).open("w") as lock:  # the system frees the lock even when the process is killed
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -126,18 +133,18 @@ def tokenise(tokens: Path, corpus: Corpus, tokenizer: Any, languages: Sequence[s
 
 
 def token_files(tokens: Path, corpus: Corpus, tokenizer: Any, languages: Sequence[str]) -> dict[str, TokenFile]:
-    """The token files that `tokenise` has made, by `<language>/<domain>`. Raises RunFailed when they are gone."""
+    """`<language>/<domain>` -> token file, as written by `tokenise`. Raises RunFailed when one is missing."""
     folder = folder_of(tokens, corpus, tokenizer)
     names = [name for code in languages for name in sources(corpus, "train", code)]
-    if gone := next((name for name in names if not TokenFile.is_done(folder / name)), None):
+    if missing := next((name for name in names if not TokenFile.is_done(folder / name)), None):
         raise RunFailed(
-            f"{folder / gone}: no tokens here; they were deleted while they were needed. Run the same command again."
+            f"{folder / missing}: no tokens here; they were deleted while they were needed. Run the same command again."
         )
     return {name: TokenFile.open(folder / name) for name in names}
 
 
 def _ids(name: str, paths: Sequence[Path], tokenizer: Any, total_bytes: int) -> Iterator[list[int]]:
-    """Start token, text, end token of every document."""
+    """Yield the ids of every document: start token, text, end token."""
     progress, done, end = Progress(f"tokenising {name}", max(1, total_bytes)), 0, end_token(tokenizer)
     for texts in _ahead(batches(paths, BATCH)):
         for text, row in zip(texts, encode(tokenizer, texts), strict=True):
@@ -147,7 +154,7 @@ def _ids(name: str, paths: Sequence[Path], tokenizer: Any, total_bytes: int) -> 
 
 
 def _ahead(batches: Iterator[list[str]]) -> Iterator[list[str]]:
-    """The same batches, the next one read in another thread meanwhile."""
+    """Yield the same batches, and read the next one in another thread in the meantime."""
     with ThreadPoolExecutor(1) as reader:
         coming = reader.submit(next, batches, None)
         while (batch := coming.result()) is not None:

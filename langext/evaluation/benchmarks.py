@@ -1,6 +1,6 @@
-"""Whether the data of a benchmark can be loaded here, seen before hours of training rather than after them.
+"""Names of public benchmarks, and checks that their data can be loaded. Rule: check before the training, download nothing.
 
-Many data sets that lm-eval names are Python scripts, which datasets has refused to run since version 4
+Many data sets that lm-eval uses are Python scripts. The datasets library has refused to run scripts since version 4
 (https://github.com/EleutherAI/lm-evaluation-harness/issues/3171).
 """
 
@@ -33,14 +33,14 @@ SCRIPTS = {
     "facebook/flores": "belebele_<language>, which asks about the same texts",
     "juletxara/mgsm": "global_mmlu_<language>",
 }
-"""Data set -> what measures something like it and can be loaded; empty where there is nothing."""
+"""Data set that is a script -> a task that measures something similar and can be loaded; empty when there is none."""
 FILES = {"arrow", "csv", "json", "parquet", "text"}
-"""Loaders of local files."""
+"""Names that lm-eval uses as `dataset_path` when the data are local files."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where a task's data come from."""
+    """Where the data of a task come from."""
 
     task: str
     path: str
@@ -49,9 +49,9 @@ class Source:
 
 
 def check(sources: list[Source]) -> None:
-    """Raise ConfigError for data that cannot be loaded: a script, a file or data set that is not there, no connection to it.
+    """Raise ConfigError when data cannot be loaded: a script, a missing file or data set, or no connection and nothing cached.
 
-    Asks the hub about each data set once, and this machine's cache where the hub cannot be reached. Downloads nothing.
+    Asks the hub about each data set, or looks into the local cache when the hub cannot be reached. Downloads nothing.
     """
     asked: set[str] = set()
     for source in sources:
@@ -67,7 +67,7 @@ def check(sources: list[Source]) -> None:
 
 
 def files(source: Source) -> list[Path]:
-    """The local files that a task's data are said to be in, whether they are there or not; patterns and addresses left out."""
+    """The local files that a task names for its data, existing or not. File name patterns and URLs are left out."""
     named = source.data_files.values() if isinstance(source.data_files, dict) else [source.data_files]
     every = [file for entry in named for file in (entry if isinstance(entry, list) else [entry]) if isinstance(file, str)]
     return [Path(file) for file in every if "://" not in file and not any(c in file for c in "*?[")]
@@ -83,24 +83,27 @@ def _script(source: Source) -> str:
     return f"tasks: {source.task}: its data set {source.path} is a script, which datasets does not run; {better}"
 
 
-_found: dict[str, bool] = {}
-"""Data sets that the hub was asked about: whether it could be reached."""
+_reached: dict[str, bool] = {}
+"""Data set -> whether the hub could be reached when it was asked about it."""
 
 
 def _on_hub(source: Source) -> bool:
-    """Can the hub be reached, and does it have the data set as files? Raises ConfigError when it has not."""
+    """True when the hub has the data set as files (or is busy), False when the hub cannot be reached.
+
+    Raises ConfigError when the data set is unknown, gated or a script.
+    """
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import (  # HTTPError is that of whichever client the hub library uses
+    from huggingface_hub.errors import (  # HTTPError belongs to the HTTP client that the hub library uses
         GatedRepoError,
         HfHubHTTPError,
         HTTPError,  # pyright: ignore[reportPrivateImportUsage]
         RepositoryNotFoundError,
     )
 
-    if source.path in _found:
-        return _found[source.path]
-    if False in _found.values():
-        return False  # one try is enough
+    if source.path in _reached:
+        return _reached[source.path]
+    if False in _reached.values():
+        return False  # without a connection every further try would wait for the timeout
     try:
         info = HfApi().dataset_info(source.path, timeout=10)
         if info.gated:
@@ -112,14 +115,14 @@ def _on_hub(source: Source) -> bool:
     except RepositoryNotFoundError:
         raise ConfigError(f"tasks: {source.task}: the hub has no data set {source.path}") from None
     except HfHubHTTPError:
-        return True  # it is there and busy: nothing is known of the data set
+        return True  # the hub answers but is busy: no reason to stop the run
     except (HTTPError, OSError):
-        _found[source.path] = False
+        _reached[source.path] = False
         return False
     script = f"{source.path.split('/')[-1]}.py"
-    if script in {file.rfilename for file in info.siblings or []}:  # whatever else is there, datasets raises
+    if script in {file.rfilename for file in info.siblings or []}:  # datasets refuses it even when there are data files, too
         raise ConfigError(_script(source))
-    _found[source.path] = True
+    _reached[source.path] = True
     return True
 
 
@@ -139,10 +142,10 @@ def _check_cache(source: Source) -> None:
 
 
 def benchmarks(language: Language) -> list[str]:
-    """lm-eval's names of the tasks of the neutral residues paper (https://arxiv.org/abs/2410.02744) in a language.
+    """lm-eval's names of the tasks of the neutral residues paper (https://arxiv.org/abs/2410.02744) for one language.
 
     ARC-Challenge, HellaSwag, MMLU, CommonsenseQA and Belebele, or their machine translations (https://arxiv.org/abs/2307.16039).
-    Not every language has all of them.
+    Some of the names may not exist in lm-eval.
     """
     if language.code == "eng_Latn":
         return ["arc_challenge", "hellaswag", "mmlu", "commonsense_qa", "belebele_eng_Latn"]
@@ -151,21 +154,22 @@ def benchmarks(language: Language) -> list[str]:
 
 
 def tasks(language: Language) -> list[str]:
-    """lm-eval's names of public tasks in a language, as far as its naming goes: some may not exist.
+    """lm-eval's names of public tasks for one language, made from its naming scheme: some may not exist in lm-eval.
 
     Belebele, FLORES-200 languages (https://arxiv.org/abs/2308.16884); XNLI (https://arxiv.org/abs/1809.05053); XCOPA
     (https://arxiv.org/abs/2005.00333); XWinograd and XStoryCloze (https://arxiv.org/abs/2211.01786, https://arxiv.org/abs/2112.10668);
     PAWS-X (https://arxiv.org/abs/1908.11828); Global-MMLU (https://arxiv.org/abs/2412.03304); MultiBLiMP
     (https://arxiv.org/abs/2504.02768); LAMBADA, translated. FLORES itself cannot be loaded any more.
     """
+    # XWinograd alone calls Japanese `jp`.
     short = "jp" if language.iso1 == "ja" else language.iso1
     translated = [
         "xnli_{}", "xcopa_{}", "xwinograd_{}", "xstorycloze_{}", "paws_{}", "global_mmlu_{}", "global_mmlu_full_{}",
         "mmlu_prox_{}", "lambada_openai_mt_{}", "truthfulqa_{}_mc1",
     ]  # fmt: skip
-    found = [*benchmarks(language), f"multiblimp_{language.iso3}", f"global_piqa_parallel_cloze_{language.code.lower()}"]
+    names = [*benchmarks(language), f"multiblimp_{language.iso3}", f"global_piqa_parallel_cloze_{language.code.lower()}"]
     if language.code == "eng_Latn":
-        found += [
+        names += [
             "arc_easy",
             "piqa",
             "winogrande",
@@ -178,10 +182,10 @@ def tasks(language: Language) -> list[str]:
             "blimp",
         ]
     if short:
-        found += [name.format(short if name.startswith("xwinograd") else language.iso1) for name in translated]
-    return found
+        names += [name.format(short if name.startswith("xwinograd") else language.iso1) for name in translated]
+    return names
 
 
 def of_task(task: str, codes: Iterable[str]) -> str | None:
-    """Which of the languages a public task, or a continuation task, measures; None when that is not known."""
+    """The code, one of `codes`, of the language that a public task or a continuation task measures; None when unknown."""
     return next((code for code in codes if task in (*tasks(find(code)), f"continuation_{code}")), None)

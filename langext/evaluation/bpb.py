@@ -2,8 +2,8 @@
 
     bpb = sum over tokens of -log2 p(token | before) / number of bytes of the text
 
-The byte count is that of the text itself, never of decoded tokens: tokens that are not valid UTF-8 by themselves would
-decode to replacement characters and be counted wrongly.
+Rule: bytes are counted in the text itself, never in decoded tokens. A token that is not valid UTF-8 by itself would decode to a
+replacement character, and its bytes would be counted wrongly.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -23,7 +23,7 @@ from langext.spec import ConfigError
 
 @dataclass(frozen=True)
 class PassageBits:
-    """Per-passage figures, in the order of the passages."""
+    """Bits and bytes of each passage, (num_passages,) arrays in the order of the passages."""
 
     bits: np.ndarray
     num_bytes: np.ndarray
@@ -34,7 +34,7 @@ class PassageBits:
         return float(self.bits.sum() / self.num_bytes.sum())
 
     def stderr(self, resamples: int = 1000, seed: int = 0) -> float:
-        """Standard error of `per_byte` by bootstrap over passages; nan for a single passage."""
+        """Standard error of `per_byte`, by bootstrap over passages; nan for a single passage."""
         if len(self.bits) < 2:
             return float("nan")
         picks = np.random.default_rng(seed).integers(len(self.bits), size=(resamples, len(self.bits)))
@@ -42,9 +42,9 @@ class PassageBits:
 
 
 def passages(texts: Sequence[str], passage_bytes: int, total_bytes: int) -> list[str]:
-    """Cut documents into passages of about `passage_bytes`, at line or word ends, up to `total_bytes` in all.
+    """Cut documents into passages of about `passage_bytes`, at line or word ends, until they have `total_bytes` together.
 
-    Whole passages only, taken in turn from every document, so that a long document does not stand for all of them.
+    All documents take turns, one passage each, so that a long document does not dominate. Passages are never cut short.
     """
     cut = [_cut(text, passage_bytes) for text in texts]
     chosen, used = [], 0
@@ -59,10 +59,12 @@ def passages(texts: Sequence[str], passage_bytes: int, total_bytes: int) -> list
 
 
 def _cut(text: str, passage_bytes: int) -> list[str]:
+    """Pieces of at most `passage_bytes` characters: characters are enough here, because the exact bytes are counted later."""
     pieces, at = [], 0
     while at < len(text):
         end = at + passage_bytes
         if end < len(text):
+            # The best break first: a paragraph, a line, a sentence, a word. Not in the first half, or pieces become tiny.
             breaks = [text.rfind(sep, at + passage_bytes // 2, end) for sep in ("\n\n", "\n", ". ", " ")]
             end = next((b + 1 for b in breaks if b > 0), end)
         piece = text[at:end].strip()
@@ -81,11 +83,11 @@ def measure(
     batch_tokens: int = 4096,
     observe: Callable[[torch.Tensor], None] | None = None,
 ) -> PassageBits:
-    """Bits and bytes of each text under a model (in evaluation mode). Every token is predicted, none is cut off.
+    """Bits and bytes of each text under a model, which must be in evaluation mode. Every token is scored exactly once.
 
-    A text longer than `window` tokens is read in windows that overlap by half, each token scored once, with at least half a
-    window before it. The first token is predicted from the one that stands before documents in training too. `observe` is
-    called after each forward pass with a (B, T) mask of the tokens that were scored.
+    A text longer than `window` tokens is read in windows that overlap by half, so that every token after the first window has
+    at least half a window of context. The first token is predicted from the start token, as in training. A forward pass
+    has at most about `batch_tokens` tokens. `observe` is called after each one with a (B, T) mask of the scored positions.
     """
     windows = []  # (text index, ids, first scored position)
     for i, ids in enumerate(documents.encode(tokenizer, texts)):
@@ -96,6 +98,7 @@ def measure(
             windows.append((i, ids[begin : begin + window], window // 2))
             at = begin + window
     bits = np.zeros(len(texts))
+    # Windows of similar length share a batch, to waste little on padding; the longest come first, so memory runs out at once.
     order = sorted(range(len(windows)), key=lambda w: len(windows[w][1]))
     device = net.get_input_embeddings().weight.device
     weight = vocabulary.head_weight(net.get_output_embeddings())
@@ -106,6 +109,7 @@ def measure(
         labels_BT = torch.full((len(take), longest), IGNORE)
         for row, w in enumerate(take):
             _, ids, first = windows[w]
+            # Padding is on the right, and attention only looks to the left, so no attention mask is needed.
             ids_BT[row, : len(ids)] = torch.tensor(ids)
             labels_BT[row, first - 1 : len(ids) - 1] = torch.tensor(ids[first:])
         ids_BT, labels_BT = ids_BT.to(device), labels_BT.to(device)
@@ -121,32 +125,35 @@ def measure(
 
 
 class Ruler:
-    """The same passages, measured as often as wanted."""
+    """Measures different models or settings on the same passages."""
 
     def __init__(self, ctx: Context, corpus: Corpus, num_bytes: int):
-        """`num_bytes` of each language and domain. Raises ConfigError when a language has no held-out text."""
+        """Choose passages of about `num_bytes` bytes per language and domain.
+
+        Raises ConfigError when a language has no held-out text.
+        """
         self.language = ctx.language
-        found = documents.heldout(corpus, ctx.languages)
-        self.passages = {name: passages(texts, 1000, num_bytes) for name, texts in found.items()}
+        heldout = documents.heldout(corpus, ctx.languages)
+        self.passages = {name: passages(texts, 1000, num_bytes) for name, texts in heldout.items()}
         missing = [code for code in ctx.languages if not any(n.startswith(f"{code}/") and p for n, p in self.passages.items())]
         if missing:
             raise ConfigError(f"no held-out text of {', '.join(missing)} to choose a setting with")
 
     def measure(self, net: Any, tokenizer: Any) -> dict[str, float]:
-        """Bits per byte of every set."""
+        """`<language>/<domain>` -> bits per byte. Puts `net` into evaluation mode."""
         net.eval()
         return {name: measure(net, tokenizer, passages).per_byte for name, passages in self.passages.items()}
 
     def new(self, ours: dict[str, float], reference: dict[str, float]) -> float:
-        """Mean over the new language's sets of reference / ours: above one is better than the reference."""
+        """Mean of reference / ours over the sets of the new language. Above one means better than the reference."""
         return self._mean(ours, reference, lambda code: code == self.language)
 
     def original(self, ours: dict[str, float], reference: dict[str, float]) -> float:
-        """The same over the original languages' sets."""
+        """Mean of reference / ours over the sets of the original languages."""
         return self._mean(ours, reference, lambda code: code != self.language)
 
     def every(self, ours: dict[str, float], reference: dict[str, float]) -> float:
-        """The same, each language counting equally."""
+        """Mean of reference / ours over all languages, each with equal weight."""
         codes = sorted({name.split("/")[0] for name in ours})
         return sum(self._mean(ours, reference, lambda code, c=c: code == c) for c in codes) / len(codes)
 

@@ -1,4 +1,4 @@
-"""What the gates of a model do on text, layer by layer."""
+"""Statistics of a model's gates on text, layer by layer. Shapes: L layers, B sequences, T tokens."""
 
 from typing import Any
 
@@ -10,39 +10,45 @@ from langext.methods.gates import GATES
 
 
 class Observer:
-    """Called after each forward pass with the (B, T) mask of tokens that count; adds up the method's diagnostics."""
+    """Adds up the method's diagnostics. Call it after each forward pass with the (B, T) mask of the tokens that count."""
 
     def __init__(self, live: "LiveModel"):
         self.live = live
         self.sums: dict[str, torch.Tensor] = {}
         self.tokens, self.as_base = 0, 0
-        self.more_tokens = isinstance(live.net.get_output_embeddings(), vocabulary.ExtendedHead)  # they share in every softmax
+        self.more_tokens = isinstance(live.net.get_output_embeddings(), vocabulary.ExtendedHead)  # they change every softmax
 
     def __call__(self, mask_BT: torch.Tensor) -> None:
         """Add up the diagnostics of the last forward pass over the tokens that `mask_BT` marks."""
         if self.live.method is None:
             return
-        found = self.live.method.diagnostics(self.live.net)
-        for name, values_LBT in found.items():
+        diagnostics = self.live.method.diagnostics(self.live.net)
+        for name, values_LBT in diagnostics.items():
             total_L = (values_LBT * mask_BT).sum((1, 2)).cpu()
             self.sums[name] = self.sums.get(name, torch.zeros_like(total_L)) + total_L
-        if "open" in found:
-            self.as_base += int((_as_base(found["open"]) & mask_BT).sum())
+        if "open" in diagnostics:
+            self.as_base += int((_as_base(diagnostics["open"]) & mask_BT).sum())
         self.tokens += int(mask_BT.sum())
 
     def layers(self) -> dict[str, Any]:
-        """Mean of each diagnostic per layer, and `all_closed`, the share of tokens computed exactly as the base does."""
+        """Mean of each diagnostic per layer, and `all_closed`: the share of tokens that are computed exactly as in the base.
+
+        `open` and `all_closed` are left out where they have no meaning: for gates that never close, and `all_closed` also for
+        models with new tokens.
+        """
         means: dict[str, Any] = {name: (total / self.tokens).tolist() for name, total in self.sums.items()}
         if not _closes(self.live):
-            means.pop("open", None)  # above one half is not open or closed
+            means.pop("open", None)  # for these gates `open` only means above one half
         elif not self.more_tokens:
             means["all_closed"] = self.as_base / self.tokens
         return means
 
 
 def _as_base(open_LBT: torch.Tensor) -> torch.Tensor:
-    """(B, T) tokens that no open gate has reached: none of their own, and, through the attention of the layers above it, none
-    of a token before them.
+    """(B, T) True for tokens that no open gate has influenced.
+
+    A token is influenced by its own open gates, and by open gates of earlier tokens: attention in the layers above carries
+    them on. Above the last layer there is no attention, so an open gate there influences only its own token.
     """
     opened_LBT = open_LBT > 0
     reached_BT = opened_LBT[:-1].any(0).cumsum(1) > 0
@@ -50,6 +56,6 @@ def _as_base(open_LBT: torch.Tensor) -> torch.Tensor:
 
 
 def _closes(live: LiveModel) -> bool:
-    """Is the gate exactly zero, and without a gradient, for a part of its inputs?"""
+    """True when the gate is exactly zero, with no gradient, for some of its inputs."""
     gate = live.method.block_gate if live.method else None
     return gate is not None and GATES[gate].closes

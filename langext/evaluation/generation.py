@@ -1,4 +1,4 @@
-"""Text that a model writes, the same way everywhere: the most likely next token, repetitions discouraged."""
+"""Let a model write text. Rule: always greedy (the most likely next token) with a repetition penalty, so results compare."""
 
 import time
 from dataclasses import dataclass
@@ -10,22 +10,22 @@ from torch import Tensor
 from langext.data import documents
 
 REPETITION_PENALTY = 1.1
-"""https://arxiv.org/abs/1909.05858, section 4.1: small models repeat themselves without."""
+"""https://arxiv.org/abs/1909.05858, section 4.1. Without it small models repeat themselves; a higher value prevents more."""
 
 
 @dataclass(frozen=True)
 class Generated:
-    """What came of a prompt, and what it took."""
+    """The text written after a prompt, and what it cost."""
 
     text: str
     tokens: int
     seconds: float
     peak_bytes: int | None
-    """The most of a GPU's memory beyond what was held before; None on a CPU."""
+    """Highest GPU memory during generation, minus the memory in use before it; None on a CPU."""
 
 
 def generate(net: Any, tokenizer: Any, prompt: str, most: int) -> Generated:
-    """Go on from a prompt for at most so many tokens."""
+    """Continue a prompt by at most `most` tokens; measures time and memory."""
     device = net.get_input_embeddings().weight.device
     ids_1T = torch.tensor(documents.encode(tokenizer, [prompt]), device=device)
     held = 0
@@ -41,7 +41,7 @@ def generate(net: Any, tokenizer: Any, prompt: str, most: int) -> Generated:
 
 @torch.no_grad()
 def continue_greedily(net: Any, tokenizer: Any, ids_1T: Tensor, most: int) -> list[int]:
-    """Ids of at most so many tokens after a prompt; fewer when the model ends the text."""
+    """The ids of at most `most` tokens after a prompt of shape (1, T); fewer when the model ends the text."""
     out_1T = net.generate(
         input_ids=ids_1T, attention_mask=torch.ones_like(ids_1T), max_new_tokens=most, do_sample=False,
         repetition_penalty=REPETITION_PENALTY, pad_token_id=tokenizer.eos_token_id,

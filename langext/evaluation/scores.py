@@ -1,4 +1,4 @@
-"""What scores.json holds; docs/scores.schema.json is printed from it by `python -m langext.evaluation.scores`."""
+"""The content of scores.json. Rule: `python -m langext.evaluation.scores` prints docs/scores.schema.json from these classes."""
 
 import json
 from pathlib import Path
@@ -17,51 +17,51 @@ class BpbScore(Spec):
     """Bits per byte of held-out text of one language and domain."""
 
     value: float
-    """Over all passages together."""
+    """Bits per byte over all passages together; lower is better."""
     stderr: float | None = None
-    """By bootstrap over passages; absent for a single one."""
+    """Standard error by bootstrap over passages; absent for a single passage."""
     bytes: int
-    """UTF-8 bytes that were measured."""
+    """UTF-8 bytes of all passages."""
     passages: int
-    """Pieces of about 1,000 bytes that they come in."""
+    """Number of passages, pieces of text of about 1,000 bytes."""
     bits_each: list[float]
     """Bits of each passage."""
     bytes_each: list[int]
     """Bytes of each passage."""
     gate: list[float] | None = None
-    """Mean gate value in each layer; only of methods with gates."""
+    """Mean gate value in each layer; only for methods with gates."""
     open: list[float] | None = None
-    """Share of tokens whose gate is open in each layer; only of gates that close."""
+    """Share of tokens whose gate is open in each layer; only for gates that can close."""
     all_closed: float | None = None
-    """Share of tokens that are computed exactly as the base does: no gate is open for them, nor, below the last layer, for a
-    token before them. Only of gates that close, and of models that keep the base's vocabulary."""
+    """Share of tokens that are computed exactly as in the base: no gate is open for the token itself, and below the last layer
+    none for an earlier token. Only for gates that can close, and for models with the base's vocabulary."""
 
 
 class Metric(Spec):
-    """One figure of a task."""
+    """The result of one metric of a task."""
 
     value: float
     stderr: float | None = None
-    """absent where lm-eval knows none."""
+    """Standard error; absent when lm-eval gives none."""
     items: int
     higher_is_better: bool = True
     each: list[float] | None = None
-    """The figure of each item in the task's own order, where it is their mean: changes are paired by it."""
+    """Result of each item in the task's own order, when `value` is their mean. Changes are compared item by item with it."""
     weight_each: list[float] | None = None
-    """Where the figure is sum(each) / sum(weight_each) instead: bytes, of bits per byte."""
+    """Weight of each item, when `value` is sum(each) / sum(weight_each) instead. For bits per byte these are bytes."""
     items_hash: str | None = None
-    """sha256 of the items as they were shown to the model, examples before them included."""
+    """sha256 of the items as the model sees them, with the examples before them."""
     shots: int | None = None
-    """Examples before each item."""
+    """Number of examples before each item."""
 
 
 class KL(Spec):
-    """How far the model is from its base on held-out text of an original language."""
+    """Distance of the model from its base on held-out text of an original language."""
 
     value: float
     """KL(base || model), nats per token."""
     stderr: float | None = None
-    """Over passages; absent for a single one."""
+    """Standard error over passages; absent for a single passage."""
     tokens: int
 
 
@@ -74,44 +74,44 @@ class Sample(Spec):
 
 
 class GenerationSpeed(Spec):
-    """How fast the model writes: greedy text, one sequence, in the precision it was measured in."""
+    """Speed of writing greedy text, one sequence at a time, in the precision of the evaluation."""
 
     tokens_per_second: float
-    """The median over the prompts."""
+    """Median over the prompts."""
     tokens: int
-    """Written in all."""
+    """Number of tokens written for all prompts together."""
     weights_bytes: int
-    """Memory of all weights."""
+    """Memory of all weights, in bytes."""
     peak_bytes: int | None = None
-    """The most of a GPU's memory that was held while writing; absent on a CPU."""
+    """Highest GPU memory in use while writing, in bytes; absent on a CPU."""
     device: str
     of_base: list[float] = []
-    """Speed as a multiple of the base's, prompt by prompt: each was continued by both, one right after the other."""
+    """Speed as a multiple of the base's speed, one value per prompt. Model and base write one right after the other."""
 
 
 class ScoresFile(Spec):
-    """The whole file."""
+    """The content of scores.json."""
 
     format: Literal["langext scores 4"] = FORMAT
     bits_per_byte: dict[str, BpbScore]
-    """By `<language>/<domain>`."""
+    """`<language>/<domain>` -> bits per byte."""
     tasks: dict[str, dict[str, Metric]]
-    """By task, then by metric."""
+    """Task -> metric -> result."""
     task_languages: dict[str, str] = {}
-    """The language that a task measures, where that is known."""
+    """Task -> code of the language that it measures; only tasks whose language is known."""
     kl_to_base: dict[str, KL] = {}
-    """By original language; none of the base itself."""
+    """Original language -> distance from the base; empty for the base itself."""
     samples: list[Sample] = []
     generation: GenerationSpeed | None = None
 
 
 def read(scores: Scores) -> ScoresFile:
-    """The scores of a finished evaluation. Raises ConfigError for a file of another version of langext."""
+    """Read the scores of a finished evaluation. Raises ConfigError for a file that is damaged or from another version."""
     return read_file(scores.path / FILE)
 
 
 def read_file(path: Path) -> ScoresFile:
-    """A scores.json. Raises ConfigError for one of another version of langext."""
+    """Read a scores.json. Raises ConfigError for a damaged file, or one from another version of langext."""
     value = read_json(path)
     if value.get("format") != FORMAT:
         raise ConfigError(f"{path}: written by another version of langext; measure again with --redo")

@@ -1,1 +1,1 @@
-"""From an extended model to files that others load: written, loaded again in a fresh process, compared, described."""
+"""Export an extended model to files that others can load: write, reload in a fresh process, compare, describe."""

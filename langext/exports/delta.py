@@ -1,8 +1,13 @@
-"""An extension by itself: what was learnt, without the base. A folder that becomes a run folder wherever the base is.
+"""Deltas: the learnt weights of an extension without the base. `apply` puts a delta on its base and makes a run folder.
 
-delta.json names the base with a hash of its weights, the languages, the methods and how the model came about;
-delta.safetensors holds what the newest extension learnt, earlier-<k>.safetensors what those before it did, vocabulary/ an
-extended tokenizer. Deltas come from strangers: nothing but these files is read, and delta.json is checked like any other input.
+The folder holds:
+
+- delta.json: the base with a hash of its weights, the languages, the methods, and how the model came about,
+- delta.safetensors: what the newest extension learnt,
+- earlier-<k>.safetensors: what extension k before it learnt, counted from 0,
+- vocabulary/: the extended tokenizer, if there is one.
+
+The one rule: a delta comes from a stranger. Only these files are read, and delta.json is checked like any other input.
 """
 
 import hashlib
@@ -43,33 +48,36 @@ from langext.summaries import History, HistorySummary
 
 RECORD = "delta.json"
 USES = "apply"
-"""What the manifest of a model says that came out of a delta."""
+"""The name of the stage in the manifest of a model that was made from a delta."""
 VOCABULARY = Path("vocabulary") / "tokenizer"
 NEW_TOKENS = Path("vocabulary") / "new_tokens.json"
 TOKENIZER_FILES = (".json", ".txt", ".model", ".jinja")
+"""File name endings in vocabulary/tokenizer that are copied; nothing else there is, code least of all."""
 NAME = r"(asset:)?[\w.-]+(/[\w.-]+)?"
+"""What the name of a base looks like: a hub repository, an asset or the name of a folder, but no path."""
 
 
 class Base(Spec):
     """The base that a delta belongs to."""
 
     name: str = Field(pattern=f"^{NAME}$")
-    """Of the hub, or an asset of langext, if `public`; else the name of a folder."""
+    """If `public`, a repository on the hub or an asset of langext; otherwise the name of a folder."""
     public: bool
     commit: str | None = Field(pattern=r"^\w+$")
+    """Of the hub repository; None for an asset or a folder."""
     weights: str
-    """`digest` of its folder."""
+    """`digest` of the base's folder."""
 
 
 class Earlier(Spec):
-    """The extension of an earlier language; its weights are earlier-<k>.safetensors."""
+    """An earlier extension of the same base. Its weights are in earlier-<k>.safetensors, k being its place in the list."""
 
     method: AnyMethod
     language: str = Field(pattern=r"^\w+$")
 
 
 class DeltaFile(Spec):
-    """delta.json."""
+    """The content of delta.json."""
 
     format: Literal["langext delta 1"] = "langext delta 1"
     base: Base
@@ -79,28 +87,32 @@ class DeltaFile(Spec):
     earlier: list[Earlier]
     history: History
     files: dict[str, str]
-    """sha256 of every other file, by its path."""
+    """Path of every other file in the delta's folder -> its sha256."""
 
 
 def digest(folder: Path) -> str:
-    """sha256 over names, types, shapes and bytes of all tensors of a model folder, however they are shared out to files."""
-    where = {}
+    """sha256 (in hexadecimal) over the names, dtypes, shapes and bytes of all tensors of a model folder.
+
+    It stays the same when the same tensors are split into files in another way.
+    """
+    file_of = {}
     for path in folder.glob("*.safetensors"):
         with safe_open(path, "pt") as file:
-            where |= dict.fromkeys(file.keys(), path)
-    found = hashlib.sha256()
-    for name in sorted(where):
-        with safe_open(where[name], "pt") as file:
+            file_of |= dict.fromkeys(file.keys(), path)
+    weights_hash = hashlib.sha256()
+    for name in sorted(file_of):
+        with safe_open(file_of[name], "pt") as file:
             tensor = file.get_tensor(name)
-        found.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-        found.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
-    return found.hexdigest()
+        weights_hash.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        weights_hash.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)  # numpy has no bfloat16
+    return weights_hash.hexdigest()
 
 
 def write(model: Model, out: Path) -> None:
-    """Write the delta of a trained model into the empty folder `out`, its weights rounded as those of every export are."""
+    """Write the delta of a trained model into the empty folder `out`. Its weights are rounded to `precision.WEIGHTS`."""
     record, job, base = loading.read_record(model), read_as(model.path / JOB, Job), read_base(model.path.parent)
     assert record.method is not None and base is not None, "checked before"
+    # The path of a private base's folder says something about the machine, so only its last part is written.
     public = base.commit is not None or base.root.startswith(assets.PREFIX)
     _round(model.path / extended.DELTA, out / extended.DELTA)
     for k, extension in enumerate(record.earlier):
@@ -111,7 +123,7 @@ def write(model: Model, out: Path) -> None:
             if path.suffix in TOKENIZER_FILES:
                 shutil.copyfile(path, out / VOCABULARY / path.name)
         shutil.copyfile(record.tokenizer.parent / NEW_TOKENS.name, out / NEW_TOKENS)
-    told = DeltaFile(
+    content = DeltaFile(
         base=Base(
             name=base.root if public else bases.plain_name(base.root),
             public=public,
@@ -125,7 +137,7 @@ def write(model: Model, out: Path) -> None:
         history=modelcard.history(model),
         files={file.name: file.sha256 for file in list_files(out)},
     )
-    write_json(out / RECORD, told.model_dump(mode="json"))
+    write_json(out / RECORD, content.model_dump(mode="json"))
 
 
 def _earlier(k: int) -> str:
@@ -133,88 +145,98 @@ def _earlier(k: int) -> str:
 
 
 def _round(source: Path, target: Path) -> None:
-    """Copy a file of weights in the precision of exports."""
+    """Copy a file of weights, rounded to the precision that all exports have."""
     with safe_open(source, "pt") as file:
         save_file({name: file.get_tensor(name).to(precision.WEIGHTS) for name in file.keys()}, target)  # noqa: SIM118
 
 
 def read(folder: Path) -> DeltaFile:
-    """delta.json, checked. Raises ConfigError when it is none, or when another file is not as it was written."""
+    """Read and check delta.json, and check the sha256 of every file that it lists.
+
+    Raises ConfigError when the folder holds no valid delta, or when a file is missing or differs from what was written.
+    """
     if not (folder / RECORD).is_file():
         raise ConfigError(f"{folder}: no {RECORD} here, so this is no delta that `langext export --format delta` wrote")
     try:
-        told = DeltaFile.model_validate(read_json(folder / RECORD))
+        content = DeltaFile.model_validate(read_json(folder / RECORD))
     except (ValidationError, ValueError) as error:
         problem = error.errors()[0] if isinstance(error, ValidationError) else {"loc": (), "msg": str(error)}
         where = ".".join(map(str, problem["loc"]))
         raise ConfigError(f"{folder / RECORD}: {where + ': ' if where else ''}{problem['msg']}") from None
-    missing = [name for name in (extended.DELTA, *map(_earlier, range(len(told.earlier)))) if name not in told.files]
+    missing = [name for name in (extended.DELTA, *map(_earlier, range(len(content.earlier)))) if name not in content.files]
     if missing:
         raise ConfigError(f"{folder / RECORD}: says nothing of {missing[0]}")
-    for name, expected in told.files.items():
+    for name, expected in content.files.items():
         path = folder / name
+        # Names in delta.json are a stranger's: "../" or a link could name any file of this machine.
         inside = path.resolve().is_relative_to(folder.resolve()) and ".." not in Path(name).parts
         if not inside or path.is_symlink() or not path.is_file():
             raise ConfigError(f"{folder}: {name} is missing, or no plain file in this folder")
         if sha256_file(path) != expected:
             raise ConfigError(f"{path}: damaged or changed since it was written (its sha256 is another); copy the delta again")
-    return told
+    return content
 
 
 def rebuilt(folder: Path, base: Path, out: Path) -> Model:
-    """The model that a delta gives on a base that is known to be its own, in the new folder `out`."""
-    told = read(folder)
+    """Put a delta on its base, and write the model into the new folder `out`.
+
+    `base` is the folder of the base's weights. The caller knows that they are the right ones: this function does not check.
+    """
+    content = read(folder)
     out.mkdir(parents=True)
     earlier = []
-    for k, extension in enumerate(told.earlier):
+    for k, extension in enumerate(content.earlier):
         link_or_copy(folder / _earlier(k), out / _earlier(k))
         earlier.append(extended.Earlier(extension.method, out / _earlier(k), extension.language))
     link_or_copy(folder / extended.DELTA, out / extended.DELTA)
     tokenizer = None
-    if str(NEW_TOKENS) in told.files:
+    if str(NEW_TOKENS) in content.files:
         tokenizer = out / VOCABULARY
         tokenizer.mkdir(parents=True)
         link_or_copy(folder / NEW_TOKENS, out / NEW_TOKENS)
-        for name in told.files:
+        for name in content.files:
             if Path(name).parent == VOCABULARY and Path(name).suffix in TOKENIZER_FILES:
                 link_or_copy(folder / name, out / name)
-    return loading.write_record(out, loading.Record(base, told.method, tokenizer, tuple(earlier)))
+    return loading.write_record(out, loading.Record(base, content.method, tokenizer, tuple(earlier)))
 
 
 def apply(folder: Path, base: str | None, out: Path) -> Model:
-    """Make a run folder `out` of a delta and its base, which is `base` or the public one that the delta names.
+    """Make the run folder `out` from a delta and its base: `base`, or if that is None the public base that the delta names.
 
-    Raises ConfigError when the folder holds no delta or the base is another one.
+    Raises ConfigError when `out` exists, when the folder holds no valid delta, or when the base has other weights than the one
+    that the delta was trained on.
     """
-    told = read(folder)
+    content = read(folder)
     if out.exists():
         raise ConfigError(f"{out} exists already; name another folder")
-    if base is None and not told.base.public:
-        raise ConfigError(f"{folder}: its base, {told.base.name}, is no public one; give its folder with --base")
+    if base is None and not content.base.public:
+        raise ConfigError(f"{folder}: its base, {content.base.name}, is no public one; give its folder with --base")
     try:
-        return _unpacked(folder, told, base, out)
+        return _unpacked(folder, content, base, out)
     except BaseException:
         shutil.rmtree(out, ignore_errors=True)
         raise
 
 
-def _unpacked(folder: Path, told: DeltaFile, base: str | None, out: Path) -> Model:
-    prepared = bases.prepare(base or told.base.name, None if base else told.base.commit, out / BASE)
-    below = loading.read_record(prepared).base
-    if digest(below) != told.base.weights:
-        raise ConfigError(f"{base or told.base.name}: its weights are not those of {told.base.name}, the delta's base")
-    made = rebuilt(folder, below, out / f"01-{USES}")
+def _unpacked(folder: Path, content: DeltaFile, base: str | None, out: Path) -> Model:
+    prepared = bases.prepare(base or content.base.name, None if base else content.base.commit, out / BASE)
+    base_folder = loading.read_record(prepared).base
+    if digest(base_folder) != content.base.weights:
+        raise ConfigError(f"{base or content.base.name}: its weights are not those of {content.base.name}, the delta's base")
+    model = rebuilt(folder, base_folder, out / f"01-{USES}")
     try:
-        loading.on_disk(made)
+        loading.on_disk(model)  # opened once here, so that damaged weights do not first fail in a later stage
     except SafetensorError as error:
         raise ConfigError(f"{folder}: damaged weights ({error})") from None
-    stage, printed = {"uses": USES}, fingerprint(told.files)
-    common: dict[str, Any] = {"stage": stage, "inputs": {}, "seed": 0, "fingerprint": printed, "identity": told.files}
-    job = Job(**common, language=told.language, original_languages=told.original_languages, tokens=str(out / TOKENS))
-    write_json(made.path / JOB, job)
+    # Job and manifest are those of a stage, so that later stages can build on this model like on any other.
+    stage, printed = {"uses": USES}, fingerprint(content.files)
+    common: dict[str, Any] = {"stage": stage, "inputs": {}, "seed": 0, "fingerprint": printed, "identity": content.files}
+    job = Job(**common, language=content.language, original_languages=content.original_languages, tokens=str(out / TOKENS))
+    write_json(model.path / JOB, job)
     manifest = Manifest(
-        **common, kind=Model.__name__, summary=HistorySummary(history=told.history).model_dump(), files=list_files(made.path),
+        **common, kind=Model.__name__, summary=HistorySummary(history=content.history).model_dump(),
+        files=list_files(model.path),
         started=time.time(), seconds=0.0, peak_memory_bytes=0, device="-", versions={},
     )  # fmt: skip
-    write_json(made.path / MANIFEST, manifest)
-    return made
+    write_json(model.path / MANIFEST, manifest)
+    return model

@@ -1,4 +1,7 @@
-"""The README.md of an exported checkpoint."""
+"""The model card of an export: its README.md, and the licence files of the base.
+
+The one rule: the card states only what is recorded, and says plainly what is not known or was not measured.
+"""
 
 import shutil
 from collections.abc import Sequence
@@ -33,25 +36,25 @@ from langext.summaries import (
 )  # fmt: skip
 
 LIBRARIES = {"gguf": "llama.cpp", "delta": "langext"}
-"""What loads an export of this format; transformers loads all others."""
+"""Export format -> the library that loads it. All other formats are loaded by transformers."""
 
 
 @dataclass(frozen=True)
 class Card:
-    """What a model card says besides what the export itself has found."""
+    """What a model card says, apart from the results of the export itself (`ExportSummary`)."""
 
     languages: tuple[str, ...]
-    """The new one first."""
+    """Language codes, the new language first."""
     base: str
-    """How the base is called."""
+    """The base's name for readers."""
     licence: str | None
-    """The base's, in words."""
+    """The base's licence in words; None where it is not known."""
     licence_id: str | None
-    """The same as the hub names it; None where it has no single name."""
+    """The hub's name for that licence; None where the hub has no single name for it."""
     public: PublicBase | None
-    """Where on the hub the base is."""
+    """Where the base is on the hub; None where it is not there."""
     base_public: bool
-    """Can others get it, from the hub or as an asset?"""
+    """True if others can get the base, from the hub or as an asset of langext."""
     base_architecture: str
     method: Method
     history: History
@@ -61,18 +64,18 @@ class Card:
 
     @property
     def title(self) -> str:
-        """Base and new language."""
+        """The title of the model: the name of the base and the name of the new language."""
         return f"{self.base} + {languages.find(self.languages[0]).name}"
 
 
 def write(out: Path, record: ExportSummary, card: Card) -> None:
-    """Render README.md."""
+    """Write README.md into `out`. Its head holds metadata that the hub reads."""
     env = Environment(
         loader=PackageLoader("langext", "exports"),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-        autoescape=False,
+        autoescape=False,  # the card is Markdown, not HTML
     )
     named = [languages.find(code) for code in card.languages]
     metadata = ModelCardData(
@@ -90,7 +93,7 @@ def write(out: Path, record: ExportSummary, card: Card) -> None:
 
 
 def _rows(card: Card) -> list[dict[str, str]]:
-    """Before and after, for every figure that both measured."""
+    """One table row for every figure that was measured of both the base and the model."""
     pair = card.base_scores, card.model_scores
     bits = sorted(significance.bits(*pair), key=lambda row: card.languages.index(row.name.split("/")[0]))
     named = [(f"{row.name}, bits per byte", row) for row in bits] + [(row.name, row) for row in significance.tasks(*pair)]
@@ -117,19 +120,21 @@ def _change(row: significance.Change) -> str:
 def describe(
     model: Model, codes: Sequence[str], corpus: Corpus | None, base_scores: Scores | None, model_scores: Scores | None
 ) -> Card:
-    """The card of a trained model. `codes` are its languages, the new one first."""
+    """Collect what the card of a trained model in a run folder says. `codes` are its languages, the new one first."""
     recorded, manifest = loading.read_record(model), read_base(model.path.parent)
     assert recorded.method is not None and manifest is not None, "a trained model of a run"
-    config, named = read_json(recorded.base / "config.json"), manifest.root
-    asset = assets.ASSETS.get(named.removeprefix(assets.PREFIX)) if named.startswith(assets.PREFIX) else None
+    config, root = read_json(recorded.base / "config.json"), manifest.root
+    asset = assets.ASSETS.get(root.removeprefix(assets.PREFIX)) if root.startswith(assets.PREFIX) else None
     stated: str | None = asset.licence if asset else licence(recorded.base)
     text = corpus.manifest.summary_as(FilterSummary) if corpus else None
     return Card(
         languages=tuple(codes),
-        base=asset.about.split(",")[0] if asset else named if manifest.commit else Path(named).name,
+        # The path of a private base's folder says something about the machine, so only its last part is shown.
+        base=asset.about.split(",")[0] if asset else root if manifest.commit else Path(root).name,
         licence=stated,
+        # An asset's licence may be a sentence; the hub refuses anything but one of its own names.
         licence_id=(stated.lower() if " " not in stated else None) if asset and stated else stated,
-        public=PublicBase(hub=named, commit=manifest.commit) if manifest.commit else None,
+        public=PublicBase(hub=root, commit=manifest.commit) if manifest.commit else None,
         base_public=asset is not None or manifest.commit is not None,
         base_architecture=(config.get("architectures") or ["?"])[0],
         method=recorded.method,
@@ -141,10 +146,10 @@ def describe(
 
 
 def licence(base: Path) -> str | None:
-    """The `license` that the head of a model folder's README.md names; None without one."""
+    """The value of `license` in the metadata of a model folder's README.md; None if there is none."""
     try:
         metadata: Any = metadata_load(base / "README.md")
-    except (OSError, ValueError):  # none there, or none that can be read
+    except (OSError, ValueError):  # no README.md, or its metadata cannot be read
         return None
     stated = metadata.get("license") if isinstance(metadata, dict) else None
     return stated if isinstance(stated, str) else None
@@ -159,12 +164,15 @@ def keep_licences(base: Path, out: Path) -> None:
 
 
 def history(model: Model) -> History:
-    """How a model came about: what it was trained on, and what was done to it afterwards."""
+    """Return what a model was trained on, and what was done to it after that, in words.
+
+    Walks from the model's manifest back to the training (or merge, or delta) that it came from.
+    """
     done: list[str] = []
     while True:
         manifest = model.manifest
-        if told := manifest.summary_as(HistorySummary):
-            return History(training=told.history.training, afterwards=[*told.history.afterwards, *done])
+        if recorded := manifest.summary_as(HistorySummary):
+            return History(training=recorded.history.training, afterwards=[*recorded.history.afterwards, *done])
         if trained := manifest.summary_as(TrainSummary):
             training = Training(**{key: getattr(trained, key) for key in Training.model_fields})
             return History(training=training, afterwards=done)

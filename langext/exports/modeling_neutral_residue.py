@@ -2,8 +2,9 @@
 
     out = FFN(x) + sum over blocks of g(x) * W_down( act(W_gate x) * (W_up x) )
 
-Talla, Grave and Jegou, https://arxiv.org/abs/2410.02744. Written by langext; needs transformers alone.
-This file travels with the checkpoint and is loaded with trust_remote_code=True.
+Talla, Grave and Jegou, https://arxiv.org/abs/2410.02744. Written by langext.
+
+This file is part of the checkpoint and is loaded with trust_remote_code=True. It needs only torch and transformers.
 """
 
 import torch
@@ -14,7 +15,7 @@ from transformers.models.llama.modeling_llama import LlamaMLP
 
 
 class NeutralResidueConfig(LlamaConfig):
-    """The base's config with `residues`: for every extension its `gate`, `size` (hidden units) and `layers`."""
+    """The base's config plus `residues`: for every extension a dict with its `gate`, `size` (hidden units) and `layers`."""
 
     model_type = "neutral_residue_llama"
 
@@ -28,13 +29,13 @@ GATES = {
     "hard_sigmoid": lambda z: torch.sigmoid(z) * (z > 0),
     "none": torch.ones_like,
 }
-"""A gate's value for z = w . x."""
+"""Name of a gate -> its value for z = w . x, where w is the row of the router."""
 CLOSING = ("relu", "hard_sigmoid")
-"""Gates that are exactly zero for a part of their inputs."""
+"""Gates that are exactly zero for some inputs. A block does nothing for a token whose gate is zero."""
 
 
 class NeutralResidue(nn.Module):
-    """One block."""
+    """One residual block with its gate."""
 
     def __init__(self, width: int, hidden: int, gate: str):
         super().__init__()
@@ -46,10 +47,15 @@ class NeutralResidue(nn.Module):
             self.router = nn.Linear(width, 1, bias=False)
 
     def forward(self, x: torch.Tensor, act: nn.Module) -> torch.Tensor:
-        """(..., width) -> (..., width). When nothing learns, closed tokens cost one product with a vector and no more."""
+        """(..., width) -> (..., width): the gated output of the block.
+
+        Without gradients, the block is computed only for tokens whose gate is not zero.
+        """
         if self.kind == "none":
             return self.block(x, act)
+        # In float32, because rounding z to a lower precision could open or close a gate.
         gate = GATES[self.kind](F.linear(x.float(), self.router.weight.float())).to(x.dtype)
+        # The shortcut below has shapes that depend on the data: a compiler cannot trace it.
         if self.kind not in CLOSING or torch.is_grad_enabled() or torch.compiler.is_compiling():
             return gate * self.block(x, act)
         out, is_open = torch.zeros_like(x), gate[..., 0] != 0
@@ -58,12 +64,12 @@ class NeutralResidue(nn.Module):
         return out
 
     def block(self, x: torch.Tensor, act: nn.Module) -> torch.Tensor:
-        """(..., width) -> (..., width), before the gate."""
+        """(..., width) -> (..., width): the output before it is multiplied by the gate."""
         return self.down_proj(act(self.gate_proj(x)) * self.up_proj(x))
 
 
 class NeutralResidueMLP(LlamaMLP):
-    """The base's feed-forward network with blocks beside it."""
+    """The base's feed-forward network, with the residual blocks of its layer added to the output."""
 
     def __init__(self, config: NeutralResidueConfig, layer: int):
         super().__init__(config)
@@ -73,7 +79,7 @@ class NeutralResidueMLP(LlamaMLP):
                 self.residues[str(i)] = NeutralResidue(config.hidden_size, extension["size"], extension["gate"])
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(..., width) normed input -> (..., width)."""
+        """(..., width) input after the norm -> (..., width) sum of the network's output and all blocks' outputs."""
         out = super().forward(x)
         for block in self.residues.values():
             out = out + block(x, self.act_fn)
@@ -81,7 +87,7 @@ class NeutralResidueMLP(LlamaMLP):
 
 
 class NeutralResidueModel(LlamaModel):
-    """The decoder without its head."""
+    """The decoder without its language-model head."""
 
     config_class = NeutralResidueConfig
     _supports_attention_backend = True

@@ -1,6 +1,7 @@
-"""Run by itself in a fresh process: load an export as a stranger would and compare it with what was expected.
+"""A script for a fresh process: load an export as a stranger would, and compare it with what is expected.
 
-That process cannot import langext: `verify.run` puts a copy of this file and one of architectures/precision.py side by side.
+The one rule: nothing here imports langext. `verify.run` copies this file and architectures/precision.py into one folder and
+runs the copy there. Shapes: T tokens, V vocabulary.
 """
 
 import json
@@ -13,11 +14,11 @@ import torch
 from torch import Tensor
 
 BATCH = 4
-"""Texts in a forward pass."""
+"""Texts in one forward pass."""
 
 
 class _NoLangext:
-    """Makes langext impossible to import, as on the machine of somebody who never installed it."""
+    """An import hook that refuses langext, as on a machine where it was never installed."""
 
     def find_spec(self, name, path=None, target=None):
         if name.split(".")[0] in ("langext", "tokenizer_tools"):
@@ -27,25 +28,28 @@ class _NoLangext:
 
 @torch.no_grad()
 def logits(net: Any, ids: list[list[int]]) -> Iterator[Tensor]:
-    """(T, V) logits of each text. Texts are padded behind, where no token before it looks."""
+    """Yield the (T, V) logits of each text of token ids, in order."""
     for at in range(0, len(ids), BATCH):
         rows = ids[at : at + BATCH]
         longest = max(map(len, rows))
-        found = net(input_ids=torch.tensor([row + [0] * (longest - len(row)) for row in rows]), use_cache=False).logits
-        yield from (one[: len(row)].clone() for one, row in zip(found, rows, strict=True))
+        # Padding at the end needs no mask: attention is causal, so no token of a text sees what comes after it.
+        batch = net(input_ids=torch.tensor([row + [0] * (longest - len(row)) for row in rows]), use_cache=False).logits
+        # clone: a slice would keep the logits of the whole batch in memory.
+        yield from (logits_TV[: len(row)].clone() for logits_TV, row in zip(batch, rows, strict=True))
 
 
 @torch.no_grad()
 def greedy(net: Any, ids: list[list[int]], new_tokens: int) -> list[list[int]]:
-    """A greedy continuation of the first half of each text, up to the end of a text. Prompts are padded before.
+    """Continue the first half of each text greedily: at most `new_tokens` token ids, up to and with an end-of-text token.
 
-    Nothing but the logits counts: repetition penalties and the like of the model's own settings are left out.
+    Only the logits decide. Settings in the model's own generation config, such as repetition penalties, are not used.
     """
     from transformers import GenerationConfig
 
     own, net.generation_config = net.generation_config, GenerationConfig(pad_token_id=0)
     prompts = [row[: max(1, len(row) // 2)] for row in ids]
     longest = max(map(len, prompts))
+    # Padding at the start, so that every prompt ends where its continuation begins.
     fill = [[0] * (longest - len(prompt)) for prompt in prompts]
     out = net.generate(
         input_ids=torch.tensor([pad + prompt for pad, prompt in zip(fill, prompts, strict=True)]),
@@ -61,18 +65,23 @@ def greedy(net: Any, ids: list[list[int]], new_tokens: int) -> list[list[int]]:
 
 @torch.no_grad()
 def cached(net: Any, row: list[int], half: int) -> Tensor:
-    """(T - half, V) logits of the rest of a text, computed with a cache of the first `half` tokens."""
+    """(T - half, V) logits of the tokens after the first `half`, computed with a key-value cache of those first tokens."""
     first = net(input_ids=torch.tensor([row[:half]]), use_cache=True)
     return net(input_ids=torch.tensor([row[half:]]), past_key_values=first.past_key_values, use_cache=True).logits[0]
 
 
 def largest(values: list[float]) -> float:
-    """The largest value; nan if any is."""
+    """The largest value; nan if any value is nan."""
+    # Python's max() would skip a nan that is not the first value.
     return torch.tensor(values, dtype=torch.float64).max().item()
 
 
 def compare(net: Any, tokenizer: Any, job: dict[str, Any]) -> dict[str, Any]:
-    """What a model computes beside what the job expects, in figures."""
+    """Compare what a model computes with what the job expects.
+
+    `job`: `ids`, `texts`, `greedy` and `logits` as in `verify.Expected`, `cut` (most tokens of a text) and `new_tokens`.
+    Returns the fields of `ExportSummary` that describe a comparison; logits have no unit, KL is in nats per token.
+    """
     from safetensors.torch import load_file
 
     ids = job["ids"]
@@ -83,7 +92,7 @@ def compare(net: Any, tokenizer: Any, job: dict[str, Any]) -> dict[str, Any]:
         want = load_file(job["logits"][i])["logits"]
         tokenized_equal += tokenizer(job["texts"][i], add_special_tokens=False).input_ids[: job["cut"]] == ids[i]
         half = max(1, len(ids[i]) // 2)
-        if len(ids[i]) > half:
+        if len(ids[i]) > half:  # a text of one token has nothing after its first half
             cached_worst.append((cached(net, ids[i], half) - want[half:]).abs().max().item())
         worst.append((got - want).abs().max().item())
         log_want, log_got = want.log_softmax(-1), got.log_softmax(-1)
@@ -101,7 +110,7 @@ def compare(net: Any, tokenizer: Any, job: dict[str, Any]) -> dict[str, Any]:
 
 
 def main(job_file: Path) -> None:
-    """Print one line of JSON with the differences."""
+    """Load the export of a job, and print one line of JSON with the results of `compare`."""
     import precision  # pyright: ignore[reportMissingImports]
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -109,6 +118,7 @@ def main(job_file: Path) -> None:
     whole, trust = job["whole_model"], {"trust_remote_code": job["remote"]}
     dtype = torch.float32 if whole else precision.WEIGHTS
     net: Any = AutoModelForCausalLM.from_pretrained(job["folder"], dtype=dtype, **trust).eval()
+    # A model that does not fit into memory in float32 stays as stored; each block is widened while it runs.
     if not whole:
         precision.in_float32(precision.parts(net), whole)
     tokenizer = AutoTokenizer.from_pretrained(job["folder"], **trust)

@@ -1,4 +1,7 @@
-"""Extended models as remote code: the weights under their own names and one modeling file that needs transformers alone."""
+"""Write an extended model as remote code: its weights under their own names, and one modeling file.
+
+The one rule: the modeling file needs only torch and transformers, never langext.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -11,14 +14,17 @@ from langext.methods.residue import stacks
 
 
 def write(net: Any, out: Path) -> None:
-    """Save safetensors, config.json with `auto_map`, and the modeling file, made to derive from the base's own classes."""
+    """Write the weights, the modeling file for the base's family, and a config.json whose `auto_map` names its classes.
+
+    https://huggingface.co/docs/transformers/custom_models
+    """
     code = Path(module.__file__)
     family = families.of(net.config)
     (out / code.name).write_text(source(code.read_text(encoding="utf-8"), family), encoding="utf-8")
     weights = ({name: tensor.to(stock.WEIGHTS) for name, tensor in part.items()} for part in stock.of(net).parts())
     shards.write(weights, out)
-    found = stacks(net)
-    blocks = [next(iter(stack.values())) for stack in found]
+    extensions = stacks(net)
+    blocks = [next(iter(stack.values())) for stack in extensions]  # all blocks of one extension have the same gate and size
     config = net.config.to_dict() | {
         "model_type": f"neutral_residue_{family.module}",
         "architectures": [module.NeutralResidueForCausalLM.__name__],
@@ -29,16 +35,16 @@ def write(net: Any, out: Path) -> None:
         },
         "residues": [
             {"gate": block.gate, "size": block.gate_proj.weight.shape[0], "layers": sorted(stack)}
-            for block, stack in zip(blocks, found, strict=True)
+            for block, stack in zip(blocks, extensions, strict=True)
         ],
         "dtype": str(stock.WEIGHTS).removeprefix("torch."),
     }
-    config.pop("_name_or_path", None)
+    config.pop("_name_or_path", None)  # a path of this machine
     write_json(out / "config.json", config)
 
 
 def source(text: str, family: families.Family) -> str:
-    """The modeling file, which is written for Llama, for another family: the names of the classes it derives from change."""
+    """Rewrite the text of the modeling file, which derives from Llama's classes, to derive from those of `family`."""
     for part, name in family.classes.items():
         text = text.replace(f"Llama{part}", name)
     text = text.replace("llama.modeling_llama", f"{family.module}.modeling_{family.module}")

@@ -1,4 +1,8 @@
-"""What an extended model can be exported to: one row for each format. Adding one: a file that writes it, and a row here."""
+"""The table of export formats: whether a model can be exported to each format exactly, and if not, why.
+
+The one rule: a format is refused with a reason unless it computes the same as the trained model. To add a format, add a file
+that writes it and a row in `TARGETS`.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,18 +19,18 @@ from langext.spec import ConfigError
 
 @dataclass(frozen=True)
 class Target:
-    """One format. `config` is the base's transformers config, None while it is not on this machine."""
+    """One export format. In its functions `config` is the base's transformers config, or None while the base is not on disk."""
 
     obstacle: Callable[[Any, Sequence[Method], str | None], str]
-    """(config, methods, llama.cpp's name of the pre-tokenizer) -> why it cannot be exact; empty when it can."""
+    """(config, methods, llama.cpp's name of the pre-tokenizer) -> why the export cannot be exact; empty when it can."""
     architecture: Callable[[Any, Sequence[Method]], str]
-    """What a checkpoint will be, in words."""
+    """(config, methods) -> what the checkpoint will be, in words."""
     folds: bool = True
-    """Is it made of the stock form that the method folds to?"""
+    """True if the export is made from the stock form that the method folds to."""
     own_code: bool = False
-    """Does it travel with code that transformers has to be told to trust?"""
+    """True if the export contains modeling code, which transformers runs only when the user trusts it."""
     chosen_by_auto: bool = True
-    """May `auto` choose it? Not what only langext can load."""
+    """True if `auto` may choose this format. False for a format that only langext can load."""
 
 
 def _stock_obstacle(config: Any, methods: Sequence[Method], pre: str | None) -> str:
@@ -51,6 +55,7 @@ def _gguf_obstacle(config: Any, methods: Sequence[Method], pre: str | None) -> s
     if reason or config is None:
         return reason
     weights = gates.weights(_gates(methods))
+    # The config of the checkpoint that would be written: the base's config plus what folding changes.
     made = {"architectures": [folding.folded_class(weights, config)], "layer_types": methods[-1].layer_types(config)}
     made["num_hidden_layers"] = len(made["layer_types"] or []) or config.num_hidden_layers
     return file.obstacle(config.to_dict() | made) or vocabulary.obstacle(Path(config.name_or_path), pre)
@@ -78,15 +83,17 @@ TARGETS: dict[str, Target] = {
 
 
 def _gates(methods: Sequence[Method]) -> list[gates.GateName]:
-    """The gates of the methods that add blocks."""
+    """The gates of those methods that add residual blocks."""
     return [method.block_gate for method in methods if method.block_gate is not None]
 
 
 def choose(config: Any, methods: Sequence[Method], form: str, pre: str | None = None) -> str:
-    """The format to write. Raises ConfigError with the reason when it cannot be exact, and names what can.
+    """Return the format to write: `form` itself, or for `auto` the first one in `TARGETS` that is exact.
 
-    `config` is the base's transformers config, or None while it is not on this machine. `methods` are those of all
-    extensions, the first added first. `pre` is llama.cpp's name of the base's pre-tokenizer, where the user gave one.
+    `config` is the base's transformers config, or None while the base is not on disk. `methods` are those of all extensions,
+    the oldest first. `pre` is llama.cpp's name of the base's pre-tokenizer, if the user gave one.
+
+    Raises ConfigError when the format is not known or cannot be exact. The message gives the reason and the possible formats.
     """
     if form not in FORMATS:
         raise ConfigError(f"export format {form!r} is not known; choose {', '.join(FORMATS)}")
@@ -100,5 +107,5 @@ def choose(config: Any, methods: Sequence[Method], form: str, pre: str | None = 
 
 
 def architecture(config: Any, methods: Sequence[Method], form: str) -> str:
-    """The architecture a checkpoint will have, in words, for `langext plan` and the model card."""
+    """Describe the architecture that a checkpoint will have, in words, for `langext plan` and the model card."""
     return TARGETS[form].architecture(config, methods)

@@ -1,4 +1,7 @@
-"""Is an export the model that was trained? Reloaded by stock transformers in a process that cannot import langext."""
+"""Check that an export computes the same as the trained model.
+
+The one rule: the export is loaded by stock transformers, in a fresh process that cannot import langext.
+"""
 
 import json
 import os
@@ -21,54 +24,61 @@ from langext.spec import RunFailed
 from langext.summaries import LogitDifference
 
 MAX_DIFFERENCE = 1e-3
-"""Largest logit difference that passes, in standard deviations of the logits. Exact mappings measure 1e-6 to 1e-5. Both sides
-compute in float32, so that rounding is no excuse."""
+"""Largest logit difference that passes, in standard deviations of the logits. Exact mappings measure 1e-6 to 1e-5. Both models
+compute in float32, so rounding cannot explain a larger difference."""
 NEW_TOKENS = 16
+"""Length of each greedy continuation."""
 TOKENS = 256
+"""Longest text that is compared."""
 
 
 @dataclass
 class Expected:
-    """What the training model computes."""
+    """What the model in this process computes, and what an export of it must therefore compute."""
 
     texts: list[str]
     ids: list[list[int]]
-    """Tokens of each text without special ones, cut to `TOKENS`."""
+    """Token ids of each text without special tokens, at most `TOKENS`."""
     whole: list[list[int]]
-    """All tokens of each text in Unicode's composed form (NFC), with what the tokenizer puts around it."""
+    """All token ids of each text in Unicode's composed form (NFC), with the special tokens that the tokenizer adds."""
     logits: list[Path]
-    """Files with (T, V) `logits` for each of `ids`."""
+    """One file for each text, with its (T, V) tensor `logits`."""
     greedy: list[list[int]]
-    """What follows the first half of each of `ids`."""
+    """The greedy continuation (token ids) of the first half of each text."""
 
 
 def expect(net: Any, tokenizer: Any, texts: list[str], scratch: Path) -> Expected:
-    """What `net` computes on these texts; the logits go to `scratch`."""
+    """Return what `net` computes on these texts. The logits are written to files in `scratch`."""
     ids = encode(tokenizer, texts)
     whole = [list(tokenizer(unicodedata.normalize("NFC", text)).input_ids) for text in texts]
     return Expected(texts, ids, whole, logits(net, ids, scratch), reload.greedy(net, ids, NEW_TOKENS))
 
 
 def encode(tokenizer: Any, texts: list[str]) -> list[list[int]]:
-    """Token ids of each text, cut to `TOKENS`."""
+    """Token ids of each text without special tokens, at most `TOKENS`."""
     return [tokenizer(text, add_special_tokens=False).input_ids[:TOKENS] for text in texts]
 
 
 def logits(net: Any, ids: list[list[int]], scratch: Path) -> list[Path]:
-    """Files in `scratch` with the (T, V) `logits` of each text: those of many passages are larger than many a model."""
+    """Write the (T, V) `logits` of each text to a file of its own in `scratch`; return the files in the same order."""
     scratch.mkdir(parents=True, exist_ok=True)
     files = []
-    for i, found in enumerate(reload.logits(net, ids)):
+    # To disk, because the logits of many passages can take more memory than the model itself.
+    for i, logits_TV in enumerate(reload.logits(net, ids)):
         files.append(scratch / f"{i}.safetensors")
-        save_file({"logits": found}, files[-1])
+        save_file({"logits": logits_TV}, files[-1])
     return files
 
 
-def difference(one: list[Path], other: list[Path]) -> LogitDifference:
-    """Largest logit difference, KL(one || other) per token in nats, and the largest standard deviation of `one`'s logits."""
+def difference(reference: list[Path], changed: list[Path]) -> LogitDifference:
+    """Compare two models by their files of logits, one file for each text.
+
+    Returns the largest logit difference, KL(reference || changed) in nats per token, and the standard deviation of the
+    reference's logits (of the text where it is largest). All are nan where a logit is nan.
+    """
     worst, std = [0.0], [0.0]
     kl, positions = 0.0, 0
-    for a, b in ((_read(a), _read(b)) for a, b in zip(one, other, strict=True)):
+    for a, b in ((_read(a), _read(b)) for a, b in zip(reference, changed, strict=True)):
         worst.append((a - b).abs().max().item())
         std.append(a.std().item())
         kl += (a.softmax(-1) * (a.log_softmax(-1) - b.log_softmax(-1))).sum().item()
@@ -83,15 +93,18 @@ def _read(file: Path) -> Tensor:
 
 
 def same(trained: list[Path], folded: list[Path]) -> None:
-    """Raise RunFailed when the stock form, not rounded yet, computes something else than the trained model."""
-    found = difference(trained, folded)
-    worst, limit = found.max_abs_difference, MAX_DIFFERENCE * found.logit_std
-    if not worst <= limit:
-        raise RunFailed(f"the stock form differs from the trained model: a logit by {worst:.2e}, allowed are {limit:.2e}")
+    """Raise RunFailed when the stock form, before its weights are rounded, does not compute what the trained model computes."""
+    measured = difference(trained, folded)
+    worst, limit = measured.max_abs_difference, MAX_DIFFERENCE * measured.logit_std
+    if not worst <= limit:  # `worst > limit` would let nan pass
+        raise RunFailed(f"the stock form differs from the trained model: a logit by {worst:.2e}, allowed is {limit:.2e}")
 
 
 def prepare(scratch: Path, expected: Expected, **more: Any) -> Path:
-    """Write the job file for `run` into a folder of its own: what is expected, and what else the script reads."""
+    """Write job.json for `run` into `scratch` and return its path. It holds what is expected, and `more` keys for the script.
+
+    Each job needs a folder of its own.
+    """
     scratch.mkdir(parents=True, exist_ok=True)
     job = scratch / "job.json"
     job.write_text(json.dumps(_wanted(expected) | more))
@@ -104,44 +117,54 @@ def _wanted(expected: Expected) -> dict[str, Any]:
 
 
 def job(scratch: Path, folder: Path, expected: Expected, *, own_code: bool = False, whole: bool = True) -> Path:
-    """The job of loading a Hugging Face folder, its float32 weights in memory as a whole or block by block."""
+    """Write the job of loading the Hugging Face folder `folder`; return the job file.
+
+    `own_code`: the folder brings its own modeling code. `whole`: all weights are in memory in float32 at once, instead of one
+    block at a time.
+    """
     more = {"folder": str(folder), "remote": own_code, "new_tokens": NEW_TOKENS, "cut": TOKENS, "whole_model": whole}
     return prepare(scratch, expected, **more)
 
 
 def run(jobs: list[Path], script: str = reload.__file__, python: str = sys.executable) -> list[dict[str, Any]]:
-    """Do these jobs in one fresh process of the interpreter `python`; the figures of each.
+    """Run these jobs in one fresh process of the interpreter `python`; return the comparison results of each.
 
-    Raises RunFailed when one does not load.
+    Raises RunFailed when an export does not load.
     """
     scratch = jobs[0].parent
+    # Side by side in one folder, so that the script can import `precision` without langext.
     for file in (script, precision.__file__):
         shutil.copy(file, scratch)
     env = os.environ | {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(scratch / "modules")}
+    # -I: the process ignores PYTHONPATH, user packages and the current folder, like a machine where langext never was.
     command = [python, "-I", str(scratch / Path(script).name), *map(str, jobs)]
     done = subprocess.run(command, capture_output=True, text=True, env=env)
     if done.returncode != 0:
         raise RunFailed(f"the export does not load in a fresh process:\n{(done.stdout + done.stderr).strip()[-2000:]}")
+    # The last lines only: libraries may print before them.
     return [json.loads(line) for line in done.stdout.strip().splitlines()[-len(jobs) :]]
 
 
 def compare(folder: Path, expected: Expected, *, own_code: bool = False, whole: bool = True) -> dict[str, Any]:
-    """Reload `folder` and compare. Raises RunFailed when it differs; returns the figures otherwise."""
+    """Load `folder` in a fresh process and compare it with what is expected.
+
+    Returns the comparison results as `judged` does. Raises RunFailed when the export differs or does not load.
+    """
     with tempfile.TemporaryDirectory() as scratch:
         (figures,) = run([job(Path(scratch), folder, expected, own_code=own_code, whole=whole)])
     return judged(figures)
 
 
 def compare_live(live: Any, expected: Expected) -> dict[str, Any]:
-    """Compare a live model of langext's own, in this process; as `compare` otherwise."""
+    """Like `compare`, for a model that langext itself has loaded in this process (what a delta gives on its base)."""
     wanted = _wanted(expected) | {"new_tokens": NEW_TOKENS, "cut": TOKENS}
     return judged(reload.compare(live.net, live.tokenizer, wanted))
 
 
 def judged(figures: dict[str, Any]) -> dict[str, Any]:
-    """The figures with what was allowed. Raises RunFailed when they are beyond that."""
+    """Add to comparison results what was allowed, and return them. Raises RunFailed when they are beyond that."""
     limit = MAX_DIFFERENCE * figures["logit_std"]
-    exact = figures["max_abs_difference"] <= limit and figures["max_abs_difference_cached"] <= limit  # nan is not
+    exact = figures["max_abs_difference"] <= limit and figures["max_abs_difference_cached"] <= limit  # False for nan
     passed = exact and figures["greedy_equal"] == figures["tokenized_equal"] == figures["texts"]
     record = {
         **figures, "max_abs_allowed": limit, "compared_in": "float32", "weights": str(precision.WEIGHTS).removeprefix("torch."),
@@ -152,11 +175,15 @@ def judged(figures: dict[str, Any]) -> dict[str, Any]:
 
 
 def own_texts(live: Any, count: int = 4, tokens: int = 64) -> list[str]:
-    """Texts that the model writes itself, at random but always the same: for comparing where there is no text of others."""
+    """Return `count` texts that the model writes itself, for comparisons where no other text is at hand.
+
+    They are sampled, but with a fixed seed, so every call gives the same texts.
+    """
     torch.manual_seed(0)
     start = live.tokenizer.bos_token_id or live.tokenizer.eos_token_id or 0
     prompts = torch.full((count, 1), start)
     with torch.no_grad():
+        # min_new_tokens: a text that ends at once would compare almost nothing.
         ids = live.net.generate(
             input_ids=prompts, attention_mask=torch.ones_like(prompts), max_new_tokens=tokens, min_new_tokens=tokens,
             do_sample=True, top_k=0, pad_token_id=0,

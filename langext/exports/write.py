@@ -1,4 +1,7 @@
-"""From an extended model to a folder that anybody can serve: write, reload in a fresh process, compare, describe."""
+"""Write an extended model into a folder that anybody can load: write, reload, compare, describe.
+
+The one rule: the folder gets its final name only after the comparison has passed.
+"""
 
 import os
 import shutil
@@ -22,13 +25,18 @@ if TYPE_CHECKING:
 
 
 def write(model: Model, out: Path, form: str, texts: list[str], card: "Card", gguf: GGUF | None = None) -> ExportSummary:
-    """Write `out`, verify it in a fresh process and add the model card. Beside and renamed: a failure leaves nothing behind.
+    """Write the folder `out`, compare it with the trained model, add the model card; return what export.json holds.
 
-    It is compared on `texts`, or on what the model itself writes when there are none.
+    The models are compared on `texts`. If there are none, the trained model writes its own texts first. All files are written
+    to a temporary folder next to `out`, which is renamed at the end: a failure leaves nothing behind.
 
-    Three comparisons: the trained model with what it folds to, before rounding; that with its rounding to the weights'
-    precision, which is recorded; and the rounded one with what a stranger loads. Raises RunFailed when the first or last
-    differ, and ConfigError for what cannot be exported.
+    There are three comparisons of logits:
+
+    1. the trained model and its stock form before rounding (only for formats that fold),
+    2. the trained model and the form whose weights are rounded for storage; this difference is only recorded,
+    3. the rounded form and the written folder, loaded again in a fresh process (a delta: put on its base in this process).
+
+    Raises RunFailed when the models of 1 or 3 differ, and ConfigError when `out` exists or the model cannot be exported.
     """
     from langext.exports import modelcard
     from langext.models import loading
@@ -42,38 +50,40 @@ def write(model: Model, out: Path, form: str, texts: list[str], card: "Card", gg
     config = loading.load_config(source.base)
     form = choose(config, methods, form, gguf.pre if gguf else None)
     out.parent.mkdir(parents=True, exist_ok=True)
-    beside = Path(tempfile.mkdtemp(dir=out.parent, prefix=f"{out.name}.", suffix=".tmp"))
+    # Next to `out`, so that both are on one file system: only there is the rename one step.
+    temporary = Path(tempfile.mkdtemp(dir=out.parent, prefix=f"{out.name}.", suffix=".tmp"))
     try:
-        made = _write(model, beside, form, texts, gguf or GGUF(), card.title)
-        record = ExportSummary(**made, format=form, architecture=architecture(config, methods, form), base=card.public)
-        write_json(beside / "export.json", record)
-        modelcard.write(beside, record, card)
-        modelcard.keep_licences(source.base, beside)
-        beside.chmod(0o755)  # mkdtemp's are for their owner alone
-        os.replace(beside, out)
-    except BaseException:
-        shutil.rmtree(beside)
+        results = _write(model, temporary, form, texts, gguf or GGUF(), card.title)
+        record = ExportSummary(**results, format=form, architecture=architecture(config, methods, form), base=card.public)
+        write_json(temporary / "export.json", record)
+        modelcard.write(temporary, record, card)
+        modelcard.keep_licences(source.base, temporary)
+        temporary.chmod(0o755)  # mkdtemp lets only the owner read its folders, and an export is to be shared
+        os.replace(temporary, out)
+    except BaseException:  # also on Ctrl-C: a half-written export must not look like a finished one
+        shutil.rmtree(temporary)
         raise
     return record
 
 
 def _write(model: Model, out: Path, form: str, texts: list[str], gguf: GGUF, title: str) -> dict[str, Any]:
-    """Write the format into the empty folder `out`. Returns what the comparisons have found."""
+    """Write the format `form` into the empty folder `out`; return the results of the comparisons, by field of ExportSummary."""
     from langext.exports.gguf import check
 
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f"{out.name}.") as scratch:
+        # GGUF files are converted from a Hugging Face checkpoint, which is not part of the export itself.
         stored = Path(scratch) / "checkpoint" if form == "gguf" else out
         stored.mkdir(exist_ok=True)
-        made, expected = _checkpoint(model, form, stored, texts, Path(scratch))
+        results, expected = _checkpoint(model, form, stored, texts, Path(scratch))
         if form == "gguf":
-            made["files"] = check.write(stored, out, expected, gguf, title)
-    return made
+            results["files"] = check.write(stored, out, expected, gguf, title)
+    return results
 
 
 def _checkpoint(
     model: Model, form: str, out: Path, texts: list[str], scratch: Path
 ) -> "tuple[dict[str, Any], verify.Expected]":
-    """Write a Hugging Face folder (or a delta) and compare it; what was found, and what the stored weights compute."""
+    """Write a Hugging Face folder (or a delta) and compare it. Returns the results, and what the stored weights compute."""
     from langext.architectures import precision
     from langext.exports import delta, verify
     from langext.models import loading
@@ -81,6 +91,7 @@ def _checkpoint(
     live, target = loading.on_disk(model), TARGETS[form]
     stock = live.methods[-1].fold(live.net) if target.folds else None
     whole = fits(live.net, stock.shell() if stock else live.net)
+    # In float32 a difference means a wrong mapping. In bfloat16 rounding alone would make differences.
     precision.in_float32(precision.parts(live.net), whole)
     texts = texts or verify.own_texts(live)
     ids = verify.encode(live.tokenizer, texts)
@@ -90,6 +101,7 @@ def _checkpoint(
         rounded = stock.model(whole=whole, rounded=True)
     else:
         again = loading.on_disk(model)
+        # A delta does not hold the base's weights, so only the learnt ones are rounded there.
         learnt = {parameter for name, parameter in again.net.named_parameters() if name in loading.learnt(model)}
         rounded = again.net
         precision.in_float32(precision.parts(rounded), whole, lambda parameter: target.own_code or parameter in learnt)
@@ -99,24 +111,28 @@ def _checkpoint(
         delta.write(model, out)
         rebuilt = loading.on_disk(delta.rebuilt(out, loading.read_record(model).base, scratch / "rebuilt"))
         precision.in_float32(precision.parts(rebuilt.net), whole)
-        found = verify.compare_live(rebuilt, expected)
+        comparison = verify.compare_live(rebuilt, expected)
     else:
         save(live, stock, out)
-        found = verify.compare(out, expected, own_code=target.own_code, whole=whole)
-    return {"rounding": rounding} | found, expected
+        comparison = verify.compare(out, expected, own_code=target.own_code, whole=whole)
+    return {"rounding": rounding} | comparison, expected
 
 
 def fits(trained: Any, stored: Any) -> bool:
-    """Is there memory for a model as it was trained, as it is stored and as it is reloaded, all in float32, and its logits?"""
+    """Return whether memory can hold three models in float32 at once: as trained, as stored and as reloaded; and the logits."""
     from langext.exports import reload, verify
 
-    numbers = [sum(p.numel() for p in net.parameters()) for net in (trained, stored, stored)]
+    weights = [sum(p.numel() for p in net.parameters()) for net in (trained, stored, stored)]
+    # Four times the logits of a batch, because comparing them makes copies.
     logits = 4 * reload.BATCH * verify.TOKENS * trained.config.vocab_size
-    return 4 * (sum(numbers) + logits) < available()
+    return 4 * (sum(weights) + logits) < available()
 
 
 def save(live: "LiveModel", stock: "Stock | None", out: Path) -> None:
-    """Write weights, config, tokenizer and generation config: of the stock form, or without one with code of its own."""
+    """Write weights, config, tokenizer and generation config into `out`.
+
+    The weights are those of the stock form. Where `stock` is None, they are the model's own, written with its modeling code.
+    """
     from langext.exports import remote, shards
 
     if stock is None:
@@ -131,7 +147,10 @@ def save(live: "LiveModel", stock: "Stock | None", out: Path) -> None:
 
 
 def _tokenizer_of_both(path: Path) -> None:
-    """Transformers 5 writes a class name and a list of special tokens that version 4 cannot read; it reads the old ones too."""
+    """Rewrite tokenizer_config.json so that transformers 4 and 5 both read it.
+
+    Version 5 writes a class name and a list of special tokens that version 4 cannot read. It still reads the old ones.
+    """
     config = read_json(path)
     if config.get("tokenizer_class") == "TokenizersBackend":
         config["tokenizer_class"] = "PreTrainedTokenizerFast"
@@ -141,10 +160,13 @@ def _tokenizer_of_both(path: Path) -> None:
 
 
 def _both_rope_keys(path: Path) -> None:
-    """Transformers 5 writes `rope_parameters` alone, and version 4 then falls back to a wrong rope_theta without a word."""
+    """Add the rope keys of transformers 4 to config.json.
+
+    Version 5 writes only `rope_parameters`. Version 4 ignores that key and uses a wrong rope_theta without any warning.
+    """
     config = read_json(path)
     rope = dict(config.get("rope_parameters") or {})
-    if "full_attention" in rope:  # Gemma 3
+    if "full_attention" in rope:  # Gemma 3: a rope for each type of layer
         config["rope_local_base_freq"] = rope["sliding_attention"]["rope_theta"]
         rope = rope["full_attention"]
     if "rope_theta" in rope:
@@ -157,12 +179,12 @@ def _both_rope_keys(path: Path) -> None:
 
 
 def verification_texts(corpus: Corpus, languages: tuple[str, ...]) -> list[str]:
-    """A passage of held-out text of each language and domain."""
+    """Passages of held-out text (see `bpb.passages`) of each language and domain, for comparing models on."""
     from langext.data import documents
     from langext.evaluation import bpb
 
-    found = documents.heldout(corpus, languages)
-    return [passage for texts in found.values() for passage in bpb.passages(texts, 800, 1600)]
+    heldout = documents.heldout(corpus, languages)
+    return [passage for texts in heldout.values() for passage in bpb.passages(texts, 800, 1600)]
 
 
 CGROUPS = Path("/sys/fs/cgroup")
@@ -170,18 +192,21 @@ OWN = Path("/proc/self/cgroup")
 
 
 def available() -> int:
-    """Bytes that this process can still take: what the machine has left, or its container (cgroup v2), if less."""
+    """Bytes of memory that this process can still take: what is left on the machine, or in its container if that is less.
+
+    Containers limit memory with cgroups, version 2: https://docs.kernel.org/admin-guide/cgroup-v2.html
+    """
     left = psutil.virtual_memory().available
     for group in _groups():
         limit, used = group / "memory.max", group / "memory.current"
-        if limit.is_file() and used.is_file() and (most := limit.read_text().strip()).isdigit():
-            left = min(left, max(0, int(most) - int(used.read_text())))
+        if limit.is_file() and used.is_file() and (limit_bytes := limit.read_text().strip()).isdigit():  # "max": no limit
+            left = min(left, max(0, int(limit_bytes) - int(used.read_text())))
     return left
 
 
 def _groups() -> list[Path]:
-    """The cgroups that this process is in, innermost first."""
+    """The cgroups (version 2) that this process belongs to, innermost first: a limit of any of them counts."""
     lines = OWN.read_text().splitlines() if OWN.is_file() else []
-    inside = next((line.removeprefix("0::/") for line in lines if line.startswith("0::/")), "")
-    own = CGROUPS / inside
+    relative = next((line.removeprefix("0::/") for line in lines if line.startswith("0::/")), "")
+    own = CGROUPS / relative
     return [own, *(parent for parent in own.parents if parent.is_relative_to(CGROUPS))]

@@ -1,4 +1,4 @@
-"""The methods that extend a model. Adding one: write a file here and add its name to `AnyMethod`."""
+"""The methods that extend a model. To add one, write a file here and add its class to `AnyMethod`."""
 
 from typing import Annotated
 

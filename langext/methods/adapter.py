@@ -1,6 +1,6 @@
 """The vanilla adapter: the block of neutral residues without a gate and without a local loss.
 
-The baseline of https://arxiv.org/abs/2410.02744, which calls it "adapters"; parallel to the feed-forward network.
+It is the baseline that https://arxiv.org/abs/2410.02744 calls "adapters". It runs in parallel to the feed-forward network.
 """
 
 from typing import ClassVar, Literal
@@ -9,9 +9,9 @@ from langext.methods.residue import Parallel
 
 
 class Adapter(Parallel):
-    """Blocks beside the feed-forward networks that are always open."""
+    """Blocks beside the feed-forward networks whose output is always added in full."""
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2410.02744"
     name: Literal["adapter"]
     gate: Literal["none"] = "none"
-    """There is none: the blocks are always open."""
+    """There is no gate: the blocks are always open."""

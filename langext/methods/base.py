@@ -1,4 +1,4 @@
-"""The Method contract: a frozen config that extends a model."""
+"""The contract of a method: a frozen config that extends a model. Other code asks it for all that differs between methods."""
 
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -15,86 +15,91 @@ if TYPE_CHECKING:
 
 
 class Method(Spec):
-    """Subclass it, add `name: Literal["..."]` and your fields, and override what differs from full fine-tuning."""
+    """Base class of all methods; its functions describe full fine-tuning.
+
+    A subclass adds `name: Literal["..."]` and its own fields, and overrides what differs from full fine-tuning.
+    """
 
     paper: ClassVar[str]
-    """Where the method comes from."""
+    """URL of the paper that describes the method."""
     name: Any
-    """Chooses the method; a Literal in every subclass."""
+    """The name that chooses the method; every subclass has a Literal here."""
     stackable: ClassVar[bool] = False
-    """Can it be added to a model that has a stackable extension already?"""
+    """True if this method can extend a model that already has an extension by a stackable method."""
 
     def check(self, config: Any) -> None:
-        """Raise ConfigError when these settings cannot be applied to a model with this transformers config."""
+        """Raise ConfigError if these settings cannot be applied to a model with this transformers config."""
         from langext.architectures import families
 
         families.of(config)
 
     def extend(self, model: Any) -> None:
-        """Add modules in place. Right after it the model computes exactly what the base computes.
+        """Add modules in place. Right after this, the model computes exactly what it computed before.
 
-        Everything but the random start of new matrices is a function of the base alone, so that a delta can be loaded.
+        Apart from the random start of new matrices, the result depends only on the settings and the model. So a later process
+        can build the same modules again and load a delta into them.
         """
 
     def trainable(self, name: str, config: Any) -> bool:
-        """Does the parameter of this name learn? New vocabulary rows always do and are not asked about."""
+        """True if the parameter with this name learns. Not called for new vocabulary rows, which always learn."""
         return True
 
     @property
     def block_gate(self) -> "GateName | None":
-        """The gate of the blocks that this method adds; None when it adds none."""
+        """The gate of the blocks that this method adds; None if it adds no blocks."""
         return None
 
     @property
     def own_penalties(self) -> tuple[str, ...]:
-        """Names of the losses that `penalty` gives and that act on original-language text."""
+        """Names of those losses of `penalty` that need text in an original language."""
         return ()
 
     def own_lr(self, name: str) -> float | None:
-        """Peak learning rate of this parameter where it is not the training's."""
+        """Peak learning rate of the parameter with this name; None if it has the learning rate of the training."""
         return None
 
     @property
     def reversible(self) -> bool:
-        """Does the extended model still hold the base, so that `off` can bring it back?"""
+        """True if the extended model still contains the base unchanged, so that `off` can restore it."""
         return False
 
     def extensions(self, model: Any) -> "list[Extension]":
-        """The modules that this method added to the model."""
+        """The modules that this method added to the model, if it is the newest extension."""
         from langext.methods import extension
 
         return extension.newest(model)
 
     def off(self, model: Any) -> AbstractContextManager[None]:
-        """Within it the model computes what it did before this method. Only for a `reversible` one."""
+        """A context in which the model computes what it computed before this method was added. Needs `reversible`."""
         from langext.methods import extension
 
         assert self.reversible, f"{self.name} changes the base's own weights"
         return extension.switched_off(self.extensions(model))
 
     def penalty(self, model: Any, portion: "Portion") -> "dict[str, Tensor]":
-        """Named scalar losses of the last forward pass, already weighted."""
+        """Name -> scalar loss for the last forward pass, already multiplied by its weight; {} if the method has none."""
         return {}
 
     def diagnostics(self, model: Any) -> "dict[str, Tensor]":
-        """Per-layer figures of the last forward pass, each (L, B, T); {} if there are none."""
+        """Name -> (L, B, T) values of the last forward pass, one for each layer and token; {} if the method has none."""
         return {}
 
     def figures(self, model: Any) -> dict[str, float]:
-        """Figures about the weights themselves, by name."""
+        """Name -> number that describes the present weights, for the training log; {} if the method has none."""
         return {}
 
     def linear_parts(self) -> tuple[str, ...] | None:
-        """Ends of the names of parameters that the change of the base is proportional to, for LiNeS.
+        """Name endings of the parameters that LiNeS scales: the change of the base is proportional to them.
 
-        () means all trainable ones, measured from where they started; None that the change cannot be scaled layer by layer.
+        () means that LiNeS scales the difference of every trainable parameter from its start. None means that the change cannot
+        be scaled layer by layer.
         """
         return ()
 
     def layer(self, name: str, config: Any) -> tuple[int, int] | None:
-        """(index, depth) of the layer that a parameter lies in, counted from 0 in the model as exported; None outside.
+        """(index, depth): the layer of a parameter, counted from 0, and the number of layers, both in the exported model.
 
-        `config` is the base's.
+        None for a parameter outside the layers. `config` is the base's.
         """
         parts = name.split(".")
         if "layers" not in parts:
@@ -102,23 +107,23 @@ class Method(Spec):
         return int(parts[parts.index("layers") + 1]), config.num_hidden_layers
 
     def dense(self) -> bool:
-        """Does `fold` give a model with the base's own shapes, so that models of several such methods can be merged?"""
+        """True if `fold` returns a model with the shapes of the base, so that it can be merged with other such models."""
         return True
 
     def layer_types(self, config: Any) -> list[str] | None:
-        """What kind of attention each layer of the folded model has; None where the base has one kind."""
+        """The kind of attention of each layer of the folded model; None if all layers have the same kind."""
         return getattr(config, "layer_types", None)
 
     def obstacle(self, config: Any) -> str:
-        """Why no stock architecture computes this method on a base of this config; empty when one does."""
+        """The reason why no stock architecture can compute this method on a base with this config; "" if one can."""
         return ""
 
     def architecture(self, config: Any) -> str:
-        """In words, what `fold` makes."""
+        """The architecture of the model that `fold` returns, in words."""
         return "the base's own architecture"
 
     def fold(self, model: Any) -> "Stock":
-        """The same function as a model of a stock architecture. `model` stays as it is."""
+        """A model of a stock architecture that computes the same function. `model` itself stays as it is."""
         from langext.architectures import stock
 
         return stock.of(model)

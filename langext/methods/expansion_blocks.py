@@ -1,7 +1,10 @@
-"""Expansion blocks: copies of some layers, inserted behind them, that start as the identity. LLaMA Pro, https://arxiv.org/abs/2401.02415.
+"""Expansion blocks: copies of some layers that run after them and start as the identity.
 
-The new block adds exactly nothing at first (its output projections are zero; see `families.silence` for Gemma 2 and 3). Only
-the new blocks learn. While training they hang on the layer before them; `fold` puts them in line.
+The method is LLaMA Pro, https://arxiv.org/abs/2401.02415.
+
+At first a new block adds exactly zero: its output projections are zero (`families.silence` says how it is done for Gemma 2 and
+3). Only the new blocks learn. In training, a new block runs in a forward hook of the layer before it, so that no parameter of
+the base changes its name; `fold` makes it a layer like all others.
 """
 
 import copy
@@ -24,14 +27,14 @@ ATTRIBUTE = "expansion"
 
 
 class Expansion(Extension):
-    """A whole decoder block that runs after another one."""
+    """A whole decoder block that runs right after a block of the base."""
 
     def __init__(self, stack: int, block: nn.Module):
         super().__init__(stack)
         self.block = block
 
     def forward(self, hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """(B, T, D) output of the block before -> (B, T, D)."""
+        """(B, T, D) output of the block before -> (B, T, D) output of this block."""
         out = self.block(hidden, *args, **kwargs)
         if self.watched:
             self.note(out - hidden)
@@ -39,14 +42,15 @@ class Expansion(Extension):
 
 
 class ExpansionBlocks(Method):
-    """More layers, of which only the new ones learn."""
+    """Inserts new layers; only these learn."""
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2401.02415"
     name: Literal["expansion_blocks"]
     every: int | None = Field(None, ge=1)
-    """A new block after every so many layers; 4 when `positions` is not given either."""
+    """A new block follows every this many layers. Raise it for fewer new blocks, which learn less and cost less. 4 if neither
+    this nor `positions` is given."""
     positions: list[int] | None = Field(None, min_length=1)
-    """New blocks after these layers, counted from 0, instead of `every`."""
+    """Numbers of the layers, counted from 0, that a new block follows; instead of `every`."""
 
     @model_validator(mode="after")
     def _one_of(self) -> "ExpansionBlocks":
@@ -58,11 +62,14 @@ class ExpansionBlocks(Method):
 
     @property
     def reversible(self) -> bool:
-        """The base's own layers are untouched."""
+        """True: the base's own layers do not change."""
         return True
 
     def after(self, depth: int) -> list[int]:
-        """Numbers of the base's layers that get a new block behind them. Raises ConfigError when there is no such layer."""
+        """Numbers of the base's layers that a new block follows, in ascending order, for a base of `depth` layers.
+
+        Raises ConfigError if the base has no such layer.
+        """
         if self.positions is None:
             every = self.every or 4
             if every > depth:
@@ -75,12 +82,12 @@ class ExpansionBlocks(Method):
         return sorted(self.positions)
 
     def check(self, config: Any) -> None:
-        """The base has the layers that are asked for."""
+        """Raise ConfigError if the base has no such layer."""
         super().check(config)
         self.after(config.num_hidden_layers)
 
     def extend(self, model: Any) -> None:
-        """Hang a silent copy behind each chosen layer. The config learns of them, so that the cache has room."""
+        """Attach a copy that adds zero to each chosen layer, and count it in the config, so that a cache has room for it."""
         self.check(model.config)
         config, blocks = model.config, families.blocks(model)
         stack, depth = extension.next_stack(model), config.num_hidden_layers
@@ -88,7 +95,7 @@ class ExpansionBlocks(Method):
         for k, i in enumerate(after):
             new: Any = copy.deepcopy(blocks[i])
             families.silence(new, config)
-            _number(new, depth + k)
+            _number(new, depth + k)  # the numbers below `depth` are those of the base's layers, each with its own cache
             expansion = Expansion(stack, new)
             blocks[i].add_module(ATTRIBUTE, expansion)
             expansion.hang(
@@ -99,35 +106,37 @@ class ExpansionBlocks(Method):
         config.num_hidden_layers = depth + len(after)
 
     def trainable(self, name: str, config: Any) -> bool:
-        """Only the new blocks learn."""
+        """True for the parameters of the new blocks; the base does not learn."""
         return f".{ATTRIBUTE}." in name
 
     def layer(self, name: str, config: Any) -> tuple[int, int] | None:
-        """Counted with the new blocks in line."""
-        place = super().layer(name, config)
-        if place is None:
+        """(index, depth) with the new blocks counted as layers; None for a parameter outside the layers."""
+        in_base = super().layer(name, config)
+        if in_base is None:
             return None
-        after = self.after(place[1])
-        return place[0] + sum(i < place[0] for i in after) + (f".{ATTRIBUTE}." in name), place[1] + len(after)
+        index, depth = in_base
+        after = self.after(depth)
+        return index + sum(i < index for i in after) + (f".{ATTRIBUTE}." in name), depth + len(after)
 
     def dense(self) -> bool:
-        """There are more layers than in the base."""
+        """False: there are more layers than in the base."""
         return False
 
     def architecture(self, config: Any) -> str:
-        """How much deeper."""
+        """The base's own architecture, with the number of new layers."""
         more = "" if config is None else f" by {len(self.after(config.num_hidden_layers))} layers"
         return f"the base's own, deeper{more}"
 
     def layer_types(self, config: Any) -> list[str] | None:
-        """A new block has the kind of the one before it."""
+        """The kinds of the base's layers, where a new block has the kind of the layer before it; None as in `Method`."""
         kinds, after = getattr(config, "layer_types", None), set(self.after(config.num_hidden_layers))
         return kinds and [kind for i, kind in enumerate(kinds) for _ in range(1 + (i in after))]
 
     def fold(self, model: Any) -> "Stock":
-        """Put the new blocks in line."""
+        """The base's own architecture, with the new blocks as layers in their places."""
         from langext.architectures import stock
 
+        # `line` has the blocks in the order of the folded model, `kinds` the base's layer from which each takes its kind.
         config, line, kinds = copy.deepcopy(model.config), [], []
         block: Any
         for i, block in enumerate(families.blocks(model)):

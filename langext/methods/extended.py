@@ -1,6 +1,6 @@
-"""A base model with the extensions of one or several methods, in memory: what learns in it, and its delta.
+"""A base model with its extensions in memory: which of its parameters learn, and how to save and load them.
 
-A delta holds the trainable parameters and nothing else.
+Rule: a delta (the saved form of an extension) holds the trainable parameters and nothing else.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,55 +21,61 @@ DELTA = "delta.safetensors"
 
 @dataclass(frozen=True)
 class Earlier:
-    """An extension that the base came with: another language, learnt before."""
+    """An extension that an earlier run added to the base, for another language."""
 
     method: Method
     delta: Path
+    """File with the parameters that the earlier run trained."""
     language: str
 
 
 @dataclass
 class LiveModel:
-    """A model in memory with what is needed to use and save it."""
+    """A model in memory, with all that is needed to use, train and save it."""
 
     net: Any
-    """A transformers causal language model; Any, because its classes are typed too loosely to check against."""
+    """A causal language model of transformers. Typed Any, because the types in transformers are too loose for a checker."""
     tokenizer: Any
-    """A transformers tokenizer."""
+    """A tokenizer of transformers."""
     methods: tuple[Method, ...] = ()
-    """Of all extensions, the first added first; only the last one's parameters learn. () for the untouched base."""
+    """The methods of all extensions, in the order in which they were added. Only the last one learns. () for a bare base."""
     base_names: frozenset[str] = frozenset()
-    """Parameters that the base has too."""
+    """Names of the parameters that the base already has."""
     fixed: frozenset[str] = frozenset()
-    """Parameters of earlier extensions and of the base below them: they never learn."""
+    """Names of parameters that never learn: those of earlier extensions and, if there are any, of the base."""
 
     @property
     def method(self) -> Method | None:
-        """The newest extension's method; None for the untouched base."""
+        """The method of the newest extension; None for a bare base."""
         return self.methods[-1] if self.methods else None
 
     def trainable(self, name: str) -> bool:
-        """Does the parameter of this name learn?"""
+        """True if the parameter with this name learns."""
         if self.method is None or name in self.fixed:
             return False
         return name.endswith(vocabulary.NEW_ROWS) or self.method.trainable(name, self.net.config)
 
     def freeze(self) -> None:
-        """Let exactly the trainable parameters require gradients."""
+        """Make the trainable parameters require gradients, and all others not."""
         for name, parameter in self.net.named_parameters():
             parameter.requires_grad_(self.trainable(name))
 
     def learning(self) -> dict[str, nn.Parameter]:
-        """The trainable parameters by name. A tied pair appears once, under the name that comes first."""
+        """Name -> trainable parameter. Tied parameters appear once, under the name that comes first."""
         return {n: p for n, p in self.net.named_parameters() if self.trainable(n)}
 
     def delta(self) -> dict[str, Tensor]:
-        """Their values."""
+        """Name -> present value of every trainable parameter, without gradients. Not a copy: training changes it."""
         return {n: p.detach() for n, p in self.learning().items()}
 
 
 def build(net: Any, tokenizer: Any, method: Method | None, num_new: int = 0, earlier: Sequence[Earlier] = ()) -> LiveModel:
-    """Extend a base in place: room for the tokenizer's `num_new` last tokens, earlier extensions, then the method's modules."""
+    """Extend a base in place, and return it as a LiveModel.
+
+    Adds, in this order: rows for the last `num_new` tokens of the tokenizer, the earlier extensions with their trained values,
+    and the modules of `method` (None adds none). Raises ConfigError if an earlier delta does not fit.
+    """
+    # Taken first: everything that is added below is not the base's.
     base_names = frozenset(name for name, _ in net.named_parameters())
     if num_new:
         vocabulary.extend(net, first_new=len(tokenizer) - num_new, num_new=num_new)
@@ -77,6 +83,7 @@ def build(net: Any, tokenizer: Any, method: Method | None, num_new: int = 0, ear
     for extension in earlier:
         extension.method.extend(net)
         fixed |= _put(net, dict(net.named_parameters()), load_file(extension.delta), extension.delta)
+    # Earlier extensions were trained on this base, so it must not change, even if the method would train it.
     if earlier:
         fixed |= {name for name, _ in net.named_parameters() if not name.endswith(vocabulary.NEW_ROWS)}
     if method is not None:
@@ -88,11 +95,12 @@ def build(net: Any, tokenizer: Any, method: Method | None, num_new: int = 0, ear
 
 
 def load_delta(live: LiveModel, path: Path) -> None:
-    """Copy a saved delta into the live model; what it leaves out keeps the base's value.
+    """Copy a saved delta into the live model. A parameter of the base that is not in the delta keeps its value.
 
-    Raises ConfigError when names or shapes are not the model's own.
+    Raises ConfigError if a name or a shape does not fit the model, or if a parameter that the base lacks is not in the delta.
     """
     saved, wanted = load_file(path), live.learning()
+    # Only parameters of the base may be missing: stage extend leaves them out of its delta, because they have not changed yet.
     odd = sorted((saved.keys() - wanted.keys()) | (wanted.keys() - saved.keys() - live.base_names))
     if odd:
         raise ConfigError(f"{path}: holds other parameters than the method makes, for example {odd[0]}")
@@ -100,13 +108,19 @@ def load_delta(live: LiveModel, path: Path) -> None:
 
 
 def set_delta(live: LiveModel, delta: Mapping[str, Tensor]) -> None:
-    """Give the live model other values for (some of) what it learns."""
+    """Copy these values into trainable parameters of the live model; it may be some or all of them.
+
+    Raises ConfigError if a name or a shape does not fit.
+    """
     _put(live.net, live.learning(), delta, Path(DELTA))
 
 
 @torch.no_grad()
 def _put(net: Any, into: Mapping[str, Tensor], saved: Mapping[str, Tensor], path: Path) -> set[str]:
-    """Copy saved tensors into parameters of the net; those on the meta device become the saved ones."""
+    """Copy saved tensors into the parameters `into` of the net, and return their names.
+
+    A parameter on the meta device has no memory to copy to, so a frozen parameter made of the saved tensor replaces it.
+    """
     become: dict[Tensor, nn.Parameter] = {}
     for name, tensor in saved.items():
         if name not in into or tensor.shape != into[name].shape:
@@ -121,8 +135,9 @@ def _put(net: Any, into: Mapping[str, Tensor], saved: Mapping[str, Tensor], path
 
 
 def _replace(net: Any, become: Mapping[Tensor, nn.Parameter]) -> None:
-    """Put other parameters in the places of these, wherever the net refers to them."""
+    """Replace every key of `become` by its value, in all modules of the net that hold it."""
     for module in net.modules():
+        # Duplicates are kept, because a tied parameter must be replaced in each module that holds it.
         for name, parameter in list(module.named_parameters(recurse=False, remove_duplicate=False)):
             if parameter in become:
                 setattr(module, name, become[parameter])

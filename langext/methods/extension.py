@@ -1,7 +1,7 @@
-"""What a method adds to a model, as modules that can be switched off and watched.
+"""The modules that methods add to a model. They can be switched off, and the size of what they add can be recorded.
 
-Every added module derives from `Extension`, is reached through a forward hook of a base module, and owns the new parameters:
-no parameter of the base changes its name. Shapes: B sequences, T tokens, D model width.
+Rule: no parameter of the base changes its name. So every added module derives from `Extension`, owns its new parameters, and
+runs in a forward hook of a base module. Shapes: B sequences, T tokens, D model width.
 """
 
 from collections.abc import Callable, Iterator
@@ -13,21 +13,21 @@ from torch import Tensor, nn
 
 
 class Extension(nn.Module):
-    """Base of the added modules."""
+    """Base class of all modules that a method adds."""
 
     def __init__(self, stack: int):
         super().__init__()
         self.stack = stack
-        """0 for the first extension of the model, 1 for the one added after it, and so on."""
+        """Number of the extension that this module is part of: 0 for the model's first extension, 1 for the next, and so on."""
         self.on = True
-        """While False the base module computes as if this were not there."""
+        """While this is False, the base module computes as if the extension did not exist."""
         self.watched = False
-        """Keep the size of what is added, for a penalty?"""
+        """True if the size of what is added is to be kept, for a penalty."""
         self.added_BT: Tensor | None = None
-        """Mean absolute value over D of what the last forward pass added, with its graph."""
+        """(B, T) mean over D of the absolute value of what the last forward pass added, with gradients."""
 
     def hang(self, module: nn.Module, hook: Callable[..., Any], *, with_kwargs: bool = False) -> None:
-        """Let `hook` run after `module`'s forward pass while this is switched on."""
+        """Register `hook` to run after each forward pass of `module`, while this extension is switched on."""
 
         def switched(*given: Any) -> Any:
             return hook(*given) if self.on else None
@@ -35,12 +35,15 @@ class Extension(nn.Module):
         module.register_forward_hook(switched, with_kwargs=with_kwargs)
 
     def note(self, added_BTD: Tensor) -> None:
-        """Keep the size of what is added, if anybody wants it."""
+        """Store the size of what is added, if the extension is `watched`."""
         if self.watched:
             self.added_BT = added_BTD.abs().mean(-1, dtype=torch.float32)  # no copy in float32 is kept for the backward pass
 
     def size(self) -> Tensor:
-        """(B, T) `added_BT`. Raises RuntimeError when no gradient can reach it: it would be a penalty without effect."""
+        """`added_BT` of the last forward pass.
+
+        Raises RuntimeError if there was no forward pass, or if it has no gradients: a penalty on it would have no effect.
+        """
         if self.added_BT is None:
             raise RuntimeError("the model has not run since this extension is watched")
         if torch.is_grad_enabled() and not self.added_BT.requires_grad:
@@ -52,25 +55,25 @@ class Extension(nn.Module):
 
 
 def extensions(model: Any) -> list[Extension]:
-    """All added modules, in the order of the model."""
+    """All added modules, in the order of `model.modules()`."""
     return [module for module in model.modules() if isinstance(module, Extension)]
 
 
 def newest(model: Any) -> list[Extension]:
-    """The modules that were added last; [] for a base."""
-    found = extensions(model)
-    top = max((module.stack for module in found), default=0)
-    return [module for module in found if module.stack == top]
+    """The modules of the newest extension; [] for a bare base."""
+    added = extensions(model)
+    top = max((module.stack for module in added), default=0)
+    return [module for module in added if module.stack == top]
 
 
 def next_stack(model: Any) -> int:
-    """The number that the next extension gets."""
+    """The `stack` number for the next extension of the model."""
     return max((module.stack for module in extensions(model)), default=-1) + 1
 
 
 @contextmanager
 def switched_off(modules: list[Extension]) -> Iterator[None]:
-    """Within it the model computes what it did before these modules were added."""
+    """A context in which the model computes what it computed before these modules were added."""
     for module in modules:
         module.on = False
     try:

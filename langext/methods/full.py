@@ -1,4 +1,4 @@
-"""Full fine-tuning: every parameter learns. The baseline that learns most and forgets most."""
+"""Full fine-tuning: every parameter learns. It is the baseline that learns most and forgets most."""
 
 from typing import ClassVar, Literal
 

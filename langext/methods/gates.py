@@ -1,7 +1,8 @@
-"""The gates of residual blocks, all in one table. Nothing else in langext compares their names.
+"""The gates of residual blocks, all in one table. No other file of langext compares the names of gates.
 
-A gate is a function of z = w . x, one scalar for each token. Adding one: a row here and its name in `GateName`, the same row in
-exports/modeling_neutral_residue.py (which travels with exports), and, for a stock architecture, its folding.
+A gate is a function of z = w . x, one scalar for each token. To add a gate, add a row here, its name to `GateName`, and the
+same row to exports/modeling_neutral_residue.py (a copy of that file is part of exports). If a stock architecture can compute
+the gate, add the mapping to architectures/folding.py.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,20 +21,20 @@ GateName = Literal["relu", "elu", "sigmoid", "hard_sigmoid", "none"]
 
 @dataclass(frozen=True)
 class Gate:
-    """What a gate does, and what others can make of it."""
+    """What a gate computes, and how training and exports can use it."""
 
     value: Callable[[Tensor], Tensor]
-    """z -> what the block's output is multiplied by."""
+    """z -> the factor that the block's output is multiplied by, in the shape of z."""
     closes: bool
-    """Is it exactly zero, without a gradient, for a part of its inputs?"""
+    """True if the value is exactly zero, with a zero gradient, for some z."""
     folds_as: Weight | None
-    """How a stock architecture weighs the block; None where none computes this gate."""
+    """The weight that a stock architecture gives to the block; None if no stock architecture computes this gate."""
     open_above: float = 0.0
-    """Values above this count as open."""
+    """The gate counts as open for a token if its value is above this."""
     is_probability: bool = False
-    """Does it read sigmoid(z), which can be trained as the probability that a token is of the new language?"""
+    """True if the value comes from sigmoid(z), which can be trained as the probability that a token is in the new language."""
     regates_to: GateName | None = None
-    """The gate that stage regate turns it into."""
+    """The gate that the stage regate replaces this one by; None if that stage cannot replace it."""
 
 
 def hard_sigmoid(z: Tensor) -> Tensor:
@@ -49,23 +50,26 @@ GATES: dict[GateName, Gate] = {
     "none": Gate(torch.ones_like, closes=False, folds_as=Weight.ONE),
 }
 UNGATED: GateName = "none"
-"""The block is added as it is, and has no row w."""
+"""The block's output is added in full, and there is no row w."""
 
 
 def has(name: str | None) -> bool:
-    """Is there a gate? None stands for a method without blocks."""
+    """True if `name` is a real gate, neither "none" nor None (a method without blocks)."""
     return name is not None and name != UNGATED
 
 
 def weights(names: Sequence[GateName]) -> list[Weight]:
-    """How stock architectures weigh blocks with these gates, all of which must have a folding."""
-    found = [GATES[name].folds_as for name in names]
-    assert None not in found, "obstacle() says so"
-    return [weight for weight in found if weight is not None]
+    """The weights that stock architectures give to blocks with these gates. Each gate must have one; see `obstacle`."""
+    folded = [GATES[name].folds_as for name in names]
+    assert None not in folded, "obstacle() says so"
+    return [weight for weight in folded if weight is not None]
 
 
 def obstacle(names: Sequence[GateName], config: Any) -> str:
-    """Why no stock architecture computes blocks with these gates on this base; empty when one does."""
+    """The reason why no stock architecture can compute blocks with these gates on this base; "" if one can.
+
+    `names` has one gate for each extension; `config` is the base's, or None while the base is not known.
+    """
     for name in names:
         if GATES[name].folds_as is None:
             to = GATES[name].regates_to
@@ -77,5 +81,5 @@ def obstacle(names: Sequence[GateName], config: Any) -> str:
 
 
 def article(name: str) -> str:
-    """A or an."""
+    """The indefinite article for a name: "an" before a vowel, otherwise "a"."""
     return "an" if name[0] in "aeiou" else "a"

@@ -1,14 +1,16 @@
-"""Grow, don't overwrite: wider feed-forward networks whose new half starts as a copy. https://arxiv.org/abs/2603.08647.
+"""Grow, don't overwrite: wider feed-forward networks whose new part starts as a copy. https://arxiv.org/abs/2603.08647.
 
-A network of k copies whose output matrices are divided by k computes what one did. For a gated network both input matrices are
-copied:
+k copies of a network, with output matrices divided by k, compute the same as the one network. In a gated network both input
+matrices are copied:
 
     FFN(x) = W_down h(x)   ->   W_down/k h_1(x) + ... + W_down/k h_k(x)      h_i(x) = act(W_gate,i x) * (W_up,i x)
 
-Copies with equal output matrices get equal gradients and never come apart. `new_copy` trains the k - 1 new copies and keeps
-the original: one moves, the other does not. `all_mlp` trains the original too. So whatever learns is not divided but dealt out:
-of m learning copies number c gets the elements (i, j) of the output matrix with (i + j) mod m = c, whole. With `new_copy` the
-original keeps half of the output and the new copies are dealt the other half; k = 2 is the paper's. Every start is exact.
+`train: new_copy` trains the k - 1 new copies and keeps the original frozen; `train: all_mlp` trains the original too.
+
+Copies that learn must not start with equal output matrices: they would get equal gradients and stay equal for ever. So their
+output matrix is not divided but dealt out, like cards: of m learning copies, copy c gets the elements (i, j) with
+(i + j) mod m = c unchanged, and zeros elsewhere. With `new_copy` the original keeps half of its output matrix, and the other
+half is dealt to the new copies; the paper has k = 2. The start is always exactly the base.
 
 Shapes: D model width, F width of the feed-forward network, k copies.
 """
@@ -34,19 +36,22 @@ ATTRIBUTE = "grown"
 
 
 def deal(matrix: Tensor, m: int) -> list[Tensor]:
-    """M matrices that sum to `matrix`: each of its elements goes whole to one of them."""
-    place = (torch.arange(matrix.shape[0])[:, None] + torch.arange(matrix.shape[1])) % m
-    return [matrix * (place == c).to(matrix.device) for c in range(m)]
+    """A list of m matrices whose sum is exactly `matrix`: each element is in one of them, and zero in the others."""
+    owner = (torch.arange(matrix.shape[0])[:, None] + torch.arange(matrix.shape[1])) % m
+    return [matrix * (owner == c).to(matrix.device) for c in range(m)]
 
 
 class Copies(Extension):
-    """The k - 1 new copies of one feed-forward network, side by side."""
+    """The k - 1 new copies of one feed-forward network, as one network of k - 1 times its width.
+
+    With `dealt`, the original takes part in the dealing, and its output matrix is changed in place.
+    """
 
     def __init__(self, stack: int, ffn: Any, k: int, dealt: bool):
         super().__init__(stack)
         self.act = ffn.act_fn
         self.kept = 1.0 if dealt else 0.5
-        """Share of its old output that the original still gives."""
+        """Factor by which the output of the original network still counts."""
         down: Tensor = ffn.down_proj.weight.data
         if dealt:
             first, *new = deal(down, k)
@@ -58,8 +63,9 @@ class Copies(Extension):
         self.down_proj = _linear(torch.cat(new, 1))
 
     def forward(self, x: Tensor, old: Tensor) -> Tensor:
-        """(..., D) input and output of the original network -> (..., D) to be added to that output."""
+        """(..., D) to be added to `old`. `x` and `old`, both (..., D), are input and output of the original network."""
         new = self.down_proj(self.act(self.gate_proj(x)) * self.up_proj(x))
+        # The original's matrix stays whole while training, so that switching this off restores the base.
         added = new - (1 - self.kept) * old
         self.note(added)
         return added
@@ -72,24 +78,24 @@ def _linear(weight: Tensor) -> nn.Linear:
 
 
 class Grow(Method):
-    """Feed-forward networks k times as wide."""
+    """Makes feed-forward networks k times as wide."""
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2603.08647"
     name: Literal["grow"]
     k: int = Field(2, ge=2)
-    """Copies of each feed-forward network, the original included."""
+    """Number of copies of each feed-forward network, including the original. More copies learn more and cost more."""
     layers: Layers = "all"
-    """Where: all, a list of layer numbers from 0, or {top: n} for the n layers nearest to the output."""
+    """Which layers grow: all, a list of layer numbers from 0, or {top: n} for the n layers nearest to the output."""
     train: Literal["new_copy", "all_mlp"] = "new_copy"
-    """new_copy keeps the original frozen. all_mlp trains it too: learns more, forgets more."""
+    """new_copy keeps the original frozen. all_mlp trains it too, which learns more and forgets more."""
 
     @property
     def reversible(self) -> bool:
-        """While the original is kept."""
+        """True if the original network stays frozen."""
         return self.train == "new_copy"
 
     def check(self, config: Any) -> None:
-        """The base has these layers, and no biases in its feed-forward networks."""
+        """Raise ConfigError if the base lacks one of the layers, or has biases in its feed-forward networks."""
         super().check(config)
         layers.chosen(self.layers, config)
         if getattr(config, "mlp_bias", False):
@@ -105,26 +111,26 @@ class Grow(Method):
             copies.hang(ffns[layer], lambda _, inputs, output, copies=copies: output + copies(inputs[0], output))
 
     def trainable(self, name: str, config: Any) -> bool:
-        """The new copies, and with all_mlp the originals of the layers that grew."""
+        """True for the new copies and, with all_mlp, for the original networks of the layers that grew."""
         if f".{ATTRIBUTE}." in name:
             return True
-        found = re.search(r"\.layers\.(\d+)\.mlp\.", name)
-        return self.train == "all_mlp" and found is not None and int(found[1]) in layers.chosen(self.layers, config)
+        in_ffn = re.search(r"\.layers\.(\d+)\.mlp\.", name)
+        return self.train == "all_mlp" and in_ffn is not None and int(in_ffn[1]) in layers.chosen(self.layers, config)
 
     def dense(self) -> bool:
-        """The networks are wider than the base's."""
+        """False: the networks are wider than the base's."""
         return False
 
     def architecture(self, config: Any) -> str:
-        """All layers of a stock model are as wide as the widest."""
-        some = layers.chosen(self.layers, config) if config is not None else []
-        rest = "" if config is None or len(some) == config.num_hidden_layers else ", zeros in the layers that did not grow"
+        """The base's own architecture, but wider. A stock model has one width for all layers, so the rest gets zeros."""
+        growing = layers.chosen(self.layers, config) if config is not None else []
+        rest = "" if config is None or len(growing) == config.num_hidden_layers else ", zeros in the layers that did not grow"
         return f"the base's own, with feed-forward networks {self.k} times as wide{rest}"
 
     def fold(self, model: Any) -> "Stock":
-        """Original and copies side by side."""
+        """The stock form: original and copies as one wider network in each layer."""
         from langext.architectures import folding
 
-        found = {i: getattr(ffn, ATTRIBUTE, None) for i, ffn in enumerate(families.ffns(model))}
-        copies = {i: grown for i, grown in found.items() if grown is not None}
+        by_layer = {i: getattr(ffn, ATTRIBUTE, None) for i, ffn in enumerate(families.ffns(model))}
+        copies = {i: grown for i, grown in by_layer.items() if grown is not None}
         return folding.wider(model, [copies], {i: grown.kept for i, grown in copies.items()})

@@ -1,4 +1,4 @@
-"""Which layers a method works on: `all`, a list of layer numbers from 0, or `{top: n}`, the n layers nearest to the output."""
+"""The setting `layers`, which layers a method changes: `all`, a list of layer numbers from 0, or `{top: n}` for the last n."""
 
 from typing import Annotated, Any, Literal
 
@@ -25,7 +25,7 @@ Layers = Annotated[Literal["all"] | list[int] | dict[str, int], BeforeValidator(
 
 
 def chosen(layers: Layers, config: Any) -> list[int]:
-    """The layer numbers that are meant, in order. Raises ConfigError when the base has no such layer."""
+    """The chosen layer numbers in ascending order. Raises ConfigError if the base has no such layer."""
     depth = config.num_hidden_layers
     if layers == "all":
         return list(range(depth))

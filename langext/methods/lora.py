@@ -1,6 +1,6 @@
-"""LoRA: a low-rank change W + (alpha / r) B A of the linear maps, by PEFT. https://arxiv.org/abs/2106.09685.
+"""LoRA: a low-rank change W + (alpha / r) B A of the linear maps, done by PEFT. https://arxiv.org/abs/2106.09685.
 
-Merges into the base's weights. Shapes: r rank, B of (out, r) starts at zero, A of (r, in).
+`fold` merges the change into the base's weights. Shapes: r is the rank, B is (out, r) and starts at zero, A is (r, in).
 """
 
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
@@ -19,33 +19,34 @@ if TYPE_CHECKING:
     from langext.architectures.stock import Stock
 
 Linear = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-ADAPTER = "default"  # PEFT's name for the only adapter there is
+ADAPTER = "default"  # the name that PEFT gives to a single adapter
 
 
 class LowRank(Method):
-    """Fields of the methods that change linear maps by low-rank products."""
+    """Base class of the methods that change linear maps by a low-rank product B A."""
 
     rank: int = Field(64, ge=1)
-    """Rank of each change. More learns more and costs more."""
+    """Rank of each change. A higher rank learns more and costs more."""
     lora_alpha: float | None = Field(None, gt=0)
-    """The product is multiplied by lora_alpha / rank; equal to the rank (a factor of 1) when not given."""
+    """The product B A is multiplied by lora_alpha / rank. If not given, it equals the rank, so the factor is 1. Raise it for
+    larger changes at the same learning rate."""
     targets: list[Linear] = Field(list(families.LINEARS), min_length=1)
-    """Which linear maps of a block change; all seven when not given."""
+    """Which linear maps of a block change; all seven if not given."""
     layers: Layers = "all"
-    """Which blocks: all, a list of layer numbers from 0, or {top: n} for the n layers nearest to the output."""
+    """Which blocks change: all, a list of layer numbers from 0, or {top: n} for the n layers nearest to the output."""
 
     @property
     def scale(self) -> float:
-        """What the product is multiplied by."""
+        """The factor of the product B A."""
         return (self.lora_alpha or self.rank) / self.rank
 
     @property
     def reversible(self) -> bool:
-        """The base's matrices are untouched until they are merged."""
+        """True: the base's matrices do not change until `fold` merges the product into copies of them."""
         return True
 
     def check(self, config: Any) -> None:
-        """The base has the layers that are asked for."""
+        """Raise ConfigError if the base has no such layer."""
         super().check(config)
         layers.chosen(self.layers, config)
 
@@ -57,11 +58,11 @@ class Lora(LowRank):
     name: Literal["lora"]
 
     def extend(self, model: Any) -> None:
-        """Let PEFT wrap the linear maps, and make its wrappers switchable."""
+        """Let PEFT wrap the linear maps, and add a switch to each of its wrappers."""
         from peft import LoraConfig, inject_adapter_in_model
 
         self.check(model.config)
-        alpha = cast(Any, self.scale * self.rank)  # PEFT says int and takes any number
+        alpha = cast(Any, self.scale * self.rank)  # PEFT declares int, but accepts any number
         config = LoraConfig(
             r=self.rank, lora_alpha=alpha, target_modules=list(self.targets), lora_dropout=0.0, bias="none",
             layers_to_transform=layers.chosen(self.layers, model.config), layers_pattern="layers",
@@ -72,6 +73,7 @@ class Lora(LowRank):
             switch = Extension(stack)
             module.add_module("switch", switch)
 
+            # PEFT adds the output of lora_B to that of the linear map, so a zero from this hook switches the change off.
             def add(_: Any, __: Any, output: Any, switch: Extension = switch) -> Any:
                 if not switch.on:
                     return output.new_zeros(()).expand_as(output)
@@ -82,15 +84,15 @@ class Lora(LowRank):
             module.lora_B[ADAPTER].register_forward_hook(add)
 
     def trainable(self, name: str, config: Any) -> bool:
-        """Only the low-rank factors learn."""
+        """True for the low-rank factors A and B; the base does not learn."""
         return ".lora_A." in name or ".lora_B." in name
 
     def linear_parts(self) -> tuple[str, ...] | None:
-        """The change is proportional to B."""
+        """The factors B: the change is proportional to them."""
         return (f".lora_B.{ADAPTER}.weight",)
 
     def fold(self, model: Any) -> "Stock":
-        """Merge every change into its matrix and take the wrappers away."""
+        """The base's own architecture, with every change merged into its matrix and without PEFT's wrappers."""
         from peft.tuners.lora import LoraLayer
 
         from langext.architectures import stock
@@ -108,7 +110,7 @@ class Lora(LowRank):
 
 
 def wrapped(model: Any) -> list[Any]:
-    """PEFT's wrappers around linear maps."""
+    """PEFT's wrappers around the linear maps of a model."""
     from peft.tuners.lora import LoraLayer
 
     return [module for module in model.modules() if isinstance(module, LoraLayer)]

@@ -1,7 +1,7 @@
 """Neutral residues: a gated residual block beside every feed-forward network, near zero on the original language.
 
 Talla, Grave and Jegou, "Neutral Residues: Revisiting Adapters for Model Extension", https://arxiv.org/abs/2410.02744.
-The backbone is frozen. A local loss, the L1 norm of what the block adds on original-language tokens, keeps it neutral there.
+The base is frozen. A local loss, the L1 norm of what a block adds on original-language tokens, keeps that addition near zero.
 """
 
 from typing import Any, ClassVar, Literal
@@ -21,11 +21,11 @@ class NeutralResidues(Parallel):
     paper: ClassVar[str] = "https://arxiv.org/abs/2410.02744"
     name: Literal["neutral_residues"]
     gate: GateName = "relu"
-    """relu is the paper's, elu its first version's. sigmoid and hard_sigmoid (zero below 0.5) export to stock architectures;
-    none is the ablation."""
+    """Gate of the blocks. relu is that of the paper, elu that of its first version. sigmoid and hard_sigmoid (zero where the
+    sigmoid is below 0.5) can be exported to stock architectures. none is for an ablation."""
     local_loss: Literal["l1", "domain_ce", "none"] = "l1"
-    """l1: mean over layers and original-language tokens of |g(x) A(x)|_1 / D. domain_ce: cross-entropy of sigmoid(z) against
-    the language, new or original, over all tokens; for the gates sigmoid and hard_sigmoid."""
+    """l1: the mean over layers and original-language tokens of |g(x) A(x)|_1 / D. domain_ce: the mean over all tokens of the
+    cross-entropy between sigmoid(z) and the token's language (1 new, 0 original), for the gates sigmoid and hard_sigmoid."""
     alpha: float = Field(0.01, ge=0)
     """Weight of the local loss. Raise it for less forgetting and less learning."""
 
@@ -38,7 +38,7 @@ class NeutralResidues(Parallel):
 
     @property
     def own_penalties(self) -> tuple[str, ...]:
-        """The local loss."""
+        """The name of the local loss; () if it is switched off."""
         return (
             ()
             if self.local_loss == "none" or self.alpha == 0
@@ -46,11 +46,11 @@ class NeutralResidues(Parallel):
         )
 
     def prepare(self, block: Residue) -> None:
-        """Keep what the local loss reads."""
+        """Make the block keep the values that the local loss reads."""
         block.watched = self.local_loss != "none" and self.alpha > 0
 
     def penalty(self, model: Any, portion: Portion) -> dict[str, Tensor]:
-        """Alpha times the local loss."""
+        """The local loss, multiplied by `alpha`."""
         if self.local_loss == "none" or self.alpha == 0:
             return {}
         name, value = ("local", local.value) if self.local_loss == "l1" else ("domain_ce", domain_ce.value)

@@ -1,4 +1,4 @@
-"""The block beside a feed-forward network, and what the methods made of it have in common.
+"""The block beside a feed-forward network, and the base class of the methods that add such blocks.
 
     out = FFN(x) + g(x) * A(x)      A(x) = W_down( act(W_gate x) * (W_up x) )      g(x) = gate(w . x), one scalar per token
 
@@ -30,15 +30,18 @@ MAX_FRAC = 2.0
 
 
 class Router(nn.Linear):
-    """w . x in float32, like the routers of the export targets: near z = 0 the rounding of bf16 would open other tokens."""
+    """Computes w . x in float32, as the routers of the export targets do.
+
+    In bf16, rounding near z = 0 would open the gate for other tokens than in an export.
+    """
 
     def forward(self, input: Tensor) -> Tensor:
-        """(B, T, D) -> (B, T, 1)."""
+        """(B, T, D) -> (B, T, 1) in float32."""
         return recompute.score(input, self.weight)
 
 
 class Residue(Extension):
-    """One block, gated or not. Keeps what the penalties and the diagnostics need of its last forward pass."""
+    """One block, with or without a gate. Keeps the values of its last forward pass that penalties and diagnostics need."""
 
     def __init__(self, stack: int, layer: int, width: int, hidden: int, gate: GateName, act: nn.Module):
         super().__init__(stack)
@@ -50,12 +53,12 @@ class Residue(Extension):
         self.down_proj = nn.Linear(hidden, width, bias=False)
         self.router = Router(width, 1, bias=False) if gates.has(gate) else None
         self.z_BT: Tensor | None = None
-        """What the gate's activation was applied to, with its graph; kept while `watched`."""
+        """(B, T) input z of the gate in the last forward pass, with gradients; kept only if `watched`."""
         self.gate_BT: Tensor | None = None
-        """Gate values, without a graph."""
+        """(B, T) values of the gate in the last forward pass, without gradients."""
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        """(B, T, D) normed input of the feed-forward network -> (B, T, D) to be added to its output."""
+        """(B, T, D) normed input of the feed-forward network -> (B, T, D) to be added to that network's output."""
         if self.router is None:
             out_BTD = self._block(x_BTD)
             self.gate_BT = torch.ones_like(out_BTD[..., 0]).detach()
@@ -65,6 +68,7 @@ class Residue(Extension):
             self.gate_BT = gate_BT1[..., 0].detach()
             if self.watched:
                 self.z_BT = z_BT1[..., 0]
+            # In training all tokens are computed: the shape of a selection depends on the data, and it would slow a GPU down.
             if torch.is_grad_enabled() or not GATES[self.gate].closes:
                 out_BTD = gate_BT1 * self._block(x_BTD)
             else:
@@ -76,7 +80,7 @@ class Residue(Extension):
         return self.down_proj(recompute.gated(self.gate_proj(x), self.up_proj(x), self.act))
 
     def _only_open(self, x_BTD: Tensor, gate_BT1: Tensor) -> Tensor:
-        """Inference: the matrix products are done for open tokens alone, and not at all when none is open."""
+        """For inference: the matrix products are computed only for tokens whose gate is open. Other tokens get exact zeros."""
         out_BTD = torch.zeros_like(x_BTD)
         open_BT = gate_BT1[..., 0] != 0
         if open_BT.any():
@@ -85,32 +89,34 @@ class Residue(Extension):
 
 
 def stacks(model: Any) -> list[dict[int, Residue]]:
-    """Layer -> block of every extension of a model, the first added first."""
-    found = [m for m in extension.extensions(model) if isinstance(m, Residue)]
-    return [{m.layer: m for m in found if m.stack == k} for k in sorted({m.stack for m in found})]
+    """One mapping layer -> block for each extension of a model, in the order in which the extensions were added."""
+    blocks = [m for m in extension.extensions(model) if isinstance(m, Residue)]
+    return [{m.layer: m for m in blocks if m.stack == k} for k in sorted({m.stack for m in blocks})]
 
 
 def base_parameters(model: Any) -> int:
-    """Parameters of the base: neither extensions nor new vocabulary rows."""
+    """Number of parameters of the base, without extensions and new vocabulary rows."""
     added = {id(p) for module in extension.extensions(model) for p in module.parameters()}
     named = model.named_parameters()
     return sum(p.numel() for name, p in named if id(p) not in added and not name.endswith(vocabulary.NEW_ROWS))
 
 
 class Parallel(Method):
-    """Blocks beside the feed-forward networks. The backbone is frozen."""
+    """Base class of the methods that add blocks beside the feed-forward networks. The base is frozen."""
 
     stackable: ClassVar[bool] = True
     gate: Any
-    """A GateName."""
+    """Gate of the blocks, a GateName."""
     extra_params_frac: float | None = Field(None, gt=0, le=MAX_FRAC)
-    """Size of all blocks together as a share of the base's parameters; 0.2 when `width` is not given either."""
+    """Size of all blocks together, as a share of the base's parameters. More learn more and cost more. 0.2 if neither this nor
+    `width` is given."""
     width: int | None = Field(None, ge=1)
-    """Hidden units of each block, instead of `extra_params_frac`. More learn more and cost more."""
+    """Number of hidden units of each block, instead of `extra_params_frac`. More learn more and cost more."""
     layers: Layers = "all"
-    """Where blocks are added: all, a list of layer numbers from 0, or {top: n} for the n layers nearest to the output."""
+    """Which layers get a block: all, a list of layer numbers from 0, or {top: n} for the n layers nearest to the output."""
     init: Literal["low_variance", "lecun", "he"] = "low_variance"
-    """Variance of the input weights: 1/(D L) (the paper's), 1/D (faster in short runs) or 2/D. The output starts at zero."""
+    """Variance of the random input weights: low_variance 1/(D L) (that of the paper), lecun 1/D (learns faster in short runs),
+    he 2/D; D is the model width, L the number of layers. The output weights start at zero."""
 
     @model_validator(mode="after")
     def _one_size(self) -> "Parallel":
@@ -120,19 +126,22 @@ class Parallel(Method):
 
     @property
     def reversible(self) -> bool:
-        """The base is untouched."""
+        """True: the base itself does not change."""
         return True
 
     def linear_parts(self) -> tuple[str, ...] | None:
-        """What a block adds is not a change of the base's weights."""
+        """None: a block does not change the base's weights, so there is no change to scale."""
         return None
 
     def dense(self) -> bool:
-        """Blocks of several languages are stacked, not merged."""
+        """False: the blocks of several languages are stacked, not merged."""
         return False
 
     def hidden(self, config: Any, num_base: int) -> int:
-        """Width H of each block: frac * P / (3 D L), rounded to 64, or to 256 from D = 1024 on (quantised kernels want it)."""
+        """Width H of each block: `width`, or frac * P / (3 D L), where P = `num_base` and L counts the layers with a block.
+
+        The second is rounded to a multiple of 64, or of 256 if D is at least 1024 (quantised kernels need that).
+        """
         if self.width is not None:
             return self.width
         num_blocks = len(layers.chosen(self.layers, config))
@@ -141,12 +150,12 @@ class Parallel(Method):
         return max(step, round(exact / step) * step)
 
     def check(self, config: Any) -> None:
-        """The base has the layers that are asked for."""
+        """Raise ConfigError if the base has no such layer."""
         super().check(config)
         layers.chosen(self.layers, config)
 
     def extend(self, model: Any) -> None:
-        """Attach the blocks by forward hooks, so that no parameter of the base changes its name."""
+        """Attach the blocks with forward hooks, so that no parameter of the base changes its name."""
         self.check(model.config)
         hidden = self.hidden(model.config, base_parameters(model))
         depth, width = model.config.num_hidden_layers, model.config.hidden_size
@@ -159,7 +168,7 @@ class Parallel(Method):
             self.prepare(block)
             for name, weight in block.named_parameters():
                 if name == "down_proj.weight":
-                    nn.init.zeros_(weight)
+                    nn.init.zeros_(weight)  # a new block adds exactly zero
                 elif weight.device.type != "meta":
                     with torch.no_grad():  # drawn in float32, so that the draw does not depend on the base's precision
                         weight.copy_(torch.randn(weight.shape) * variance**0.5)
@@ -169,22 +178,22 @@ class Parallel(Method):
             block.hang(ffn, lambda _, inputs, output, block=block: output + block(inputs[0]))
 
     def prepare(self, block: Residue) -> None:
-        """Set up what is to be kept of a block's forward pass."""
+        """Choose what a new block keeps of its forward passes. A hook for subclasses; here it keeps nothing more."""
 
     def trainable(self, name: str, config: Any) -> bool:
-        """Only the blocks learn."""
+        """True for the parameters of blocks; the base does not learn."""
         return f".{ATTRIBUTE}." in name
 
     def diagnostics(self, model: Any) -> dict[str, Tensor]:
-        """`gate` and `open` (1.0 where the gate is above zero, or above one half for a sigmoid), each (L, B, T).
+        """`gate`, the values of the gates, and `open`, 1.0 where a gate counts as open and else 0.0; each (L, B, T).
 
-        Both are zero in layers without a block. {} without a gate.
+        A gate counts as open above zero; for a sigmoid, above one half. Layers without a block are zero. {} without a gate.
         """
         if not gates.has(self.gate):
             return {}
-        found = stacks(model)[-1]
-        values = {layer: block.gate_BT for layer, block in found.items() if block.gate_BT is not None}
-        assert len(values) == len(found), "the model has not run yet"
+        by_layer = stacks(model)[-1]
+        values = {layer: block.gate_BT for layer, block in by_layer.items() if block.gate_BT is not None}
+        assert len(values) == len(by_layer), "the model has not run yet"
         nothing = torch.zeros_like(next(iter(values.values())), dtype=torch.float32)
         depth = model.config.num_hidden_layers
         gate_LBT = torch.stack([values[i].float() if i in values else nothing for i in range(depth)])
@@ -197,16 +206,20 @@ class Parallel(Method):
         return self.gate
 
     def architecture(self, config: Any) -> str:
-        """The stock architecture that fits this gate."""
+        """The stock architecture that can compute this gate, in words."""
         return folding.architecture(gates.weights([self.gate]), config)
 
     def obstacle(self, config: Any) -> str:
-        """See `gates.obstacle`."""
+        """The reason why no stock architecture can compute this gate on this base; "" if one can."""
         return gates.obstacle([self.gate], config)
 
     def fold(self, model: Any) -> "Stock":
-        """A wider feed-forward network or a mixture of experts, by gate."""
+        """A wider feed-forward network (without gates) or a mixture of experts, for all extensions of the model.
+
+        Raises ConfigError if no stock architecture can compute these gates.
+        """
         by_layer = stacks(model)
+        # The gates are read from the blocks, because earlier extensions may have other gates than this one.
         names: list[GateName] = [next(iter(stack.values())).gate for stack in by_layer]
         if obstacle := gates.obstacle(names, model.config):
             raise ConfigError(obstacle)

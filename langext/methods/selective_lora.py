@@ -1,11 +1,12 @@
-"""Selective LoRA: low-rank changes that a learnt indicator switches on or off, one linear map at a time.
+"""Selective LoRA: low-rank changes, each switched on or off by a number that is learnt, one for each linear map.
 
     W = W0 + 1[s >= tau] (alpha / r) B A        loss + lambda * mean |s|
 
-Akbarian Bafghi et al., https://arxiv.org/abs/2501.15377, on the indicator of TAPS, https://arxiv.org/abs/2203.16708: one scalar
-s for each map, and a straight-through gradient (dI/ds = 1). What is off at the end is dropped.
+Akbarian Bafghi et al., https://arxiv.org/abs/2501.15377. The indicator I = 1[s >= tau] comes from TAPS,
+https://arxiv.org/abs/2203.16708: one scalar s for each map, with a straight-through gradient (dI/ds = 1). A change that is off
+at the end of the training is dropped.
 
-Shapes: r rank, B of (out, r) starts at zero, A of (r, in).
+Shapes: r is the rank, B is (out, r) and starts at zero, A is (r, in).
 """
 
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -24,15 +25,15 @@ if TYPE_CHECKING:
     from langext.architectures.stock import Stock
 
 ATTRIBUTE = "selective_lora"
-INITIAL_S = 0.15  # of the TAPS code
+INITIAL_S = 0.15  # the value in the code of TAPS
 
 
 class _Indicator(torch.autograd.Function):
-    """1[s >= tau], whose gradient passes unchanged."""
+    """1[s >= tau] in the forward pass; the backward pass hands the gradient on to s unchanged."""
 
     @staticmethod
     def forward(ctx: Any, s: Tensor, tau: float) -> Tensor:
-        return (s.to(torch.bfloat16) >= tau).to(s.dtype)  # the same answer in every precision
+        return (s.to(torch.bfloat16) >= tau).to(s.dtype)  # rounding a stored s to bf16 must not switch a change
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor, None]:
@@ -40,7 +41,7 @@ class _Indicator(torch.autograd.Function):
 
 
 class SelectiveLowRank(Extension):
-    """The change of one linear map."""
+    """The low-rank change of one linear map, with its indicator s."""
 
     def __init__(self, stack: int, linear: nn.Linear, rank: int, scale: float, tau: float):
         super().__init__(stack)
@@ -55,11 +56,12 @@ class SelectiveLowRank(Extension):
 
     @property
     def active(self) -> bool:
-        """Is the change on?"""
+        """True if the change is on: s, rounded to bf16, is at least tau."""
         return bool((self.s.to(torch.bfloat16) >= self.tau).item())
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., in) -> (..., out) to be added to the linear map's output."""
+        """(..., in) input of the linear map -> (..., out) to be added to its output."""
+        # In training the product is computed also when the change is off: s needs its gradient to switch on again.
         if not torch.is_grad_enabled() and not self.active:
             out = x.new_zeros(()).expand(*x.shape[:-1], self.lora_B.shape[0])
         else:
@@ -68,27 +70,28 @@ class SelectiveLowRank(Extension):
         return out
 
     def change(self) -> Tensor:
-        """(out, in) what is added to W0."""
+        """(out, in) matrix to be added to W0; zeros if the change is off."""
         return (self.lora_B @ self.lora_A) * self.scale if self.active else torch.zeros_like(self.lora_B @ self.lora_A)
 
 
 class SelectiveLora(LowRank):
-    """LoRA whose blocks must pay to stay."""
+    """LoRA with a cost for every change that is on, so that only useful changes stay on."""
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2501.15377"
     name: Literal["selective_lora"]
     tau: float = Field(0.1, gt=0, lt=INITIAL_S)
-    """A change is on while its s is at least this. All s start at 0.15, so that all changes start on: one that starts off
-    gets no gradient."""
+    """A change is on while its s is at least tau. All s start at 0.15, so all changes start on: one that starts off gets no
+    gradient. Raise it to switch changes off sooner."""
     sparsity: float = Field(1.0, ge=0)
-    """Weight lambda of mean |s|. Raise it for fewer active changes."""
+    """Weight lambda of the mean of |s| in the loss. Raise it for fewer active changes."""
     warmup_frac: float = Field(0.1, ge=0, lt=1)
-    """Share of the training without the sparsity term, in which all changes begin to learn."""
+    """Share of the training steps at the start that have no sparsity term, so that all changes can begin to learn."""
     s_lr: float = Field(1e-3, gt=0)
-    """Peak learning rate of the s. Under Adam s moves about this much a step, so 0.05 / s_lr steps switch a change off."""
+    """Peak learning rate of s. With Adam, s moves by about this much in a step, so about 0.05 / s_lr steps (with the default
+    tau) can switch a change off. Raise it to switch sooner."""
 
     def extend(self, model: Any) -> None:
-        """Attach a change to every target by a forward hook."""
+        """Attach a change to every target with a forward hook."""
         self.check(model.config)
         stack, blocks = extension.next_stack(model), families.blocks(model)
         for layer in layers.chosen(self.layers, model.config):
@@ -98,30 +101,30 @@ class SelectiveLora(LowRank):
                 change.hang(linear, lambda _, inputs, output, change=change: output + change(inputs[0]))
 
     def trainable(self, name: str, config: Any) -> bool:
-        """The factors and the s learn."""
+        """True for the factors A and B and for s; the base does not learn."""
         return f".{ATTRIBUTE}." in name
 
     def own_lr(self, name: str) -> float | None:
-        """The s have a learning rate of their own."""
+        """`s_lr` for s; None for the factors, which have the learning rate of the training."""
         return self.s_lr if name.endswith(f".{ATTRIBUTE}.s") else None
 
     def penalty(self, model: Any, portion: Portion) -> dict[str, Tensor]:
-        """Lambda * mean |s|, once the warmup is over."""
+        """The sparsity term lambda * mean |s|; {} during the warmup."""
         if self.sparsity == 0 or portion.done < self.warmup_frac:
             return {}
         return {"sparsity": portion.once(self.sparsity * torch.cat([m.s.abs() for m in self._changes(model)]).mean())}
 
     def figures(self, model: Any) -> dict[str, float]:
-        """How many changes are on, and of how many."""
+        """`active_blocks`, the number of changes that are on, and `blocks`, the number of all changes."""
         changes = self._changes(model)
         return {"active_blocks": float(sum(c.active for c in changes)), "blocks": float(len(changes))}
 
     def linear_parts(self) -> tuple[str, ...] | None:
-        """The change is proportional to B."""
+        """The factors B: the change is proportional to them."""
         return (f".{ATTRIBUTE}.lora_B",)
 
     def fold(self, model: Any) -> "Stock":
-        """Add the active changes to their matrices and drop the rest."""
+        """The base's own architecture: active changes are added to their matrices, the others are dropped."""
         from langext.architectures import stock
 
         def merged(block: Any) -> dict[str, Tensor]:

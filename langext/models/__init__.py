@@ -1,1 +1,1 @@
-"""Base models and extended ones: found, loaded, and worked on as a whole after training."""
+"""Find and load base models and extended models, and change whole models after training."""

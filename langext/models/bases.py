@@ -1,5 +1,7 @@
-"""Base models: a hub id, a local folder, a .gguf file, an asset or an earlier run -> a local folder of config, tokenizer and
-safetensors, and what earlier runs have added to it.
+"""Find base models and make them available as a local folder with config, tokenizer and safetensors.
+
+A base is a hub id, a local folder, a .gguf file, an asset or an earlier run. An earlier run also brings its extensions.
+Rule: a run keeps the identity and the file hashes of its base, and refuses to go on with another one.
 """
 
 import json
@@ -36,12 +38,15 @@ if TYPE_CHECKING:
     from langext.models.loading import Record
 
 LICENCES = ("LICEN[CS]E*", "NOTICE*", "USE_POLICY*")
-"""Files that go wherever the weights go."""
+"""Files that must accompany the weights wherever they are copied."""
 HUB_FILES = ["*.json", "*.safetensors", "tokenizer.model", "merges.txt", "*.jinja", "README.md", *LICENCES]
 
 
 def check(base: str) -> None:
-    """Raise ConfigError when a local base is not there or is no causal language model with a tokenizer."""
+    """Raise ConfigError when a local base does not exist or is not a causal language model with a tokenizer.
+
+    A hub id is not checked: that would need a download.
+    """
     path = _local(base)
     if path is None:
         return
@@ -60,21 +65,21 @@ def check(base: str) -> None:
         config = loading.load_config(folder)
         families.of(config)
         loading.load_tokenizer(folder)
-        fixed = next((m for m in methods(base) if not m.stackable), None)
-        if fixed:
+        unstackable = next((m for m in methods(base) if not m.stackable), None)
+        if unstackable:
             raise ConfigError(
-                f"base_model: {base}: nothing can be stacked on {fixed.name}; give the checkpoint that its run exported"
+                f"base_model: {base}: nothing can be stacked on {unstackable.name}; give the checkpoint that its run exported"
             )
 
 
 def identity(base: str, revision: str | None) -> dict[str, Any]:
-    """What decides which model this is."""
+    """The values that identify a base: two bases with equal values are the same model."""
     model = extended(base)
     return {"base_model": base, "revision": revision} | ({"model": model.manifest.fingerprint} if model else {})
 
 
 def check_same(root: Path, base: str, revision: str | None) -> None:
-    """Raise ConfigError when the run folder `root` already holds another base, or when that one has changed since."""
+    """Raise ConfigError when the run folder `root` was made with another base, or when files of its base have changed."""
     from langext.models.loading import read_record
 
     manifest = read_base(root)
@@ -88,14 +93,15 @@ def check_same(root: Path, base: str, revision: str | None) -> None:
         path = read_record(Model(root / BASE)).base / file.name
         if not path.is_file():
             raise ConfigError(f"base_model: {path} is gone, and this run was made with it; put it back or choose another --out")
+        # Hashing gigabytes takes long, so only files with another modification time are hashed.
         if path.stat().st_mtime_ns != file.modified_ns and sha256_file(path) != file.sha256:
             raise ConfigError(f"base_model: {path} has changed since this run was made with it. Choose another --out.")
 
 
 def extended(base: str) -> Model | None:
-    """The finished model that a base names when it is a run folder, or one of its stage folders; None when it is neither.
+    """The trained model when `base` is a run folder or one of its stage folders; None for any other base.
 
-    Raises ConfigError for a run without a trained model.
+    A run folder stands for the last trained model in it. Raises ConfigError for a run or a stage without a trained model.
     """
     path = None if base.startswith(assets.PREFIX) else _local(base)
     if path is None or not path.is_dir():
@@ -113,12 +119,12 @@ def extended(base: str) -> Model | None:
 
 
 def trained_models(stages: Sequence[tuple[Path, Manifest]]) -> list[Model]:
-    """Those of a run's finished stages that made a model which has learnt something, in order."""
+    """The trained models among the results of a run's finished `stages`, in order."""
     return [Model(path) for path, manifest in stages if manifest.kind == Model.__name__ and manifest.trained]
 
 
 def earlier(base: str) -> "tuple[Earlier, ...]":
-    """The extensions that a base comes with, the first added first; () unless it is an earlier run."""
+    """The extensions that a base already has, oldest first; () unless the base is an earlier run."""
     from langext.methods.extended import DELTA, Earlier
     from langext.models.loading import read_record
 
@@ -132,12 +138,15 @@ def earlier(base: str) -> "tuple[Earlier, ...]":
 
 
 def methods(base: str) -> "tuple[Method, ...]":
-    """The methods of those extensions."""
+    """The methods of the extensions that a base already has, oldest first."""
     return tuple(extension.method for extension in earlier(base))
 
 
 def prepare(base: str, revision: str | None, out: Path) -> Model:
-    """Make the base available as the Model artifact `out`, once. The hub commit and the hashes are recorded."""
+    """Make the base available as the Model artifact `out`, unless it is there already. Records hub commit and file hashes.
+
+    Raises ConfigError when the base cannot be downloaded or is not a supported model.
+    """
     from langext.architectures import families
     from langext.models import loading
 
@@ -149,18 +158,18 @@ def prepare(base: str, revision: str | None, out: Path) -> Model:
     model = extended(base)
     if model is not None:
         folder = loading.read_record(model).base
-        below = read_base(model.path.parent)
-        assert below is not None, "a run has a base"
-        commit, root = below.commit, below.root
+        its_base = read_base(model.path.parent)
+        assert its_base is not None, "a run has a base"
+        commit, root = its_base.commit, its_base.root  # the origin of the weights, not the run in between
     elif path is None:
         folder = _from_hub(base, revision)
-        commit = folder.name
+        commit = folder.name  # the hub's cache names a snapshot folder after its commit
     elif path.suffix == ".gguf":
         say(f"base: converting {path.name} to safetensors")
         folder = _from_gguf(path, out / "model")
     else:
         folder = path.resolve()
-    families.of(loading.load_config(folder))
+    families.of(loading.load_config(folder))  # this and the next line raise for what langext cannot use
     loading.load_tokenizer(folder)
     record = loading.Record(folder)
     if model is not None:
@@ -179,15 +188,15 @@ def prepare(base: str, revision: str | None, out: Path) -> Model:
 
 
 def _copied(model: Model, base: str, out: Path) -> "Record":
-    """Copy what an earlier run added, so that this run needs only the base's own folder from elsewhere."""
-    from langext.methods import extended
+    """Copy the extensions and the tokenizer of an earlier run into `out`, so that this run works when that one is deleted."""
+    from langext.methods.extended import Earlier
     from langext.models import loading
 
     kept = []
     for k, extension in enumerate(earlier(base)):
         target = out / f"earlier-{k}.safetensors"
         shutil.copyfile(extension.delta, target)
-        kept.append(extended.Earlier(extension.method, target, extension.language))
+        kept.append(Earlier(extension.method, target, extension.language))
     record = loading.read_record(model)
     tokenizer = None
     if record.tokenizer:
@@ -198,18 +207,18 @@ def _copied(model: Model, base: str, out: Path) -> "Record":
 
 
 def same_place(manifest: BaseManifest, base: str) -> bool:
-    """Is the base that this manifest describes the one that `base` names here? The same relative path can be another folder."""
+    """True when the base of this manifest is the one that `base` means now: a relative path can lead to another folder."""
     path = _local(base)
     return manifest.local == (str(path.resolve()) if path else None)
 
 
 def plain_name(base: str) -> str:
-    """The last part of a base's path, in letters, digits and -._ alone: what may be told of a folder of this machine."""
+    """The last part of a base's path, with only letters, digits and -._ in it. It can be published; the full path cannot."""
     return re.sub(r"[^\w.-]", "-", Path(base).name) or "base"
 
 
 def config_if_here(base: str, revision: str | None) -> Any:
-    """The transformers config of a base, from this machine alone; None when that would take a download."""
+    """The transformers config of a base from local files only; None when it would have to be downloaded."""
     try:
         path = _local(base)
     except ConfigError:  # an asset that has not been fetched
@@ -235,9 +244,10 @@ def config_if_here(base: str, revision: str | None) -> Any:
 
 
 def _local(base: str) -> Path | None:
-    """The local path that a base names; None when it is a hub id. Raises ConfigError for an asset that is not here."""
+    """The local path of a base; None when it is a hub id. Raises ConfigError for an asset that has not been fetched."""
     if base.startswith(assets.PREFIX):
         return assets.resolve(base)
+    # A hub id has exactly one slash (owner/name); a folder of that name wins over it.
     looks_local = base.startswith(("/", ".", "~")) or base.endswith(".gguf") or Path(base).exists() or base.count("/") != 1
     return Path(base).expanduser() if looks_local else None
 
@@ -262,20 +272,21 @@ def _from_hub(repo: str, revision: str | None) -> Path:
 
 
 def _from_gguf(path: Path, out: Path) -> Path:
-    """Dequantise a GGUF file into a safetensors folder in bfloat16, written beside and renamed."""
+    """Convert a GGUF file into a bfloat16 safetensors folder `out`, which is there completely or not at all."""
     import torch
 
     if not torch.cuda.is_available():
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # transformers imports DeepSpeed, which warns while it looks for one
+        # transformers imports DeepSpeed, which would search for a GPU and warn.
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     _check_magic(path)
     source: dict[str, Any] = {"pretrained_model_name_or_path": path.parent, "gguf_file": path.name}
     tensors = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32).state_dict()
     config = AutoConfig.from_pretrained(**source)
-    config.__dict__.pop("quantization_config", None)  # the weights are plain now; saving refuses while it is there
+    config.__dict__.pop("quantization_config", None)  # no longer true, and saving refuses a model that has it
     config.dtype = torch.bfloat16
-    with torch.device("meta"):
+    with torch.device("meta"):  # no memory for weights that the next lines replace
         net = AutoModelForCausalLM.from_config(config)
     net.load_state_dict({k: v.to(torch.bfloat16) for k, v in tensors.items()}, assign=True)
     net.tie_weights()
@@ -298,8 +309,10 @@ def _check_magic(path: Path) -> None:
 
 
 def _split_digits(tokenizer_json: Path, gguf: Path) -> None:
-    """Give back the pre-tokenizer that a GGUF file only names: SmolLM's splits numbers into digits, and transformers 5.23
-    writes a plain byte-level one for it (https://huggingface.co/HuggingFaceTB/SmolLM2-135M/blob/main/tokenizer.json).
+    """Restore the pre-tokenizer of SmolLM, which splits numbers into digits.
+
+    A GGUF file only contains its name, and transformers 5.23 writes a plain byte-level pre-tokenizer instead
+    (https://huggingface.co/HuggingFaceTB/SmolLM2-135M/blob/main/tokenizer.json).
     """
     from gguf import GGUFReader
 

@@ -1,8 +1,9 @@
-"""LiNeS: scale what training changed less in the early layers than in the late ones. https://arxiv.org/abs/2410.17146.
+"""LiNeS: shrink the change of the weights by training, more in early layers than in late ones. https://arxiv.org/abs/2410.17146.
 
     theta = theta_0 + f(l) (theta_trained - theta_0)      f(l) = alpha + beta (l - 1) / (L - 1),  l = 1 .. L
 
-Parameters outside the layers get alpha, as in the authors' code. New vocabulary rows have no theta_0 and are never scaled.
+theta_0 are the weights before training, L is the number of layers. Parameters outside the layers get alpha, as in the authors'
+code. New vocabulary rows have no theta_0 and are never scaled.
 """
 
 from collections.abc import Mapping
@@ -19,15 +20,15 @@ Head = Literal["alpha", "last"]
 
 @dataclass(frozen=True)
 class Lines:
-    """The factors of one choice of alpha and beta."""
+    """The scaling factors for one choice of alpha and beta."""
 
     alpha: float
     beta: float
     head: Head = "alpha"
-    """What an untied output head and the last norm get: alpha, or the last layer's factor."""
+    """Factor of an untied output head and of the last norm: `alpha`, or with `last` that of the last layer (alpha + beta)."""
 
     def factor(self, place: tuple[int, int] | None, name: str) -> float:
-        """The factor of a parameter that lies in layer `place` = (index from 0, depth), None outside the layers."""
+        """The factor of the parameter `name`. `place` is (layer index from 0, number of layers), None outside the layers."""
         if name.endswith(vocabulary.NEW_ROWS):
             return 1.0
         if place is None:
@@ -40,9 +41,10 @@ class Lines:
 def rescaled(
     delta: Mapping[str, Tensor], origin: Mapping[str, Tensor], method: Method, config: Any, lines: Lines
 ) -> dict[str, Tensor]:
-    """A trained delta pulled towards where it started, `origin`. `config` is the base's.
+    """A copy of a trained `delta` with every change scaled by its factor.
 
-    Of a low-rank change only the factor that starts at zero is scaled: the product is then scaled as a whole, exactly.
+    `origin` holds the values before training, `config` is the base's. A low-rank change is a product of two matrices; only the
+    matrix that starts at zero is scaled, which scales the product exactly.
     """
     parts = method.linear_parts()
     assert parts is not None, f"{method.name} cannot be scaled layer by layer"
@@ -50,7 +52,7 @@ def rescaled(
     for name, tensor in delta.items():
         by = lines.factor(method.layer(name, config), name)
         if name.endswith(vocabulary.NEW_ROWS) or (parts and not name.endswith(parts)):
-            out[name] = tensor
+            out[name] = tensor  # new rows, or the other matrix of a low-rank product
         elif parts:
             out[name] = tensor * by
         else:

@@ -1,6 +1,6 @@
-"""Model artifact -> live model and back: base folder + new vocabulary rows + earlier extensions + method.extend + delta.
+"""Write and load Model artifacts. Rule: only safetensors are read and written, and a delta holds only trainable parameters.
 
-A delta holds the trainable parameters and nothing else. Only safetensors are read and written.
+A live model is built from the base folder, new vocabulary rows, earlier extensions, the method's modules and the delta.
 """
 
 import os
@@ -9,7 +9,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from pydantic import TypeAdapter
@@ -34,20 +34,20 @@ RECORD = "model.json"
 
 @dataclass(frozen=True)
 class Record:
-    """What a Model artifact is made of."""
+    """The content of `model.json`: the parts of a Model artifact."""
 
     base: Path
-    """Hugging Face folder of the base."""
+    """Folder of the base model, in Hugging Face format."""
     method: Method | None = None
-    """None for a base, extended earlier or not."""
+    """The method of the newest extension; None for a base, even when it has earlier extensions."""
     tokenizer: Path | None = None
-    """Folder of an extended tokenizer; None when the base's own is used."""
+    """Folder of the extended tokenizer; None when the base's own tokenizer is used."""
     earlier: tuple[Earlier, ...] = ()
-    """Extensions of earlier languages, the first added first. They are frozen."""
+    """Extensions for earlier languages, oldest first. They are frozen."""
 
 
 def write_record(out: Path, record: Record) -> Model:
-    """Write `model.json`. Paths inside the run folder are stored relative, so that a run folder can be moved."""
+    """Write `model.json` into `out`. Paths inside the run folder are stored relative, so that a run folder can be moved."""
 
     def shown(path: Path) -> str:
         inside = path.resolve().is_relative_to(out.resolve().parent)
@@ -67,7 +67,7 @@ def write_record(out: Path, record: Record) -> Model:
 
 
 def read_record(model: Model) -> Record:
-    """Read `model.json` back, with absolute paths."""
+    """Read `model.json`; all paths in the result are absolute."""
     value = read_json(model.path / RECORD)
     methods = TypeAdapter(AnyMethod)
 
@@ -83,7 +83,7 @@ def read_record(model: Model) -> Record:
 
 
 def tokenizer_folder(model: Model) -> Path:
-    """The folder of the tokenizer that a model reads with: the extended one, or the base's."""
+    """The folder of the tokenizer that a model uses: the extended tokenizer, or else that of the base."""
     record = read_record(model)
     return record.tokenizer or record.base
 
@@ -99,7 +99,7 @@ def load_config(folder: Path) -> Any:
     """Read a model's config from a local folder. Raises ConfigError when it is not a causal language model."""
     if not (folder / "config.json").is_file():
         raise ConfigError(f"{folder}: no config.json here, so this is not a Hugging Face model folder")
-    try:
+    try:  # transformers raises these for an unknown architecture, too
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (ValueError, KeyError) as error:
         raise ConfigError(f"{folder}/config.json: {str(error).splitlines()[0]}") from None
@@ -110,7 +110,7 @@ def load_config(folder: Path) -> Any:
 
 
 def load_base(folder: Path, dtype: torch.dtype) -> Any:
-    """Read a base model from a local folder, safetensors only, in evaluation mode."""
+    """Load a base model from a local folder, in evaluation mode. Raises ConfigError for missing or damaged safetensors."""
     config = load_config(folder)
     if not any(folder.glob("*.safetensors")):
         raise ConfigError(f"{folder}: no *.safetensors here; other weight formats are not read")
@@ -124,33 +124,36 @@ def load_base(folder: Path, dtype: torch.dtype) -> Any:
 
 
 def load(model: Model, dtype: torch.dtype, device: str = "cpu", *, trained: bool = True, attention: str = "auto") -> LiveModel:
-    """Build the live model of an artifact: base, new rows, extensions, delta. In evaluation mode.
+    """Build the live model of an artifact from base, new rows, extensions and delta, in evaluation mode on `device`.
 
-    With `trained` False the delta is left out: this is where its training started, but for random new matrices. New
-    vocabulary rows are the means that they started from.
+    With `trained` False the delta is left out. The result is the model before training, except that random new matrices have
+    other values. New vocabulary rows then hold the mean values that training started from.
     """
     record = read_record(model)
     net = load_base(record.base, dtype)
     if attention != "auto":
         net.set_attn_implementation(attention)
     tokenizer = load_tokenizer(record.tokenizer or record.base)
-    spelt = new_tokens(model)
-    live = build(net, tokenizer, record.method, len(spelt), record.earlier)
+    base_ids = new_tokens(model)
+    live = build(net, tokenizer, record.method, len(base_ids), record.earlier)
     if record.method is not None and trained:
         load_delta(live, model.path / DELTA)
-    elif spelt and not record.earlier:  # earlier extensions brought their rows with them
-        vocabulary.fill(net, spelt)
+    elif base_ids and not record.earlier:  # the deltas of earlier extensions contain the new rows
+        vocabulary.fill(net, base_ids)
     live.net.to(device).eval()
     return live
 
 
 def on_disk(model: Model, *, trained: bool = True) -> LiveModel:
-    """The live model of an artifact, every weight mapped from its file in the precision it has there.
+    """The live model of an artifact with every weight memory-mapped from its file, in the precision of the file.
 
-    It takes next to no memory until it is used, whatever its size. With `trained` False what learns has shapes and no values.
+    It takes almost no memory until its weights are read. With `trained` False the trainable parameters have shapes but no
+    values (they are on the meta device).
     """
     record = read_record(model)
     net = load_base(record.base, _stored(record.base))
+    # Hide the mapped weights while the model is extended: new modules are made on the device of their neighbours, and on the
+    # meta device they take no memory. The mapped weights come back at the end.
     stored = {p: nn.Parameter(torch.empty_like(p, device="meta"), requires_grad=False) for p in net.parameters()}
     _replace(net, stored)
     live = build(net, load_tokenizer(record.tokenizer or record.base), record.method, len(new_tokens(model)), record.earlier)
@@ -162,16 +165,16 @@ def on_disk(model: Model, *, trained: bool = True) -> LiveModel:
 
 
 def _stored(folder: Path) -> torch.dtype:
-    """The precision that weights have in their files, whatever config.json says."""
+    """The precision of the weights in their files, which can differ from the one in config.json."""
     try:
         with safe_open(min(folder.glob("*.safetensors"), default=folder), "pt") as file:
             return file.get_tensor(next(iter(file.keys()))).dtype
-    except (SafetensorError, OSError):  # missing or damaged; reading them says so
+    except (SafetensorError, OSError):  # missing or damaged: load_base reports it with a better message
         return torch.bfloat16
 
 
 def learnt(model: Model) -> set[str]:
-    """Names of all parameters that this extension and earlier ones have learnt."""
+    """Names of all parameters in the deltas of this extension and of the earlier ones."""
     names: set[str] = set()
     for path in (*(extension.delta for extension in read_record(model).earlier), model.path / DELTA):
         with safe_open(path, "pt") as file:
@@ -180,44 +183,42 @@ def learnt(model: Model) -> set[str]:
 
 
 def save_delta(out: Path, delta: dict[str, Tensor]) -> None:
-    """Write `delta.safetensors` beside and rename."""
+    """Write `delta.safetensors` into `out`. An interruption never leaves a half-written file under this name."""
     beside = out / (DELTA + ".tmp")
     save_file({name: tensor.contiguous().cpu() for name, tensor in delta.items()}, beside)
     os.replace(beside, out / DELTA)
 
 
 def new_tokens(model: Model) -> dict[int, list[int]]:
-    """New token id -> the base ids that spelt the same text before; {} when the vocabulary is the base's."""
+    """New token id -> the base token ids of the same text; {} when the vocabulary is the base's own."""
     folder = read_record(model).tokenizer
     return read_new_tokens(Tokenizer(folder.parent)) if folder else {}
 
 
 def read_new_tokens(tokenizer: Tokenizer) -> dict[int, list[int]]:
-    """The new tokens of an extended tokenizer; see `new_tokens`."""
+    """The new tokens of an extended tokenizer, in the form of `new_tokens`."""
     return {int(k): v for k, v in read_json(tokenizer.path / "new_tokens.json").items()}
-
-
-if TYPE_CHECKING:
-    from langext.methods.extended import LiveModel
 
 
 @dataclass(frozen=True)
 class Reference:
-    """The model that a run began with; it may be the net of the extended one, switched off."""
+    """The model that a run started from. Its net may be the extended model's net, with the extension switched off on demand."""
 
     net: Any
     tokenizer: Any
     as_itself: Callable[[], AbstractContextManager[None]] = nullcontext
-    """Within it `net` is this model."""
+    """Inside this context `net` computes as the reference model. Outside of it, it may be the extended model."""
 
 
-def reference(model: Model, live: "LiveModel") -> Reference:
-    """What the extended `model` was before. `live` is that model: its own net serves where the extension can be switched off
-    and has brought no tokens; otherwise the other one is loaded beside it, in the same precision on the same device.
+def reference(model: Model, live: LiveModel) -> Reference:
+    """The model from which the run of the extended `model` started. `live` is the extended model in memory.
+
+    If the extension can be switched off and has added no tokens, the result uses the net of `live`, which saves memory.
+    Otherwise the model is loaded separately, in the same precision and on the same device.
     """
     base, method = Model(model.path.parent / BASE), live.method
     no_tokens = len(new_tokens(base)) == len(new_tokens(model))
     if method is not None and method.reversible and no_tokens:
         return Reference(live.net, live.tokenizer, lambda: method.off(live.net))
-    found = load(base, live.net.dtype, str(live.net.device))
-    return Reference(found.net, found.tokenizer)
+    separate = load(base, live.net.dtype, str(live.net.device))
+    return Reference(separate.net, separate.tokenizer)

@@ -1,1 +1,1 @@
-"""What a run, or several runs, came to. Everything here reads what stages wrote; stages never call it."""
+"""Pages, tables and measures about the results of runs. This package reads what stages wrote; no stage calls it."""

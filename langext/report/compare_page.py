@@ -1,4 +1,4 @@
-"""The page and the table of a comparison."""
+"""Show a comparison of runs: compare.html, compare.csv and a table in the terminal. All numbers come from comparison.py."""
 
 import os
 from math import isfinite
@@ -19,14 +19,18 @@ CSV = "compare.csv"
 
 
 def build(found: Comparison, out: Path) -> Path:
-    """Write compare.html and compare.csv into `out` and return the page's path. Raises ConfigError when nothing compares."""
+    """Write compare.html and compare.csv into the folder `out`; return the path of the page.
+
+    Raises ConfigError when no run can be compared or `out` cannot be written.
+    """
     if not found.entries:
         raise ConfigError(f"nothing to compare: {'; '.join(found.left_out)}")
     try:
         out.mkdir(parents=True, exist_ok=True)
-        beside = out / (CSV + ".tmp")
-        comparison.write_csv(found, beside)
-        beside.replace(out / CSV)
+        # Written under another name first: whoever reads compare.csv meanwhile never sees half of it.
+        temporary = out / (CSV + ".tmp")
+        comparison.write_csv(found, temporary)
+        temporary.replace(out / CSV)
         return put(out / HTML, _page(found, out))
     except OSError as error:
         raise ConfigError(f"--out {out}: cannot be written ({error.strerror})") from None
@@ -36,6 +40,7 @@ def _page(found: Comparison, out: Path) -> str:
     first = found.entries[0].run
     kept = first.kept or "the rest"
     planes = []
+    # No plane without points: runs need not have tasks of both languages.
     if any(entry.learned and entry.forgot for entry in found.entries):
         names = (f"{first.new.name}: fewer bits per byte, %", f"{kept}: more bits per byte, %")
         planes.append(("Bits per byte", _plane(found, "learned", "forgot", "Bits per byte", *names)))
@@ -49,7 +54,10 @@ def _page(found: Comparison, out: Path) -> str:
 
 
 def _plane(found: Comparison, x: str, y: str, title: str, x_title: str, y_title: str) -> Markup:
-    """Learning against forgetting, a curve for each way of doing it over learning rates."""
+    """A figure of learning (attribute `x` of an entry) against forgetting (`y`).
+
+    Runs that differ only in the learning rate are joined by a curve.
+    """
     curves: dict[str, list[plots.Point]] = {}
     names = _curve_names(found)
     reference = {names[entry.curve] for entry in found.entries if entry.method == comparison.FULL}
@@ -62,12 +70,12 @@ def _plane(found: Comparison, x: str, y: str, title: str, x_title: str, y_title:
 
 
 def _curve_names(found: Comparison) -> dict[str, str]:
-    """A name for each curve; a number tells apart those that a few words do not."""
+    """`Entry.curve` -> name of the curve. Curves that have the same label get a number after it."""
     labels = {entry.curve: entry.label for entry in found.entries}
-    same = [list(labels.values())[:at].count(label) for at, label in enumerate(labels.values())]
+    earlier_with_same_label = [list(labels.values())[:at].count(label) for at, label in enumerate(labels.values())]
     return {
         curve: f"{label} ({number + 1})" if number else label
-        for (curve, label), number in zip(labels.items(), same, strict=True)
+        for (curve, label), number in zip(labels.items(), earlier_with_same_label, strict=True)
     }
 
 
@@ -77,11 +85,12 @@ def _by_name(which: str) -> Any:
 
 def _link(entry: Entry, out: Path) -> str:
     page = entry.run.root / PAGE
+    # Relative, so that the links still work when the folder of runs is moved.
     return os.path.relpath(page.resolve(), out.resolve()) if page.exists() else ""
 
 
 def share(mean: Mean | None, digits: int = 1) -> str:
-    """20.5 ± 1.1, in percent; the half width of the 95 % interval."""
+    """Format a mean in percent with half the width of its 95 % interval, like +20.5 ± 1.1; a dash for None."""
     if mean is None:
         return "–"
     half = 50 * (mean.high - mean.low)
@@ -89,7 +98,7 @@ def share(mean: Mean | None, digits: int = 1) -> str:
 
 
 def show(found: Comparison, page: Path) -> None:
-    """Print the table and where the page is."""
+    """Print the table of a comparison, what was left out of it, and the paths of the page and the CSV file."""
     first = found.entries[0].run
     kept = first.kept or "the rest"
     keys = found.keys
@@ -113,7 +122,7 @@ def show(found: Comparison, page: Path) -> None:
         console.say(f"not measured: {', '.join(language.name for language in first.unmeasured)}")
     if found.left_out:
         console.say("left out: " + "; ".join(found.left_out))
-    console.say(f"* no other run learned more and forgot less. Forgotten is that of the {kept} set that lost most")
+    console.say(f"* no other run learned more and forgot less. Forgotten: the loss in the {kept} set that lost most")
     console.say(f"{shown(page)}, {shown(page.with_name(CSV))}")
 
 

@@ -1,4 +1,7 @@
-"""Several runs side by side: what each learned and forgot, what it cost, and which of them no other one beats in both."""
+"""Compare several runs: what each learned and forgot, what it cost, and which runs no other run beats in both.
+
+The one rule: runs are compared only when they add the same language and keep the same ones; others are left out with a reason.
+"""
 
 import csv
 import json
@@ -16,48 +19,50 @@ from langext.report.run_folder import Run
 from langext.spec import ConfigError
 
 FULL = "full"
-"""The method that is the reference for all others."""
+"""The method that the others are compared with: full fine-tuning."""
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
-"""What a spreadsheet takes for the start of a formula."""
+"""First characters of a cell that make a spreadsheet read it as a formula.
+https://owasp.org/www-community/attacks/CSV_Injection"""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One run among others."""
+    """One run of a comparison."""
 
     run: Run
     name: str
-    """Of its folder, with as many of the folders above as tell it from the others."""
+    """The name of the run's folder, after as many of its parent folders as are needed to tell the runs apart."""
     settings: dict[str, Any]
-    """The settings in which the runs differ, and its values."""
+    """The values of those settings in which the runs differ, by key."""
     learned: Mean | None
-    """How many fewer bits per byte the new language takes, as a share of the base's; the mean over its sets."""
+    """How many fewer bits per byte the new language needs, as a share of the base's; the mean over its sets."""
     forgot: Mean | None
-    """How many more the original languages take, in the set that lost most: a mean would hide it behind one that gained."""
+    """How many more bits per byte the original languages need, as a share of the base's, in the set that lost most. A mean
+    would hide this set behind one that gained."""
     forgot_in: str
-    """That set."""
+    """The name of that set."""
     tasks_learned: Mean | None
-    """Gain in the tasks of the new language, in the tasks' own unit (accuracy): the mean over those of the first run that has
-    tasks. None of a run that has not all of these.
+    """Mean gain in the tasks of the new language, in the tasks' own unit (accuracy), over the tasks of the first run that has
+    any. None for a run that lacks one of these tasks.
     """
     tasks_forgot: Mean | None
-    """Loss in those of the original languages."""
+    """Mean loss in the tasks of the original languages, likewise."""
     alike: bool
-    """Was it measured as the first run was: on the same passages, its tasks with the same settings?"""
+    """True if the run was measured like the first run: on the same passages, and its tasks with the same settings."""
 
     @property
     def method(self) -> str:
-        """What was done, in a few words."""
+        """What was done to the base, in a few words."""
         return self.run.method
 
     @property
     def curve(self) -> str:
-        """What runs have in common that differ in the learning rate alone."""
+        """A key for the curve that the run belongs to: equal for runs that differ only in the learning rate."""
         return json.dumps([self.method, {k: v for k, v in self.settings.items() if k != self._rate}])
 
     @property
     def label(self) -> str:
-        """The same in a few words; those of two curves can be the same."""
+        """A short name of that curve for readers. Two curves can have the same label, because long values are cut."""
         return ", ".join([self.method, *(f"{_short(k)} {shown(v, 24)}" for k, v in self.settings.items() if k != self._rate)])
 
     @property
@@ -66,44 +71,51 @@ class Entry:
 
     @property
     def kl(self) -> float | None:
-        """The largest KL(base || model) of an original language, nats per token."""
-        each = self.run.model_scores.kl_to_base if self.run.model_scores else {}
-        return max((kl.value for kl in each.values()), default=None)
+        """The largest KL(base || model) of any original language, in nats per token; None where it was not measured."""
+        by_language = self.run.model_scores.kl_to_base if self.run.model_scores else {}
+        return max((kl.value for kl in by_language.values()), default=None)
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """All of them."""
+    """All runs that can be compared, and what to show about them."""
 
     entries: list[Entry]
     first: str
-    """Name of the run that the others must have been measured like."""
+    """Name of the run that was given first; the others must be measured as it was."""
     left_out: list[str]
-    """Folders that do not compare with it, and why."""
+    """Folders that cannot be compared with it, each with the reason."""
 
     @cached_property
     def keys(self) -> list[str]:
-        """Settings that have several values."""
+        """Keys of the settings in which the runs differ."""
         return list(dict.fromkeys(key for entry in self.entries for key in entry.settings))
 
     @cached_property
     def sets(self) -> list[str]:
-        """Sets of held-out text that any run has measured."""
+        """Names of the sets of held-out text that at least one run has measured."""
         return list(dict.fromkeys(row.name for entry in self.entries for row in entry.run.bits))
 
     @cached_property
     def tasks(self) -> list[str]:
-        """Figures of tasks that any run has measured."""
+        """Names of the task figures that at least one run has measured."""
         return list(dict.fromkeys(row.name for entry in self.entries for row in entry.run.tasks))
 
     @cached_property
     def front(self) -> list[Entry]:
-        """Those that no other one beats in both: learned more and forgot less. It goes by the figures, not by their errors."""
-        found = [(e, e.learned.value, e.forgot.value) for e in self.entries if e.learned and e.forgot and e.alike]
-        return [found[k][0] for k in significance.unbeaten([(learned, forgot) for _, learned, forgot in found])]
+        """The runs that no other run beats in both learning and forgetting (the Pareto front).
+
+        Values alone decide, not their errors. Runs that are not `alike` are left out.
+        """
+        measured = [(e, e.learned.value, e.forgot.value) for e in self.entries if e.learned and e.forgot and e.alike]
+        return [measured[k][0] for k in significance.unbeaten([(learned, forgot) for _, learned, forgot in measured])]
 
     def of_full(self, entry: Entry) -> float | None:
-        """What a run learned, as a share of what full fine-tuning of the same base learned at its best."""
+        """What a run learned as a share of what the best full fine-tuning of the same base learned (0.8 is 80 %).
+
+        None where the comparison has no such run that learned something, and where `entry` is not `alike` or learned nothing
+        that was measured.
+        """
         of_base = [
             e for e in self.entries if e.method == FULL and e.run.settings["base_model"] == entry.run.settings["base_model"]
         ]
@@ -112,9 +124,10 @@ class Comparison:
 
 
 def gather(roots: Sequence[Path]) -> Comparison:
-    """Read runs, and those in folders of runs. What does not compare with the first of them is left out, with the reason.
+    """Read all runs in `roots`, each a run folder or a folder of runs.
 
-    Raises ConfigError for a folder that holds no run.
+    Runs that cannot be compared with the first one are left out, with the reason. Raises ConfigError for a folder that does not
+    exist or holds no run.
     """
     folders = list(dict.fromkeys(run for root in roots for run in _runs(root.resolve())))
     runs: list[Run] = []
@@ -122,7 +135,7 @@ def gather(roots: Sequence[Path]) -> Comparison:
     for path in folders:
         try:
             run = run_folder.gather(path)
-        except ConfigError as error:
+        except ConfigError as error:  # one damaged run must not prevent the comparison of all others
             left_out.append(f"{path.name}: {error}")
             continue
         if not run.bits:
@@ -133,14 +146,14 @@ def gather(roots: Sequence[Path]) -> Comparison:
             runs.append(run)
     keys = _differing(runs)
     names = _names([run.root for run in runs])
-    wanted = next((found for run in runs if (found := _tasks(run))), set())
+    wanted = next((tasks for run in runs if (tasks := _tasks(run))), set())
     entries = [_entry(run, name, runs[0], keys, wanted) for run, name in zip(runs, names, strict=True)]
     ordered = sorted(entries, key=lambda e: (e.curve, e.run.rate[1] if e.run.rate else 0.0, e.name))
     return Comparison(ordered, names[0] if names else "", left_out)
 
 
 def _names(roots: Sequence[Path]) -> list[str]:
-    """The shortest ends of the paths that tell all of them apart."""
+    """A name for each path: its last parts, as few as make all names different."""
     longest = max((len(root.parts) for root in roots), default=0)
     for count in range(1, longest + 1):
         names = ["/".join(root.parts[-count:]) for root in roots]
@@ -150,7 +163,9 @@ def _names(roots: Sequence[Path]) -> list[str]:
 
 
 def folder(roots: Sequence[Path]) -> Path:
-    """Where a comparison is written: the folder of runs, that which all the runs are in, or else the working folder."""
+    """Where a comparison of `roots` is written: the one folder of runs, or the parent that all runs share, or else the current
+    folder.
+    """
     if len(roots) == 1 and not is_run(roots[0].resolve()):
         return roots[0].resolve()
     parents = {root.resolve().parent for root in roots}
@@ -160,18 +175,19 @@ def folder(roots: Sequence[Path]) -> Path:
 def _runs(root: Path) -> list[Path]:
     if not root.is_dir():
         raise ConfigError(f"{root}: no such folder")
-    found = [root] if is_run(root) else [path for path in sorted(root.iterdir()) if path.is_dir() and is_run(path)]
-    if not found:
+    runs = [root] if is_run(root) else [path for path in sorted(root.iterdir()) if path.is_dir() and is_run(path)]
+    if not runs:
         raise ConfigError(f"{root}: neither a run folder nor a folder of runs")
-    return found
+    return runs
 
 
 def _unfinished(root: Path) -> list[Path]:
-    """Folders in a folder of runs that were begun and have no finished stage yet."""
+    """The runs in a folder of runs that have started but have no finished stage yet."""
     return [] if is_run(root) else [path.parent for path in sorted(root.glob(f"*/{BASE}")) if not is_run(path.parent)]
 
 
 def _tasks(run: Run) -> set[str]:
+    """The task figures of a run that count towards a mean."""
     return {row.name for rows in run.task_changes().values() for row in rows}
 
 
@@ -179,14 +195,14 @@ def _entry(run: Run, name: str, first: Run, keys: Sequence[str], wanted: set[str
     learned = significance.mean([row for row in run.bits if run.is_new(row)])
     forgot = significance.worst([row for row in run.bits if not run.is_new(row)])
     by_language = {new: [row for row in rows if row.name in wanted] for new, rows in run.task_changes().items()}
-    if wanted - _tasks(run):  # a mean over others would be of other things
+    if wanted - _tasks(run):  # a mean over other tasks would not be comparable
         by_language = {}
     lost = significance.gain(by_language.get(False, []))
     return Entry(
         run=run,
         name=name,
         settings={key: run.settings[key] for key in keys if key in run.settings},
-        learned=-learned if learned else None,
+        learned=-learned if learned else None,  # fewer bits are better, and learning is shown as a positive number
         forgot=significance.mean([forgot]) if forgot else None,
         forgot_in=forgot.name if forgot else "",
         tasks_learned=significance.gain(by_language.get(True, [])),
@@ -200,30 +216,37 @@ def _pair(run: Run) -> str:
 
 
 def _measured(run: Run) -> tuple[Any, ...]:
-    """On what, and how: the sizes of the passages of each set before and after, and the keys of MEASURING of both."""
-    found = [evaluation for evaluation in (run.base_scores, run.model_scores) if evaluation]
-    sizes = sorted((name, bits.bytes_each) for evaluation in found for name, bits in evaluation.bits_per_byte.items())
+    """On what and how a run was measured; equal for two runs whose results can be compared.
+
+    The passages are known by their sizes in bytes, for the base and the model. Then come the settings of the evaluations, and
+    those in which the evaluations of base and model differ.
+    """
+    evaluations = [evaluation for evaluation in (run.base_scores, run.model_scores) if evaluation]
+    sizes = sorted((name, bits.bytes_each) for evaluation in evaluations for name, bits in evaluation.bits_per_byte.items())
     return sizes, run.measuring, run.measured_differently
 
 
 def _differing(runs: Sequence[Run]) -> list[str]:
-    """Settings that have several values, none being one, among the runs that have the stage; those of a method among the runs
-    of that method. A stage that only some runs have shows in what `method` says of them.
+    """Keys of the settings in which the runs differ. A setting that is missing counts as a value.
+
+    A setting is compared only among the runs that have its stage, and a setting of a method only among the runs with that
+    method. Without this, every setting of a stage or method that only some runs have would be listed; `Run.method` says that
+    already.
     """
-    found = []
+    differing = []
     for key in dict.fromkeys(key for run in runs for key in run.settings):
         groups: dict[str, set[str]] = {}
         for run in runs:
-            if any(other.split(".")[0] == key.split(".")[0] for other in run.settings):
+            if any(setting.split(".")[0] == key.split(".")[0] for setting in run.settings):
                 group = run.extension if ".method." in key else ""
                 groups.setdefault(group, set()).add(json.dumps(run.settings.get(key), sort_keys=True))
         if any(len(values) > 1 for values in groups.values()):
-            found.append(key)
-    return found
+            differing.append(key)
+    return differing
 
 
 def shown(value: Any, most: int = 200) -> str:
-    """A setting as people write it, in `most` characters."""
+    """The value of a setting as people write it, cut to at most `most` characters."""
     text = (
         f"{value:g}" if isinstance(value, float) else value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     )
@@ -235,7 +258,7 @@ def _short(key: str) -> str:
 
 
 def rows(found: Comparison) -> list[dict[str, Any]]:
-    """One flat record for each run, of the same keys: what compare.csv and --json hold."""
+    """One flat record for each run, all with the same keys: the rows of compare.csv and of `langext compare --json`."""
     return [_row(found, entry) | {"on_front": entry in found.front} for entry in found.entries]
 
 
@@ -257,7 +280,7 @@ def _row(found: Comparison, entry: Entry) -> dict[str, Any]:
 
 
 def table(found: Comparison) -> dict[str, Any]:
-    """What `langext compare --json` prints."""
+    """The object that `langext compare --json` prints."""
     first = found.entries[0].run
     return {
         "language": first.new.code,
@@ -269,7 +292,7 @@ def table(found: Comparison) -> dict[str, Any]:
 
 
 def write_csv(found: Comparison, path: Path) -> None:
-    """The same as a table, UTF-8. What a spreadsheet would take for a formula has an apostrophe before it."""
+    """Write `rows` as a CSV file in UTF-8. Text that a spreadsheet would run as a formula gets an apostrophe in front."""
     records = rows(found)
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)

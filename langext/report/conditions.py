@@ -1,9 +1,14 @@
-"""What a run has changed, as named measures, and conditions on them for scripts and CI: `original.bpb_increase > 0.5%`.
+"""Named measures of what a run has changed, and conditions on them for scripts and CI, like `original.bpb_increase > 0.5%`.
 
-Every measure is one that should be small: `<set>.bpb_increase` (relative; negative where the model has become better), for a
-set `<language>/<domain>`, a language, `new` or `original` (means over their sets); `original.worst_bpb_increase`, of the set
-that lost most, be it noise; `<language>.kl` and `original.kl` (the largest), in nats per token; `<task>.<metric>_drop`, in its
-own unit. While an original language has no held-out text, `original.bpb_increase` and its worst are nan: nobody has looked.
+The one rule: every measure is better when it is smaller, and a measure that is not known (nan) meets every condition.
+
+- `<set>.bpb_increase`: relative increase of bits per byte, negative where the model is better than the base. <set> is
+  `<language>/<domain>`, or a language, `new` or `original` for the mean over their sets.
+- `original.worst_bpb_increase`: the same for the set of the original languages that lost most, even if that may be noise.
+- `<language>.kl` and `original.kl` (the largest of them): KL(base || model) in nats per token.
+- `<task>.<metric>_drop`: loss in a task, in the unit of the metric.
+
+While an original language has no held-out text, `original.bpb_increase` and `original.worst_bpb_increase` are nan.
 """
 
 import operator
@@ -23,7 +28,7 @@ _CONDITION = re.compile(rf"\s*(\S+)\s*(>=|<=|>|<)\s*({_NUMBER})\s*(%?)\s*", re.I
 
 
 def measures(run: Run) -> dict[str, float]:
-    """All measures of a run by name; {} before base and trained model have both been evaluated."""
+    """All measures of a run by name; {} until both the base and the trained model have been evaluated."""
     values: dict[str, float] = {}
     groups: dict[str, list[float]] = {}
     for row in run.bits:
@@ -33,7 +38,7 @@ def measures(run: Run) -> dict[str, float]:
     values |= {name: sum(group) / len(group) for name, group in groups.items()}
     if worst := significance.worst([row for row in run.bits if not run.is_new(row)]):
         values["original.worst_bpb_increase"] = worst.relative
-    if run.bits and run.unmeasured:
+    if run.bits and run.unmeasured:  # a language that nobody measured must not pass as kept
         values |= {"original.bpb_increase": nan, "original.worst_bpb_increase": nan}
     if run.model_scores and run.model_scores.kl_to_base:
         values |= {f"{code}.kl": kl.value for code, kl in run.model_scores.kl_to_base.items()}
@@ -45,7 +50,10 @@ def measures(run: Run) -> dict[str, float]:
 
 
 def met(conditions: Sequence[str], values: dict[str, float]) -> list[str]:
-    """The conditions that are true, in words. Raises ConfigError for one that cannot be read or names no measure."""
+    """The conditions that are true, each in words with the value of its measure.
+
+    Raises ConfigError for a condition that cannot be read or that names a measure that is not in `values`.
+    """
     true = []
     for condition in conditions:
         parts = _CONDITION.fullmatch(condition)
@@ -53,16 +61,16 @@ def met(conditions: Sequence[str], values: dict[str, float]) -> list[str]:
             raise ConfigError(f"--fail-if {condition!r}: expected <measure> <operator> <number>, as in 'original.kl > 0.05'")
         name, sign, number, percent = parts.groups()
         if name not in values:
-            known = ", ".join(sorted(values)) or "none, for base and trained model have not both been measured"
+            known = ", ".join(sorted(values)) or "none, because base and trained model have not both been measured"
             raise ConfigError(f"--fail-if {condition!r}: no measure {name!r}.{near(name, values)} There are: {known}")
-        # what is no number has not been shown to be good
+        # A measure that is not known has not been shown to be good.
         if isnan(values[name]) or COMPARE[sign](values[name], float(number) / (100 if percent else 1)):
             true.append(f"{condition.strip()}: it is {'not known' if isnan(values[name]) else f'{values[name]:.6g}'}")
     return true
 
 
 def table(run: Run) -> dict[str, Any]:
-    """What `langext scores --json` and `langext report --json` print."""
+    """The object that `langext scores --json` and `langext report --json` print."""
 
     def row(change: Change) -> dict[str, Any]:
         difference = change.difference

@@ -1,4 +1,7 @@
-"""One self-contained HTML file about a run. It reads what stages wrote; stages never call it."""
+"""The report of a run: one HTML file, and the last lines that `langext run` prints.
+
+The one rule: the file needs nothing else, no network and no scripts. It reads what stages wrote; no stage calls it.
+"""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -27,7 +30,7 @@ SECTIONS = {
 
 
 def build(root: Path) -> Path:
-    """Write <run>/report.html and return its path."""
+    """Write report.html into the run folder `root`; return its path. Raises ConfigError when `root` is no run folder."""
     run = gather(root)
     gates, close = _gates(run)
     found: dict[str, Any] = {
@@ -41,18 +44,22 @@ def build(root: Path) -> Path:
         "training": run.summary(TrainSummary),
         "export": run.summary(ExportSummary),
     }
-    there = {
+    # A section without content is left out, and so is its link at the top of the page.
+    contents = {
         "changes": run.bits or run.tasks, "distance": run.model_scores and run.model_scores.kl_to_base, "samples": run.samples,
         "text": found["funnel"], "mixture": found["training"], "cost": True, "provenance": True, "configuration": True, **found,
     }  # fmt: skip
-    sections = [(key, title) for key, title in SECTIONS.items() if there.get(key)]
+    sections = [(key, title) for key, title in SECTIONS.items() if contents.get(key)]
     page = render("report.html.j2", run=run, sections=sections, tiles=list(_tiles(run)), costs=list(_costs(run)),
                   provenance=list(_provenance(run)), **found)  # fmt: skip
     return put(root / PAGE, page)
 
 
 def render(template: str, **values: Any) -> str:
-    """A page from one of the templates beside this file; everything in it is escaped unless it is Markup."""
+    """Fill in a template of this folder; return the text of the page. All values are escaped, except those of type Markup.
+
+    Raises jinja2's UndefinedError for a variable of the template that is not in `values`.
+    """
     env = Environment(
         loader=PackageLoader("langext", "report"),
         autoescape=True,
@@ -67,15 +74,15 @@ def render(template: str, **values: Any) -> str:
 
 
 def put(path: Path, page: str) -> Path:
-    """Write a page beside its place and rename it."""
-    beside = path.with_name(path.name + ".tmp")
-    beside.write_text(page, encoding="utf-8")
-    beside.replace(path)
+    """Write the text of a page to `path`; return `path`. A reader sees the old or the new page, never a part of it."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(page, encoding="utf-8")
+    temporary.replace(path)
     return path
 
 
 def _tiles(run: Run) -> Iterator[dict[str, Any]]:
-    """The two sentences that matter: what was learned, and what was forgotten."""
+    """The boxes at the top of the page: what was learned, what was forgotten, and which languages were not measured."""
     by_language = run.task_changes()
     learned = significance.mean([row for row in run.bits if run.is_new(row)])
     if learned:
@@ -84,7 +91,7 @@ def _tiles(run: Run) -> Iterator[dict[str, Any]]:
         if gap := run.gap_closed:
             figure = f"{100 * gap.value:.0f} % of the gap closed"
             low, high = (f"{100 * bound:.0f}" for bound in (gap.low, gap.high))
-            lines.insert(0, f"of what it took the base more bits per byte than {run.kept} (95 %: {low} to {high} %)")
+            lines.insert(0, f"the base's gap to {run.kept} in bits per byte (95 %: {low} to {high} %)")
         tone = "" if not learned.sure else "good" if learned.value < 0 else "bad"
         lines += _task_line(by_language, True)
         yield {"title": f"{run.new.name}: learned", "figure": figure, "tone": tone, "lines": lines}
@@ -104,11 +111,14 @@ def _tiles(run: Run) -> Iterator[dict[str, Any]]:
         }
     if run.bits and run.unmeasured:
         missing = ", ".join(language.name for language in run.unmeasured)
-        yield {"title": f"{missing}: forgot", "figure": "not measured", "tone": "bad", "lines": ["no held-out text of it"]}
+        yield {"title": f"{missing}: forgot", "figure": "not measured", "tone": "bad", "lines": ["no held-out text"]}
 
 
 def _forgot(kept: Sequence[significance.Change]) -> tuple[str, str]:
-    """How much the original languages have surely lost, in the set that lost most, and its tone."""
+    """How much the original languages lost, in words, and the tone of it ("good", "bad" or "").
+
+    The figure is that of the set that lost most, among those whose loss is certain although several sets were tested.
+    """
     sure = significance.worst(significance.surely_worse(kept))
     if sure:
         return f"{100 * sure.relative:.1f} %", "bad"
@@ -117,12 +127,15 @@ def _forgot(kept: Sequence[significance.Change]) -> tuple[str, str]:
         return f"perhaps {100 * perhaps.relative:.1f} %: one of {len(kept)} sets can be so by chance", "bad"
     if all(row.verdict == "better" for row in kept):
         return "nothing", "good"
-    odd = next((row.verdict for row in kept if row.verdict in ("unknown", "unmeasured")), None)
-    return (odd, "bad") if odd else ("nothing beyond noise", "")
+    # Missing errors or values are no proof that nothing was lost.
+    not_known = next((row.verdict for row in kept if row.verdict in ("unknown", "unmeasured")), None)
+    return (not_known, "bad") if not_known else ("nothing beyond noise", "")
 
 
 def _task_line(by_language: dict[bool, list[significance.Change]], new: bool) -> list[str]:
-    """Their mean, and the names of those that are surely worse, which the mean would hide."""
+    """Lines about the tasks of the new language (`new`) or of the original ones: the mean change, and which tasks are certainly
+    worse, because the mean would hide them.
+    """
     rows = by_language.get(new, [])
     gain = significance.gain(rows)
     worse = [row.name for row in significance.surely_worse(rows)]
@@ -131,12 +144,12 @@ def _task_line(by_language: dict[bool, list[significance.Change]], new: bool) ->
 
 
 def percent(mean: Mean) -> str:
-    """-20.5 % (95 %: -21.7 to -19.4)"""
+    """Format a mean share and its 95 % interval in percent: -20.5 % (95 %: -21.7 to -19.4)."""
     return f"{100 * mean.value:+.1f} %" + _interval(mean)
 
 
 def points(mean: Mean) -> str:
-    """+3.1 points (95 %: -1.0 to +7.2)"""
+    """Format a mean change and its 95 % interval in percentage points: +3.1 points (95 %: -1.0 to +7.2)."""
     return f"{100 * mean.value:+.1f} points" + _interval(mean)
 
 
@@ -162,7 +175,7 @@ def _costs(run: Run) -> Iterator[tuple[str, str]]:
         if now.of_base:
             low, high = min(now.of_base), max(now.of_base)
             yield (
-                "the same beside the base",
+                "the same, compared with the base",
                 f"{median(now.of_base):.2f} × its speed ({low:.2f} to {high:.2f} over the prompts)",
             )
         yield "memory of the weights", f"{now.weights_bytes / 1e9:.2f} GB, the base {then.weights_bytes / 1e9:.2f} GB"
@@ -171,7 +184,7 @@ def _costs(run: Run) -> Iterator[tuple[str, str]]:
 
 
 def _provenance(run: Run) -> Iterator[tuple[str, str]]:
-    """Where everything came from."""
+    """Where everything came from, as (name, value): base, text sources, seed and versions of the software."""
     if run.base:
         yield "base", run.base.root
         if run.base.commit:
@@ -188,8 +201,10 @@ def _provenance(run: Run) -> Iterator[tuple[str, str]]:
 
 
 def _gates(run: Run) -> tuple[dict[str, list[float]], bool]:
-    """For each layer by set, and whether these gates close: the share of open tokens, or the mean value of gates that never
-    quite do. Of the evaluation after training, or else of the training's last one.
+    """Set of held-out text -> one value for each layer, and whether these gates can close.
+
+    For gates that close, the value is the share of tokens whose gate is open; for others, the mean of the gate. The values come
+    from the evaluation after training, or if there is none, from the last evaluation during training.
     """
     sets = run.model_scores.bits_per_byte if run.model_scores else {}
     if any(bits.open is not None for bits in sets.values()):
@@ -197,13 +212,13 @@ def _gates(run: Run) -> tuple[dict[str, list[float]], bool]:
     if any(bits.gate is not None for bits in sets.values()):
         return {name: bits.gate for name, bits in sets.items() if bits.gate is not None}, False
     last = next((row["sets"] for row in reversed(run.metrics) if row["kind"] == "eval"), {})
-    close = any("open" in figures for figures in last.values())
+    close = any("open" in values for values in last.values())
     key = "open" if close else "gate"
-    return {name: figures[key] for name, figures in last.items() if key in figures}, close
+    return {name: values[key] for name, values in last.items() if key in values}, close
 
 
 def _lines(run: Run) -> list[tuple[str, str]]:
-    """The headline: what was learned, what was forgotten."""
+    """What was learned and forgotten in each set of held-out text, as (title, values in words)."""
     lines = []
     for row in run.bits:
         change = "no change beyond noise" if row.in_noise else f"{row.relative:+.1%}"
@@ -211,11 +226,11 @@ def _lines(run: Run) -> list[tuple[str, str]]:
         interval = f"95 % between {low:+.1%} and {high:+.1%}" if isfinite(low + high) else "error unknown"
         text = f"{row.before:.3f} -> {row.after:.3f} bits per byte ({change}; {interval})"
         lines.append((run.title(row), text))
-    return [*lines, *((f"not measured: {language.name}", "no held-out text of it") for language in run.unmeasured if run.bits)]
+    return [*lines, *((f"not measured: {language.name}", "no held-out text") for language in run.unmeasured if run.bits)]
 
 
 def headline(root: Path, page: Path) -> str:
-    """The last lines of `langext run`."""
+    """The last lines that `langext run` prints: what was learned and forgotten, and the paths of checkpoint and report."""
     run = gather(root)
     lines = [f"{name + ' ':.<44} {text}" for name, text in _lines(run)]
     if run.checkpoint and (export := run.summary(ExportSummary)):
@@ -225,5 +240,5 @@ def headline(root: Path, page: Path) -> str:
 
 
 def shown(path: Path) -> str:
-    """A path as people would type it here."""
+    """A path as text: relative to the current folder if it is inside it."""
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)

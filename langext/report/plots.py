@@ -1,4 +1,4 @@
-"""Figures of the report as SVG text, readable on a light and on a dark page."""
+"""The figures of the report pages as SVG text. The one rule: they are readable on a light and on a dark page."""
 
 import io
 import re
@@ -14,12 +14,15 @@ from matplotlib.figure import Figure
 
 from langext.evaluation.significance import Mean, unbeaten
 
-# Okabe and Ito's palette, told apart with every kind of colour vision: https://jfly.uni-koeln.de/color/
+# Okabe and Ito's palette, which people with any kind of colour vision can tell apart: https://jfly.uni-koeln.de/color/
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 INK = "#808080"
+"""The colour of text and axes while drawing. `_svg` replaces it by the text colour of the page."""
 
 
 def _figure(width: float, height: float, count: int) -> tuple[Figure, list[Any]]:
+    # Text stays text: it can be searched and read aloud. The salt makes ids, and so the whole file, the same each time.
+    # Names of runs and sets may contain dollar signs, which are not to be read as formulas.
     matplotlib.rcParams.update(
         {
             "svg.fonttype": "none",
@@ -42,13 +45,14 @@ def _figure(width: float, height: float, count: int) -> tuple[Figure, list[Any]]
 
 
 def _svg(figure: Figure, alt: str) -> str:
+    """The figure as an <svg> element that fits the width of the page, with `alt` as its description for screen readers."""
     out = io.StringIO()
     figure.savefig(out, format="svg", transparent=True, metadata={"Date": None})
     svg = re.sub(r"^.*?(<svg)", r"\1", out.getvalue(), count=1, flags=re.S)
     alt = escape(alt)
     svg = re.sub(r"<metadata>.*?</metadata>", f"<title>{alt}</title>", svg, count=1, flags=re.S)
     svg = re.sub(r'width="[\d.]+pt" height="[\d.]+pt"', f'role="img" aria-label="{alt}"', svg, count=1)
-    own = f"f{zlib.crc32(alt.encode()):08x}-"  # ids are of the whole page, and a page has several figures
+    own = f"f{zlib.crc32(alt.encode()):08x}-"  # ids must be unique in a page, and a page has several figures
     svg = re.sub(r'(\bid="|url\(#|href="#)', rf"\1{own}", svg)
     return svg.replace(INK, "currentColor")
 
@@ -64,7 +68,10 @@ def _legend(axis: Any) -> None:
 
 
 def curves(metrics: list[dict[str, Any]], new: str) -> str:
-    """Held-out bits per byte by domain, relative to where training began, and training loss by language."""
+    """Two plots of a training: held-out bits per byte by set (change since the start in %), and the loss by language.
+
+    `metrics` are the lines that training wrote. `new` is the code of the new language, which is drawn solid and first.
+    """
     figure, (left, right) = _figure(9.5, 3.3, 2)
     evals = [row for row in metrics if row["kind"] == "eval"]
     names = sorted(evals[0]["sets"], key=lambda n: not n.startswith(new)) if evals else []
@@ -89,42 +96,47 @@ def curves(metrics: list[dict[str, Any]], new: str) -> str:
 
 
 def gates(rows: dict[str, list[float]], close: bool) -> str:
-    """Share of open tokens by layer, for each set, or the mean value of gates that do not close; empty text without gates."""
+    """A heat map of gates: one row for each set, one column for each layer; empty text when `rows` is empty.
+
+    The values are shares of tokens with an open gate if the gates can `close`, otherwise mean values of the gate.
+    """
     if not rows:
         return ""
     figure, (axis,) = _figure(9.5, 0.9 + 0.35 * len(rows), 1)
     values = [value for row in rows.values() for value in row]
-    most = max(1.0, *map(abs, values))
-    scale = (
-        {"cmap": "viridis", "vmin": 0, "vmax": most} if min(values) >= 0 else {"cmap": "coolwarm", "vmin": -most, "vmax": most}
-    )
+    top = max(1.0, *map(abs, values))
+    # Gates below zero (elu) need colours on both sides of a neutral zero.
+    scale = {"cmap": "viridis", "vmin": 0, "vmax": top} if min(values) >= 0 else {"cmap": "coolwarm", "vmin": -top, "vmax": top}
     shown = axis.imshow(list(rows.values()), aspect="auto", **scale)
     axis.grid(False)
     axis.set_yticks(range(len(rows)), list(rows))
-    what = "Share of tokens whose gate is open" if close else "Mean value of the gate"
-    _label(axis, what, "layer")
+    title = "Share of tokens whose gate is open" if close else "Mean value of the gate"
+    _label(axis, title, "layer")
     bar = figure.colorbar(shown, ax=axis, pad=0.01)
     bar.ax.tick_params(colors=INK)
-    return _svg(figure, f"{what}, by layer and text")
+    return _svg(figure, f"{title}, by layer and text")
 
 
 MARKERS = "osD^vP*X<>hp"
+"""One for each curve, because grey curves and more than six curves cannot be told apart by colour."""
 
 
 @dataclass(frozen=True)
 class Point:
-    """One run in the plane, and what to write beside it."""
+    """One run in a plane of learning and forgetting, and the text to write beside it."""
 
     learned: Mean
     forgot: Mean
     label: str
     alike: bool
-    """Was it measured as the others were? Only then can it be unbeaten."""
+    """True if the run was measured like the others. Only then can it be unbeaten."""
 
 
 def plane(curves: Mapping[str, Sequence[Point]], reference: Collection[str], title: str, x: str, y: str) -> str:
-    """Learning to the right and forgetting upwards, in percent with 95 % intervals; one line for each entry of `curves`, one
-    through the runs that no other one beats, and the base in the origin. The curves that are a `reference` are grey.
+    """A figure with learning to the right and forgetting upwards, in percent with 95 % intervals.
+
+    `curves`: name -> points that are joined by a line. Curves whose names are in `reference` are grey. A wide line goes through
+    the runs that no other run beats; the base is at the origin. `x` and `y` are the titles of the axes.
     """
     figure, (axis,) = _figure(9.5, 5.2, 1)
     axis.axhline(0, color=INK, linewidth=0.8)
@@ -139,9 +151,10 @@ def plane(curves: Mapping[str, Sequence[Point]], reference: Collection[str], tit
         )  # fmt: skip
         for p, *at in zip(points, gained, lost, strict=True):
             axis.annotate(p.label, at, xytext=(5, 4), textcoords="offset points", fontsize=8, color=INK)
-    every = [(p.learned.value, p.forgot.value) for points in curves.values() for p in points if p.alike]
-    best = sorted(every[k] for k in unbeaten(every))
+    comparable = [(p.learned.value, p.forgot.value) for points in curves.values() for p in points if p.alike]
+    best = sorted(comparable[k] for k in unbeaten(comparable))
     gained, lost = ([100 * pair[side] for pair in best] for side in (0, 1))
+    # Steps, because a straight line would promise results between two runs that no run has reached.
     axis.step(gained, lost, where="pre", color=INK, linewidth=4, marker="o", markersize=12, markeredgewidth=0, alpha=0.2,
               zorder=0, label="unbeaten")  # fmt: skip
     _label(axis, title, x)
@@ -152,9 +165,10 @@ def plane(curves: Mapping[str, Sequence[Point]], reference: Collection[str], tit
 
 
 def _percents(means: Sequence[Mean]) -> tuple[list[float], list[list[float]]]:
-    """Values and the two lengths of their error bars; none where it is not known."""
+    """The values in percent, and the lengths of their error bars below and above. An unknown bar has length 0."""
+    # max(0.0, nan) is 0.0: matplotlib refuses negative lengths.
     bars = [
-        [max(0.0, 100 * way) for way in ways]
-        for ways in zip(*((m.value - m.low, m.high - m.value) for m in means), strict=True)
+        [max(0.0, 100 * length) for length in lengths]
+        for lengths in zip(*((m.value - m.low, m.high - m.value) for m in means), strict=True)
     ]
     return [100 * m.value for m in means], bars

@@ -1,4 +1,7 @@
-"""What the stages of a run left in its folder, gathered for those who read it: the report, `evaluate`, `compare`."""
+"""Read a run folder: everything that its stages wrote, for the report, `langext scores` and `langext compare`.
+
+The one rule: this file only reads. What was not written or measured is None or empty here, never a guess.
+"""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -37,18 +40,18 @@ from langext.summaries import (
 )  # fmt: skip
 
 FRACTIONS = ("acc_norm", "acc", "exact_match", "f1")
-"""Metrics of tasks between 0 and 1, more being better, the preferred one first."""
+"""Metrics of tasks that lie between 0 and 1 and are better when higher; the preferred one first."""
 REAL_GAP = 4
-"""Standard errors that the gap between two languages must be wide to be called one."""
+"""The gap between two languages counts only if it is wider than this many standard errors."""
 LATER = (TokenizerSummary, RescaleSummary, RegateSummary, MergeSummary)
-"""What can be done to a model besides extending and training it."""
+"""Summaries of the stages that change a model, apart from extending and training it."""
 
 S = TypeVar("S", bound=Summary)
 
 
 @dataclass(frozen=True)
 class Run:
-    """All that is there of a run."""
+    """All that a run folder holds."""
 
     root: Path
     new: languages.Language
@@ -56,61 +59,65 @@ class Run:
     stages: list[tuple[Path, Manifest]]
     base: BaseManifest | None
     base_scores: ScoresFile | None
-    """What the evaluations of the base have found."""
+    """Results of all evaluations of the base together."""
     model_scores: ScoresFile | None
-    """What those of the last model that was evaluated have found."""
+    """Results of all evaluations of the last model that was evaluated."""
     measuring: dict[str, list[str]]
-    """What the evaluations of that model were set to, by key."""
+    """The settings with which that model was evaluated: key -> its values."""
     measured_differently: list[str]
-    """Keys that differ between the two, so that their tasks do not compare."""
+    """Keys in `measuring` whose values differ for the base; task figures of base and model then cannot be compared."""
 
     def _last(self, cls: type[S]) -> tuple[Path, Manifest, S] | None:
-        """Folder, manifest and summary of the last finished stage that reports this type."""
+        """Folder, manifest and summary of the last finished stage whose summary is of this type."""
         typed = ((path, manifest, manifest.summary_as(cls)) for path, manifest in reversed(self.stages))
         return next(((path, manifest, summary) for path, manifest, summary in typed if summary), None)
 
     def summary(self, cls: type[S]) -> S | None:
-        """The summary of the last finished stage that reports this type; None where there is none."""
+        """The summary of the last finished stage whose summary is of this type; None where there is none."""
         last = self._last(cls)
         return last[2] if last else None
 
     @cached_property
     def bits(self) -> list[Change]:
-        """Changes in bits per byte, the new language first."""
+        """Changes in bits per byte from base to model, one for each set `<language>/<domain>`, the new language first."""
         return sorted(significance.bits(self.base_scores, self.model_scores), key=lambda row: not self.is_new(row))
 
     @cached_property
     def tasks(self) -> list[Change]:
-        """Changes in the figures of tasks."""
+        """Changes in task figures from base to model, named `<task>, <metric>`."""
         return list(significance.tasks(self.base_scores, self.model_scores))
 
     def is_new(self, row: Change) -> bool:
-        """Is this row of bits per byte of the new language?"""
+        """True if this row of `bits` is about the new language."""
         return row.name.split("/")[0] == self.new.code
 
     def task_changes(self) -> dict[bool, list[Change]]:
-        """One figure of each task whose language is known, by whether that is the new one: the first of FRACTIONS that it has.
-        Figures of other units do not add up.
+        """One change for each task whose language is known: True -> tasks of the new language, False -> those of the others.
+
+        The figure of a task is the first of FRACTIONS that it has. Tasks without one are left out, because a mean over figures
+        of different units means nothing.
         """
         known = self.model_scores.task_languages if self.model_scores else {}
         by_task: dict[str, dict[str, Change]] = {}
         for row in self.tasks:
             task, metric = row.name.split(", ")
             by_task.setdefault(task, {}).setdefault(metric.split("/")[0], row)  # of several filters, the first
-        found: dict[bool, list[Change]] = {}
+        changes: dict[bool, list[Change]] = {}
         for task, metrics in by_task.items():
             if task in known:
                 shares = [metrics[name] for name in FRACTIONS if name in metrics]
                 if shares and isfinite(shares[0].difference.value):
-                    found.setdefault(known[task] == self.new.code, []).append(shares[0])
-        return found
+                    changes.setdefault(known[task] == self.new.code, []).append(shares[0])
+        return changes
 
     @cached_property
     def gap_closed(self) -> Mean | None:
-        """How much of the gap has been closed between what the new language cost the base and what the original languages cost
-        it, in bits per byte, over the domains that both have, or over all. The interval takes the learning and the gap for
-        independent. None where the gap was within REAL_GAP errors, or of another script: its characters take another number of
-        bytes.
+        """The share of the gap that the model has closed (1 is all of it), with its 95 % interval.
+
+        The gap is how many more bits per byte the base needs for the new language than for the original ones, as means over
+        the domains that both have, or over all domains if they share none. The interval assumes that gain and gap are
+        independent. None where the gap is not wider than REAL_GAP standard errors, and where the languages have different
+        scripts, because their characters take different numbers of bytes.
         """
         if any(language.code[4:] != self.new.code[4:] for language in self.originals):
             return None
@@ -127,12 +134,13 @@ class Run:
         if gain is None or not gap > REAL_GAP * error:
             return None
         closed = gain.value / gap
+        # Error of a ratio of independent values (delta method): https://en.wikipedia.org/wiki/Propagation_of_uncertainty
         half = hypot((gain.high - gain.low) / 2, 1.96 * closed * error) / gap
         return Mean(closed, closed - half, closed + half)
 
     @cached_property
     def unmeasured(self) -> list[languages.Language]:
-        """Original languages that no held-out text was measured of, before and after."""
+        """Original languages without any held-out text that was measured of both base and model."""
         measured = {row.name.split("/")[0] for row in self.bits}
         return [language for language in self.originals if language.code not in measured]
 
@@ -143,12 +151,12 @@ class Run:
 
     @cached_property
     def pair(self) -> tuple[str, frozenset[str]]:
-        """What is learned and what is kept."""
+        """The code of the new language and the codes of the original ones. Only runs with equal pairs are compared."""
         return self.new.code, frozenset(language.code for language in self.originals)
 
     @cached_property
     def method(self) -> str:
-        """What was done, in a few words: full + ldifs, rescale."""
+        """What was done to the base, in a few words, like "full + ldifs, rescale": method + penalties, later stages."""
         names = [summary.method for _, manifest in self.stages if (summary := manifest.summary_as(ExtendSummary))]
         training = self.summary(TrainSummary)
         penalties = training.penalties if training else []
@@ -157,17 +165,19 @@ class Run:
 
     @cached_property
     def extension(self) -> str:
-        """The method's name alone; an empty text of a merged model."""
+        """The name of the method alone; empty for a merged model."""
         summary = self.summary(ExtendSummary)
         return summary.method if summary else ""
 
     @cached_property
     def settings(self) -> dict[str, Any]:
-        """Everything that was chosen and decides what is learned, by `stage.key`, and `stage.key.0.key` in lists."""
+        """Every setting that was chosen and decides what is learned. Keys are `stage.key`, and `stage.key.0.key` in lists."""
         settings: dict[str, Any] = {"base_model": self.base.root if self.base else None}
         for _, manifest in self.stages:
             for key, value in manifest.choices.items():
-                if key in ("method", "penalties"):  # the names are in `method`
+                # Penalties are listed by name, so that runs with different lists of them still compare. The names themselves
+                # are left out: the property `method` has them.
+                if key in ("method", "penalties"):
                     parts = {"method": value} if key == "method" else {f"penalties.{part['name']}": part for part in value}
                     for name, part in parts.items():
                         inner = _flat(f"{manifest.name}.{name}", part)
@@ -179,13 +189,17 @@ class Run:
 
     @cached_property
     def rate(self) -> tuple[str, float] | None:
-        """The learning rate of the last training, and its name among the settings."""
+        """The key of the last training's learning rate in `settings`, and its value; None without training."""
         last = self._last(TrainSummary)
         return (f"{last[1].name}.lr", last[2].lr) if last else None
 
     @cached_property
     def cost(self) -> dict[str, Any]:
-        """What it took: parameters, tokens, time and memory of training, and how fast the result writes beside the base."""
+        """What the run cost; None for what is not known. Names say the units.
+
+        Training: parameters, tokens, time and memory. All stages: time. The result: how fast it writes, as a multiple of the
+        base's speed.
+        """
         last, extended = self._last(TrainSummary), self.summary(ExtendSummary)
         speed = self.model_scores.generation if self.model_scores else None
         return {
@@ -198,20 +212,20 @@ class Run:
         }
 
     def _train_memory(self, manifest: Manifest) -> int:
-        """The most that training held: of a GPU's memory where it used one, else of the process."""
-        held = [row["peak_memory_bytes"] for row in self.metrics if "peak_memory_bytes" in row]
-        return max([*held, *([] if held else [manifest.peak_memory_bytes])])
+        """The most memory that training held, in bytes: of the GPU if it used one, otherwise of the process."""
+        on_gpu = [row["peak_memory_bytes"] for row in self.metrics if "peak_memory_bytes" in row]
+        return max([*on_gpu, *([] if on_gpu else [manifest.peak_memory_bytes])])
 
     @cached_property
     def samples(self) -> list[dict[str, Any]]:
-        """Texts that the models wrote, side by side; None for one that was not asked."""
+        """The texts that base and model wrote, one row for each prompt; None for a model that did not get the prompt."""
         then, now = (
-            {row.prompt: row for row in found.samples} if found else {} for found in (self.base_scores, self.model_scores)
+            {row.prompt: row for row in scores.samples} if scores else {} for scores in (self.base_scores, self.model_scores)
         )
         rows = []
         for prompt, row in {**then, **now}.items():
             language = languages.find(row.language)
-            base, extended = (found[prompt].text if prompt in found else None for found in (then, now))
+            base, extended = (written[prompt].text if prompt in written else None for written in (then, now))
             rows.append(
                 {"prompt": prompt, "before": base, "text": extended, "tag": language.tag, "direction": language.direction}
             )
@@ -219,18 +233,18 @@ class Run:
 
     @cached_property
     def metrics(self) -> list[dict[str, Any]]:
-        """The lines that training wrote."""
+        """The lines of metrics that the last training wrote; [] without training."""
         last = self._last(TrainSummary)
         return read_metrics(last[0] / METRICS) if last else []
 
     @property
     def checkpoint(self) -> Path | None:
-        """The exported model."""
+        """The folder of the last exported model; None without an export."""
         last = self._last(ExportSummary)
         return last[0] / "checkpoint" if last else None
 
     def title(self, row: Change) -> str:
-        """A bits-per-byte row in words: learned: French, handbook."""
+        """A row of `bits` in words, like "learned: French, handbook"."""
         code, domain = row.name.split("/", 1)
         if row.verdict in ("unknown", "unmeasured"):
             verb = row.verdict
@@ -242,13 +256,14 @@ class Run:
 
 
 def gather(root: Path) -> Run:
-    """Read a run folder. Raises ConfigError when it is none, or when another version of langext wrote it."""
+    """Read a run folder. Raises ConfigError when it is not one, or when another version of langext wrote it."""
     root = root.resolve()
     stages = finished(root)
     job = read_as(stages[0][0] / JOB, Job)
     measured = [entry for entry in stages if entry[1].kind == Scores.__name__]
     of_base = [entry for entry in measured if entry[1].inputs["model"].stage == BASE]
     others = [entry for entry in measured if entry not in of_base]
+    # A run may evaluate several models, and one model in several stages: the last model counts, with all its evaluations.
     model = others[-1][1].inputs["model"].fingerprint if others else None
     last = [entry for entry in others if entry[1].inputs["model"].fingerprint == model]
     measuring, base_measuring = _measuring(last), _measuring(of_base)
@@ -266,16 +281,16 @@ def gather(root: Path) -> Run:
 
 
 def _together(evaluations: list[Path]) -> ScoresFile | None:
-    """All that several evaluations of one model have found; of what was measured twice, the later."""
-    found = [read(Scores(path)) for path in evaluations]
-    if not found:
+    """The results of several evaluations of one model together; the later result counts where a thing was measured twice."""
+    results = [read(Scores(path)) for path in evaluations]
+    if not results:
         return None
-    merged = found[0].model_dump()
-    for scores in found[1:]:
+    merged = results[0].model_dump()
+    for scores in results[1:]:
         for key, value in scores.model_dump(exclude_none=True).items():
             if key == "samples":
                 merged[key] = list({(row["language"], row["prompt"]): row for row in [*merged[key], *value]}.values())
-            elif isinstance(value, dict) and key != "generation":
+            elif isinstance(value, dict) and key != "generation":  # the speed of one generation is not a mix of two
                 merged[key] = {**merged[key], **value}
             elif value:
                 merged[key] = value
@@ -283,7 +298,7 @@ def _together(evaluations: list[Path]) -> ScoresFile | None:
 
 
 def _flat(key: str, value: Any) -> dict[str, Any]:
-    """A setting, and settings within it by names of their own, so that what differs is seen alone."""
+    """A setting as key -> value. Nested settings get keys of their own, so that a comparison shows only what differs."""
     parts = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     parts = list(parts)
     if not parts or (isinstance(value, list) and not any(isinstance(part, dict) for part in value)):
@@ -292,7 +307,7 @@ def _flat(key: str, value: Any) -> dict[str, Any]:
 
 
 def _measuring(evaluations: list[tuple[Path, Manifest]]) -> dict[str, list[str]]:
-    """Key -> its values in all evaluations."""
+    """Setting of an evaluation -> its different values in these evaluations, sorted."""
     summaries = [summary for _, manifest in evaluations if (summary := manifest.summary_as(EvaluateSummary))]
     keys = summaries[0].measured_with if summaries else {}
     return {key: sorted({summary.measured_with[key] for summary in summaries}) for key in keys}

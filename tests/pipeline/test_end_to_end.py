@@ -39,7 +39,7 @@ def overrides(pico: Path, lid: Path, texts: Path) -> list[str]:
         "evaluate.sample_tokens": 8, "extend.method.init": "lecun",
         "train.steps": 30, "train.sequence_length": 64, "train.batch_sequences": 8, "train.lr": 1e-2, "train.warmup_steps": 2,
         "train.eval_every": 15, "train.eval_bytes": 3000, "train.save_every": 10, "train.log_every": 5,
-        "train.runtime": "{gpus: 0, deepspeed: configs/deepspeed/cpu.json, micro_batch: 4}",
+        "train.runtime": "{gpus: 0, deepspeed: cpu, micro_batch: 4}",
     }  # fmt: skip
     return [part for key, value in values.items() for part in ("--set", f"{key}={value}")]
 

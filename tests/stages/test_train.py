@@ -35,9 +35,9 @@ def test_schedules():
     [
         ({"batch_sequences": 6, "runtime": {"micro_batch": 4}}, "no multiple of 1 processes x micro_batch 4"),
         ({"runtime": {"deepspeed": "none.json"}}, "none.json: no such file"),
-        ({"ema": 0.9, "runtime": {"deepspeed": "configs/deepspeed/zero3.json"}}, "ema needs ZeRO stage 0, 1 or 2"),
+        ({"ema": 0.9, "runtime": {"deepspeed": "zero3"}}, "ema needs ZeRO stage 0, 1 or 2"),
         (
-            {"penalties": [{"name": "l2sp"}], "runtime": {"deepspeed": "configs/deepspeed/zero3.json"}},
+            {"penalties": [{"name": "l2sp"}], "runtime": {"deepspeed": "zero3"}},
             "l2sp needs ZeRO stage 0, 1 or 2",
         ),
     ],

@@ -1,4 +1,7 @@
-"""GGUF files of an export: written, run in llama.cpp where that is installed, and compared with their checkpoint."""
+"""Write the GGUF files of an export, run them in llama.cpp, and compare them with the checkpoint they are made from.
+
+The one rule: a file that was run and differs is not kept; a file that could not be run is recorded as not verified.
+"""
 
 import importlib.util
 import json
@@ -17,18 +20,20 @@ if TYPE_CHECKING:
     from langext.exports.formats import GGUF, Precision
 
 RUNNER = "xllamacpp"
+"""The Python package that runs llama.cpp: https://github.com/xorbitsai/xllamacpp"""
 TOP = 512
-"""Tokens whose log-probabilities are compared at a position: llama.cpp's likeliest ones."""
+"""Number of tokens whose log-probabilities are compared at a position: those that llama.cpp finds most likely."""
 MAX_KL = {"f32": 1e-3, "f16": 1e-3, "bf16": 1e-2, "q8_0": 5e-2}
-"""KL per token in nats that passes, by precision. SmolLM2-135M, unextended, measures 7e-6 with f32, 1e-4 with bf16 and 5e-3
-with q8_0; a wrong rope, order of rows or router measures whole units."""
+"""Precision -> largest KL in nats per token that passes. SmolLM2-135M, without an extension, measures 7e-6 with f32, 1e-4 with
+bf16 and 5e-3 with q8_0; a wrong rope, a wrong order of rows or a wrong router measures 1 or more."""
 
 
 def write(stock: Path, out: Path, expected: verify.Expected, asked: "GGUF", title: str) -> list[GGUFFile]:
-    """Write model-<precision>.gguf for each precision asked for, and a Modelfile for the first. One record for each file.
+    """Convert the checkpoint folder `stock` to model-<precision>.gguf in `out`, one file for each precision asked for.
 
-    Raises RunFailed when llama.cpp computes something else than the checkpoint in `stock`. Without the runner the files are
-    written all the same, with a warning, and recorded as not verified.
+    Also writes a Modelfile, with which Ollama loads the first file. Returns one record for each file. Raises RunFailed when
+    llama.cpp computes something else than the checkpoint. Where the runner is not installed, the files are written with a
+    warning and recorded as not verified.
     """
     records = []
     runs = importlib.util.find_spec(RUNNER) is not None
@@ -45,19 +50,23 @@ def write(stock: Path, out: Path, expected: verify.Expected, asked: "GGUF", titl
 
 
 def job(scratch: Path, path: Path, expected: verify.Expected) -> Path:
-    """The job of running a GGUF file."""
-    texts = [unicodedata.normalize("NFC", text) for text in expected.texts]  # which llama.cpp leaves to others
+    """Write the job of running a GGUF file for `run`; return the job file."""
+    # llama.cpp does not apply a tokenizer's Unicode normalization, so its texts are normalized beforehand.
+    texts = [unicodedata.normalize("NFC", text) for text in expected.texts]
     longest = max(map(len, expected.greedy))
     return verify.prepare(scratch, expected, file=str(path), texts=texts, whole=expected.whole, top=TOP, new_tokens=longest)
 
 
 def run(jobs: list[Path]) -> list[dict[str, Any]]:
-    """Run the files of these jobs in llama.cpp; see `verify.run`."""
+    """Run the GGUF files of these jobs in llama.cpp, as `verify.run` does with other exports."""
     return verify.run(jobs, reload.__file__)
 
 
 def compare(path: Path, precision: "Precision", expected: verify.Expected) -> dict[str, Any]:
-    """Run a GGUF file in a process of its own. Raises RunFailed when it differs; returns the figures otherwise."""
+    """Run a GGUF file in a fresh process and compare it with what is expected.
+
+    Returns the fields of `GGUFFile` that describe the comparison. Raises RunFailed when the file differs or does not load.
+    """
     with tempfile.TemporaryDirectory() as scratch:
         (figures,) = run([job(Path(scratch), path, expected)])
     problems = []
@@ -65,8 +74,8 @@ def compare(path: Path, precision: "Precision", expected: verify.Expected) -> di
         differ = figures["texts"] - figures["tokenized_equal"]
         problems.append(f"llama.cpp splits {differ} of {figures['texts']} passages into other tokens")
     if figures["clear_agreement"] < figures["clear_positions"]:
-        problems.append("another token is the likeliest where the checkpoint is sure")
-    if not abs(figures["kl_per_token_nats"]) <= MAX_KL[precision]:
+        problems.append("llama.cpp finds another token most likely at a position where the checkpoint is sure")
+    if not abs(figures["kl_per_token_nats"]) <= MAX_KL[precision]:  # `> MAX_KL` would let nan pass
         problems.append(f"KL is above {MAX_KL[precision]} nats per token")
     if problems:
         raise RunFailed(f"{path.name} was not kept: {'; '.join(problems)}: {json.dumps(figures)}")
@@ -74,8 +83,8 @@ def compare(path: Path, precision: "Precision", expected: verify.Expected) -> di
 
 
 def lines(record: ExportSummary) -> list[str]:
-    """What to say about the GGUF files of an export; [] when there are none."""
-    said = []
+    """Describe the GGUF files of an export, one line of text for each; [] when there are none."""
+    described = []
     for made in record.files:
         compared = "not run in llama.cpp"
         if made.verified:
@@ -83,5 +92,5 @@ def lines(record: ExportSummary) -> list[str]:
                 f"in llama.cpp KL {made.kl_per_token_nats:.1e} to the checkpoint, same top token {made.top1_agreement:.0%}, "
                 f"same greedy text {made.greedy_equal}/{made.texts}"
             )
-        said.append(f"  {made.file}: {made.bytes / 1e6:,.1f} MB, {compared}")
-    return said
+        described.append(f"  {made.file}: {made.bytes / 1e6:,.1f} MB, {compared}")
+    return described

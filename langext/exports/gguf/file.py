@@ -1,7 +1,7 @@
-"""GGUF files for llama.cpp, written from a checkpoint folder one tensor at a time.
+"""Write a GGUF file for llama.cpp from a checkpoint folder, one tensor at a time.
 
-The architectures are llama.cpp's own: a stock checkpoint becomes the one that computes the same. What llama.cpp computes
-otherwise is refused with the reason. Tensor names and metadata keys: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
+The one rule: a checkpoint is written only as an architecture of llama.cpp that computes the same; anything else is refused with
+the reason. Tensor names and metadata keys: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
 
 from collections.abc import Callable, Iterator
@@ -41,11 +41,12 @@ ARCHITECTURES = {
     "Glm4MoeForCausalLM": gguf.MODEL_ARCH.GLM4_MOE,
 }
 INTERLEAVED = ("LlamaForCausalLM", "MistralForCausalLM", "GraniteMoeSharedForCausalLM")
-"""llama.cpp turns neighbouring pairs of dimensions here, transformers the two halves: rows of q and k change places."""
+"""Architectures whose rows of q and k are reordered. Rope rotates pairs of dimensions: here llama.cpp pairs neighbours (0 with
+1), and transformers pairs the two halves of a head (0 with width / 2)."""
 ROPE_FACTORS = (gguf.MODEL_ARCH.LLAMA, gguf.MODEL_ARCH.QWEN2, gguf.MODEL_ARCH.QWEN3, gguf.MODEL_ARCH.GRANITE_MOE)
-"""Those that read rope_freqs.weight; the others would compute with plain rope."""
+"""Architectures of llama.cpp that read rope_freqs.weight. All others would silently compute plain rope."""
 GEMMA_PERIOD = {"Gemma2ForCausalLM": 2, "Gemma3ForCausalLM": 6}
-"""Every how many layers llama.cpp attends to everything; the others have a sliding window."""
+"""Class -> n: in llama.cpp every n-th layer has full attention and all others have a sliding window."""
 
 KEYS = {
     gguf.MODEL_ARCH.GEMMA2: {
@@ -76,24 +77,26 @@ KEYS = {
         "expert_weights_norm": "norm_topk_prob",
     },
 }
-"""What an architecture is told beyond what all are: the writer's word for it -> the config's."""
+"""Metadata of some architectures only. Architecture -> {<name> in GGUFWriter.add_<name>: key in transformers' config}."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One tensor of the file. `shape` as in transformers: rows first."""
+    """One tensor of the GGUF file, with its name there and its shape in transformers' order (rows first)."""
 
     name: str
     shape: tuple[int, ...]
     load: Callable[[], Tensor]
+    """Reads the tensor from the checkpoint, so that only one is in memory at a time."""
 
 
 def obstacle(config: Any) -> str:
-    """Why llama.cpp would compute something else than transformers does with this config; empty when it does not."""
+    """Explain why llama.cpp would not compute the same as transformers with this config (a dict); empty text when it would."""
     name = config["architectures"][0]
     if name not in ARCHITECTURES:
         return f"llama.cpp has no architecture for {name}"
     act = config.get("hidden_activation") or config["hidden_act"]
+    # llama.cpp fixes the activation for each architecture: GELU (tanh) in Gemma, SiLU in all others.
     if (act == "silu") == name.startswith("Gemma") or act not in ("silu", "gelu_pytorch_tanh"):
         return f"llama.cpp computes another activation than {act} for this architecture"
     rope = rope_of(config)
@@ -106,6 +109,7 @@ def obstacle(config: Any) -> str:
         kinds = ["full_attention" if (i + 1) % period == 0 else "sliding_attention" for i in range(config["num_hidden_layers"])]
         if config["layer_types"] != kinds:
             return f"llama.cpp expects full attention in every layer number divisible by {period}, and nowhere else"
+        # llama.cpp derives these from the architecture and the head width, so the file cannot say otherwise.
         if config["query_pre_attn_scalar"] != head_dim(config):
             return "attention scores that are not divided by the root of the head's width are not written"
         softcaps = (config.get("attn_logit_softcapping"), config.get("final_logit_softcapping"))
@@ -119,21 +123,21 @@ def obstacle(config: Any) -> str:
 
 
 def head_dim(config: Any) -> int:
-    """Width of an attention head."""
+    """Width of an attention head. Configs without `head_dim` mean hidden size / number of heads."""
     return config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
 
 
 def rope_of(config: Any) -> dict[str, Any]:
-    """The rope parameters, of full attention where layers differ."""
+    """The rope parameters of a config; those of full attention where layers have different ones (Gemma 3)."""
     rope = config["rope_parameters"]
     return rope.get("full_attention", rope)
 
 
 def write(checkpoint: Path, out: Path, precision: Precision, pre: str | None = None, title: str | None = None) -> None:
-    """Write `out` from a checkpoint folder. Matrices get `precision`, vectors and routers stay float32.
+    """Write the GGUF file `out` from a checkpoint folder. Matrices get `precision`; vectors and routers stay in float32.
 
-    `pre` names the pre-tokenizer in llama.cpp's words where it cannot be recognised; `title` is what programs show. Raises
-    ConfigError when llama.cpp would compute something else.
+    `pre` is llama.cpp's name of the pre-tokenizer, needed where langext does not recognise it. `title` is the model name that
+    programs show. Raises ConfigError when llama.cpp would not compute the same as transformers.
     """
     config = read_json(checkpoint / "config.json")
     if reason := obstacle(config):
@@ -147,6 +151,7 @@ def write(checkpoint: Path, out: Path, precision: Precision, pre: str | None = N
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     vocabulary.add(writer, checkpoint, config, pre)
     entries = list(_entries(checkpoint, config, architecture))
+    # The list of all tensors stands in the file before their data, so sizes are computed here without loading anything.
     for entry in entries:
         kind = _kind(entry, precision)
         size = gguf.quant_shape_to_byte_shape(entry.shape, kind)
@@ -162,6 +167,8 @@ def write(checkpoint: Path, out: Path, precision: Precision, pre: str | None = N
 
 
 def _kind(entry: Entry, precision: Precision) -> Kind:
+    """How a tensor is stored. A Q8_0 block covers 32 values of a row, so rows of another length are stored as F16."""
+    # Routers are small, and rounding them would send tokens to other experts.
     if len(entry.shape) == 1 or "ffn_gate_inp" in entry.name:
         return Kind.F32
     if precision == "q8_0" and entry.shape[-1] % gguf.GGML_QUANT_SIZES[Kind.Q8_0][0]:
@@ -190,8 +197,9 @@ def _metadata(writer: gguf.GGUFWriter, config: Any, architecture: gguf.MODEL_ARC
         writer.add_sliding_window(config["sliding_window"])
     if "sliding_attention" in config["rope_parameters"]:
         writer.add_rope_freq_base_swa(config["rope_parameters"]["sliding_attention"]["rope_theta"])
-    for what, key in KEYS.get(architecture, {}).items():
-        getattr(writer, f"add_{what}")(config[key])
+    for name, key in KEYS.get(architecture, {}).items():
+        getattr(writer, f"add_{name}")(config[key])
+    # The folded model has experts in every layer, and none of the extra layers with which GLM 4.5 predicts several tokens.
     if architecture == gguf.MODEL_ARCH.GLM4_MOE:
         writer.add_expert_gating_func(gguf.ExpertGatingFuncType.SIGMOID)
         writer.add_leading_dense_block_count(0)
@@ -199,7 +207,7 @@ def _metadata(writer: gguf.GGUFWriter, config: Any, architecture: gguf.MODEL_ARC
 
 
 def _entries(checkpoint: Path, config: Any, architecture: gguf.MODEL_ARCH) -> Iterator[Entry]:
-    """All tensors under their names in GGUF. Nothing is read before `load`."""
+    """Yield all tensors under their GGUF names. Only names and shapes are read here; `load` reads the values."""
     files, shapes = {}, {}
     for path in sorted(checkpoint.glob("*.safetensors")):
         for name, shape in _shapes(path).items():
@@ -210,7 +218,7 @@ def _entries(checkpoint: Path, config: Any, architecture: gguf.MODEL_ARCH) -> It
         yield Entry("rope_freqs.weight", tuple(factors.shape), lambda: factors)
     for name, shape in shapes.items():
         if ".experts." in name and ".experts.0." not in name:
-            continue  # with the first expert's
+            continue  # written together with the first expert
         if ".experts.0." in name:
             yield from _stacked(name, shape, files)
         elif name.endswith(("input_linear.weight", "shared_mlp.output_linear.weight", "block_sparse_moe.output_linear.weight")):
@@ -220,7 +228,8 @@ def _entries(checkpoint: Path, config: Any, architecture: gguf.MODEL_ARCH) -> It
 
 
 def _plain(name: str, shape: tuple[int, ...], path: Path, known: Any, config: Any) -> Entry:
-    """A tensor that keeps its shape, perhaps with rows in another order or one added (Gemma's norms)."""
+    """A tensor that becomes one tensor of the file, perhaps with reordered rows, flattened, or plus 1 (Gemma's norms)."""
+    # Named here, because gguf's own map does not have all of them.
     special = {
         "block_sparse_moe.router.layer.weight": "ffn_gate_inp.weight",
         "mlp.gate.e_score_correction_bias": "exp_probs_b.bias",
@@ -233,6 +242,7 @@ def _plain(name: str, shape: tuple[int, ...], path: Path, known: Any, config: An
     heads = {"q_proj": config["num_attention_heads"], "k_proj": config["num_key_value_heads"]}
     part = name.split(".")[-2]
     turned = config["architectures"][0] in INTERLEAVED and part in heads
+    # Gemma multiplies by 1 + weight, llama.cpp by the weight in the file.
     plus = config["architectures"][0].startswith("Gemma") and part.endswith("norm")
     flat = target.endswith("ffn_gate_inp_shexp.weight")
 
@@ -248,20 +258,20 @@ def _plain(name: str, shape: tuple[int, ...], path: Path, known: Any, config: An
 
 
 def _stacked(name: str, shape: tuple[int, ...], files: dict[str, Path]) -> Iterator[Entry]:
-    """One matrix of every expert of a layer, side by side."""
+    """One matrix of all experts of a layer, stacked: (experts, rows, columns). `name` is that of the first expert."""
     names = []
-    while (other := name.replace(".experts.0.", f".experts.{len(names)}.")) in files:
-        names.append(other)
+    while (expert_name := name.replace(".experts.0.", f".experts.{len(names)}.")) in files:
+        names.append(expert_name)
     part = name.split(".")[-2].removesuffix("_proj")
     yield Entry(
         f"blk.{_layer(name)}.ffn_{part}_exps.weight",
         (len(names), *shape),
-        lambda: torch.stack([_read(files[other], other) for other in names]),
+        lambda: torch.stack([_read(files[expert_name], expert_name) for expert_name in names]),
     )
 
 
 def _granite(name: str, shape: tuple[int, ...], path: Path) -> Iterator[Entry]:
-    """Gate and up rows lie in one tensor in transformers and in two in GGUF."""
+    """Split Granite's input matrices: gate and up rows are one tensor in transformers and two tensors in GGUF."""
     kind = "shexp" if "shared_mlp" in name else "exps"
     at = f"blk.{_layer(name)}.ffn"
     if "output_linear" in name:
@@ -273,17 +283,18 @@ def _granite(name: str, shape: tuple[int, ...], path: Path) -> Iterator[Entry]:
 
 
 def _interleave(weight: Tensor, heads: int) -> Tensor:
-    """Rows (or entries of a bias) of each head: first and second half in turns."""
+    """Reorder the rows of each head (or the entries of a bias): one of the first half, one of the second half, in turns."""
     return weight.reshape(heads, 2, -1, *weight.shape[1:]).transpose(1, 2).reshape(weight.shape)
 
 
 def _rope_factors(config: Any) -> Tensor:
-    """(head width / 2,) what each frequency is divided by under Llama 3's rope."""
+    """(head width / 2,) factors by which Llama 3's rope divides the frequencies of plain rope."""
     from transformers import CONFIG_MAPPING
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-    made = CONFIG_MAPPING[config["model_type"]](**config)
-    scaled, _ = ROPE_INIT_FUNCTIONS["llama3"](made, "cpu")
+    # From transformers' own function, so that both programs compute with the same numbers.
+    transformers_config = CONFIG_MAPPING[config["model_type"]](**config)
+    scaled, _ = ROPE_INIT_FUNCTIONS["llama3"](transformers_config, "cpu")
     width = head_dim(config)
     plain = rope_of(config)["rope_theta"] ** -(torch.arange(0, width, 2).float() / width)
     return plain / scaled

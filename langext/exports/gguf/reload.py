@@ -1,6 +1,7 @@
-"""Run by itself, never imported for its work: load a GGUF file in llama.cpp and compare it with what was expected.
+"""A script for a fresh process: load a GGUF file in llama.cpp, and compare it with what is expected.
 
-llama.cpp computes with float32 keys and values here, so that only the weights' precision and its own rounding differ.
+The one rule: nothing here imports langext. llama.cpp keeps keys and values in float32 here, so that differences come only from
+the precision of the weights and from llama.cpp's own rounding.
 """
 
 import importlib
@@ -12,14 +13,15 @@ from pathlib import Path
 from typing import Any
 
 CLEAR = 1.0
-"""Nats by which the likeliest token must lead for both to have to agree on it."""
+"""A position is clear when the most likely token leads the second one by more than this, in nats. There both must agree."""
 TIMEOUT_S = 600
+"""Seconds to wait for one answer."""
 POSITIONS = 8
-"""Positions of each text, evenly spaced."""
+"""Positions of each text that are compared, evenly spaced."""
 
 
 class Runner:
-    """A llama.cpp server of this process, reached through its own loopback address."""
+    """A llama.cpp server inside this process, reached through a loopback address."""
 
     def __init__(self, path: str, context: int):
         xllamacpp: Any = importlib.import_module("xllamacpp")
@@ -30,47 +32,50 @@ class Runner:
         params.warmup, params.verbosity = False, -1
         self.server = xllamacpp.Server(params)
         self.direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # never through a proxy
-        self.letter = self.tokens("a")[-1]
+        self.letter = self.tokens("a")[-1]  # an ordinary token, for `next`
 
     def ask(self, path: str, **body: Any) -> Any:
-        """The answer to one request."""
+        """Send one request with the JSON `body`; return the decoded JSON answer."""
         data = json.dumps(body).encode()
         request = urllib.request.Request(self.server.listening_address + path, data, {"Content-Type": "application/json"})
         with self.direct.open(request, timeout=TIMEOUT_S) as answer:
             return json.load(answer)
 
     def tokens(self, text: str) -> list[int]:
-        """All token ids of a text, with what the model's tokenizer puts around it."""
+        """All token ids of a text, with the special tokens that the model's tokenizer adds."""
         return self.ask("/tokenize", content=text, add_special=True, parse_special=False)["tokens"]
 
     def next(self, ids: list[int], top: int) -> dict[int, float]:
-        """Token -> log-probability after these tokens, for the `top` likeliest."""
+        """Return the `top` most likely next tokens after `ids`, most likely first: token id -> log-probability in nats."""
         body = {"prompt": ids, "n_predict": 1, "n_probs": top, "temperature": 0.0, "cache_prompt": True}
-        # Nothing is told about a token that ends the text or is part of a character only, so another one has to be drawn;
-        # log-probabilities are told as they were before this.
-        found = self.ask("/completion", **body, logit_bias=[[self.letter, 1e4]])
-        return {row["id"]: row["logprob"] for row in found["completion_probabilities"][0]["top_logprobs"]}
+        # The server reports nothing when the drawn token ends the text or is only a part of a character. The bias makes it draw
+        # a letter instead; the log-probabilities that it reports are those before the bias.
+        answer = self.ask("/completion", **body, logit_bias=[[self.letter, 1e4]])
+        return {row["id"]: row["logprob"] for row in answer["completion_probabilities"][0]["top_logprobs"]}
 
     def greedy(self, ids: list[int], count: int) -> list[int]:
-        """A greedy continuation."""
+        """Continue `ids` greedily; return at most `count` new token ids."""
         body = {"prompt": ids, "n_predict": count, "temperature": 0.0, "samplers": ["temperature"], "return_tokens": True}
         return self.ask("/completion", **body)["tokens"]
 
 
 def divergence(want: Any, got: Any, rest: bool) -> float:
-    """KL(want || got) in nats from the log-probabilities of some tokens, with all others, if there are any, as one more.
+    """KL(want || got) in nats, from the log-probabilities of some tokens of the vocabulary (float tensors of the same shape).
 
-    Never more than the KL over the whole vocabulary, and above zero as soon as anything here differs.
+    `rest`: the vocabulary has more tokens; they count together as one. The result is a lower bound of the KL over the whole
+    vocabulary (log-sum inequality, https://en.wikipedia.org/wiki/Log_sum_inequality). It is above zero as soon as any
+    probability here differs.
     """
     kl = (want.exp() * (want - got)).sum().item()
     if rest:
+        # At least 1e-12, because rounding can leave zero or less, which has no logarithm.
         p, q = (max(1e-12, 1 - x.exp().sum().item()) for x in (want, got))
         kl += p * math.log(p / q)
     return kl
 
 
 def main(job_file: Path) -> None:
-    """Print one line of JSON with the differences."""
+    """Run the GGUF file of a job, and print one line of JSON with the results: the comparison fields of `GGUFFile`."""
     import torch
     from safetensors.torch import load_file
 
@@ -83,7 +88,7 @@ def main(job_file: Path) -> None:
         logits = load_file(job["logits"][i])["logits"]
         tokens_equal += runner.tokens(job["texts"][i]) == job["whole"][i]
         for k in range(1, POSITIONS + 1):
-            end = max(1, len(ids) * k // POSITIONS)
+            end = max(1, len(ids) * k // POSITIONS)  # the first `end` tokens are given, the next one is predicted
             want = logits[end - 1].log_softmax(-1)
             got = runner.next(ids[:end], min(job["top"], len(want)))
             chosen = torch.tensor(list(got))

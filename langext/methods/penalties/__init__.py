@@ -1,4 +1,4 @@
-"""Penalties that can be added to any training. Adding one: write a file here and add its name to `AnyPenalty`."""
+"""Penalties that can be added to a training. To add one, write a file here and add its class to `AnyPenalty`."""
 
 from typing import Annotated
 

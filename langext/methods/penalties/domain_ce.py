@@ -1,4 +1,4 @@
-"""Domain cross-entropy: the gates as classifiers of new against original language, https://arxiv.org/abs/2410.02744."""
+"""Domain cross-entropy: train the gates to classify tokens as new or original language, https://arxiv.org/abs/2410.02744."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Literal
@@ -14,7 +14,11 @@ from langext.spec import ConfigError
 
 
 def value(modules: Sequence[Any], portion: Portion) -> Tensor:
-    """Contribution to the mean over gates and tokens of the cross-entropy of sigmoid(z): 1 for new, 0 for original."""
+    """The micro-batch's part of the mean, over gates and tokens, of the binary cross-entropy of sigmoid(z), a scalar in nats.
+
+    The target is 1 for the new language and 0 for an original one. The modules must be watched. Raises RuntimeError if a z has
+    no gradients, because the penalty would then have no effect.
+    """
     is_new_BT = (~portion.original_BT).float()
     each = []
     for module in modules:
@@ -25,15 +29,15 @@ def value(modules: Sequence[Any], portion: Portion) -> Tensor:
 
 
 class DomainCE(Penalty):
-    """Teach the gates to tell the new language from the original ones."""
+    """Trains the gates to tell the new language from the original ones."""
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2410.02744"
     name: Literal["domain_ce"]
     weight: float = Field(0.01, gt=0)
-    """Raise it for gates that separate the languages more sharply."""
+    """Factor of the term in the loss. Raise it for gates that separate the languages more sharply."""
 
     def check(self, method: Any) -> None:
-        """Only a sigmoid is a probability."""
+        """Raise ConfigError unless the method has gates made of a sigmoid: only these are probabilities."""
         super().check(method)
         gate = method.block_gate
         if gate is None or not GATES[gate].is_probability:
@@ -42,7 +46,7 @@ class DomainCE(Penalty):
             raise ConfigError(f"domain_ce needs neutral_residues with gate {probable}; this is {has}")
 
     def attach(self, net: Any, method: Any, reference: Callable[[], Any]) -> Term:
-        """Watch the gates."""
+        """The term; makes the gates keep the values that it reads."""
         modules = method.extensions(net)
         for module in modules:
             module.watched = True

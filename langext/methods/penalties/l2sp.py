@@ -1,4 +1,4 @@
-"""L2-SP: squared distance of the weights to where they started, https://arxiv.org/abs/1802.01483."""
+"""L2-SP: the squared distance between the weights and their starting values, https://arxiv.org/abs/1802.01483."""
 
 from collections.abc import Callable
 from typing import Any, ClassVar, Literal
@@ -11,18 +11,18 @@ from langext.methods.penalties.base import Penalty, Portion, Term
 
 
 class L2SP(Penalty):
-    """Keep what learns near its initial values. Holds a copy of them."""
+    """Keeps the weights that learn near their starting values. A copy of these values stays in memory."""
 
     paper: ClassVar[str] = "https://arxiv.org/abs/1802.01483"
     name: Literal["l2sp"]
     needs_original: ClassVar[bool] = False
     reads_weights: ClassVar[bool] = True
     weight: float = Field(0.1, gt=0)
-    """The term is weight / 2 times the sum of squared differences of all weights that learn. In bf16 these are the rounded
-    weights: a change that rounding hides pays nothing."""
+    """The term is weight / 2 times the sum of squared differences of all weights that learn. Raise it for less forgetting and
+    less learning. In bf16 the rounded weights are compared: a change too small for bf16 costs nothing."""
 
     def attach(self, net: Any, method: Any, reference: Callable[[], Any]) -> Term:
-        """Remember the weights as they are now."""
+        """The term; copies the present weights as starting values."""
         learning = [p for p in net.parameters() if p.requires_grad]
         start = [p.detach().clone() for p in learning]
 

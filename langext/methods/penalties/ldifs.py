@@ -1,9 +1,9 @@
-"""LDIFS: squared distance in feature space to the model before training, https://arxiv.org/abs/2308.13320.
+"""LDIFS: the squared distance in feature space to the model before training, https://arxiv.org/abs/2308.13320.
 
-Features are taken after the embedding and after 1/4, 2/4, 3/4 and 4/4 of the layers. Each token's vector is divided by its
-L2 norm, the squared differences are summed over the width and averaged over original-language tokens and the five slices: so
-one token contributes 2 (1 - cos) and lies in [0, 4]. The paper's code divides over the token axis instead; a weight of 0.2 here
-is its alpha = 10 on 50 tokens.
+Features are taken after the embedding and after 1/4, 2/4, 3/4 and 4/4 of the layers: five slices. The vector of each token is
+divided by its L2 norm. The squared differences are summed over the width and averaged over original-language tokens and slices,
+so one token contributes 2 (1 - cos), a number in [0, 4]. The paper's code divides by the norm over the token axis instead; a
+weight of 0.2 here corresponds to its alpha = 10 with 50 tokens.
 
 Shapes: S slices, B sequences, T tokens, D model width.
 """
@@ -24,27 +24,28 @@ QUARTERS = 4
 
 
 class Features:
-    """Remembers the five slices of a model's last forward pass."""
+    """Keeps the five slices of a model's last forward pass, by forward hooks."""
 
     def __init__(self, net: Any):
         self.slices: dict[int, Tensor] = {}
         blocks = families.blocks(net)
-        places = [net.get_input_embeddings(), *(blocks[-(-len(blocks) * q // QUARTERS) - 1] for q in range(1, QUARTERS + 1))]
-        for k, module in enumerate(places):
+        # -(-n // 4) rounds up, so that every slice comes after at least one layer, also in a model with fewer than four.
+        ends = [net.get_input_embeddings(), *(blocks[-(-len(blocks) * q // QUARTERS) - 1] for q in range(1, QUARTERS + 1))]
+        for k, module in enumerate(ends):
             module.register_forward_hook(lambda _, __, output, k=k: self._keep(k, output))
 
     def _keep(self, k: int, output: Any) -> None:
         self.slices[k] = output[0] if isinstance(output, tuple) else output
 
     def take(self) -> list[Tensor]:
-        """The slices, each (B, T, D); forgotten here."""
+        """The five slices, each (B, T, D). They are removed from this object, so that it holds no memory afterwards."""
         taken = [self.slices[k] for k in range(QUARTERS + 1)]
         self.slices = {}
         return taken
 
 
 def distance(features: list[Tensor], reference: list[Tensor]) -> Tensor:
-    """(B, T) squared distance of unit vectors, averaged over the slices; in float32."""
+    """(B, T) squared distance between unit vectors, in float32, averaged over slices. Both lists hold (B, T, D) slices."""
     each = []
     for ours, theirs in zip(features, reference, strict=True):
         unit_ours, unit_theirs = (F.normalize(x.float(), dim=-1, eps=1e-10) for x in (ours, theirs))
@@ -53,36 +54,37 @@ def distance(features: list[Tensor], reference: list[Tensor]) -> Tensor:
 
 
 class LDIFS(Penalty):
-    """Keep the features of original-language text where they were."""
+    """Keeps the features of original-language text near those of the model before training."""
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2308.13320"
     name: Literal["ldifs"]
     reads_weights: ClassVar[bool] = True
     weight: float = Field(0.2, gt=0)
-    """Raise it for less forgetting and less learning."""
+    """Factor of the term in the loss. Raise it for less forgetting and less learning."""
 
     def attach(self, net: Any, method: Any, reference: Callable[[], Any]) -> Term:
-        """The reference is the same weights with the extension switched off or, where the base itself learns, a frozen copy."""
+        """The term. The reference is the net with its extension switched off or, if the base learns, a frozen copy."""
         ours = Features(net)
-        other = None if method.reversible else reference()
-        theirs = ours if other is None else Features(other)
+        frozen = None if method.reversible else reference()
+        theirs = ours if frozen is None else Features(frozen)
 
         def base_features(inputs: dict[str, Any]) -> list[Tensor]:
             training = net.training
             with torch.no_grad():
-                if other is None:
+                if frozen is None:
                     with method.off(net):
                         net.eval().base_model(**inputs)
                     net.train(training)
                 else:
-                    other.base_model(**inputs)
+                    frozen.base_model(**inputs)
             return theirs.take()
 
         def term(portion: Portion, input_ids_BT: Tensor, position_ids_BT: Tensor) -> Tensor:
-            now = ours.take()
+            now = ours.take()  # taken first: without a frozen copy, the reference pass overwrites the slices of `ours`
             rows = portion.original_BT.any(1)
             if not rows.any():
                 return now[0].new_zeros((), dtype=torch.float32)
+            # Only sequences with original-language tokens count, so only they run through the reference.
             inputs = {"input_ids": input_ids_BT[rows], "position_ids": position_ids_BT[rows], "use_cache": False}
             part = replace(portion, original_BT=portion.original_BT[rows])
             return part.original_mean(distance([slice_BTD[rows] for slice_BTD in now], base_features(inputs)))

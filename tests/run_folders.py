@@ -85,15 +85,18 @@ def begun(step: Step, **changes: Any) -> None:
     write_json(step.out / "job.json", job.model_copy(update=changes))
 
 
+def manifest_of(summary: Any = None, **more: Any) -> Manifest:
+    """A manifest with this summary, and nothing else that matters."""
+    common = {"kind": "Corpus", "stage": {}, "inputs": {}, "fingerprint": "abc", "identity": {}, "seed": 1, "files": []}
+    spent = {"started": 0.0, "seconds": 1.0, "peak_memory_bytes": 1, "device": "CPU", "versions": {}}
+    return Manifest(**{**common, **spent, "summary": summary.model_dump() if summary else {}, **more})
+
+
 def done(step: Step, summary: Any = None) -> None:
     """Leave a planned step as one that is finished."""
     step.out.mkdir(parents=True, exist_ok=True)
-    manifest = Manifest(
-        kind="Corpus", stage={"uses": step.stage.uses}, inputs={}, fingerprint=step.fingerprint, identity=step.identity, seed=1,
-        summary=summary.model_dump() if summary else {}, files=[], started=0.0, seconds=1.0, peak_memory_bytes=1, device="CPU",
-        versions={},
-    )  # fmt: skip
-    write_json(step.out / "manifest.json", manifest)
+    made = {"stage": {"uses": step.stage.uses}, "fingerprint": step.fingerprint, "identity": step.identity}
+    write_json(step.out / "manifest.json", manifest_of(summary, **made))
 
 
 def change(path: Path, **changes: Any) -> None:

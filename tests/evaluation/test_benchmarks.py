@@ -58,7 +58,7 @@ def test_without_a_connection_the_cache_decides(tmp_path):
     built = tmp_path / "datasets" / "someone___quiz" / "small" / "0.0.0" / "1234"
     built.mkdir(parents=True)
     code = (
-        "import sys; from langext.benchmark_data import *\n"
+        "import sys; from langext.evaluation.benchmarks import *\n"
         "from langext.spec import ConfigError\n"
         "for config in ('small', 'large'):\n"
         "    try: check([Source('quiz', 'someone/quiz', config)]); print(config, 'ok')\n"

@@ -31,7 +31,7 @@ def test_a_local_folder_is_recorded_and_prepared_once(copy, tmp_path):
     bases.prepare(str(copy), None, out)
     assert (out / "manifest.json").stat().st_mtime_ns == stamp
     with pytest.raises(ConfigError, match="Choose another --out"):
-        bases.check_same(out, "other/model", None)
+        bases.check_same(out.parent, "other/model", None)
 
 
 @pytest.mark.parametrize(

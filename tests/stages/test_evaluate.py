@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from pydantic import ValidationError
+from run_folders import manifest_of
 
 from langext.artifacts import sha256_file
 from langext.context import Context
@@ -14,10 +15,11 @@ from langext.evaluation import harness
 from langext.evaluation.scores import FORMAT
 from langext.methods import extended
 from langext.models import loading
-from langext.models.loading import Before
-from langext.spec import ConfigError
+from langext.models.loading import Reference
+from langext.spec import ConfigError, RunFailed
 from langext.stages import evaluate
 from langext.stages.evaluate import Evaluate
+from langext.summaries import EvaluateSummary, TaskFile
 
 FORMATS = Path(__file__).parent.parent.parent / "configs" / "lm_eval"
 
@@ -81,11 +83,13 @@ def test_changed_tasks_of_ones_own_are_noticed(own):
     (own / "unrelated.yaml").write_text("task: other")
     assert [path.name for path in files] == ["mine.yaml", "_pairs.yaml", "items.jsonl"]
     assert harness.files(["arc_easy"], own) == []
-    manifest = {
-        "summary": {"scores": FORMAT, "task_files": [{"path": str(path), "sha256": sha256_file(path)} for path in files]}
-    }
+    told = [TaskFile(path=str(path), sha256=sha256_file(path)) for path in files]
+    summary = EvaluateSummary(bits_per_byte={}, scores=FORMAT, task_files=told, measured_with={})
+    manifest = manifest_of(summary)
     assert stage.outdated(manifest) == ""
-    assert "another version of langext" in stage.outdated({"summary": manifest["summary"] | {"scores": "langext scores 1"}})
+    assert "another version of langext" in stage.outdated(
+        manifest_of(summary.model_copy(update={"scores": "langext scores 1"}))
+    )
     (own / "items.jsonl").write_text('{"good": "a", "bad": "b"}\n')
     assert "items.jsonl has changed since it was measured with" in stage.outdated(manifest)
 
@@ -148,22 +152,23 @@ def test_a_task_that_keeps_its_own_number_of_examples_is_told(ctx, own, pico, ca
 def test_the_speed_is_beside_that_of_the_base(pico):
     live = extended.LiveModel(loading.load_base(pico, torch.float32), loading.load_tokenizer(pico), ())
     stage = Evaluate(uses="evaluate", sample_tokens=8)
-    samples, speed = stage._write(live, lambda: Before(live.net, live.tokenizer), {"fra_Latn": ["le chat", "un chien"]})
+    samples, speed = stage._write(live, lambda: Reference(live.net, live.tokenizer), {"fra_Latn": ["le chat", "un chien"]})
     assert len(samples) == len(speed.of_base) == 2 and all(0.05 < ratio < 20 for ratio in speed.of_base)
     assert speed.weights_bytes == sum(p.numel() for p in live.net.parameters()) * 4 and speed.peak_bytes is None
 
 
 def test_what_is_no_number_ends_the_evaluation():
-    with pytest.raises(ConfigError, match="fra_Latn/book: bits per byte is nan: the weights of this model overflow"):
+    with pytest.raises(RunFailed, match="fra_Latn/book: bits per byte is nan: the weights of this model overflow"):
         evaluate._finite("fra_Latn/book: bits per byte", float("nan"))
 
 
 def test_scores_of_other_items_are_not_taken(own):
     stage = Evaluate(uses="evaluate", include_path=own, tasks=["mine"])
-    manifest = {"summary": {"scores": FORMAT, "task_files": evaluate._hashes(harness.files(["mine"], own))}}
-    assert stage.same_sources(manifest)
-    elsewhere = [file | {"path": f"/other{file['path']}"} for file in manifest["summary"]["task_files"]]
-    assert not stage.same_sources({"summary": manifest["summary"] | {"task_files": elsewhere}})
+    files = evaluate._hashes(harness.files(["mine"], own))
+    summary = EvaluateSummary(bits_per_byte={}, scores=FORMAT, task_files=files, measured_with={})
+    assert stage.same_sources(manifest_of(summary))
+    elsewhere = [file.model_copy(update={"path": f"/other{file.path}"}) for file in files]
+    assert not stage.same_sources(manifest_of(summary.model_copy(update={"task_files": elsewhere})))
 
 
 def test_the_file_of_a_group_is_among_its_files(own):

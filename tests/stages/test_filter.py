@@ -6,6 +6,7 @@ import os
 import shutil
 
 import pytest
+from run_folders import manifest_of
 from toy import ENGLISH, FRENCH, documents, sentences, write_fasttext, write_jsonl
 
 from langext.artifacts import sha256_file
@@ -13,6 +14,7 @@ from langext.context import Context
 from langext.data.language_id import LanguageId, unit_hash
 from langext.spec import ConfigError
 from langext.stages.filter import Filter
+from langext.summaries import FilterSummary
 
 FR, EN = documents(FRENCH, 40, 1), documents(ENGLISH, 40, 2)
 
@@ -27,7 +29,7 @@ def run(tmp_path, lid, sources, **more):
     ctx = Context(tmp_path / "out", 1, "fra_Latn", ("eng_Latn",))
     ctx.out.mkdir()
     stage.check(ctx)
-    return stage.run(ctx), ctx.summary
+    return stage.run(ctx), ctx.summary[-1]
 
 
 def texts(paths):
@@ -42,9 +44,9 @@ def two(tmp_path, french):
 def test_keeps_the_language_and_says_what_became_of_the_rest(tmp_path, lid):
     mixed = write_jsonl(tmp_path / "fr.jsonl.gz", [*FR, *EN[:5], "", "12345 67890"])
     corpus, summary = run(tmp_path, lid, two(tmp_path, mixed))
-    row = summary["funnel"][0]
-    assert (row["documents_read"], row["train_documents"] + row["valid_documents"]) == (47, 40)
-    assert row["dropped"] == {"language_en": 5, "empty": 1, "language_none": 1}
+    row = summary.funnel[0]
+    assert (row.documents_read, row.train_documents + row.valid_documents) == (47, 40)
+    assert row.dropped == {"language_en": 5, "empty": 1, "language_none": 1}
     kept = texts(corpus.files("train", "fra_Latn")) + texts(corpus.files("valid", "fra_Latn"))
     assert sorted(kept) == sorted(FR)
     rejected = texts(sorted((tmp_path / "out" / "rejects" / "fra_Latn").glob("*")))
@@ -86,7 +88,7 @@ def test_paragraph_level_cuts_the_other_language_out(tmp_path, lid):
     corpus, summary = run(tmp_path, lid, two(tmp_path, write_jsonl(tmp_path / "m.jsonl", mixed)), level="paragraph")
     kept = texts(corpus.files("train", "fra_Latn")) + texts(corpus.files("valid", "fra_Latn"))
     assert sorted(kept) == sorted(sentences(FRENCH, 30, 5))
-    assert summary["funnel"][0]["documents_read"] == 30 and summary["funnel"][0]["dropped"] == {"language_en": 30}
+    assert summary.funnel[0].documents_read == 30 and summary.funnel[0].dropped == {"language_en": 30}
 
 
 def test_documents_with_the_same_id_stay_apart(tmp_path, lid):
@@ -100,7 +102,7 @@ def test_heldout_only_and_limits(tmp_path, lid):
     sources = [*two(tmp_path, write_jsonl(tmp_path / "fr.jsonl", FR))]
     sources.append({"language": "en", "path": "en.jsonl", "name": "probe", "heldout_only": True, "max_documents": 7})
     corpus, summary = run(tmp_path, lid, sources)
-    assert summary["funnel"][2]["valid_documents"] == 7 and summary["funnel"][2]["train_documents"] == 0
+    assert summary.funnel[2].valid_documents == 7 and summary.funnel[2].train_documents == 0
     assert not any("probe" in path.name for path in corpus.files("train", "eng_Latn"))
 
 
@@ -111,11 +113,11 @@ def test_a_dataset_in_shards_is_read_once(tmp_path, lid):
     english = {"language": "en", "path": str(write_jsonl(tmp_path / "en.jsonl", EN))}
     source = {"language": "fr", "hub": str(tmp_path / "data"), "name": "web"}
     corpus, summary = run(tmp_path, lid, [source, english])
-    assert summary["funnel"][0]["documents_read"] == 40
+    assert summary.funnel[0].documents_read == 40
     assert sorted(texts(corpus.files("train", "fra_Latn")) + texts(corpus.files("valid", "fra_Latn"))) == sorted(FR)
     (tmp_path / "limited").mkdir()
     _, summary = run(tmp_path / "limited", lid, [{**source, "max_documents": 9}, english], heldout_frac=0.5)
-    assert summary["funnel"][0]["documents_read"] == 9
+    assert summary.funnel[0].documents_read == 9
 
 
 def test_a_dataset_that_is_not_there(tmp_path, lid, monkeypatch):
@@ -186,7 +188,7 @@ def test_a_language_that_is_not_of_the_run(tmp_path, lid):
 def test_a_changed_source_is_noticed(tmp_path, lid):
     path = write_jsonl(tmp_path / "fr.jsonl", FR)
     stage = Filter(uses="filter", sources=two(tmp_path, path), lid_model=str(lid))
-    manifest = {"summary": {"source_files": stage._read_files(), "lid_sha256": sha256_file(lid)}}
+    manifest = manifest_of(FilterSummary(funnel=[], source_files=stage._read_files(), lid_sha256=sha256_file(lid)))
     assert stage.outdated(manifest) == "" and stage.same_sources(manifest)
     path.touch()
     assert stage.outdated(manifest) == ""  # the very bytes, written again
@@ -199,7 +201,9 @@ def test_a_changed_source_is_noticed(tmp_path, lid):
     shutil.copy(path, elsewhere)
     moved = Filter(uses="filter", sources=two(tmp_path, elsewhere / "fr.jsonl"), lid_model=str(lid))
     assert moved.outdated(manifest) == "" and moved.same_sources(manifest)
-    assert not stage.same_sources({"summary": manifest["summary"] | {"lid_sha256": "of another model"}})
+    assert not stage.same_sources(
+        manifest.model_copy(update={"summary": manifest.summary | {"lid_sha256": "of another model"}})
+    )
     os.rename(path, tmp_path / "other.jsonl")
     assert stage.outdated(manifest) == ""  # a source that is gone is not missed
     assert not stage.same_sources(manifest)  # but another run does not take its text
@@ -210,10 +214,10 @@ def test_another_file_in_a_source_folder_is_noticed(tmp_path, lid):
     folder.mkdir()
     write_jsonl(folder / "a.jsonl", FR)
     stage = Filter(uses="filter", sources=two(tmp_path, folder), lid_model=str(lid))
-    manifest = {"summary": {"source_files": stage._read_files(), "lid_sha256": sha256_file(lid)}}
+    manifest = manifest_of(FilterSummary(funnel=[], source_files=stage._read_files(), lid_sha256=sha256_file(lid)))
     second = write_jsonl(folder / "b.jsonl", FR[:5])
     assert "b.jsonl is new since its folder was filtered" in stage.outdated(manifest)
-    manifest = {"summary": {"source_files": stage._read_files(), "lid_sha256": sha256_file(lid)}}
+    manifest = manifest_of(FilterSummary(funnel=[], source_files=stage._read_files(), lid_sha256=sha256_file(lid)))
     second.unlink()
     assert "b.jsonl was filtered and is gone" in stage.outdated(manifest)
 

@@ -27,6 +27,15 @@ class Family:
     """A norm multiplies by (norm_plus + weight)."""
     sandwich: bool = False
     """True if the outputs of attention and of the feed-forward network pass through one more norm before they are added."""
+    qkv_bias: bool = False
+    """True if queries, keys and values have biases."""
+    qk_norm: bool = False
+    """True if queries and keys are normed."""
+
+    @property
+    def plain(self) -> bool:
+        """Whether attention and norms are those of Llama, without biases and without further norms."""
+        return not (self.qkv_bias or self.qk_norm or self.norm_plus or self.sandwich)
 
     @property
     def classes(self) -> dict[str, str]:
@@ -42,8 +51,8 @@ class Family:
 FAMILIES: dict[str, Family] = {
     "llama": Family("llama", "Llama"),
     "mistral": Family("mistral", "Mistral"),
-    "qwen2": Family("qwen2", "Qwen2"),
-    "qwen3": Family("qwen3", "Qwen3"),
+    "qwen2": Family("qwen2", "Qwen2", qkv_bias=True),
+    "qwen3": Family("qwen3", "Qwen3", qk_norm=True),
     "gemma": Family("gemma", "Gemma", norm_plus=1.0),
     "gemma2": Family("gemma2", "Gemma2", norm_plus=1.0, sandwich=True),
     "gemma3_text": Family("gemma3", "Gemma3", text="Text", norm_plus=1.0, sandwich=True),

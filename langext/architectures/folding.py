@@ -58,7 +58,7 @@ def architecture(weights: Sequence[Weight], config: Any) -> str:
     if list(weights) == [Weight.SIGMOID]:
         if _fits_granite(config):
             return "GraniteMoeShared"
-        if families.of(config).prefix == "Qwen2":
+        if families.of(config).qkv_bias:
             return "Qwen2Moe"
     return "Glm4Moe"
 
@@ -76,7 +76,7 @@ def obstacle(weights: Sequence[Weight], config: Any) -> str:
     """
     if set(weights) == {Weight.ONE} or config is None:
         return ""
-    if families.of(config).prefix.startswith("Gemma"):
+    if families.of(config).norm_plus:
         return "no stock mixture of experts has Gemma's norms and embeddings"
     if getattr(config, "mlp_bias", False):
         return f"{architecture(weights, config)} has no place for this base's biases in the feed-forward network"
@@ -91,7 +91,7 @@ def _fits_granite(config: Any) -> bool:
     """True if GraniteMoeShared can hold the base: no biases or norms in the attention, and width = heads * width of a head."""
     if config is None:
         return True
-    plain = families.of(config).prefix in ("Llama", "Mistral")
+    plain = families.of(config).plain
     return plain and config.hidden_size == config.num_attention_heads * _head_dim(config)
 
 
@@ -245,12 +245,12 @@ def _glm(net: Any, stacks: Sequence[Mapping[int, Any]], hard: bool) -> Stock:
 
     kept = _common(net)
     kept["rope_parameters"]["partial_rotary_factor"] = 1.0  # GLM rotates half of each head by default, the bases all of it
-    family = families.of(net.config).prefix
+    family = families.of(net.config)
     own: dict[str, Any] = dict(
         head_dim=_head_dim(net.config), intermediate_size=num_shared * hidden, moe_intermediate_size=hidden,
         n_shared_experts=num_shared, n_routed_experts=experts, num_experts_per_tok=chosen if hard else experts, n_group=1,
         topk_group=1, first_k_dense_replace=0, norm_topk_prob=False, routed_scaling_factor=1.0,
-        attention_bias=family == "Qwen2", use_qk_norm=family == "Qwen3", num_nextn_predict_layers=0,
+        attention_bias=family.qkv_bias, use_qk_norm=family.qk_norm, num_nextn_predict_layers=0,
         tie_word_embeddings=False,  # vLLM's glm4_moe can read an untied head only
     )  # fmt: skip
     return _moe(net, stacks, Glm4MoeConfig(**(kept | own)), change)

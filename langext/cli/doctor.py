@@ -42,7 +42,7 @@ def show() -> int:
         say(f"no GPU; {os.cpu_count()} CPU cores, bf16 in hardware: {'yes' if _cpu_bf16() else 'no (set precision: fp32)'}")
     say(f"disk free here: {shutil.disk_usage('.').free / 2**30:.0f} GiB")
     for name, asset in assets.ASSETS.items():
-        here = (carriers.cache() / name / assets.RECORD).is_file()
+        here = (carriers.cache() / name / assets.ASSET_FILE).is_file()
         say(f"asset {name}: {'here' if here else 'not fetched'} ({asset.about})")
     if missing:
         say(f"missing: {', '.join(missing)}; install langext again with pip")

@@ -19,7 +19,7 @@ from langext.data.handbook import pages
 from langext.spec import ConfigError, Spec, near
 
 PREFIX = "asset:"
-RECORD = "asset.json"
+ASSET_FILE = "asset.json"
 
 
 class AssetRecord(Spec):
@@ -119,9 +119,9 @@ def resolve(uri: str) -> Path:
     name = uri.removeprefix(PREFIX)
     names(name)  # raises for an unknown asset
     folder = cache() / name
-    if not (folder / RECORD).is_file():
+    if not (folder / ASSET_FILE).is_file():
         raise ConfigError(f"{uri} is not on this machine yet; get it with: langext fetch {name}")
-    files = [p for p in sorted(folder.iterdir()) if p.name != RECORD]
+    files = [p for p in sorted(folder.iterdir()) if p.name != ASSET_FILE]
     return files[0] if len(files) == 1 else folder
 
 
@@ -131,8 +131,8 @@ def fetch(name: str) -> Path:
     Raises ConfigError with the reason of every carrier when none of them works.
     """
     asset, folder = ASSETS[name], cache() / name
-    if (folder / RECORD).is_file():
-        record = read_as(folder / RECORD, AssetRecord)
+    if (folder / ASSET_FILE).is_file():
+        record = read_as(folder / ASSET_FILE, AssetRecord)
         damaged = [file.name for file in record.files if not _intact(folder / file.name, file.sha256)]
         if not damaged:
             say(f"{name}: here already ({record.origin}; {record.licence})")
@@ -152,7 +152,7 @@ def fetch(name: str) -> Path:
                 continue
             files = list_files(payload)
             record = AssetRecord(origin=origin, licence=asset.licence, about=asset.about, files=files)
-            write_json(payload / RECORD, record)
+            write_json(payload / ASSET_FILE, record)
             shutil.rmtree(folder, ignore_errors=True)
             os.replace(payload, folder)
         size = sum(file.bytes for file in files)

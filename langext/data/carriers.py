@@ -19,6 +19,9 @@ from typing import Protocol
 from langext.artifacts import sha256_file
 from langext.console import say
 
+APT = "apt"
+"""Folder, in the cache, of package lists and packages."""
+
 
 class CarrierFailed(Exception):
     """This carrier cannot bring the asset here; the next one may."""
@@ -76,7 +79,11 @@ class DebianPackage:
             version = deb.name.split("_")[1]
             pinned = self.sha256.get(version)
             if pinned:
-                _verify(deb, pinned)
+                try:
+                    _verify(deb, pinned)
+                except CarrierFailed:
+                    (cache() / APT / "archives" / deb.name).unlink(missing_ok=True)  # the next try downloads it again
+                    raise
             else:
                 say(f"  {self.package} {version}: no pinned hash for this version; apt has verified its signature")
             tree = Path(folder) / "tree"
@@ -87,7 +94,7 @@ class DebianPackage:
         return f"Debian package {self.package} {version}"
 
     def _download(self, folder: Path) -> Path:
-        shared = cache() / "apt"  # kept between assets, so that the lists are fetched once
+        shared = cache() / APT  # kept between assets, so that the lists are fetched once
         for name in ("lists/partial", "archives/partial"):
             (shared / name).mkdir(parents=True, exist_ok=True)
         # Own package lists and cache, no lock, no sandbox user: so that it works without root rights.

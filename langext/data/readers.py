@@ -75,7 +75,7 @@ class TextReader(_Strict, BaseDiskReader):
             lines = io.TextIOWrapper(stream, encoding="utf-8")
             number = 0
             try:
-                for number, data in _jsonl(lines) if ".jsonl" in filepath else _blocks(lines):
+                for number, data in _jsonl(lines) if filepath.removesuffix(".gz").endswith(".jsonl") else _blocks(lines):
                     yield self.get_document_from_dict(data, filepath, number)
                     # The position in the compressed file: its size is known, that of the text is not.
                     progress.at(raw.tell(), f"{number} lines of {filepath}")

@@ -128,6 +128,11 @@ def worst(rows: Sequence[Change]) -> Change | None:
     return max(rows, key=lambda row: inf if isnan(row.relative) else row.relative, default=None)
 
 
+def largest(values: Sequence[float]) -> float:
+    """The largest value; nan if one of them is nan, because nobody knows how large that one is."""
+    return max(values, key=lambda value: inf if isnan(value) else value)
+
+
 def surely_worse(rows: Sequence[Change]) -> list[Change]:
     """The rows that are significantly worse after the Bonferroni correction for the number of rows."""
     return [row for row in rows if row.verdict == "worse" and row.difference.p < SIGNIFICANT / len(rows)]

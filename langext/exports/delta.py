@@ -46,7 +46,7 @@ from langext.models import bases, loading
 from langext.spec import ConfigError, Spec
 from langext.summaries import History, HistorySummary
 
-RECORD = "delta.json"
+DELTA_FILE = "delta.json"
 USES = "apply"
 """The name of the stage in the manifest of a model that was made from a delta."""
 VOCABULARY = Path("vocabulary") / "tokenizer"
@@ -137,7 +137,7 @@ def write(model: Model, out: Path) -> None:
         history=modelcard.history(model),
         files={file.name: file.sha256 for file in list_files(out)},
     )
-    write_json(out / RECORD, content.model_dump(mode="json"))
+    write_json(out / DELTA_FILE, content.model_dump(mode="json"))
 
 
 def _earlier(k: int) -> str:
@@ -155,17 +155,17 @@ def read(folder: Path) -> DeltaFile:
 
     Raises ConfigError when the folder holds no valid delta, or when a file is missing or differs from what was written.
     """
-    if not (folder / RECORD).is_file():
-        raise ConfigError(f"{folder}: no {RECORD} here, so this is no delta that `langext export --format delta` wrote")
+    if not (folder / DELTA_FILE).is_file():
+        raise ConfigError(f"{folder}: no {DELTA_FILE} here, so this is no delta that `langext export --format delta` wrote")
     try:
-        content = DeltaFile.model_validate(read_json(folder / RECORD))
+        content = DeltaFile.model_validate(read_json(folder / DELTA_FILE))
     except (ValidationError, ValueError) as error:
         problem = error.errors()[0] if isinstance(error, ValidationError) else {"loc": (), "msg": str(error)}
         where = ".".join(map(str, problem["loc"]))
-        raise ConfigError(f"{folder / RECORD}: {where + ': ' if where else ''}{problem['msg']}") from None
+        raise ConfigError(f"{folder / DELTA_FILE}: {where + ': ' if where else ''}{problem['msg']}") from None
     missing = [name for name in (extended.DELTA, *map(_earlier, range(len(content.earlier)))) if name not in content.files]
     if missing:
-        raise ConfigError(f"{folder / RECORD}: says nothing of {missing[0]}")
+        raise ConfigError(f"{folder / DELTA_FILE}: says nothing of {missing[0]}")
     for name, expected in content.files.items():
         path = folder / name
         # Names in delta.json are a stranger's: "../" or a link could name any file of this machine.

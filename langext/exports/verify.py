@@ -180,7 +180,8 @@ def own_texts(live: Any, count: int = 4, tokens: int = 64) -> list[str]:
     They are sampled, but with a fixed seed, so every call gives the same texts.
     """
     torch.manual_seed(0)
-    start = live.tokenizer.bos_token_id or live.tokenizer.eos_token_id or 0
+    known = (live.tokenizer.bos_token_id, live.tokenizer.eos_token_id)
+    start = next((number for number in known if number is not None), 0)
     prompts = torch.full((count, 1), start)
     with torch.no_grad():
         # min_new_tokens: a text that ends at once would compare almost nothing.

@@ -130,11 +130,11 @@ def _put(net: Any, into: Mapping[str, Tensor], saved: Mapping[str, Tensor], path
             become[into[name]] = nn.Parameter(tensor, requires_grad=False)
         else:
             into[name].copy_(tensor)
-    _replace(net, become)
+    replace_parameters(net, become)
     return set(saved)
 
 
-def _replace(net: Any, become: Mapping[Tensor, nn.Parameter]) -> None:
+def replace_parameters(net: Any, become: Mapping[Tensor, nn.Parameter]) -> None:
     """Replace every key of `become` by its value, in all modules of the net that hold it."""
     for module in net.modules():
         # Duplicates are kept, because a tied parameter must be replaced in each module that holds it.

@@ -23,13 +23,13 @@ from langext.architectures import vocabulary
 from langext.artifacts import BASE, Model, Tokenizer, read_json, write_json
 from langext.methods import AnyMethod
 from langext.methods.base import Method
-from langext.methods.extended import DELTA, Earlier, LiveModel, _replace, build, load_delta
+from langext.methods.extended import DELTA, Earlier, LiveModel, build, load_delta, replace_parameters
 from langext.spec import ConfigError
 
 if not sys.stderr.isatty():
     hf_logging.disable_progress_bar()
 
-RECORD = "model.json"
+MODEL_FILE = "model.json"
 
 
 @dataclass(frozen=True)
@@ -62,13 +62,13 @@ def write_record(out: Path, record: Record) -> Model:
             for e in record.earlier
         ],
     }
-    write_json(out / RECORD, value)
+    write_json(out / MODEL_FILE, value)
     return Model(out)
 
 
 def read_record(model: Model) -> Record:
     """Read `model.json`; all paths in the result are absolute."""
-    value = read_json(model.path / RECORD)
+    value = read_json(model.path / MODEL_FILE)
     methods = TypeAdapter(AnyMethod)
 
     def absolute(path: str) -> Path:
@@ -155,11 +155,11 @@ def on_disk(model: Model, *, trained: bool = True) -> LiveModel:
     # Hide the mapped weights while the model is extended: new modules are made on the device of their neighbours, and on the
     # meta device they take no memory. The mapped weights come back at the end.
     stored = {p: nn.Parameter(torch.empty_like(p, device="meta"), requires_grad=False) for p in net.parameters()}
-    _replace(net, stored)
+    replace_parameters(net, stored)
     live = build(net, load_tokenizer(record.tokenizer or record.base), record.method, len(new_tokens(model)), record.earlier)
     if trained:
         load_delta(live, model.path / DELTA)
-    _replace(net, {empty: parameter for parameter, empty in stored.items()})
+    replace_parameters(net, {empty: parameter for parameter, empty in stored.items()})
     net.eval()
     return live
 

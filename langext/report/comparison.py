@@ -73,7 +73,7 @@ class Entry:
     def kl(self) -> float | None:
         """The largest KL(base || model) of any original language, in nats per token; None where it was not measured."""
         by_language = self.run.model_scores.kl_to_base if self.run.model_scores else {}
-        return max((kl.value for kl in by_language.values()), default=None)
+        return significance.largest([kl.value for kl in by_language.values()]) if by_language else None
 
 
 @dataclass(frozen=True)

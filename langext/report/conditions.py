@@ -42,7 +42,7 @@ def measures(run: Run) -> dict[str, float]:
         values |= {"original.bpb_increase": nan, "original.worst_bpb_increase": nan}
     if run.model_scores and run.model_scores.kl_to_base:
         values |= {f"{code}.kl": kl.value for code, kl in run.model_scores.kl_to_base.items()}
-        values["original.kl"] = max(kl.value for kl in run.model_scores.kl_to_base.values())
+        values["original.kl"] = significance.largest([kl.value for kl in run.model_scores.kl_to_base.values()])
     for row in run.tasks:
         task, metric = row.name.split(", ")
         values[f"{task}.{metric}_drop"] = -row.difference.value if row.higher_is_better else row.difference.value

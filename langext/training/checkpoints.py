@@ -1,8 +1,9 @@
-"""The checkpoints of one training: written beside and renamed, hashed, the newest few kept, a damaged one passed over.
+"""The checkpoints of one training: write them, check them, keep the newest few, and skip damaged ones.
 
-`step-<n>/` holds what DeepSpeed and the engine wrote and `files.json`: sizes and sha256 of all of it, the number of processes
-and the ZeRO stage. A folder of that name is complete; what a killed process leaves is called `step-<n>.tmp` and never read.
-On several nodes the run folder must be on a disk that all of them see.
+`step-<n>/` holds the files of DeepSpeed and of the engine, and `files.json`: the size and sha256 of each file, the number of
+processes and the layout. The one rule: a folder named `step-<n>` is complete. A checkpoint is written into `step-<n>.tmp` and
+renamed at the end, so a killed process leaves only a `.tmp` folder, which is never read. On several nodes the run folder must
+be on a disk that all nodes share.
 """
 
 import os
@@ -22,20 +23,20 @@ from langext.spec import ConfigError, RunFailed, Spec
 
 GiB = 2**30
 FILES = "files.json"
-"""Sizes and sha256 of all files of a checkpoint, and how it was written."""
+"""Name of the file with the size and sha256 of each file of a checkpoint, and how the checkpoint was written."""
 STATE = "state"
-"""The folder, inside a checkpoint, that DeepSpeed writes."""
+"""Folder inside a checkpoint that DeepSpeed writes."""
 UNIVERSAL = "universal"
 AVERAGE = "average.safetensors"
-"""Running average of what learns, where one is kept."""
+"""File with the running average of the trainable weights; exists only when the training keeps one (`ema`)."""
 
 
 class CheckpointRecord(Spec):
-    """files.json of a checkpoint."""
+    """Content of the files.json of a checkpoint."""
 
     world_size: int
     layout: str
-    """`zero<stage>`, with more behind it where DeepSpeed has several layouts for a stage."""
+    """`zero<stage>`, followed by a suffix where DeepSpeed has several layouts for one stage."""
     files: list[FileRecord]
 
 
@@ -45,18 +46,18 @@ class Checkpoints:
 
     folder: Path
     keep: int
-    """How many of the newest stay on disk."""
+    """Number of checkpoints that stay on disk, the newest ones."""
 
     def steps(self) -> list[int]:
-        """Steps that there are complete checkpoints of, in order."""
+        """Steps that have a complete checkpoint, in ascending order."""
         names = [path.name.removeprefix("step-") for path in self.folder.glob("step-*")]
         return sorted(int(name) for name in names if name.isdigit())
 
     def newest(self) -> Path | None:
-        """The newest checkpoint whose files are all as they were written; None when there is none at all.
+        """Folder of the newest checkpoint whose files are all unchanged; None when there is no checkpoint at all.
 
-        Rank 0 looks, all processes get the same answer. Damaged ones are named in a warning and passed over. Raises RunFailed
-        when every checkpoint is damaged.
+        Rank 0 checks the files and all processes get its answer. Damaged checkpoints are named in a warning and skipped.
+        Raises RunFailed when every checkpoint is damaged.
         """
         step = on_first(self._intact)
         return None if step is None else self.folder / f"step-{step}"
@@ -70,18 +71,19 @@ class Checkpoints:
                 return step
             warn(f"checkpoint of step {step}: {damaged}; going back to the one before")
             shutil.rmtree(folder.with_suffix(".damaged.tmp"), ignore_errors=True)
-            os.replace(folder, folder.with_suffix(".damaged.tmp"))  # it must not stand in the way of the next one of this step
+            # `write` skips a step whose folder exists, so the damaged folder must not keep the name of this step.
+            os.replace(folder, folder.with_suffix(".damaged.tmp"))
         if damaged:
             raise RunFailed(f"{self.folder}: no checkpoint is intact ({damaged}); start the stage over with --redo")
         return None
 
     def write(self, step: int, fill: Callable[[Path], None], layout: str, needs_bytes: int) -> None:
-        """Let every process `fill` a folder, then make it the checkpoint of `step` and drop the oldest ones.
+        """Call `fill` with a new folder in every process, make that folder the checkpoint of `step`, and delete old checkpoints.
 
-        Raises RunFailed when less than `needs_bytes` of disk are free; the checkpoints there are stay as they are.
+        Raises RunFailed when less than `needs_bytes` of disk are free; existing checkpoints then stay as they are.
         """
         target, beside = self.folder / f"step-{step}", self.folder / f"step-{step}.tmp"
-        if target.is_dir():  # after a resume this very state is on disk already
+        if target.is_dir():  # after a resume, the state of this step is already on disk
             return
 
         def clear() -> None:
@@ -92,15 +94,18 @@ class Checkpoints:
 
         on_first(clear)
         fill(beside)
+        # Rank 0 lists and hashes the folder, so all processes must have written their parts before.
         distributed.barrier()
         if distributed.get_rank() == 0:
             record = CheckpointRecord(world_size=distributed.get_world_size(), layout=layout, files=list_files(beside))
+            # After a power cut a renamed folder could otherwise hold empty files: rename does not force data to disk.
             for file in record.files:
                 _to_disk(beside / file.name)
             write_json(beside / FILES, record)
             os.replace(beside, target)
             for old in self.steps()[: -self.keep]:
-                # Renamed first: a process killed while it deletes must not leave half a folder that looks whole.
+                # Rename before deleting: a process that is killed while it deletes must not leave half a folder that looks
+                # complete.
                 gone = self.folder / f"gone-{old}.tmp"
                 os.replace(self.folder / f"step-{old}", gone)
                 shutil.rmtree(gone)
@@ -108,7 +113,10 @@ class Checkpoints:
 
 
 def on_first(work: Callable[[], Any]) -> Any:
-    """What `work` returns on rank 0, in every process; a ConfigError, RunFailed or OSError there is raised in all of them."""
+    """Run `work` on rank 0 only and return its result in every process.
+
+    A ConfigError or RunFailed on rank 0 is raised in every process; an OSError on rank 0 becomes a RunFailed in every process.
+    """
     result: Any = None
     failure: tuple[type[Exception], str] | None = None
     if distributed.get_rank() == 0:
@@ -118,6 +126,7 @@ def on_first(work: Callable[[], Any]) -> Any:
             failure = type(error), str(error)
         except OSError as error:
             failure = RunFailed, f"{error.filename or ''}: {error.strerror or error}"
+    # The failure is shared as well: if only rank 0 raised it, the other processes would wait in the broadcast until the timeout.
     shared = [result, failure]
     distributed.broadcast_object_list(shared)
     result, failure = shared
@@ -128,7 +137,7 @@ def on_first(work: Callable[[], Any]) -> Any:
 
 
 def damage(checkpoint: Path) -> str:
-    """What is wrong with a checkpoint's files, or an empty string."""
+    """What is wrong with the files of a checkpoint, in words; an empty string when they are intact."""
     if not (checkpoint / FILES).is_file():
         return f"{FILES} is missing"
     try:
@@ -145,7 +154,7 @@ def damage(checkpoint: Path) -> str:
 
 
 def room(folder: Path, needs_bytes: int) -> None:
-    """Raises RunFailed when less than `needs_bytes` are free where `folder` is, on any process's machine alike."""
+    """Raise RunFailed when less than `needs_bytes` are free on the disk of `folder`, which does not need to exist yet."""
     here = next(path for path in (folder, *folder.parents) if path.exists())
     free = shutil.disk_usage(here).free
     if free < needs_bytes:
@@ -156,10 +165,11 @@ def room(folder: Path, needs_bytes: int) -> None:
 
 
 def fits(checkpoint: Path, world_size: int, layout: str) -> bool:
-    """Was it written by as many processes in the same layout? Then it loads as it is.
+    """True when the checkpoint can be loaded as it is; False when it must be converted to the universal form first.
 
-    A layout is `zero<stage>`, with more behind it where DeepSpeed has several for a stage. Raises ConfigError for a change of
-    stage that DeepSpeed cannot convert: all but those between 1 and 2.
+    It loads as it is when its layout is `layout` and it was written by `world_size` processes (under ZeRO 0 by any number). For
+    layouts see `CheckpointRecord.layout`. Raises ConfigError for a change of the ZeRO stage, except between stages 1 and 2,
+    because DeepSpeed cannot convert it.
     """
     record = read_as(checkpoint / FILES, CheckpointRecord)
     had, now = (int(name.removeprefix("zero")[0]) for name in (record.layout, layout))
@@ -168,15 +178,16 @@ def fits(checkpoint: Path, world_size: int, layout: str) -> bool:
             f"{checkpoint}: written under ZeRO stage {had}, and runtime.deepspeed says {now} now. DeepSpeed converts "
             f"between stages 1 and 2 alone; go on with stage {had}"
         )
+    # Under ZeRO 0 every process has the same full state, so the number of processes does not matter.
     return record.layout == layout and (record.world_size == world_size or now == 0)
 
 
 def universal(checkpoint: Path) -> Path:
-    """The checkpoint in DeepSpeed's universal form, which any number of processes and ZeRO 1, 2 or 3 can load.
+    """Folder of the checkpoint in DeepSpeed's universal form, which any number of processes can load.
 
-    Made by rank 0 with DeepSpeed's own converter, beside the checkpoint. Raises RunFailed when that fails.
+    Rank 0 writes it beside the checkpoint, with DeepSpeed's own converter. Raises RunFailed when the conversion fails.
     """
-    made = checkpoint.with_name(f"{checkpoint.name}-{UNIVERSAL}.tmp")  # dropped with the next checkpoint
+    made = checkpoint.with_name(f"{checkpoint.name}-{UNIVERSAL}.tmp")  # deleted when the next checkpoint is written
 
     def anew() -> None:
         shutil.rmtree(made, ignore_errors=True)
@@ -187,23 +198,25 @@ def universal(checkpoint: Path) -> Path:
 
 
 def convert(checkpoint: Path, out: Path) -> None:
-    """Write the universal form of a checkpoint into the new folder `out`. Raises RunFailed when that fails."""
+    """Write the universal form of a checkpoint into the folder `out`. Raises RunFailed when the conversion fails."""
     command = [
         "-m", "deepspeed.checkpoint.ds_to_universal", "--inject_missing_state",
         "--input_folder", str(checkpoint / STATE), "--output_folder", str(out / STATE),
     ]  # fmt: skip
+    # A process of its own, because DeepSpeed offers the converter as a command.
     done = subprocess.run([sys.executable, *command], capture_output=True, text=True, env=_alone())
     if done.returncode:
         raise RunFailed(f"{checkpoint}: cannot be converted to DeepSpeed's universal form:\n{done.stderr[-2000:]}")
 
 
 def _alone() -> dict[str, str]:
-    """The environment of a process that does not belong to this launch."""
+    """The environment variables without those that would make a new process join the process group of this training."""
     launched = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "CROSS_RANK", "CROSS_SIZE", "LOCAL_SIZE")
     return {key: value for key, value in os.environ.items() if key not in launched}
 
 
 def _to_disk(path: Path) -> None:
+    """Return only when the content of the file is on the disk, not just in the cache of the system."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

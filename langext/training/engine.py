@@ -1,7 +1,7 @@
-"""The one seam to DeepSpeed: start, step, save, load. Used for one CPU process and for many GPUs alike.
+"""The only module that calls DeepSpeed: start, step, save and load. One CPU process and many GPUs use the same code.
 
-DeepSpeed keeps float32 masters of what learns, partitions them (and, under ZeRO 3, the model) and clips gradients; nothing else
-is left to it.
+DeepSpeed keeps float32 masters of the trainable weights, partitions them (and, under ZeRO 3, the model) and clips gradients.
+Everything else is done by langext.
 """
 
 import json
@@ -25,22 +25,26 @@ from langext.architectures import vocabulary
 from langext.spec import ConfigError
 from langext.training import checkpoints
 
+# Keys that must not be in a DeepSpeed file: `EngineSettings.for_deepspeed` sets them, or langext does that work itself.
 OURS = (
     "train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping",
     "optimizer", "scheduler", "bf16", "fp16", "data_types", "checkpoint", "tensorboard", "wandb",
 )  # fmt: skip
 PATIENCE = timedelta(minutes=30)
-"""How long processes wait for one another: what one process does alone, such as converting a checkpoint, takes less."""
+"""How long processes wait for one another. Work that one process does alone, such as converting a checkpoint, takes less."""
 BYTES_PER_TRAINABLE = 14
-"""Of a checkpoint: two of weights and twelve of the float32 master and AdamW's moments."""
+"""Bytes that a checkpoint needs per trainable parameter: 2 for the weight, 12 for the float32 master and AdamW's moments."""
 
 
 class NotFinite(Exception):
-    """A loss was infinite or not a number. The weights are as they were before the step."""
+    """A loss was infinite or not a number. The weights are still those from before the step."""
 
 
 def read_deepspeed(name: str) -> dict[str, Any]:
-    """Read a DeepSpeed configuration: one that comes with langext, or a file. Raises ConfigError for what the stage decides."""
+    """Read a DeepSpeed configuration: `name` is one that comes with langext, or a file.
+
+    Raises ConfigError for invalid JSON, for a key that the train stage sets itself (`OURS`), and for an unknown ZeRO stage.
+    """
     at = ("runtime", "deepspeed")
     path = ready.find("deepspeed", name, ".json", at)
     try:
@@ -55,38 +59,38 @@ def read_deepspeed(name: str) -> dict[str, Any]:
 
 
 def zero_stage(config: dict[str, Any]) -> int:
-    """The ZeRO stage of a DeepSpeed configuration."""
+    """The ZeRO stage of a DeepSpeed configuration; 0 when it names none."""
     return config.get("zero_optimization", {}).get("stage", 0)
 
 
 def sums_in_fp32(bf16: bool, accumulate: int) -> bool:
-    """Are gradients of several micro-batches summed in float32? A sum in bf16 would lose the small ones."""
+    """True when gradients of several micro-batches are summed in float32, because a sum in bf16 loses small gradients."""
     return bf16 and accumulate > 1
 
 
 def layout(config: dict[str, Any], bf16: bool, accumulate: int) -> str:
-    """Which of DeepSpeed's layouts a checkpoint has: under ZeRO 1 it takes another optimizer for sums in float32."""
+    """Name of the layout of a checkpoint. Sums in float32 have one of their own: DeepSpeed then uses another optimizer."""
     return f"zero{zero_stage(config)}" + ("-fp32-sums" if sums_in_fp32(bf16, accumulate) else "")
 
 
 def join_processes() -> torch.device:
-    """Join the process group of the launcher, or make one of a single process. Returns this process's device."""
+    """Join the process group of the launcher, or make a group of one process. Returns the device of this process."""
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    import deepspeed  # imports slowly and looks at DS_ACCELERATOR while it does
+    import deepspeed  # slow, and it reads DS_ACCELERATOR during the import, so the variable is set before
 
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)  # its warnings are about its own internals
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")  # DeepSpeed's calls, not ours
-    # Its shared-memory all-reduce is compiled on first use and needs a C++ compiler; gloo does the same work without one.
+    # DeepSpeed would compile its own shared-memory all-reduce, which needs a C++ compiler; gloo does the same without one.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     backend = "nccl" if torch.cuda.is_available() else "gloo"
-    if "RANK" not in os.environ:  # a file instead of a port, so that two runs on one machine cannot meet
+    if "RANK" not in os.environ:  # a file instead of a port, so that two runs on one machine never share a port
         store = Path(tempfile.mkdtemp(prefix="langext-")) / "store"
         distributed.init_process_group(backend, init_method=f"file://{store}", rank=0, world_size=1)
         os.environ.setdefault("LOCAL_RANK", "0")
     deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False, timeout=PATIENCE)
     if backend == "gloo":
-        # Else DeepSpeed converts every gradient to float64 for its norm: a twentieth of a step.
+        # Otherwise DeepSpeed converts every gradient to float64 for its norm, which takes about 5% of a step.
         accelerator: Any = deepspeed.accelerator.get_accelerator()
         accelerator.is_fp64_supported = lambda: False
         return torch.device("cpu")
@@ -96,46 +100,47 @@ def join_processes() -> torch.device:
 
 @dataclass(frozen=True)
 class EngineSettings:
-    """What the engine is told."""
+    """All settings of the engine."""
 
     deepspeed: dict[str, Any]
-    """The DeepSpeed configuration, as `read_deepspeed` gives it."""
+    """The DeepSpeed configuration, as `read_deepspeed` returns it."""
     micro_batch: int
     accumulate: int
-    """Micro-batches of a process in one optimizer step."""
+    """Micro-batches that each process computes in one optimizer step."""
     clip: float
     """Gradient norm above which gradients are scaled down."""
     bf16: bool
     betas: tuple[float, float]
     weight_decay: float
-    """Of matrices alone: a gain or a gate has no reason to go to zero."""
+    """AdamW's weight decay, for matrices only: there is no reason to pull a gain or a gate towards zero."""
     ema: float | None
-    """Decay of a running average of the weights; None keeps none."""
+    """Decay per step of the running average of the weights; None keeps no average."""
     monitor: Sequence[str]
-    """What DeepSpeed's monitor reports to."""
+    """Where DeepSpeed's monitor reports to: tensorboard, wandb."""
     out: Path
-    """Folder for the monitor."""
+    """Folder in which the monitor writes."""
 
     @property
     def layout(self) -> str:
-        """Which of DeepSpeed's layouts a checkpoint has: under ZeRO 1 it takes another optimizer for sums in float32."""
+        """Name of the layout of a checkpoint. Sums in float32 have one of their own: DeepSpeed then uses another optimizer."""
         return f"zero{zero_stage(self.deepspeed)}" + ("-fp32-sums" if self.sums_in_fp32 else "")
 
     @property
     def sums_in_fp32(self) -> bool:
-        """Are gradients of several micro-batches summed in float32? A sum in bf16 would lose the small ones."""
+        """True when gradients of several micro-batches are summed in float32, because a sum in bf16 loses small gradients."""
         return self.bf16 and self.accumulate > 1
 
     def for_deepspeed(self, *, universal: bool) -> dict[str, Any]:
-        """The whole configuration. `universal` says that the checkpoint to be loaded has DeepSpeed's universal form."""
+        """The complete DeepSpeed configuration. `universal`: the checkpoint that will be loaded has the universal form."""
         whole = self.deepspeed | {
             "train_batch_size": self.micro_batch * self.accumulate * distributed.get_world_size(),
             "train_micro_batch_size_per_gpu": self.micro_batch,
             "gradient_accumulation_steps": self.accumulate,
+            # Under ZeRO 0 `Engine.step` clips, because it needs the norm anyway.
             "gradient_clipping": self.clip if zero_stage(self.deepspeed) else 0.0,
             "bf16": {"enabled": self.bf16},
             "checkpoint": {"load_universal": universal},
-            "steps_per_print": 10**9,
+            "steps_per_print": 10**9,  # langext prints its own progress
             "tensorboard": {
                 "enabled": "tensorboard" in self.monitor, "output_path": str(self.out), "job_name": "tensorboard",
             },
@@ -145,12 +150,14 @@ class EngineSettings:
 
 
 class Engine:
-    """A model under DeepSpeed with AdamW on its trainable parameters."""
+    """A model under DeepSpeed, with AdamW on its trainable parameters."""
 
     def __init__(
         self, objective: Any, net: Any, settings: EngineSettings, peak: Callable[[str], float], *, universal: bool = False
     ):
-        """`peak` gives the peak learning rate of a parameter by its name; `universal` as in `EngineSettings.for_deepspeed`."""
+        """`objective` wraps `net` and returns the loss. `peak` gives the peak learning rate for the name of a parameter.
+        `universal` as in `EngineSettings.for_deepspeed`.
+        """
         import deepspeed
 
         groups: dict[tuple[float, float], list[Any]] = {}
@@ -159,6 +166,7 @@ class Engine:
                 key = (peak(name), settings.weight_decay if parameter.ndim > 1 else 0.0)
                 groups.setdefault(key, []).append(parameter)
         self.groups = list(groups)
+        # Rate and decay are 0 here because `step` sets both before every step.
         optimizer = torch.optim.AdamW(
             [{"params": members} for members in groups.values()], lr=0.0, betas=settings.betas, weight_decay=0.0, fused=True
         )
@@ -167,29 +175,33 @@ class Engine:
         self.deepspeed: Any
         whole = settings.for_deepspeed(universal=universal)
         self.deepspeed, *_ = deepspeed.initialize(model=objective, optimizer=optimizer, config=whole)
-        if self.zero_stage == 3:  # the loss multiplies by the head without calling it as a module
+        if self.zero_stage == 3:  # the loss uses the head's weight without calling the head as a module
             for parameter in vocabulary.head_parameters(net):
                 deepspeed.zero.register_external_parameter(objective, parameter)
         self.average = [weights.detach().clone() for weights in self._flat()] if self.ema else []
 
     def __call__(self, *inputs: Any) -> Any:
-        """Forward pass of the objective."""
+        """Forward pass of the objective, with its arguments and its result."""
         return self.deepspeed(*inputs)
 
     def step(self, losses: Iterable[Tensor], factor: float) -> float:
-        """One optimizer step at `factor` of the peak rates over the micro-batch losses that an iterable yields. Returns the
-        gradient's norm before clipping. Raises NotFinite, in every process, before anything is changed.
+        """Make one optimizer step over the losses of the micro-batches, at `factor` times the peak learning rates.
+
+        Returns the norm of the gradient before clipping. If a loss is not finite in any process, raises NotFinite in every
+        process, before a weight is changed.
         """
         for group, (peak, decay) in zip(self.deepspeed.optimizer.param_groups, self.groups, strict=True):
+            # Set anew in each step: loading a checkpoint brings back the values of the step in which it was written.
             group["lr"], group["weight_decay"] = peak * factor, decay
         norm, odd = None, torch.zeros((), dtype=torch.bool, device=self.deepspeed.device)
         for number, loss in enumerate(losses, start=1):
             self.deepspeed.backward(loss)
+            # Kept on the device: reading the value here would make the CPU wait for the GPU in every micro-batch.
             odd |= ~torch.isfinite(loss.detach())
             if number == self.settings.accumulate:
                 if self.agree(int(odd)):
                     raise NotFinite
-                if not self.zero_stage:  # all gradients are here, and DeepSpeed would not tell their norm
+                if not self.zero_stage:  # all gradients are on this process, and DeepSpeed does not report their norm
                     norm = torch.nn.utils.clip_grad_norm_(self._learning().values(), self.settings.clip)
             self.deepspeed.step()
         if self.ema:
@@ -198,7 +210,7 @@ class Engine:
         return float(self.deepspeed.get_global_grad_norm() if norm is None else norm)
 
     def agree(self, value: int) -> int:
-        """The largest `value` of any process, so that all of them decide alike."""
+        """The largest `value` of all processes, so that all of them take the same decision."""
         if distributed.get_world_size() == 1:
             return value
         shared = torch.tensor([value], device=self.deepspeed.device)
@@ -206,31 +218,36 @@ class Engine:
         return int(shared)
 
     def from_first(self, value: Any) -> Any:
-        """Rank 0's `value` in every process, so that measurements that differ in the last bit cannot part them."""
+        """The `value` of rank 0, in every process: measurements can differ in the last bit, and decisions must not."""
         shared = [value]
         distributed.broadcast_object_list(shared)
         return shared[0]
 
     def everywhere(self, values: list[Any]) -> list[list[Any]]:
-        """The `values` of all processes."""
-        found: list[Any] = [None] * distributed.get_world_size()
-        distributed.all_gather_object(found, values)
-        return found
+        """The `values` of all processes, in order of rank; the same in every process."""
+        gathered: list[Any] = [None] * distributed.get_world_size()
+        distributed.all_gather_object(gathered, values)
+        return gathered
 
     def report(self, tokens: int, figures: dict[str, float]) -> None:
-        """Hand figures to DeepSpeed's monitor, if there is one."""
+        """Send numbers, by name, to DeepSpeed's monitor if one is enabled. `tokens` is the position on the x axis."""
         if self.deepspeed.monitor.enabled and distributed.get_rank() == 0:
             self.deepspeed.monitor.write_events([(name, value, tokens) for name, value in figures.items()])
 
     @contextmanager
     def gathered(self) -> Iterator[None]:
-        """Under ZeRO 3: a context in which the head is whole in every process, also after a module that shares it has run."""
+        """A context in which every process has the whole output head. Changes something only under ZeRO 3.
+
+        The head stays whole even after a module that shares its weights has run.
+        """
         if self.zero_stage != 3:
             yield
             return
         import deepspeed
 
         head, reader = vocabulary.head_parameters(self.net), -1  # no module has this id
+        # DeepSpeed releases a weight when no module uses it any more. A tied head is released after the embedding has run,
+        # unless it has one more user: this made-up id.
         with deepspeed.zero.GatheredParameters(head):
             for parameter in head:
                 parameter.ds_active_sub_modules.add(reader)  # type: ignore[attr-defined]
@@ -242,7 +259,7 @@ class Engine:
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """A context in which the model's weights are their running average, where one is kept."""
+        """A context in which the weights of the model are their running average. Changes nothing when no average is kept."""
         if not self.ema:
             yield
             return
@@ -254,18 +271,19 @@ class Engine:
 
     @torch.no_grad()
     def _exchange(self) -> None:
+        """Swap the weights with their running average."""
         for average, weights in zip(self.average, self._flat(), strict=True):
             kept = weights.detach().clone()
             weights.copy_(average)
             average.copy_(kept)
-        if self.zero_stage:
+        if self.zero_stage:  # the forward pass uses the model's own copy, which DeepSpeed renews only in an optimizer step
             for name, master in self._masters():
                 self._learning()[name].copy_(master)
 
     def masters(self) -> dict[str, Tensor]:
-        """The trainable parameters in full, in float32 where DeepSpeed keeps masters; on rank 0, {} on the others."""
+        """On rank 0: trainable parameters by name, whole, on the CPU, float32 where DeepSpeed keeps masters. Elsewhere: {}."""
         kept = {}
-        for name, master in self._masters():  # every process takes part in gathering them
+        for name, master in self._masters():  # every process must take part in gathering a parameter
             if distributed.get_rank() == 0:
                 kept[name] = master.detach().cpu().clone()
         return kept
@@ -280,12 +298,16 @@ class Engine:
         return {name: p for name, p in self.net.named_parameters() if p.requires_grad}
 
     def _flat(self) -> list[Tensor]:
-        """This process's part of the float32 weights that the optimizer updates. Not for ZeRO 3."""
+        """The weights that the optimizer of this process updates: under ZeRO 1 and 2 its part of the float32 masters."""
         inner = self.deepspeed.optimizer.optimizer if self.zero_stage else self.deepspeed.optimizer
         return [weights for group in inner.param_groups for weights in group["params"]]
 
     def save(self, kept: checkpoints.Checkpoints, step: int, state: dict[str, Any]) -> None:
-        """Write a checkpoint of `step`: what learns, the optimizer, the running average and `state`."""
+        """Write a checkpoint of `step`: trainable weights, optimizer, running average and `state`.
+
+        Raises RunFailed when the disk has too little room.
+        """
+        # Under ZeRO 3 `numel` is 0 while a weight is partitioned; `ds_numel` is its full size.
         size = sum(getattr(p, "ds_numel", p.numel()) for p in self._learning().values())
         kept.write(step, lambda folder: self._fill(folder, state), self.settings.layout, size * BYTES_PER_TRAINABLE)
 
@@ -304,7 +326,9 @@ class Engine:
                 save_file({name: tensor.contiguous() for name, tensor in average.items()}, folder / checkpoints.AVERAGE)
 
     def load(self, checkpoint: Path, state_from: Path) -> dict[str, Any]:
-        """Go back to a checkpoint and return its `state`. `state_from` is the checkpoint itself or its universal form."""
+        """Load a checkpoint and return its `state`. `state_from` is the folder `checkpoint` or its universal form."""
+        # The average is put into the weights, copied from there in this process's partition, and then load_checkpoint
+        # overwrites the weights.
         if self.ema:
             average = load_file(checkpoint / checkpoints.AVERAGE)
             self._set(average)
@@ -318,7 +342,7 @@ class Engine:
 
         for name, parameter in self._learning().items():
             value = values[name].to(parameter.device)
-            if self.zero_stage:
+            if self.zero_stage:  # the masters are partitioned, and DeepSpeed knows which part is whose
                 safe_set_full_fp32_param(parameter, value)
             else:
                 parameter.copy_(value)

@@ -1,8 +1,8 @@
-"""Floating-point operations of training, and what devices can do."""
+"""How many floating-point operations (FLOPs) training needs, and how many a device can do in a second."""
 
 from typing import Any
 
-# Dense bf16 tensor-core peaks in FLOP/s, from the vendors' data sheets. The first name that is part of the device's counts.
+# Dense bf16 tensor-core peaks in FLOP/s, from the vendors' data sheets. The first name that is part of the device's name counts.
 PEAKS = {
     "B200": 2250e12, "H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12,
     "RTX 4090": 165e12, "RTX 3090": 71e12, "MI300X": 1307e12,
@@ -10,11 +10,11 @@ PEAKS = {
 
 
 def per_token(total: int, trainable: int, config: Any, length: int) -> float:
-    """FLOPs of one training token.
+    """FLOPs for one training token. `total` and `trainable` count parameters, `length` is the sequence length in tokens.
 
-    2 P forward, 2 P backward through all weights, 2 more for each weight that learns (https://arxiv.org/abs/2001.08361), and
-    12 L D T for attention over `length` tokens (https://arxiv.org/abs/2204.02311). Counts the backward pass through every
-    layer, also where a method learns in the last ones alone. Looking up an untied embedding is no product and not counted.
+    Per weight: 2 forward, 2 backward, and 2 more if it is trainable (https://arxiv.org/abs/2001.08361). Attention adds
+    12 L D T (L layers, D width, T = `length`; https://arxiv.org/abs/2204.02311). The backward pass counts for every layer, even
+    if a method trains only the last ones. An untied embedding is looked up, not multiplied, so it does not count.
     """
     if not config.tie_word_embeddings:
         total -= config.vocab_size * config.hidden_size
@@ -22,5 +22,5 @@ def per_token(total: int, trainable: int, config: Any, length: int) -> float:
 
 
 def peak(device_name: str) -> float | None:
-    """Of one device in bf16; None when it is not known."""
+    """Peak FLOP/s of one device in bf16; None when the device is not in `PEAKS`."""
     return next((flops for name, flops in PEAKS.items() if name in device_name), None)

@@ -1,6 +1,6 @@
-"""The training loop of stage train: evaluate, save, step, log, until the last step. What it needs is built in setup.py.
+"""The training loop of stage train: evaluate, save, step, log, until the last step. setup.py builds what the loop needs.
 
-Everything it finds out goes to metrics.jsonl; the report reads that.
+The one rule: every measurement goes to metrics.jsonl, and the report reads only that file.
 """
 
 import math
@@ -30,7 +30,11 @@ from langext.training.setup import Session, set_up
 
 
 def train(settings: Settings, ctx: Context, model: Model, corpus: Corpus) -> Model:
-    """Train, resuming from a checkpoint if there is one, and write the delta."""
+    """Train the model, resume from a checkpoint if there is one, and write the delta. Returns the trained model.
+
+    Raises ConfigError when the settings do not fit the text or the processes, and RunFailed when a loss or a gradient is not
+    finite. Ends the process with exit code 128 + signal when it is asked to stop.
+    """
     loop = Loop(set_up(settings, ctx, model, corpus))
     loop.run()
     loop.finish(model)
@@ -38,34 +42,37 @@ def train(settings: Settings, ctx: Context, model: Model, corpus: Corpus) -> Mod
 
 
 class Loop:
-    """A training at work: where it is, what it has counted, and when it began."""
+    """A running training: its current step, its counts and its times."""
 
     def __init__(self, session: Session):
         self.session, self.settings, self.ctx, self.engine = session, session.settings, session.ctx, session.engine
         state = session.state
         self.first: int = state["step"]
         self.last = session.steps
-        """The step it ends at; an exhausted budget brings it forward."""
+        """The step at which training ends; earlier when the forgetting budget is used up."""
         self.start: dict[str, float] | None = state["start"]
-        """Bits per byte of the first evaluation, by set."""
+        """Bits per byte in the first evaluation, by `<language>/<domain>`; None before it."""
         self.log, self.bar = Log(self.ctx, self.first), Bar("training", session.steps, shown=self.ctx.rank == 0)
         if self.first:
             self.log.say(f"  resuming at step {self.first} of {session.steps}")
         self.stop = Stop(self.ctx)
+        # A checkpoint has the sums of all processes, so only rank 0 takes them back; else each process would add them again.
         self.tally = Tally(self.ctx.languages, session.device, state.get("tally"), share=float(self.ctx.rank == 0))
         self.resumed = time.monotonic()
+        # Moved back by the seconds of earlier attempts, so that `seconds` counts the whole training.
         self.began = self.resumed - state["seconds"]
         self.evaluating = 0.0
-        """Seconds spent on evaluations, which do not count for the speed of training."""
+        """Seconds spent on evaluations since the start or resume; they do not count for the training speed."""
         self.seconds = 0.0
         self.evaluation: Evaluation | None = None
 
     def run(self) -> None:
-        """All steps that are left. Leaves the process, with everything saved, when it is asked to stop."""
+        """Make all remaining steps. When asked to stop, save everything and end the process."""
         for step in range(self.first, self.session.steps + 1):
             if step % self.settings.eval_every == 0 or step == self.session.steps:
                 self._evaluate(step)
             self.seconds = time.monotonic() - self.began
+            # A signal may reach one process earlier than another; all must leave at the same step.
             asked = self.engine.agree(self.stop.asked)
             if (step % self.settings.save_every == 0 and step > self.first) or asked:
                 state = {"step": step, "seconds": self.seconds, "start": self.start, "tally": self.tally.state()}
@@ -83,40 +90,45 @@ class Loop:
         self.bar.close()
 
     def _evaluate(self, step: int) -> None:
-        """Measure held-out text; keep the weights if they are the best so far, and end where the budget is used up."""
+        """Measure held-out text. Keep the weights if they are the best so far; end training when the budget is used up."""
         at = time.monotonic()
         with self.engine.averaged(), self.engine.gathered():
-            found: Evaluation = self.engine.from_first(self.session.watch.measure())
-        now = found.bits_per_byte
-        self.start, self.evaluation = self.start or now, found
+            measured: Evaluation = self.engine.from_first(self.session.watch.measure())
+        now = measured.bits_per_byte
+        self.start, self.evaluation = self.start or now, measured
         tokens = step * self.session.step_tokens
-        self.log.evaluation(step, tokens, found)
+        self.log.evaluation(step, tokens, measured)
         self.engine.report(tokens, {f"bits_per_byte/{name}": value for name, value in now.items()})
         budget = self.settings.forgetting_budget
-        if budget and self._exceeds_budget(found):
+        if budget and self._exceeds_budget(measured):
             if budget.then == "stop":
                 self.last = step
         elif self.settings.result == "best" or budget:
             score = mean_ratio(now, self.start, (self.ctx.language,))
             with self.engine.averaged():
-                self.session.best.offer(step, score, found, self.engine.masters, self.ctx.rank)
+                self.session.best.offer(step, score, measured, self.engine.masters, self.ctx.rank)
         self.evaluating += time.monotonic() - at
 
-    def _exceeds_budget(self, found: Evaluation) -> bool:
+    def _exceeds_budget(self, measured: Evaluation) -> bool:
+        """True when the original languages have lost more than the budget allows; says so in the log."""
         budget = self.settings.forgetting_budget
         assert budget is not None and self.start is not None
-        increase = mean_ratio(found.bits_per_byte, self.start, self.ctx.original_languages) - 1
-        if budget.kept(increase, found.kl_to_base):
+        increase = mean_ratio(measured.bits_per_byte, self.start, self.ctx.original_languages) - 1
+        if budget.kept(increase, measured.kl_to_base):
             return False
-        kl = f", KL {found.kl_to_base:.4f} nats per token" if found.kl_to_base is not None else ""
+        kl = f", KL {measured.kl_to_base:.4f} nats per token" if measured.kl_to_base is not None else ""
         self.log.say(f"  beyond the forgetting budget: original bits per byte {increase:+.2%}{kl}")
         return True
 
     def _step(self, step: int, factor: float) -> float:
-        """One optimizer step at `factor` of the peak rates; the gradient's norm. Raises RunFailed when it is not finite."""
+        """Make one optimizer step at `factor` times the peak learning rates and return the norm of the gradient.
+
+        Raises RunFailed when the loss or the norm is not finite.
+        """
         session, settings, ctx = self.session, self.settings, self.ctx
         session.live.net.train()
-        torch.manual_seed(ctx.seed + 1_000_003 * (step + 1) + ctx.rank)  # so the state of the generators is (seed, step)
+        # Seeded anew in each step: a resumed training then draws the same numbers, without saving the generators' state.
+        torch.manual_seed(ctx.seed + 1_000_003 * (step + 1) + ctx.rank)
         originals = session.mixture.count(step, settings.batch_sequences, ctx.original_languages) * settings.sequence_length
         accumulate = settings.accumulate()
         seen: list[tuple[Batch, torch.Tensor]] = []
@@ -131,7 +143,8 @@ class Loop:
                 loss, losses_BT, penalties = self.engine(*(t.to(session.device, non_blocking=True) for t in ids), portion)
                 self.tally.add(batch, losses_BT, penalties)
                 seen.append((batch, losses_BT))
-                yield loss * accumulate * ctx.world_size  # DeepSpeed takes the mean over both; the loss is a sum
+                yield loss * accumulate * ctx.world_size  # a sum; DeepSpeed divides by both
+            # Reached when the engine has taken all losses: a step that fails before that is not counted.
             self.tally.steps += 1
 
         try:
@@ -143,7 +156,7 @@ class Loop:
         return norm
 
     def _log(self, step: int, factor: float, norm: float) -> None:
-        """One line of metrics and one on the terminal. `step` counts the steps that are done."""
+        """Write one line to metrics.jsonl and one to the terminal. `step` is the number of finished steps."""
         session, tokens = self.session, step * self.session.step_tokens
         losses = self.tally.take()
         speed = (step - self.first) * session.step_tokens / (time.monotonic() - self.resumed - self.evaluating)
@@ -159,10 +172,11 @@ class Loop:
         self.log.say(f"  step {step}/{session.steps}  {shown}  {speed:.0f} tokens/s  ETA {duration(left)}")
 
     def finish(self, model: Model) -> None:
-        """Write the delta, the record and the summary: of the last weights, or of the best where these are asked for."""
+        """Write the delta, the record and the summary, of the last weights or of the best ones, as the settings say."""
         settings, ctx, best = self.settings, self.ctx, self.session.best
         selects = settings.result == "best" or settings.forgetting_budget is not None
         chosen = best.kept if selects else None
+        # Before the other ranks leave: every process takes part in gathering the weights.
         with self.engine.averaged():
             delta = self.engine.masters()
         if ctx.rank:
@@ -170,14 +184,14 @@ class Loop:
         within = bool(chosen) if settings.forgetting_budget else None
         if chosen:
             delta = best.weights()
-            said = " within the forgetting budget" if within else ""
-            self.log.say(f"  the model is that of step {chosen.step}, the best evaluation{said}")
+            limit = " within the forgetting budget" if within else ""
+            self.log.say(f"  the model is that of step {chosen.step}, the best evaluation{limit}")
         elif selects:
             self.log.say("  warning: no evaluation was a number and within the budget; the model is that of the last step")
         loading.save_delta(ctx.out, delta)
         loading.write_record(ctx.out, loading.read_record(model))
-        found = chosen.evaluation if chosen else self.evaluation
-        assert found is not None, "the last step is always evaluated"
+        result = chosen.evaluation if chosen else self.evaluation
+        assert result is not None, "the last step is always evaluated"
         seen = self.session.mixture.cut(self.last * settings.batch_sequences)
         ctx.report(
             TrainSummary(
@@ -185,13 +199,16 @@ class Loop:
                 result_step=chosen.step if chosen else self.last, within_budget=within,
                 tokens=self.last * self.session.step_tokens, seconds=round(self.seconds, 1),
                 tokens_per_second=self.log.last["train"].get("tokens_per_second"), epochs=seen.epochs(), shares=seen.shares(),
-                bits_per_byte=found.bits_per_byte, kl_to_base=found.kl_to_base, dead_layers=found.dead_layers,
-                weights=found.weights,
+                bits_per_byte=result.bits_per_byte, kl_to_base=result.kl_to_base, dead_layers=result.dead_layers,
+                weights=result.weights,
             )
         )  # fmt: skip
 
     def _suspects(self, seen: list[tuple[Batch, torch.Tensor]]) -> str:
-        """The documents of the sequences whose loss is not finite; of all of the step when it is a penalty that is not."""
+        """The documents of the sequences whose loss is not finite, one line per source.
+
+        Names all documents of the step when no single loss is bad, which means that a penalty is not finite.
+        """
         rows = [
             (index, bool(row.isfinite().all()))
             for batch, losses_BT in seen
@@ -213,14 +230,15 @@ class Loop:
 
 
 def _peak_memory(device: torch.device) -> int:
-    """Bytes: of a GPU's memory, or of this process."""
+    """Most memory used so far, in bytes: of the GPU, or of this process on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    # ru_maxrss is in bytes on macOS and in KiB on Linux.
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 class Stop:
-    """Notes SIGINT, SIGTERM and the stop file, so that the loop can save and leave between two steps."""
+    """Remembers SIGINT, SIGTERM and the stop file, so that the loop can save and leave between two steps."""
 
     def __init__(self, ctx: Context) -> None:
         self.file, self.signal = ctx.out / STOP, 0
@@ -232,7 +250,7 @@ class Stop:
 
     @property
     def asked(self) -> int:
-        """The number of the signal; 0 while nobody has asked."""
+        """The number of the signal that asks to stop; 0 while there is none."""
         if not self.signal and self.file.is_file():
             return int(self.file.read_text(encoding="utf-8") or signal.SIGTERM)
         return self.signal

@@ -1,4 +1,4 @@
-"""metrics.jsonl, the one interface between training and whatever reads it: sums over processes, lines on disk."""
+"""metrics.jsonl and the sums behind its lines. The one rule: all that others read of a training is in this file."""
 
 import json
 import os
@@ -19,13 +19,17 @@ if TYPE_CHECKING:
 
 
 class Log:
-    """metrics.jsonl of rank 0. After a resume the lines beyond the checkpoint are dropped: their steps happen again."""
+    """Writes metrics.jsonl, on rank 0 only.
+
+    After a resume at `step` the lines after the checkpoint are removed, because their steps are made again.
+    """
 
     def __init__(self, ctx: Context, step: int):
         self.rank, self.path = ctx.rank, ctx.out / METRICS
         self.last: dict[str, dict[str, Any]] = {"train": {}, "eval": {}}
         """The newest line of each kind."""
         if self.rank == 0:
+            # The training line of the checkpoint's own step stays; the evaluation of that step is made again.
             kept = [
                 row for row in read_metrics(self.path) if row["step"] < step or (row["step"] == step and row["kind"] == "train")
             ]
@@ -34,12 +38,12 @@ class Log:
             os.replace(beside, self.path)
 
     def training(self, step: int, losses: dict[str, float], **more: Any) -> None:
-        """Append a line of training: mean losses since the last one, and whatever else there is."""
+        """Append a training line: mean losses since the last line (nats per token), and the values in `more`."""
         self._append({"step": step, "kind": "train", **more, "losses": losses})
 
-    def evaluation(self, step: int, tokens: int, found: Evaluation) -> None:
-        """Append a line of an evaluation."""
-        plain = found.model_dump(mode="json", exclude_none=True)
+    def evaluation(self, step: int, tokens: int, measured: Evaluation) -> None:
+        """Append an evaluation line. `tokens` is the number of tokens trained on so far."""
+        plain = measured.model_dump(mode="json", exclude_none=True)
         self._append({"step": step, "kind": "eval", "tokens": tokens, **plain})
 
     def _append(self, row: dict[str, Any]) -> None:
@@ -49,7 +53,7 @@ class Log:
                 file.write(json.dumps(row | {"time": time.time()}) + "\n")
 
     def say(self, text: str) -> None:
-        """One line on the terminal, from rank 0."""
+        """Print one line on the terminal, on rank 0 only."""
         if self.rank == 0:
             say(text)
 
@@ -57,17 +61,17 @@ class Log:
 class Tally:
     """Sums of the losses by language since the last line of the log, over micro-batches, steps and processes.
 
-    They stay on the device until they are asked for, so that nothing waits for it in between.
+    The sums stay on the device until they are read, so that the CPU does not wait for the device in between.
     """
 
     def __init__(self, languages: Sequence[str], device: torch.device, state: dict[str, Any] | None = None, share: float = 1.0):
-        """Goes on with the counts of `state`, of which this process takes a `share`: 1 on rank 0, 0 on the others."""
+        """Start from the sums in `state`, if given. `share` is this process's part of them: 1 on rank 0, 0 on the others."""
         self.languages = list(languages)
         self.sums_L2 = torch.zeros(len(self.languages), 2, dtype=torch.float64, device=device)
-        """Sum of losses, and number of labels, by language."""
+        """For each of L languages: sum of losses in nats, and number of labels."""
         self.penalties: dict[str, torch.Tensor] = {}
         self.steps = 0
-        """Optimizer steps that were counted; the loop counts them."""
+        """Number of optimizer steps in the sums; the loop raises it."""
         if state:
             self.steps = state["steps"]
             self.sums_L2 += share * torch.tensor(state["sums"], dtype=torch.float64, device=device)
@@ -77,7 +81,7 @@ class Tally:
             }
 
     def add(self, batch: "Batch", losses_BT: torch.Tensor, penalties: dict[str, torch.Tensor]) -> None:
-        """Count one micro-batch."""
+        """Add one micro-batch of B sequences and T tokens: its losses in nats (B, T) and its weighted penalties."""
         owners_B = torch.tensor([self.languages.index(name) for name in batch.languages], device=losses_BT.device)
         counts_B = (batch.labels >= 0).sum(1).to(losses_BT.device)
         self.sums_L2.index_add_(0, owners_B, torch.stack([losses_BT.sum(1).double(), counts_B.double()], 1))
@@ -85,11 +89,12 @@ class Tally:
             self.penalties[name] = self.penalties.get(name, 0) + value.detach().double()
 
     def state(self) -> dict[str, Any]:
-        """What all processes have counted so far, as plain numbers."""
+        """The sums over all processes, as plain numbers for a checkpoint. Every process must call this."""
         sums_L2, penalties = self._everywhere()
         return {"sums": sums_L2, "penalties": penalties, "steps": self.steps}
 
     def _everywhere(self) -> tuple[list[list[float]], dict[str, float]]:
+        # One tensor and one all_reduce, because each all_reduce makes all processes wait.
         everything = torch.cat([self.sums_L2.flatten(), *(p.reshape(1) for p in self.penalties.values())])
         distributed.all_reduce(everything)
         totals, size = everything.tolist(), self.sums_L2.numel()
@@ -97,10 +102,10 @@ class Tally:
         return pairs, dict(zip(self.penalties, totals[size:], strict=True))
 
     def take(self) -> dict[str, float]:
-        """Mean loss per token (nats) by language and mean weighted penalty per step, over all processes; then all is zero."""
+        """Mean loss per token (nats) by language and mean weighted penalty per step, over all processes. Then set all to zero."""
         sums_L2, penalties = self._everywhere()
         named = sorted(zip(self.languages, sums_L2, strict=True))
-        figures = {f"loss/{name}": total / count for name, (total, count) in named if count}
-        figures |= {name: total / max(1, self.steps) for name, total in penalties.items()}
+        means = {f"loss/{name}": total / count for name, (total, count) in named if count}
+        means |= {name: total / max(1, self.steps) for name, total in penalties.items()}
         self.__init__(self.languages, self.sums_L2.device)
-        return figures
+        return means

@@ -1,4 +1,4 @@
-"""The language-model loss and named penalties -> one total and a dict for logging.
+"""Adds the language-model loss and named penalties to one total, and returns the parts for logging.
 
 Shapes: B sequences, T tokens in each, N = B T, D model width, V vocabulary, C tokens in a chunk.
 """
@@ -15,21 +15,21 @@ from langext.methods.penalties.base import Portion, Term
 
 
 class Objective(nn.Module):
-    """A model with its method: one forward pass from token ids to the loss, so that DeepSpeed sees all of it."""
+    """A model with its method. Its forward pass goes from token ids to the loss, so that DeepSpeed handles all of it."""
 
     def __init__(self, net: Any, method: Method, terms: Mapping[str, tuple[float, Term]]):
         super().__init__()
         self.net, self.method, self.terms = net, method, dict(terms)
-        """Penalties beside the method's own: name -> (weight, term)."""
+        """Penalties in addition to the method's own ones: name -> (weight, term)."""
 
     def forward(
         self, input_ids_BT: Tensor, labels_BT: Tensor, position_ids_BT: Tensor, portion: Portion
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Loss of a micro-batch, each token's cross-entropy (B, T) in nats, and the weighted penalties.
 
-        The sum of all micro-batches' losses is the step's summed cross-entropy over its number of tokens (the last one of a
-        document counts, with no loss) plus its penalties. Positions that start again
-        at 0 keep packed documents apart: transformers builds a block-diagonal attention mask from them.
+        The losses of all micro-batches of a step add up to the mean cross-entropy per token plus the penalties. The last token
+        of a document counts as a token but has no loss. Positions start again at 0 for each packed document; from them
+        transformers builds a block-diagonal attention mask, so that documents do not see each other.
         """
         hidden_BTD = self.net.base_model(
             input_ids=input_ids_BT, position_ids=position_ids_BT, use_cache=False

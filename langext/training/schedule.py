@@ -1,4 +1,4 @@
-"""How the learning rate moves over a training, as a factor of its peak."""
+"""The learning rate in each step, as a factor of its peak."""
 
 import math
 from dataclasses import dataclass
@@ -9,10 +9,10 @@ Kind = Literal["cosine", "wsd", "constant"]
 
 @dataclass(frozen=True)
 class Schedule:
-    """Linear warmup, then one of three ways down.
+    """Linear warmup over `warmup_steps`, then one of three shapes.
 
-    cosine: to `floor` at the last step. wsd (warmup, stable, decay): the peak until the last `decay_frac` of the steps, then
-    floor + (1 - floor)(1 - sqrt(x)), the decay of https://arxiv.org/abs/2405.18392. constant: the peak to the end.
+    cosine: falls to `floor` at the last step. wsd (warmup, stable, decay): stays at the peak until the last `decay_frac` of the
+    steps, then floor + (1 - floor)(1 - sqrt(x)), the decay of https://arxiv.org/abs/2405.18392. constant: stays at the peak.
     """
 
     kind: Kind
@@ -22,7 +22,7 @@ class Schedule:
     decay_frac: float
 
     def factor(self, step: int) -> float:
-        """The factor at the 0-based `step`."""
+        """The factor at `step`, which counts from 0; between 0 and 1."""
         if step < self.warmup_steps:
             return (step + 1) / self.warmup_steps
         if self.kind == "constant":

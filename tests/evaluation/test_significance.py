@@ -1,6 +1,7 @@
 """Differences of two evaluations: paired where they can be, with honest p-values."""
 
 import json
+from math import isnan, nan
 from pathlib import Path
 
 import numpy as np
@@ -170,3 +171,8 @@ def test_scores_of_another_version_are_refused(tmp_path):
     write_json(tmp_path / "scores.json", {"bits_per_byte": {}, "tasks": {}, "samples": []})
     with pytest.raises(ConfigError, match="another version of langext"):
         scores.read_file(tmp_path / "scores.json")
+
+
+def test_the_largest_of_what_nobody_knows_is_unknown():
+    assert isnan(significance.largest([0.1, nan])) and isnan(significance.largest([nan, 0.1]))
+    assert significance.largest([0.1, 0.3, 0.2]) == 0.3

@@ -225,3 +225,10 @@ def test_another_file_in_a_source_folder_is_noticed(tmp_path, lid):
 def test_labels_are_found_in_batches(lid):
     found = LanguageId(lid).predict(["le petit chat", "the small\ndog", "", "LE GRAND CHIEN"])
     assert [label for label, _ in found] == ["__label__fr", "__label__en", "", "__label__fr"]
+
+
+def test_the_end_of_a_name_says_what_a_file_holds(tmp_path, lid):
+    path = tmp_path / "notes.jsonl.txt"  # plain text, whatever stands in the middle of its name
+    path.write_text("\n\n".join(FR))
+    _, summary = run(tmp_path, lid, two(tmp_path, path))
+    assert summary.funnel[0].documents_read == len([part for text in FR for part in text.split("\n\n")])

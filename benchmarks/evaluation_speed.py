@@ -22,11 +22,13 @@ ROOT = Path(__file__).parent.parent
 OURS = """
 import json, sys
 import torch
-from langext import harness, modeling
+from langext.evaluation import harness
+from langext.methods.extended import LiveModel
+from langext.models import loading
 folder, include, tasks, limit, batch, device, out = json.loads(sys.argv[1])
 from pathlib import Path
-net = modeling.load_base(Path(folder), torch.bfloat16).to(device)
-live = modeling.LiveModel(net, modeling.load_tokenizer(Path(folder)), ())
+net = loading.load_base(Path(folder), torch.bfloat16).to(device)
+live = LiveModel(net, loading.load_tokenizer(Path(folder)), ())
 measure = harness.Harness(live, batch)
 found = {}
 for task in tasks:

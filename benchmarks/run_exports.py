@@ -16,13 +16,13 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM
 
-from langext.artifacts import JOB, Corpus, Model, finished, read_json
+from langext.artifacts import JOB, Corpus, Job, Model, finished, read_as, read_json
 from langext.cli import export
 from langext.exports import targets, verify, write
 from langext.exports.formats import GGUF
 from langext.exports.gguf import check, file
 from langext.models import loading
-from langext.spec import ConfigError
+from langext.spec import ConfigError, RunFailed
 
 PRECISIONS = ("f32", "bf16", "q8_0")
 
@@ -47,7 +47,7 @@ def one(run: Path, form: str, out: Path, other: str | None) -> None:
     if not out.exists():
         try:
             export.from_run(run, out, form, GGUF(PRECISIONS))
-        except ConfigError as error:
+        except (ConfigError, RunFailed) as error:
             row(run.name, form, "", "", f"not possible: {str(error).split('; possible')[0]}", "", "", "")
             return
     record = read_json(out / "export.json")
@@ -92,9 +92,9 @@ def older(run: Path, form: str, out: Path, python: str) -> str:
 
 def passages(run: Path) -> list[str]:
     stages = finished(run)
-    job = read_json(stages[0][0] / JOB)
-    corpus = next(Corpus(path) for path, manifest in stages if manifest["kind"] == "Corpus")
-    return write.verification_texts(corpus, (job["language"], *job["original_languages"]))
+    job = read_as(stages[0][0] / JOB, Job)
+    corpus = next(Corpus(path) for path, manifest in stages if manifest.kind == "Corpus")
+    return write.verification_texts(corpus, (job.language, *job.original_languages))
 
 
 def megabytes(folder: Path) -> str:

@@ -172,6 +172,8 @@ def langext(asked: Any, compiled: bool = False) -> dict[str, float]:
     from langext.context import Context
     from langext.stages.train import Train
     from langext.training import loop
+    from langext.training.selection import Evaluation
+    from langext.training.watch import Watch
 
     out = asked.run / f"train-{os.getpid()}" if os.environ["WORLD_SIZE"] == "1" else asked.run / "train-two"
     out.mkdir(exist_ok=True)
@@ -181,16 +183,25 @@ def langext(asked: Any, compiled: bool = False) -> dict[str, float]:
         "uses": "train", "steps": steps, "sequence_length": asked.length, "batch_sequences": asked.sequences, "lr": 1e-3,
         "log_every": 1, "eval_every": 10**6, "eval_bytes": 1000, "save_every": 10**6,
         "runtime": {
-            "deepspeed": str(ROOT / "configs" / "deepspeed" / ("cpu.json" if asked.device == "cpu" else "one_gpu.json")),
+            "deepspeed": "cpu" if asked.device == "cpu" else "one_gpu",
             "micro_batch": asked.sequences // world, "cpu_processes": world, "gpus": world if asked.device == "cuda" else 0,
             "compile": compiled,
         },
     })  # fmt: skip
-    ctx = Context(out, 17, "fra_Latn", ("eng_Latn",), rank=int(os.environ["RANK"]), world_size=world)
+    placed: dict[str, Any] = {"rank": int(os.environ["RANK"]), "world_size": world, "tokens": asked.run / "tokens"}
+    ctx = Context(out, 17, "fra_Latn", ("eng_Latn",), **placed)
     find = lambda name: next(asked.run.glob(f"[0-9][0-9]-{name}"))  # noqa: E731
     peak: list[int] = []
-    loop.Watch.measure = lambda watch: (peak.append(memory(asked.device)), ({}, {"weights": {}}))[1]
-    loop.train(stage, ctx, Model(find("extend")), Corpus(find("filter")))
+    model, corpus = Model(find("extend")), Corpus(find("filter"))
+    stage.prepare(ctx, model=model, corpus=corpus)
+
+    def measure(_: Watch) -> Evaluation:
+        """No evaluation: only the memory that training holds."""
+        peak.append(memory(asked.device))
+        return Evaluation(sets={}, weights={})
+
+    Watch.measure = measure
+    loop.train(stage, ctx, model, corpus)
     rows = [row for row in read_metrics(out / METRICS) if row["kind"] == "train"]
     seconds = (rows[-1]["time"] - rows[1]["time"]) if rows else 1.0
     speed = asked.steps * asked.sequences * asked.length / seconds

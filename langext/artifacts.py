@@ -9,7 +9,7 @@ import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from pydantic import ValidationError
 
@@ -64,8 +64,13 @@ class Job(Spec):
     """What the fingerprint is of."""
     tokens: str
     """Folder of text as token ids."""
-    failed: bool = False
-    """It ended with a ConfigError: nothing of it is kept when the recipe has been mended."""
+    failure: Literal["config", "run"] | None = None
+    """How the stage ended without being finished. After a ConfigError ("config") the next run starts it from nothing. After a
+    RunFailed ("run") the same recipe goes on with what is there, and a changed one starts from nothing. Checkpoints are never
+    discarded, and stage evaluate keeps the tasks that it has measured.
+    """
+    prepare_seconds: float = 0.0
+    """How long the work took that was done before the stage's processes were started."""
 
 
 class Manifest(Spec):
@@ -103,7 +108,13 @@ class Manifest(Spec):
 
     def summary_as(self, cls: type[S]) -> S | None:
         """The summary, if it is one of this type."""
-        return cls.model_validate(self.summary) if self.summary.get("of") == cls.model_fields["of"].default else None
+        if self.summary.get("of") != cls.model_fields["of"].default:
+            return None
+        try:
+            return cls.model_validate(self.summary)
+        except ValidationError as error:
+            where = ".".join(map(str, error.errors()[0]["loc"]))
+            raise ConfigError(f"{self.name}: its summary was written by another version of langext ({where})") from None
 
 
 class BaseManifest(Spec):

@@ -1,10 +1,12 @@
-"""Typed configuration: YAML text -> frozen pydantic objects, with errors that point at the line.
+"""Typed configuration: turns YAML text into frozen pydantic objects, with errors that name the line.
 
-Every knob in langext is a field of a `Spec`. There is no second configuration layer: the object that is validated is the
-object that runs, so `width: 64` in a pipeline file is `self.width` in the code.
+The one rule: every setting in langext is a field of a `Spec`. There is no second configuration layer: the object that is
+validated is the object that runs, so `width: 64` in a pipeline file is `self.width` in the code.
 """
 
 import difflib
+import errno
+import re
 from collections.abc import Iterable, Sequence
 from io import StringIO
 from pathlib import Path
@@ -20,18 +22,18 @@ Loc = tuple[str | int, ...]
 
 
 class ConfigError(ValueError):
-    """Something the user wrote or gave is wrong. The message says what, where and what is allowed; no traceback needed."""
+    """The user's input is wrong. The message says what is wrong, where, and what is allowed, so no traceback is needed."""
 
     def __init__(self, message: str, at: Loc = ()):
         super().__init__(message)
         self.at = at
-        """The key that is meant, where one is: with it `located` finds the line."""
+        """Location of the wrong key, from which `located` finds the line; empty when the error is not about a key."""
 
 
 class RunFailed(RuntimeError):
-    """Something went wrong while the work ran: a loss that is not finite, a full disk, an export that differs, a damaged file.
+    """The work failed while it ran: a loss that is not finite, a full disk, an export that differs, a damaged file.
 
-    The message says where and how to go on. Whatever is finished until then is kept.
+    The message says where, and how to go on. Everything that was finished before is kept.
     """
 
 
@@ -43,23 +45,46 @@ EXIT_RUN_FAILED = 4
 """Exit code after a RunFailed."""
 
 
+DISK = {
+    errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up", errno.EROFS: "the disk is read-only",
+    errno.EACCES: "no permission", errno.EPERM: "not permitted",
+}  # fmt: skip
+"""Failures of a disk that a user can do something about."""
+
+
+def disk_problem(error: Exception) -> str:
+    """What is wrong with the disk, and what to do; empty when the error is of another kind.
+
+    The safetensors library tells the number of the system's error in its text alone: "... (os error 28)".
+    """
+    number = error.errno if isinstance(error, OSError) else None
+    if type(error).__name__ == "SafetensorError" and (found := re.search(r"os error (\d+)", str(error))):
+        number = int(found[1])
+    if number not in DISK:
+        return ""
+    where = f"{error.filename}: " if isinstance(error, OSError) and error.filename else ""
+    return f"{where}{DISK[number]}; mend that and run the same command again to go on"
+
+
 class _Later:
     """The type of `LATER`."""
 
 
 LATER = _Later()
-"""Marks a field that was added after runs had been made: `ema: Annotated[float | None, LATER] = None`. Its default must leave
-results as they were before the field existed; then `Spec.recipe` leaves the default out, and those runs are still the same.
+"""Marks a field that was added when runs without it already existed: `ema: Annotated[float | None, LATER] = None`.
+
+The default of the field must give the same results as before the field existed. `Spec.recipe` then leaves the default out, so
+old runs keep their fingerprint.
 """
 
 
 class Spec(BaseModel):
-    """Base of every configuration object: immutable, and a misspelt key is an error."""
+    """Base class of every configuration object: immutable, and an unknown key is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     def recipe(self) -> dict[str, Any]:
-        """What decides the result, as plain values: all fields but those marked LATER that have their default."""
+        """The fields that decide the result, as plain values: all fields, except those marked LATER that have their default."""
         plain = self.model_dump(mode="json")
         for name, field in type(self).model_fields.items():
             value = getattr(self, name)
@@ -74,15 +99,16 @@ class Spec(BaseModel):
 
 
 def near(word: str, options: Iterable[str]) -> str:
-    """' Did you mean a, b?' for the closest options, or an empty string."""
+    """' Did you mean a, b?' with the options most similar to `word`; an empty string when none is similar."""
     close = difflib.get_close_matches(word, list(options), n=3, cutoff=0.6)
     return f" Did you mean {', '.join(close)}?" if close else ""
 
 
 def load(path: Path, cls: type[S], overrides: Sequence[str] = ()) -> S:
-    """Read `path`, apply `a.b=value` overrides and validate as `cls`. Raises ConfigError with one line per problem."""
+    """Read the file `path`, apply overrides (`a.b=value`) and validate as `cls`. Raises ConfigError, one line per problem."""
     if not path.is_file():
         raise ConfigError(f"{path}: no such file")
+    # Read twice: `doc` knows the lines for error messages, `plain` has plain values for pydantic.
     doc = parse(path.read_text(encoding="utf-8"), str(path), "rt")
     plain = parse(path.read_text(encoding="utf-8"), str(path), "safe")
     if not isinstance(plain, dict):
@@ -102,7 +128,10 @@ def load(path: Path, cls: type[S], overrides: Sequence[str] = ()) -> S:
 
 
 def parse(text: str, where: str, kind: str) -> Any:
-    """YAML 1.2: `no` stays the string "no" (Norwegian), `3e-4` is a number, duplicate keys are errors."""
+    """Parse YAML 1.2: `no` stays the string "no" (Norwegian), `3e-4` is a number, duplicate keys are errors.
+
+    `where` is named in the ConfigError for invalid YAML. `kind` is ruamel's "rt" (keeps line numbers) or "safe" (plain values).
+    """
     try:
         return YAML(typ=kind, pure=True).load(StringIO(text))
     except YAMLError as error:
@@ -113,7 +142,11 @@ def parse(text: str, where: str, kind: str) -> Any:
 
 
 def assign(node: Any, keys: list[str], value: Any, shown: str) -> Loc:
-    """Set a nested value in place and return its location. Inside a list of stages a key selects the stage of that name."""
+    """Set the value at the nested `keys` of `node`, in place, and return its location.
+
+    In a list of stages a key selects the stage of that name. Raises ConfigError, which quotes `shown`, for a key that names
+    nothing.
+    """
     loc: list[str | int] = []
     if isinstance(node, dict) and keys[0] not in node and "stages" in node:
         named = [s.get("name") or s.get("uses") for s in node["stages"] if isinstance(s, dict)]
@@ -166,7 +199,7 @@ def _problem(error: Any, cls: type[Spec], doc: Any, set_at: dict[Loc, str]) -> s
 
 
 def located(error: ConfigError, path: Path, overrides: Sequence[str] = ()) -> str:
-    """The error's message, with file and line (or the override that set it) in front where it is about a key of the file."""
+    """The message of the error. If it is about a key, the file and the line, or the override that set the key, come first."""
     if not error.at:
         return str(error)
     doc, plain = (parse(path.read_text(encoding="utf-8"), str(path), kind) for kind in ("rt", "safe"))
@@ -179,13 +212,13 @@ def located(error: ConfigError, path: Path, overrides: Sequence[str] = ()) -> st
 
 
 def _within(at: Loc, loc: Loc) -> bool:
-    """Does `at` occur in `loc` once the union tags that pydantic adds are left out?"""
-    rest = iter(loc)
+    """True when `at` occurs in `loc`, not counting the union tags that pydantic adds to `loc`."""
+    rest = iter(loc)  # `in` below moves this iterator forward, so the parts must occur in order
     return all(part in rest for part in at)
 
 
 def _trace(doc: Any, loc: Loc) -> tuple[int, list[str | int]]:
-    """1-based line of a pydantic error location and the location as written (union tags are not in the file)."""
+    """The line of a pydantic error location, from 1, and the location without the union tags, which are not in the file."""
     line, written = 0, []
     for i, part in enumerate(loc):
         try:
@@ -199,7 +232,7 @@ def _trace(doc: Any, loc: Loc) -> tuple[int, list[str | int]]:
 
 
 def fields_at(cls: Any, loc: Loc) -> list[str]:
-    """Names of the fields allowed at a pydantic error location below `cls`."""
+    """Names of the fields that are allowed at a pydantic error location inside `cls`."""
     for part in loc:
         members = _members(cls)
         if isinstance(part, int):
@@ -215,7 +248,7 @@ def fields_at(cls: Any, loc: Loc) -> list[str]:
 
 
 def _members(annotation: Any) -> list[type[Spec]]:
-    """The Spec classes that an annotation (a class, a union, a list of either) may hold."""
+    """The Spec classes in an annotation, which is a class, a union, or a list of these."""
     if isinstance(annotation, type) and issubclass(annotation, Spec):
         return [annotation]
     return [m for arg in get_args(annotation) for m in _members(arg)]

@@ -1,6 +1,6 @@
-"""The commands of langext. Turns ConfigError into one clean message and exit code 2.
+"""The commands of langext. A ConfigError becomes one message and exit code 2, a RunFailed one message and exit code 4.
 
-Modules that import slowly are imported inside the commands, so that --help is instant.
+The one rule: modules that import slowly are imported inside the commands, so that --help is instant.
 """
 
 import json
@@ -211,7 +211,7 @@ def sweep(
             try:
                 page.show(found, page.build(found, root))
             except ConfigError:
-                sweeping.report(failed)  # the reason why there is nothing to compare
+                sweeping.report(failed)  # failed runs explain better why there is nothing to compare
                 raise
         sweeping.report(failed)
 
@@ -223,7 +223,7 @@ def tasks(language: Annotated[str, typer.Argument(help="fra_Latn, fr or French."
         from langext import languages
         from langext.evaluation import benchmarks, harness
 
-        for name in harness.known(benchmarks.tasks(languages.find(language))):
+        for name in harness.known(benchmarks.public_tasks(languages.find(language))):
             typer.echo(name)
 
 
@@ -263,7 +263,7 @@ def doctor(
 
 
 def _json(value: Any) -> str:
-    """As text; what is no number is null."""
+    """JSON text of `value`; NaN and infinity, which JSON does not have, become null."""
 
     def plain(part: Any) -> Any:
         if isinstance(part, dict):
@@ -276,12 +276,14 @@ def _json(value: Any) -> str:
 
 
 def _file(name: str) -> Path:
+    """Path of a pipeline file: `name` is a path, or the name of one that comes with langext."""
     from langext import ready
 
     return ready.find("pipelines", name, ".yaml")
 
 
 def _load(file: str, overrides: list[str] | None, out: Path | None) -> "tuple[Pipeline, Path]":
+    """The validated pipeline and its run folder."""
     from langext.pipeline.plan import Pipeline
     from langext.spec import load
 
@@ -291,7 +293,8 @@ def _load(file: str, overrides: list[str] | None, out: Path | None) -> "tuple[Pi
 
 @contextmanager
 def _clean_errors(file: str | None = None, overrides: list[str] | None = None) -> Iterator[None]:
-    from langext.spec import EXIT_CONFIG, EXIT_RUN_FAILED, ConfigError, RunFailed, located
+    """A context that turns known errors into one line on stderr and an exit code, without a traceback."""
+    from langext.spec import EXIT_CONFIG, EXIT_RUN_FAILED, ConfigError, RunFailed, disk_problem, located
 
     try:
         yield
@@ -303,6 +306,11 @@ def _clean_errors(file: str | None = None, overrides: list[str] | None = None) -
             f"error: {located(error, _file(file), overrides or []) if file and error.at else error}", fg="red", err=True
         )
         raise typer.Exit(EXIT_CONFIG) from None
+    except OSError as error:
+        if not (problem := disk_problem(error)):
+            raise
+        typer.secho(f"error: {problem}", fg="red", err=True)
+        raise typer.Exit(EXIT_RUN_FAILED) from None
     except KeyboardInterrupt:
         typer.secho("interrupted; run the same command again to go on", err=True)
         raise typer.Exit(130) from None

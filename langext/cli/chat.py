@@ -1,4 +1,4 @@
-"""Talking to the base and to the extended model, side by side in a terminal."""
+"""What `langext chat` does: talk to the base and to the extended model, side by side in a terminal."""
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -15,17 +15,17 @@ HELP = "/new starts over, /quit leaves"
 
 @dataclass
 class Speaker:
-    """One of the models, and what was said to it."""
+    """One of the models, and its conversation so far."""
 
     name: str
     net: Any
     tokenizer: Any
     as_itself: Callable[[], AbstractContextManager[None]] = nullcontext
-    """Within it `net` is this model; base and extended model can be one net."""
+    """Context in which `net` is this model. Needed because base and extended model can share one net."""
     messages: list[dict[str, str]] = field(default_factory=list)
 
     def answer(self, text: str, tokens: int) -> str:
-        """What the model says to `text`: an answer where its tokenizer has a chat template, else how the text goes on."""
+        """The reply to `text`, at most `tokens` tokens: an answer if the tokenizer has a chat template, else a continuation."""
         import torch
 
         from langext.data import documents
@@ -39,16 +39,16 @@ class Speaker:
             ids = torch.tensor(documents.encode(self.tokenizer, [text]))
         with self.as_itself():
             out = generation.continue_greedily(self.net, self.tokenizer, ids.to(self.net.device), tokens)
-        said = self.tokenizer.decode(out, skip_special_tokens=True).strip()
-        self.messages.append({"role": "assistant", "content": said})
-        return said
+        reply = self.tokenizer.decode(out, skip_special_tokens=True).strip()
+        self.messages.append({"role": "assistant", "content": reply})
+        return reply
 
 
 def speakers(where: Path, base: Path | None) -> list[Speaker]:
-    """Base and newest trained model of a run folder, or an exported model beside its base: `base` if that is given, else that
-    of the run that it lies in, or of the hub as far as it is on this machine.
+    """The base and the newest trained model of a run folder, or the base and an exported model.
 
-    Raises ConfigError when the folder is neither.
+    The base of an exported model is `base` if given, else the base of the run that it lies in, else the base from the hub if it
+    is on this machine; without any of these, only the exported model is returned. Raises ConfigError for any other folder.
     """
     from langext.models import bases
 
@@ -77,7 +77,7 @@ def _both(model: Model) -> list[Speaker]:
 
 
 def _base_of(where: Path) -> Speaker | None:
-    """The base of the run that an export lies in, or the one of the hub that it names; None where it is not on this machine."""
+    """The base of the run that an export lies in, else the hub model that it names; None when neither is on this machine."""
     import torch
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
@@ -128,7 +128,7 @@ def _device() -> str:
 
 
 def talk(found: list[Speaker], tokens: int, lines: Iterator[str]) -> None:
-    """Answer line after line until there are no more."""
+    """Answer each line with every speaker, until /quit or the end of the lines."""
     chats = all(speaker.tokenizer.chat_template for speaker in found)
     console.say(f"{'Say something' if chats else 'Begin a text, and each model goes on'}; {HELP}.")
     for line in lines:
@@ -146,7 +146,7 @@ def talk(found: list[Speaker], tokens: int, lines: Iterator[str]) -> None:
 
 
 def typed() -> Iterator[str]:
-    """What the user types, line by line, to the end of input."""
+    """The lines that the user types, until the end of the input."""
     while True:
         try:
             yield input("> ")

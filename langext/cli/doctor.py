@@ -1,4 +1,4 @@
-"""langext doctor: what this machine has, and what each key of a pipeline file means."""
+"""What `langext doctor` does: show what this machine has, or explain each key of a pipeline file."""
 
 import importlib.util
 import os
@@ -19,7 +19,7 @@ PACKAGES = (
 
 
 def show() -> int:
-    """Print packages, devices, disk and assets. Returns 0, or 1 when something that is needed is missing."""
+    """Print packages, devices, disk and assets. Returns the exit code: 0, or 1 when a needed package is missing."""
     import torch
 
     rows, missing = [], []
@@ -56,7 +56,7 @@ def _cpu_bf16() -> bool:
 
 
 def fields() -> int:
-    """Print every key of a pipeline file with its type, default and meaning."""
+    """Print every key of a pipeline file with its type, default and meaning. Returns the exit code 0."""
     from langext.context import Runtime
     from langext.methods import AnyMethod
     from langext.methods.penalties import AnyPenalty
@@ -76,7 +76,7 @@ def fields() -> int:
 
 
 def _tag_key(cls: Any) -> str:
-    """The key whose only value chooses this class: `uses` of a stage, `name` of a method; "" for a class of its own."""
+    """The key that selects this class: `uses` for a stage, `name` for a method or penalty; "" for other classes."""
     return next(
         (k for k in ("uses", "name") if k in cls.model_fields and get_origin(cls.model_fields[k].annotation) is Literal), ""
     )

@@ -1,4 +1,4 @@
-"""What `langext export` does: find the model of a run folder, write it, say what came of it."""
+"""What `langext export` does: find the model in a run folder, write it in another format, and print how exact it is."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +13,7 @@ from langext.spec import ConfigError
 
 
 def asked(form: str, precisions: list[str] | None, pre: str | None) -> formats.GGUF:
-    """What the command line asks of GGUF files. Raises ConfigError for a precision that does not exist."""
+    """The GGUF settings from the command line. Raises ConfigError for an unknown format or precision, or unused options."""
     if form not in formats.FORMATS:
         raise ConfigError(f"export format {form!r} is not known; choose {', '.join(formats.FORMATS)}")
     if len(set(precisions or [])) < len(precisions or []):
@@ -28,7 +28,7 @@ def asked(form: str, precisions: list[str] | None, pre: str | None) -> formats.G
 
 
 def step_of(checkpoint: str) -> int | None:
-    """The step that --checkpoint names; None is the last one. Raises ConfigError."""
+    """The step in --checkpoint; None for `last`. Raises ConfigError for any other text that is not a number."""
     if checkpoint == "last":
         return None
     if not checkpoint.isdigit():
@@ -37,7 +37,7 @@ def step_of(checkpoint: str) -> int | None:
 
 
 def from_run(root: Path, out: Path, form: str, gguf: formats.GGUF | None = None) -> Checkpoint:
-    """Export the newest trained model of a run folder to `out`."""
+    """Export the newest trained model of a run folder to `out`. Raises ConfigError when there is none."""
     stages = finished(root)
     models = bases.trained_models(stages)
     if not models:
@@ -46,7 +46,7 @@ def from_run(root: Path, out: Path, form: str, gguf: formats.GGUF | None = None)
 
 
 def from_checkpoint(root: Path, step: int | None, out: Path, form: str, gguf: formats.GGUF | None = None) -> Checkpoint:
-    """Export the model at a checkpoint of a training that has not ended, the newest one if `step` is None."""
+    """Export the model at a checkpoint of a training that has not ended; at the newest checkpoint if `step` is None."""
     from langext.training import snapshot
 
     with snapshot.model(root, step) as model:
@@ -56,17 +56,17 @@ def from_checkpoint(root: Path, step: int | None, out: Path, form: str, gguf: fo
 def from_model(
     model: Model, stages: Sequence[tuple[Path, Manifest]], out: Path, form: str, gguf: formats.GGUF | None
 ) -> Checkpoint:
-    """Export a model of a run with these finished stages (folder and manifest of each)."""
+    """Export `model` to `out`. `stages` are the finished stages of its run, each as folder and manifest."""
     from langext.exports import modelcard
 
     job = read_as(model.path / JOB, Job)
     languages = (job.language, *job.original_languages)
     corpora = [Corpus(path) for path, manifest in stages if manifest.kind == Corpus.__name__]
-    corpus = corpora[-1] if corpora else None  # a delta came without text
+    corpus = corpora[-1] if corpora else None  # a run folder made from a delta has no text
     measured = [(Scores(path), manifest.inputs["model"]) for path, manifest in stages if manifest.kind == Scores.__name__]
     of_base = [scores for scores, of in measured if of.stage == BASE]
     of_model = [scores for scores, of in measured if of.fingerprint == model.manifest.fingerprint]
-    scores = [found[-1] if found else None for found in (of_base, of_model)]
+    scores = [newest_last[-1] if newest_last else None for newest_last in (of_base, of_model)]
     card = modelcard.describe(model, languages, corpus, *scores)
     texts = write.verification_texts(corpus, languages) if corpus else []
     record = write.write(model, out, form, texts, card, gguf)

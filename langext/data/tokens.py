@@ -138,7 +138,8 @@ def token_files(tokens: Path, corpus: Corpus, tokenizer: Any, languages: Sequenc
     names = [name for code in languages for name in sources(corpus, "train", code)]
     if missing := next((name for name in names if not TokenFile.is_done(folder / name)), None):
         raise RunFailed(
-            f"{folder / missing}: no tokens here; they were deleted while they were needed. Run the same command again."
+            f"{folder / missing}: no tokens here. They were deleted while they were needed (run the same command again), or "
+            "are not on a disk that all nodes share"
         )
     return {name: TokenFile.open(folder / name) for name in names}
 

@@ -141,7 +141,7 @@ def _check_cache(source: Source) -> None:
         ) from None
 
 
-def benchmarks(language: Language) -> list[str]:
+def auto_tasks(language: Language) -> list[str]:
     """lm-eval's names of the tasks of the neutral residues paper (https://arxiv.org/abs/2410.02744) for one language.
 
     ARC-Challenge, HellaSwag, MMLU, CommonsenseQA and Belebele, or their machine translations (https://arxiv.org/abs/2307.16039).
@@ -153,7 +153,7 @@ def benchmarks(language: Language) -> list[str]:
     return [*translated, f"belebele_{language.code}"]
 
 
-def tasks(language: Language) -> list[str]:
+def public_tasks(language: Language) -> list[str]:
     """lm-eval's names of public tasks for one language, made from its naming scheme: some may not exist in lm-eval.
 
     Belebele, FLORES-200 languages (https://arxiv.org/abs/2308.16884); XNLI (https://arxiv.org/abs/1809.05053); XCOPA
@@ -167,7 +167,7 @@ def tasks(language: Language) -> list[str]:
         "xnli_{}", "xcopa_{}", "xwinograd_{}", "xstorycloze_{}", "paws_{}", "global_mmlu_{}", "global_mmlu_full_{}",
         "mmlu_prox_{}", "lambada_openai_mt_{}", "truthfulqa_{}_mc1",
     ]  # fmt: skip
-    names = [*benchmarks(language), f"multiblimp_{language.iso3}", f"global_piqa_parallel_cloze_{language.code.lower()}"]
+    names = [*auto_tasks(language), f"multiblimp_{language.iso3}", f"global_piqa_parallel_cloze_{language.code.lower()}"]
     if language.code == "eng_Latn":
         names += [
             "arc_easy",
@@ -188,4 +188,4 @@ def tasks(language: Language) -> list[str]:
 
 def of_task(task: str, codes: Iterable[str]) -> str | None:
     """The code, one of `codes`, of the language that a public task or a continuation task measures; None when unknown."""
-    return next((code for code in codes if task in (*tasks(find(code)), f"continuation_{code}")), None)
+    return next((code for code in codes if task in (*public_tasks(find(code)), f"continuation_{code}")), None)

@@ -1,13 +1,17 @@
 """Let a model write text. Rule: always greedy (the most likely next token) with a repetition penalty, so results compare."""
 
 import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import median
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from langext.data import documents
+from langext.evaluation.scores import GenerationSpeed, Sample
+from langext.methods.extended import LiveModel
 
 REPETITION_PENALTY = 1.1
 """https://arxiv.org/abs/1909.05858, section 4.1. Without it small models repeat themselves; a higher value prevents more."""
@@ -47,3 +51,42 @@ def continue_greedily(net: Any, tokenizer: Any, ids_1T: Tensor, most: int) -> li
         repetition_penalty=REPETITION_PENALTY, pad_token_id=tokenizer.eos_token_id,
     )  # fmt: skip
     return out_1T[0, ids_1T.shape[1] :].tolist()
+
+
+def write_samples(
+    live: LiveModel, find_base: Callable[[], Any] | None, prompts: Mapping[str, Sequence[str]], most: int
+) -> tuple[list[Sample], GenerationSpeed | None]:
+    """Continue the prompts of each language by at most `most` tokens, and measure the speed, also beside the base.
+
+    `find_base` gives the base as `net`, `tokenizer` and the context `as_itself()` within which `net` is the base; None if
+    there is none. ([], None) without prompts.
+    """
+    every = [(code, prompt) for code, texts in prompts.items() for prompt in texts]
+    if not every:
+        return [], None
+    base = find_base() if find_base else None
+
+    def of_base(prompt: str, most: int) -> Generated | None:
+        if base is None:
+            return None
+        with base.as_itself():
+            return generate(base.net, base.tokenizer, prompt, most)
+
+    generate(live.net, live.tokenizer, every[0][1], 2)  # not timed: the first call sets things up
+    of_base(every[0][1], 2)
+    samples, ours, ratios = [], [], []
+    for number, (code, prompt) in enumerate(every):
+        then = of_base(prompt, most) if number % 2 else None  # base and model take turns in going first
+        now = generate(live.net, live.tokenizer, prompt, most)
+        then = then or of_base(prompt, most)
+        samples.append(Sample(language=code, prompt=prompt, text=now.text))
+        ours.append(now)
+        if then and then.tokens == now.tokens:  # equal lengths, so that the prompt has the same share of the time
+            ratios.append(then.seconds / now.seconds)
+    weights = sum(p.numel() * p.element_size() for p in live.net.parameters())
+    peaks = [row.peak_bytes for row in ours if row.peak_bytes is not None]
+    return samples, GenerationSpeed(
+        tokens_per_second=median(row.tokens / row.seconds for row in ours), tokens=sum(row.tokens for row in ours),
+        weights_bytes=weights, peak_bytes=weights + max(peaks) if peaks else None, device=live.net.device.type,
+        of_base=ratios,
+    )  # fmt: skip

@@ -113,9 +113,9 @@ def _recipe(path: Path) -> list[Path]:
     return [path, *(file for entry in inner if entry.is_file() for file in _recipe(entry))]
 
 
-def public(codes: Sequence[str], include: Path | None) -> list[str]:
+def auto_tasks(codes: Sequence[str], include: Path | None) -> list[str]:
     """The tasks that `tasks: auto` means: those of `benchmarks.benchmarks` that lm-eval has, language by language."""
-    return known([name for code in codes for name in benchmarks.benchmarks(languages.find(code))], include)
+    return known([name for code in codes for name in benchmarks.auto_tasks(languages.find(code))], include)
 
 
 def known(names: Sequence[str], include: Path | None = None) -> list[str]:

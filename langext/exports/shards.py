@@ -16,7 +16,7 @@ from langext.architectures.precision import WEIGHTS
 from langext.architectures.stock import Stock, Tensors
 from langext.artifacts import write_json
 
-LIMIT = 2_000_000_000
+LIMIT = 500_000_000
 """Largest size of a file in bytes. A larger tensor gets a file of its own."""
 
 

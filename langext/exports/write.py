@@ -58,12 +58,19 @@ def write(model: Model, out: Path, form: str, texts: list[str], card: "Card", gg
         write_json(temporary / "export.json", record)
         modelcard.write(temporary, record, card)
         modelcard.keep_licences(source.base, temporary)
-        temporary.chmod(0o755)  # mkdtemp lets only the owner read its folders, and an export is to be shared
+        _readable(temporary)
         os.replace(temporary, out)
     except BaseException:  # also on Ctrl-C: a half-written export must not look like a finished one
         shutil.rmtree(temporary)
         raise
     return record
+
+
+def _readable(folder: Path) -> None:
+    """Let others read an export: temporary folders, and the files of the safetensors library, are for their owner alone."""
+    folder.chmod(0o755)
+    for path in folder.rglob("*"):
+        path.chmod(0o755 if path.is_dir() else 0o644)
 
 
 def _write(model: Model, out: Path, form: str, texts: list[str], gguf: GGUF, title: str) -> dict[str, Any]:

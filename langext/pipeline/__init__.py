@@ -1,1 +1,1 @@
-"""A pipeline file: planned, run stage by stage in processes of their own, reused, swept over settings."""
+"""Reads a pipeline file, plans it, runs it stage by stage in separate processes, reuses stages, and sweeps over settings."""

@@ -1,6 +1,6 @@
-"""What a pipeline will take, before anything runs: parameters, tokens, FLOPs, memory and disk. Downloads nothing.
+"""Estimates what a pipeline needs before it runs: parameters, tokens, FLOPs, memory and disk.
 
-The figures are estimates from shapes; activations and text sizes are rough, and the output says so.
+The one rule: it downloads nothing. The numbers come from shapes; activations and text sizes are rough.
 """
 
 import copy
@@ -27,7 +27,7 @@ GiB = 2**30
 
 @dataclass(frozen=True)
 class Size:
-    """Numbers of parameters."""
+    """Numbers of parameters: of the base, of the extended model, and of its trainable part."""
 
     base: int
     total: int
@@ -35,12 +35,13 @@ class Size:
 
 
 def size(config: Any, methods: Sequence[Method], new_tokens: int) -> Size:
-    """Parameters of a base and of its extensions, from shapes alone: the model is built without memory for its weights."""
+    """Numbers of parameters of a base and its extensions. The model is built from shapes, without memory for its weights."""
     import torch
     from transformers import AutoModelForCausalLM
 
     from langext.architectures import vocabulary
 
+    # A copy, because building and extending a model may change its configuration.
     with torch.device("meta"):
         net = AutoModelForCausalLM.from_config(copy.deepcopy(config))
     net.tie_weights()
@@ -49,6 +50,7 @@ def size(config: Any, methods: Sequence[Method], new_tokens: int) -> Size:
         vocabulary.extend(net, first_new=config.vocab_size, num_new=new_tokens)
     for other in methods[:-1]:
         other.extend(net)
+    # Earlier languages stay as they are, so their parameters do not count as trainable.
     before = {name for name, _ in net.named_parameters()} if len(methods) > 1 else set()
     method = methods[-1]
     method.extend(net)
@@ -61,12 +63,12 @@ def size(config: Any, methods: Sequence[Method], new_tokens: int) -> Size:
 
 
 def training(config: Any, numbers: Size, train: Train) -> dict[str, float]:
-    """Tokens, FLOPs, bytes of memory per process and bytes of disk for a train stage.
+    """Estimate the tokens, FLOPs, memory (bytes per process) and disk (bytes) of a train stage, by these four names.
 
-    FLOPs as in `flops.per_token`. Memory: 2 bytes a weight, 2 for gradients and 12 for the float32 master and AdamW's moments
-    of what learns, shared out by ZeRO; activations as 34 B T D L bytes without checkpointing (Korthikanti et al. 2022,
-    https://arxiv.org/abs/2205.05198), attention scores left out. Disk: the checkpoints that are kept and one being written, the
-    delta, and the best weights where they are kept.
+    FLOPs as in `flops.per_token`. Memory: 2 bytes per weight in bf16, 4 in fp32; for each trainable weight the same again for
+    its gradient, and 12 bytes for the float32 master and AdamW's moments. ZeRO divides these among the processes. Activations:
+    34 B T D L bytes in bf16 without checkpointing (Korthikanti et al. 2022, https://arxiv.org/abs/2205.05198), without
+    attention scores. Disk: the kept checkpoints, one more that is being written, the delta, and the best weights if kept.
     """
     from langext.training.engine import BYTES_PER_TRAINABLE, read_deepspeed, zero_stage
 
@@ -89,7 +91,7 @@ def training(config: Any, numbers: Size, train: Train) -> dict[str, float]:
 
 
 def show(spec: Pipeline, root: Path, file: Path, overrides: Sequence[str]) -> None:
-    """Print the plan: stages with their wiring and state, then the estimates, then what is missing on this machine."""
+    """Print the plan: the stages with their inputs and state, then the estimates, then what is missing on this machine."""
     steps = plan.plan(spec, root)
     originals = ", ".join(languages.find(code).name for code in spec.original_languages)
     console.say(f"{spec.name}: {languages.find(spec.language).name} added to {spec.base_model}, keeping {originals}")

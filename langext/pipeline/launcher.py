@@ -1,4 +1,7 @@
-"""Starts the processes that run one stage, and asks them to stop."""
+"""Starts the processes that run one stage, and asks them to stop.
+
+The one rule: a stage runs in its own processes, never in the process of `langext run`.
+"""
 
 import os
 import signal
@@ -16,34 +19,37 @@ MALLOC = {
     "MALLOC_TRIM_THRESHOLD_": str(16 << 30),
     "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
 }
-"""For glibc, which gives big freed blocks back to the system at once and then faults in every small page again: training on a
-CPU takes longer without."""
+"""Environment variables that make training on a CPU faster. Without them glibc returns large freed blocks to the system at
+once, and the next allocation has to map each small page again."""
 
 
 def launch(out: Path, runtime: Runtime, lock: int, *, only_prepare: bool = False) -> int:
-    """Run the worker of the stage folder `out`, alone or under the DeepSpeed launcher, and return its exit code.
+    """Run the worker of the stage folder `out`, as one process or under the DeepSpeed launcher, and return its exit code.
 
-    `only_prepare`: do just the work that comes before the stage's processes.
-    A first Ctrl-C or SIGTERM asks the worker to stop, by a file that all its processes see: the launcher would not pass the
-    signal on to them, and would kill them while they save. A second one ends them at once.
-    The worker inherits the file descriptor `lock`, so that it holds the run folder even when this process is killed.
+    With `only_prepare` the worker only does `Stage.prepare`. The worker inherits the file descriptor `lock`, so that it holds
+    the run folder even when this process is killed. Raises KeyboardInterrupt when Ctrl-C has stopped the worker.
+
+    Several processes are asked to stop by a file that all of them see, at the first Ctrl-C or SIGTERM: the launcher would not
+    pass the signal on, and would kill the processes while they save. A second signal kills them at once.
     """
+    # A stop file from an earlier attempt would stop this one as well.
     (out / STOP).unlink(missing_ok=True)
     command = [sys.executable, "-m", "langext.pipeline.worker", *(["--prepare"] if only_prepare else []), str(out)]
     env = os.environ | {"TOKENIZERS_PARALLELISM": "true"}
     if runtime.gpus == 0:
-        env = {"DS_ACCELERATOR": "cpu"} | MALLOC | env
-        env["CUDA_VISIBLE_DEVICES"] = ""
-        if runtime.processes > 1:  # else each takes a thread on every core, and waiting threads keep the cores busy
+        env = {"DS_ACCELERATOR": "cpu"} | MALLOC | env  # `env` last: what the user has set wins
+        env["CUDA_VISIBLE_DEVICES"] = ""  # runtime asks for no GPU, so libraries must not find one
+        if runtime.processes > 1:  # else each process starts a thread on every core, and threads that wait keep cores busy
             env.setdefault("OMP_NUM_THREADS", str(max(1, cores() // runtime.processes)))
     if runtime.processes > 1:
         command = [sys.executable, "-m", "deepspeed.launcher.runner", *_placement(runtime), "--module", *command[2:]]
-    # In a session of its own: else the terminal's Ctrl-C would reach it as well.
+    # In a separate session: otherwise Ctrl-C in the terminal would reach the worker directly as well.
     worker = subprocess.Popen(command, env=env, start_new_session=True, pass_fds=[lock])
     asked: list[int] = []
 
     def stop(number: int, _frame: Any) -> None:
         if runtime.processes == 1:
+            # The worker handles only SIGINT and SIGTERM; SIGHUP would end it before it can save.
             worker.send_signal(signal.SIGTERM if number == signal.SIGHUP else number)
         elif asked:
             os.killpg(worker.pid, signal.SIGKILL)
@@ -51,28 +57,31 @@ def launch(out: Path, runtime: Runtime, lock: int, *, only_prepare: bool = False
             (out / STOP).write_text(str(number), encoding="utf-8")
         asked.append(number)
 
+    # A signal that is ignored stays ignored: nohup does this with SIGHUP.
     numbers = [n for n in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP) if signal.getsignal(n) is not signal.SIG_IGN]
-    before = {number: signal.signal(number, stop) for number in numbers}  # an ignored one is nohup's
+    before = {number: signal.signal(number, stop) for number in numbers}
     try:
         code = worker.wait()
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+    if only_prepare and asked:
+        code = code or 128 + asked[-1]  # the signal came too late for this process, and the next one must not start
     if signal.SIGINT in asked and code:
         raise KeyboardInterrupt
     return code
 
 
 def cores() -> int:
-    """The cores that this process may use, which in a container are fewer than the machine's."""
+    """Number of CPU cores that this process may use; in a container this can be fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _placement(runtime: Runtime) -> list[str]:
-    """Where the DeepSpeed launcher starts processes, as its arguments.
+    """Arguments that tell the DeepSpeed launcher where to start processes.
 
-    On one machine the GPUs are those that CUDA_VISIBLE_DEVICES allows, which the launcher itself would ignore, and the port is
-    a free one, so that two runs do not meet.
+    On one machine the GPUs are those in CUDA_VISIBLE_DEVICES, which the launcher itself would ignore. The port is a free one,
+    so that two runs never share a port.
     """
     if runtime.nodes > 1:
         return ["--hostfile", str(runtime.hostfile), "--num_nodes", str(runtime.nodes), "--num_gpus", str(runtime.gpus)]

@@ -1,4 +1,7 @@
-"""A pipeline is a list of stages. This module reads one and resolves what each stage reads, makes and is. It runs nothing."""
+"""The pipeline file and its plan: what each stage reads, where it writes, and its fingerprint.
+
+The one rule: nothing here runs a stage or downloads anything.
+"""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,22 +31,22 @@ from langext.stages.extend import Extend
 
 
 class Pipeline(Spec):
-    """The whole of a run, in one file."""
+    """A pipeline file: everything that defines a run."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9._-]+$")
-    """Names the run folder, runs/<name>."""
+    """Name of the run; its folder is runs/<name>."""
     language: str
-    """The language to add, FLORES-200 style (swh_Latn); sw, swh and Swahili are understood."""
+    """The language to add, as a FLORES-200 code (swh_Latn); sw, swh and Swahili are understood too."""
     original_languages: list[str] = ["eng_Latn"]
-    """The languages that the base model speaks and must not lose."""
+    """The languages that the base model knows and must not lose."""
     base_model: str
     """A hub id, a local Hugging Face folder, a .gguf file, or asset:<name>."""
     revision: str | None = None
-    """Commit, tag or branch of a hub model. The commit it stood for is recorded in the run."""
+    """Commit, tag or branch of a hub model. The run records the commit that was used."""
     seed: int = Field(17, ge=0)
-    """Start of every random draw of the run."""
+    """Seed of all random numbers in the run."""
     stages: list[AnyStage] = Field(min_length=1)
-    """What happens, in order."""
+    """The stages, in the order in which they run."""
 
     @field_validator("language")
     @classmethod
@@ -53,10 +56,10 @@ class Pipeline(Spec):
     @field_validator("original_languages")
     @classmethod
     def _originals(cls, value: list[str]) -> list[str]:
-        found = [languages.find(code).code for code in value]
-        if len(set(found)) < len(found):
+        codes = [languages.find(code).code for code in value]
+        if len(set(codes)) < len(codes):
             raise ValueError(f"a language is named twice: {', '.join(value)}")
-        return found
+        return codes
 
     @model_validator(mode="after")
     def _distinct(self) -> "Pipeline":
@@ -65,13 +68,13 @@ class Pipeline(Spec):
         return self
 
     def context(self, out: Path) -> Context:
-        """What a stage of this pipeline may know."""
+        """What a stage of this pipeline may know, if it writes into `out`."""
         return Context(out, self.seed, self.language, tuple(self.original_languages), base_model=self.base_model)
 
 
 @dataclass(frozen=True)
 class Step:
-    """One planned stage: where it writes, what it reads, and its identity."""
+    """One planned stage: where it writes, what it reads, and the fields that identify its result."""
 
     name: str
     stage: AnyStage
@@ -83,32 +86,40 @@ class Step:
 
     @property
     def manifest(self) -> Manifest | None:
-        """What is recorded of the stage; None unless it is finished."""
+        """The record of the finished stage; None if the stage is not finished."""
         return Artifact(self.out).manifest if (self.out / MANIFEST).exists() else None
 
     @property
     def job(self) -> Job | None:
-        """The job, if the stage was ever started."""
+        """The job of the stage; None if the stage was never started."""
         return read_as(self.out / JOB, Job) if (self.out / JOB).exists() else None
 
     @property
+    def job_failure(self) -> str | None:
+        """How the stage has failed, see `Job.failure`; None when it has not."""
+        return self.job.failure if self.job else None
+
+    @property
     def state(self) -> str:
-        """done, changed, failed, interrupted or to do."""
+        """done, changed (finished by another recipe), failed, interrupted or to do."""
         if manifest := self.manifest:
             return "done" if manifest.fingerprint == self.fingerprint else "changed"
         if job := self.job:
-            return "failed" if job.failed else "interrupted"
+            return "failed" if job.failure else "interrupted"
         return "to do"
 
     def finished(self) -> Manifest:
-        """The manifest of a stage that is known to be finished."""
+        """The manifest of a stage that must be finished."""
         manifest = self.manifest
         assert manifest is not None, f"{self.name} has not been finished"
         return manifest
 
 
 def plan(pipeline: Pipeline, root: Path) -> list[Step]:
-    """Resolve every stage's inputs and fingerprint. Runs nothing, downloads nothing."""
+    """Resolve the inputs and the fingerprint of every stage. `root` is the run folder. Runs and downloads nothing.
+
+    Raises ConfigError when two stages have the same name, an input has no artifact, or a tokenizer is not used.
+    """
     common = {"language": pipeline.language, "original_languages": pipeline.original_languages, "seed": pipeline.seed}
     base = fingerprint(bases.identity(pipeline.base_model, pipeline.revision))
     made: list[tuple[str, type[Artifact], Path, str]] = [(BASE, Model, root / BASE, base)]
@@ -139,22 +150,22 @@ def _wire(name: str, stage: AnyStage, made: list[tuple[str, type[Artifact], Path
     wired = {}
     for arg, takes in kinds.items():
         pin = stage.inputs.get(arg)
-        found = [m for m in made if m[1] is takes.kind and pin in (None, m[0])]
-        if not found and pin is None and not takes.required:
+        candidates = [m for m in made if m[1] is takes.kind and pin in (None, m[0])]
+        if not candidates and pin is None and not takes.required:
             continue
-        if not found:
+        if not candidates:
             have = ", ".join(f"{n} ({k.__name__})" for n, k, *_ in made)
             wanted = takes.kind.__name__ + (f" named {pin!r}" if pin else "")
             raise ConfigError(f"stage {name!r} needs {arg}: {wanted}; earlier stages offer: {have}")
-        at = found[-1]
-        wired[arg] = (at[0], at[2], at[3])
+        newest = candidates[-1]
+        wired[arg] = (newest[0], newest[2], newest[3])
     return wired
 
 
 def check(pipeline: Pipeline, steps: list[Step], todo: list[Step]) -> None:
-    """Raise ConfigError for whatever can be seen to be wrong before hours of work: files, labels, tasks, devices.
+    """Raise ConfigError for every mistake that shows before the work starts: files, labels, tasks, devices.
 
-    `steps` are all of the pipeline's, `todo` those that will run.
+    `steps` are all steps of the pipeline, `todo` those that will run.
     """
     bases.check(pipeline.base_model)
     config = bases.config_if_here(pipeline.base_model, pipeline.revision)
@@ -182,9 +193,9 @@ def check(pipeline: Pipeline, steps: list[Step], todo: list[Step]) -> None:
 
 
 def lineage(pipeline: Pipeline, steps: list[Step]) -> dict[str, tuple[Method, ...]]:
-    """Stage name -> the methods that the model it makes is extended by, earlier languages first.
+    """Stage name -> the methods that extend the model that it makes, earlier languages first.
 
-    Raises ConfigError when an earlier language is not among those to keep.
+    Raises ConfigError when the base has learnt the new language already, or has learnt one that is not an original language.
     """
     before = bases.earlier(pipeline.base_model)
     for extension in before:

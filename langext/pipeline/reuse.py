@@ -1,6 +1,7 @@
-"""Finished stages of other runs, taken instead of done again where their recipe is the same.
+"""Copies finished stages from other runs when their recipe is the same, so that they do not run again.
 
-What is taken is a copy of hard links: it costs no disk, and the run stays whole when the other one is deleted, moved or redone.
+The one rule: the copy is made of hard links where possible. It then takes no disk, and this run stays complete when the other
+one is deleted, moved or run again.
 """
 
 import shutil
@@ -14,16 +15,16 @@ from langext.spec import ConfigError
 
 
 def check(others: Sequence[Path]) -> None:
-    """Raise ConfigError for a folder that is no run."""
+    """Raise ConfigError for a folder that is not a run folder."""
     for root in others:
         if not (root / BASE / MANIFEST).is_file():
             raise ConfigError(f"--reuse {root}: no run folder")
 
 
 def stage(step: Step, others: Sequence[Path]) -> Path | None:
-    """Copy the stage from the first of the runs `others` that has finished it by the same recipe. Returns that run, or None.
+    """Copy the stage from the first of the runs `others` that finished it by the same recipe. Returns that run, or None.
 
-    It must lie there in a folder of the same name, and its sources and inputs must have the same names and bytes as ours.
+    The stage must have the same folder name there, and the same source files and inputs (names and bytes) as here.
     """
     ours = {arg: (path.name, _hashes(path)) for arg, (_, path, _) in step.inputs.items()}
     if not all(hashes for _, hashes in ours.values()):
@@ -42,7 +43,7 @@ def stage(step: Step, others: Sequence[Path]) -> Path | None:
 
 
 def base(root: Path, model: str, revision: str | None, others: Sequence[Path]) -> None:
-    """Copy the prepared base of one of the runs `others`, if it is the same base, unchanged since, and `root` has none yet."""
+    """Copy the prepared base from one of the runs `others` if it is the same, unchanged base and `root` has no base yet."""
 
     def same(_: Path) -> bool:
         try:
@@ -58,7 +59,7 @@ def base(root: Path, model: str, revision: str | None, others: Sequence[Path]) -
 
 
 def _hashes(folder: Path) -> dict[str, str]:
-    """sha256 of every file of a finished stage, or of the base, by name; {} for one that is not finished."""
+    """sha256 of every file of a finished stage or base, by file name; {} if the folder is not finished."""
     if not (folder / MANIFEST).exists():
         return {}
     if folder.name == BASE:
@@ -68,7 +69,7 @@ def _hashes(folder: Path) -> dict[str, str]:
 
 
 def _take(source: Path, out: Path, same: Callable[[Path], bool]) -> bool:
-    """Copy a finished folder if it is the same, whole or not at all; it may go away meanwhile."""
+    """Copy a finished folder if `same` accepts it; True when copied. Copies all or nothing, even if it is deleted meanwhile."""
     if source == out or not (source / MANIFEST).exists():
         return False
     beside = out.with_name(f".{out.name}.taken")
@@ -80,11 +81,11 @@ def _take(source: Path, out: Path, same: Callable[[Path], bool]) -> bool:
         left_out = shutil.ignore_patterns(CHECKPOINTS, STOP, "*.tmp")
         shutil.copytree(source, beside, copy_function=link_or_copy, ignore=left_out)
         if {(folder / MANIFEST).read_bytes() for folder in (source, beside)} != {manifest}:
-            return False  # it was made anew while it was copied
-    except (FileNotFoundError, shutil.Error):
-        return False  # its run does it again
+            return False  # it was made again while it was copied
+    except (ConfigError, FileNotFoundError, shutil.Error):  # unreadable, of another version, or gone meanwhile
+        return False  # it was deleted meanwhile, because its run makes it again
     else:
-        shutil.rmtree(out, ignore_errors=True)  # what a kill has left there, without a job
+        shutil.rmtree(out, ignore_errors=True)  # what a killed process has left; no stage started here
         beside.rename(out)
         return True
     finally:

@@ -1,7 +1,11 @@
-"""Runs what is not done of a pipeline, stage by stage, each in processes of its own."""
+"""Runs the unfinished stages of a pipeline in order, each in separate processes.
+
+The one rule: a finished stage never runs again, unless the user asks for it or a stage that it reads runs again.
+"""
 
 import fcntl
 import shutil
+import time
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,16 +22,18 @@ from langext.spec import EXIT_CONFIG, EXIT_RUN_FAILED, ConfigError, RunFailed, n
 from langext.stages.base import Stage
 
 LOCK = ".lock"
-"""A file in the run folder that `langext run` holds a lock on."""
+"""File in the run folder that `langext run` locks."""
 
 
 def run(
     pipeline: Pipeline, root: Path, *, redo: Collection[str] = (), others: Sequence[Path] = (), tokens: Path | None = None
 ) -> list[Step]:
-    """Run each unfinished step in order; refuse when a finished or interrupted step has another recipe. Returns the steps.
+    """Run every unfinished step in order. Returns all steps.
 
-    Steps that one of the runs `others` has finished by the same recipe are taken from there. `tokens` is where text is kept as
-    token ids, so that several runs can share it; in the run folder when not given.
+    `redo` names stages that run again, with all stages that depend on them. Steps that one of the runs `others` finished by the
+    same recipe are copied from there. `tokens` is the folder for text as token ids, which several runs can share; by default it
+    is in the run folder. Raises ConfigError when a finished or interrupted step has another recipe, and RunFailed when a stage
+    fails.
     """
     reuse.check(others)
     steps = plan(pipeline, root)
@@ -63,9 +69,9 @@ def run(
 
 
 def _unfinished(steps: Sequence[Step], redo: Collection[str]) -> tuple[list[Step], set[Path]]:
-    """The steps to do, and the folders of those that are done from the start.
+    """The steps to do, and the folders of those that start from the beginning.
 
-    Raises ConfigError for a step that is finished or interrupted with another recipe, and for one whose sources have changed.
+    Raises ConfigError for a step that was finished or interrupted with another recipe, or whose sources have changed.
     """
     todo: list[Step] = []
     redone: set[Path] = set()
@@ -78,9 +84,10 @@ def _unfinished(steps: Sequence[Step], redo: Collection[str]) -> tuple[list[Step
             todo.append(step)
             continue
         earlier = step.manifest or step.job
-        if step.state == "failed" and not (step.out / CHECKPOINTS).exists():
-            redone.add(step.out)  # it ended with an error, mended in the recipe or in its sources: nothing to keep
-        elif earlier and earlier.fingerprint != step.fingerprint:
+        changed = earlier is not None and earlier.fingerprint != step.fingerprint
+        if step.state == "failed" and not (step.out / CHECKPOINTS).exists() and (changed or step.job_failure == "config"):
+            redone.add(step.out)  # nothing of it holds: no checkpoint, and what it has is of another recipe or of wrong input
+        elif earlier and changed:
             raise ConfigError(_changed(step, earlier))
         if not step.manifest:
             todo.append(step)
@@ -90,9 +97,9 @@ def _unfinished(steps: Sequence[Step], redo: Collection[str]) -> tuple[list[Step
 
 
 def _taken(todo: Sequence[Step], redone: Collection[Path], others: Sequence[Path]) -> dict[Path, Path]:
-    """Folder of each step that is taken from another run -> that run.
+    """Folder of each step that is copied from another run -> that run.
 
-    Such a step was never begun here and is finished there, and none of its inputs is made anew.
+    Such a step was never started here and is finished there, and none of its inputs is made again here.
     """
     taken: dict[Path, Path] = {}
     anew = {step.out for step in todo}
@@ -106,7 +113,7 @@ def _taken(todo: Sequence[Step], redone: Collection[Path], others: Sequence[Path
 
 
 def _discard(path: Path) -> None:
-    """Remove a stage folder so that no half of it can ever count: it loses its name first, in one step."""
+    """Remove a stage folder. It is renamed first, so that a half-deleted folder never counts as a stage."""
     if path.exists():
         aside = path.with_name(f".{path.name}.old")
         shutil.rmtree(aside, ignore_errors=True)
@@ -115,7 +122,7 @@ def _discard(path: Path) -> None:
 
 
 def _do(step: Step, pipeline: Pipeline, tokens: Path, held: int) -> None:
-    """Run one step in its own processes, its preparation in a single one before. Raises RunFailed when it does not end well."""
+    """Prepare one step in a single process, then run it in its own processes. Raises RunFailed when it does not succeed."""
     step.out.mkdir(parents=True, exist_ok=True)
     job = Job(
         stage=step.stage.model_dump(mode="json"),
@@ -129,13 +136,17 @@ def _do(step: Step, pipeline: Pipeline, tokens: Path, held: int) -> None:
     )
     write_json(step.out / JOB, job)
     code = 0
+    # A worker without other processes prepares by itself.
     if step.stage.runtime.processes > 1 and type(step.stage).prepare is not Stage.prepare:
+        began = time.monotonic()
         code = launch(step.out, Runtime(), held, only_prepare=True)
+        job = job.model_copy(update={"prepare_seconds": time.monotonic() - began})
+        write_json(step.out / JOB, job)
     code = code or launch(step.out, step.stage.runtime, held)
-    if code == EXIT_CONFIG:
-        write_json(step.out / JOB, job.model_copy(update={"failed": True}))
     if code in (EXIT_CONFIG, EXIT_RUN_FAILED):
-        raise SystemExit(code)  # the worker has said what is wrong
+        write_json(step.out / JOB, job.model_copy(update={"failure": "config" if code == EXIT_CONFIG else "run"}))
+    if code in (EXIT_CONFIG, EXIT_RUN_FAILED):
+        raise SystemExit(code)  # the worker has printed the error already
     if code != 0:
         signalled = -code if code < 0 else code - 128
         how = f"was stopped by signal {signalled}" if signalled > 0 else f"failed (exit code {code})"
@@ -160,10 +171,10 @@ def _short(value: Any) -> str:
 
 @contextmanager
 def hold(root: Path) -> Iterator[int]:
-    """Hold the run folder, so that two runs never write into it at once. Yields the file descriptor of the workers' lock.
+    """Lock the run folder, so that two runs never write into it at once. Yields the file descriptor of the workers' lock.
 
-    Workers share a lock of their own, because they can outlive the `langext run` that started them. Raises ConfigError while
-    another run, or its workers, hold the folder.
+    Workers share a second lock, because they can live longer than the `langext run` that started them. Raises ConfigError while
+    another run, or its workers, hold a lock.
     """
     root.mkdir(parents=True, exist_ok=True)
     with (root / LOCK).open("w") as lock, (root / worker.LOCK).open("w") as workers:
@@ -172,5 +183,6 @@ def hold(root: Path) -> Iterator[int]:
             fcntl.flock(workers, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ConfigError(f"{root}: another langext run is working here; wait for it or choose another --out") from None
+        # The exclusive lock only tested that no worker is left; the new workers need to share it.
         fcntl.flock(workers, fcntl.LOCK_SH)
         yield workers.fileno()

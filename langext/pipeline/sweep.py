@@ -1,7 +1,7 @@
-"""Many runs that differ in a few settings: what they have in common is done once, the rest side by side where devices allow.
+"""Makes many runs that differ in a few settings, at the same time if there are enough devices.
 
-Each run is a `langext run` of its own, in a process of its own; a run that has a stage in common with one at work waits until
-that stage is finished there, and takes it.
+The one rule: a stage that several runs have in common is done once. Each run is a separate `langext run` in its own process. If
+a running one has to finish a stage that another run needs as well, the other run waits for it and copies the stage.
 """
 
 import json
@@ -34,7 +34,7 @@ class Point:
     """One run of a sweep."""
 
     name: str
-    """Of its folder: what sets it apart."""
+    """Name of its folder, made from the settings that differ between the runs."""
     file: Path
     overrides: tuple[str, ...]
     spec: Pipeline
@@ -43,38 +43,41 @@ class Point:
 
     @property
     def done(self) -> bool:
-        """Is every stage finished?"""
+        """True when every stage is finished."""
         return all(step.state == "done" for step in self.steps)
 
     def command(self, others: Sequence[Path]) -> list[str]:
-        """Arguments of the `langext run` that makes it, with what the runs `others` have finished."""
+        """Arguments of the `langext run` that makes this run and may reuse stages of the runs `others`."""
         more = [part for item in self.overrides for part in ("--set", item)]
         more += [part for other in others for part in ("--reuse", str(other))]
         return ["run", str(self.file), "--out", str(self.root), "--tokens", str(self.root.parent / TOKENS), *more]
 
 
 def axis(text: str) -> tuple[str, list[Any]]:
-    """`train.lr=1e-4,3e-4` -> the key and its values, each of them YAML. Raises ConfigError for what is no list."""
+    """`train.lr=1e-4,3e-4` -> the key and its values, each parsed as YAML. Raises ConfigError for any other form."""
     key, equals, values = text.partition("=")
     where = f"--over {text}"
     if not (equals and key and values.strip()):
         raise ConfigError(f"{where}: expected key=value,value, for example train.lr=1e-4,3e-4")
-    found = parse(f"[{values}]", where, "safe")
-    if len(found) == 1 and isinstance(found[0], list):
-        found = found[0]
-    if len({json.dumps(value, sort_keys=True, default=str) for value in found}) < len(found):
+    choices = parse(f"[{values}]", where, "safe")
+    if len(choices) == 1 and isinstance(choices[0], list):  # written with brackets of its own: key=[a,b]
+        choices = choices[0]
+    if len({json.dumps(value, sort_keys=True, default=str) for value in choices}) < len(choices):
         raise ConfigError(f"{where}: a value is there twice")
-    return key, found
+    return key, choices
 
 
 def name_of(file: Path, overrides: Sequence[str], over: Sequence[str]) -> str:
-    """The name of a pipeline, as the first run of a sweep has it."""
+    """The name of the pipeline in `file`, with the settings of the first run of the sweep."""
     first = [f"{key}={json.dumps(values[0], default=str)}" for key, values in map(axis, over)]
     return load(file, Pipeline, [*overrides, *first]).name
 
 
 def points(files: Sequence[Path], over: Sequence[str], overrides: Sequence[str], out: Path) -> list[Point]:
-    """Every pipeline with every combination of values, in order. Raises ConfigError for one that is not valid."""
+    """The runs of a sweep: every pipeline file with every combination of the values in `over`, in order.
+
+    Raises ConfigError for a pipeline that is not valid, for two runs with the same name, and for runs that cannot be compared.
+    """
     axes = [axis(text) for text in over]
     keys = [key for key, _ in axes]
     if twice := next((key for key in keys if keys.count(key) > 1), None):
@@ -84,7 +87,7 @@ def points(files: Sequence[Path], over: Sequence[str], overrides: Sequence[str],
         same = next((key for key in keys if name == key or name.startswith(f"{key}.")), None)
         if same:
             raise ConfigError(f"--set {item}: --over {same} would replace it; write it into the values of --over")
-    found: list[Point] = []
+    runs: list[Point] = []
     for file in files:
         for values in product(*(values for _, values in axes)):
             chosen = {key: value for (key, _), value in zip(axes, values, strict=True)}
@@ -101,20 +104,20 @@ def points(files: Sequence[Path], over: Sequence[str], overrides: Sequence[str],
                 steps = plan.plan(spec, root)
             except ConfigError as error:
                 raise ConfigError(located(error, file, given)) from None
-            found.append(Point(root.name, file, given, spec, root, steps))
-    if twice := next((name for name, count in Counter(point.name for point in found).items() if count > 1), None):
+            runs.append(Point(root.name, file, given, spec, root, steps))
+    if twice := next((name for name, count in Counter(point.name for point in runs).items() if count > 1), None):
         raise ConfigError(
             f"two runs of this sweep would both be called {twice}; give the pipelines names that "
             "differ, and values that differ in their first six digits"
         )
-    pairs = {(point.spec.language, *sorted(point.spec.original_languages)) for point in found}
+    pairs = {(point.spec.language, *sorted(point.spec.original_languages)) for point in runs}
     if len(pairs) > 1:
         raise ConfigError("the runs of a sweep must add one language and keep the same ones, or they do not compare")
-    return found
+    return runs
 
 
 def _shown(key: str, value: Any) -> str:
-    """A setting in a folder's name: what has a name goes by it."""
+    """A setting as part of a folder name. A value that has a name, such as a method, is shown by this name."""
     if isinstance(value, dict) and "name" in value:
         rest = [_shown(k, v) for k, v in value.items() if k != "name"]
         return "-".join([str(value["name"]), *rest])
@@ -124,7 +127,7 @@ def _shown(key: str, value: Any) -> str:
 
 
 def check(found: Sequence[Point]) -> None:
-    """Raise ConfigError for whatever can be seen to be wrong with any of the runs; what is common, once."""
+    """Raise ConfigError for every mistake that shows before the runs start. Stages in common are checked once."""
     seen: set[str] = set()
     for point in found:
         measured = [step.inputs["model"][0] for step in point.steps if makes(step.stage) is Scores]
@@ -150,20 +153,22 @@ def check(found: Sequence[Point]) -> None:
 
 
 def slots(found: Sequence[Point], jobs: int | None) -> list[dict[str, str]]:
-    """For each run that can go on at the same time, the environment that gives it devices of its own.
+    """Environment variables that give a run its own devices, one entry for each run that can run at the same time.
 
-    Raises ConfigError when `jobs` is more than there are devices for.
+    `jobs` is the wanted number of runs at the same time; None takes as many as the GPUs allow, and 1 on CPUs. Raises
+    ConfigError when there are not enough devices for `jobs`.
     """
     runtimes = [step.stage.runtime for point in found for step in point.steps]
     gpus = max(runtime.gpus for runtime in runtimes)
     if any(runtime.nodes > 1 for runtime in runtimes):
-        fits, each = 1, [{}]
+        fits, each = 1, [{}]  # such a run takes all nodes of its hostfile
     elif gpus:
         here = _visible()
         fits = max(1, len(here) // gpus)
         each = [{"CUDA_VISIBLE_DEVICES": ",".join(here[k * gpus : (k + 1) * gpus])} for k in range(fits)]
     else:
         fits = jobs or 1
+        # Otherwise each process would start a thread on every core, and the runs would slow one another down.
         threads = max(1, launcher.cores() // fits // max(runtime.processes for runtime in runtimes))
         each = [{"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads))} if fits > 1 else {}] * fits
     if jobs and jobs > fits:
@@ -172,6 +177,7 @@ def slots(found: Sequence[Point], jobs: int | None) -> list[dict[str, str]]:
 
 
 def _visible() -> list[str]:
+    """Identifiers of the GPUs that this process may use."""
     import torch
 
     given = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -179,23 +185,23 @@ def _visible() -> list[str]:
 
 
 def run(found: Sequence[Point], jobs: int | None) -> list[Point]:
-    """Do what is missing. Returns the runs that failed; the others are finished.
+    """Make all unfinished runs. Returns the runs that failed; all others are finished.
 
-    A first Ctrl-C or SIGTERM goes to the runs that are at work, which save and leave; then this leaves as well.
+    Ctrl-C or SIGTERM is passed on to the active runs, which save and end; then this raises KeyboardInterrupt.
     """
     check(found)
     return _Work(found, slots(found, jobs)).run()
 
 
 def report(failed: Sequence[Point]) -> None:
-    """Raise RunFailed with the names of the runs that failed, if there are some."""
+    """Raise RunFailed with the names of the failed runs, if there are any."""
     if failed:
         names = ", ".join(point.name for point in failed)
         raise RunFailed(f"{len(failed)} run(s) failed: {names}. What they printed says why; the same command tries them again")
 
 
 class _Work:
-    """The runs that are at work, and those that wait."""
+    """The active runs and the waiting runs of a sweep."""
 
     def __init__(self, found: Sequence[Point], free: Sequence[dict[str, str]]):
         self.all = list(found)
@@ -210,12 +216,13 @@ class _Work:
         self.common = {fingerprint for fingerprint, count in counts.items() if count > 1}
 
     def run(self) -> list[Point]:
-        """Start and watch until none is left."""
+        """Start runs and watch them until none is left. Returns the runs that failed."""
         done = len(self.all) - len(self.waiting)
         if done:
             say(f"{done} of {len(self.all)} runs are finished already")
+        # A signal that is ignored stays ignored: nohup does this with SIGHUP.
         numbers = [n for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) is not signal.SIG_IGN]
-        before = {number: signal.signal(number, self._stop) for number in numbers}  # an ignored one is nohup's
+        before = {number: signal.signal(number, self._stop) for number in numbers}
         try:
             while self.at_work or (self.waiting and not self.asked):
                 while self.free and not self.asked and (point := self._ready()):
@@ -224,7 +231,7 @@ class _Work:
                 time.sleep(0.2)
                 self._look()
         finally:
-            for _, process, _, _ in self.at_work:  # only after an error of ours
+            for _, process, _, _ in self.at_work:  # there is one only after an error in the loop above
                 process.terminate()
                 process.wait()
             for number, handler in before.items():
@@ -234,8 +241,8 @@ class _Work:
         return self.failed
 
     def _ready(self) -> Point | None:
-        """The first run that has no stage in common that another one is about to finish."""
-        if not self.at_work:
+        """The first waiting run that does not need an unfinished stage of an active run; None when there is no such run."""
+        if not self.at_work:  # with no active run, nothing can be about to finish a common stage
             return self.waiting[0] if self.waiting else None
         pending = {
             step.fingerprint
@@ -256,14 +263,15 @@ class _Work:
         point.root.mkdir(parents=True, exist_ok=True)
         alone = self.slots == 1
         say(f"{point.name}: started{where}" + ("" if alone else f", output in {point.root / LOG}"))
+        # Also runs of an earlier call of the same sweep: their stages may be the same.
         others = [folder.parent.parent for folder in sorted(point.root.parent.glob(f"*/{BASE}/{MANIFEST}"))]
         command = [sys.executable, "-m", "langext.cli", *point.command([root for root in others if root != point.root])]
         with ExitStack() as files:
             log = None if alone else files.enter_context((point.root / LOG).open("ab"))
-            # In a session of its own: else the terminal's Ctrl-C would reach it twice.
+            # In a separate session: otherwise Ctrl-C in the terminal would reach the run twice, directly and from `_stop`.
             process = subprocess.Popen(command, env=os.environ | slot, stdout=log, stderr=log, start_new_session=True)
         self.at_work.append((point, process, slot, time.monotonic()))
-        if self.asked:  # between the start and this line
+        if self.asked:  # the signal came before the run was in at_work
             process.send_signal(self.asked[-1])
 
     def _look(self) -> None:

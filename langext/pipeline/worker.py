@@ -1,10 +1,9 @@
-"""Run ONE stage from its job.json: alone, or once per process under the DeepSpeed launcher.
+"""Runs one stage from its job.json, as a single process or as each process under the DeepSpeed launcher.
 
-`python -m langext.pipeline.worker runs/x/04-train` does what `langext run` does for that stage, under a debugger if need be.
-With `--prepare` only the work that comes before the stage's processes is done.
+The one rule: the manifest is written last, so a stage with a manifest is complete. To debug a stage, run the same command as
+`langext run`: `python -m langext.pipeline.worker runs/x/04-train`. With `--prepare` it only does `Stage.prepare`.
 """
 
-import errno
 import fcntl
 import os
 import platform
@@ -20,23 +19,18 @@ from pydantic import TypeAdapter
 
 from langext.artifacts import JOB, MANIFEST, Artifact, Job, Manifest, list_files, read_as, write_json
 from langext.context import Context
-from langext.spec import EXIT_CONFIG, EXIT_RUN_FAILED, ConfigError, RunFailed
+from langext.spec import EXIT_CONFIG, EXIT_RUN_FAILED, ConfigError, RunFailed, disk_problem
 from langext.stages import AnyStage, makes, reads
 
 LOCK = ".workers.lock"
-"""A file in the run folder that every worker holds a shared lock on."""
+"""File in the run folder on which every worker holds a shared lock."""
 PACKAGES = ("langext", "torch", "transformers", "tokenizers", "deepspeed", "datasets", "datatrove", "lm_eval", "peft")
-DISK = {
-    errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up", errno.EROFS: "the disk is read-only",
-    errno.EACCES: "no permission", errno.EPERM: "not permitted",
-}  # fmt: skip
-"""Failures of a disk that a user can do something about."""
 
 
 def execute(out: Path, *, only_prepare: bool = False) -> None:
-    """Run the stage and write its manifest, last of all."""
+    """Run the stage in the folder `out` and write its manifest at the end."""
     mine = (out.parent / LOCK).open("w")
-    fcntl.flock(mine, fcntl.LOCK_SH)  # held until this process ends, also under a launcher that does not pass it on
+    fcntl.flock(mine, fcntl.LOCK_SH)  # taken here too, because the DeepSpeed launcher does not pass the descriptor on
     job = read_as(out / JOB, Job)
     stage: AnyStage = TypeAdapter(AnyStage).validate_python(job.stage)
     rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
@@ -64,7 +58,7 @@ def _manifest(stage: AnyStage, job: Job, ctx: Context, started: float) -> Manife
         summary=ctx.summary[-1].model_dump(mode="json") if ctx.summary else {},
         files=list_files(ctx.out),
         started=started,
-        seconds=round(time.time() - started, 2),
+        seconds=round(time.time() - started + job.prepare_seconds, 2),
         peak_memory_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024),
         device=_device(),
         versions={name: version(name) for name in PACKAGES} | {"python": platform.python_version()},
@@ -79,23 +73,22 @@ def _device() -> str:
 
 
 def main() -> None:
-    """Entry point of the process that `langext run` starts for a stage."""
+    """Entry point of the process that `langext run` starts for a stage. Turns known errors into one line and an exit code."""
     only_prepare, out = "--prepare" in sys.argv[1:-1], Path(sys.argv[-1])
     try:
         execute(out, only_prepare=only_prepare)
         if "torch" in sys.modules and sys.modules["torch"].distributed.is_initialized():
             sys.modules["torch"].distributed.destroy_process_group()
-    except KeyboardInterrupt:  # nothing is written yet that could count as done; the parent says how to go on
+    except KeyboardInterrupt:  # without a manifest nothing counts as done; the parent process says how to go on
         sys.exit(130)
     except ConfigError as error:
         _fail(out, error, EXIT_CONFIG)
     except RunFailed as error:
         _fail(out, error, EXIT_RUN_FAILED)
-    except OSError as error:
-        if error.errno not in DISK:
-            raise
-        where = f"{error.filename}: " if error.filename else ""
-        _fail(out, f"{where}{DISK[error.errno]}; mend that and run the same command again to go on", EXIT_RUN_FAILED)
+    except Exception as error:
+        if problem := disk_problem(error):
+            _fail(out, problem, EXIT_RUN_FAILED)
+        raise
 
 
 def _fail(out: Path, what: object, code: int) -> None:

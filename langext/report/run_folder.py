@@ -43,7 +43,7 @@ FRACTIONS = ("acc_norm", "acc", "exact_match", "f1")
 """Metrics of tasks that lie between 0 and 1 and are better when higher; the preferred one first."""
 REAL_GAP = 4
 """The gap between two languages counts only if it is wider than this many standard errors."""
-LATER = (TokenizerSummary, RescaleSummary, RegateSummary, MergeSummary)
+MODEL_CHANGES = (TokenizerSummary, RescaleSummary, RegateSummary, MergeSummary)
 """Summaries of the stages that change a model, apart from extending and training it."""
 
 S = TypeVar("S", bound=Summary)
@@ -160,7 +160,7 @@ class Run:
         names = [summary.method for _, manifest in self.stages if (summary := manifest.summary_as(ExtendSummary))]
         training = self.summary(TrainSummary)
         penalties = training.penalties if training else []
-        later = [cls.model_fields["of"].default for cls in LATER if self._last(cls)]
+        later = [cls.model_fields["of"].default for cls in MODEL_CHANGES if self._last(cls)]
         return ", ".join([" + ".join([*names, *penalties]), *later] if names else [*penalties, *later]) or "base"
 
     @cached_property
@@ -276,7 +276,7 @@ def gather(root: Path) -> Run:
         base_scores=_together([path for path, _ in of_base]),
         model_scores=_together([path for path, _ in last]),
         measuring=measuring,
-        measured_differently=[key for key, values in measuring.items() if of_base and base_measuring[key] != values],
+        measured_differently=[key for key, values in measuring.items() if of_base and base_measuring.get(key) != values],
     )
 
 
@@ -310,4 +310,4 @@ def _measuring(evaluations: list[tuple[Path, Manifest]]) -> dict[str, list[str]]
     """Setting of an evaluation -> its different values in these evaluations, sorted."""
     summaries = [summary for _, manifest in evaluations if (summary := manifest.summary_as(EvaluateSummary))]
     keys = summaries[0].measured_with if summaries else {}
-    return {key: sorted({summary.measured_with[key] for summary in summaries}) for key in keys}
+    return {key: sorted({summary.measured_with.get(key, "") for summary in summaries}) for key in keys}

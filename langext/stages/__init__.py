@@ -1,4 +1,4 @@
-"""The stages a pipeline may use. Adding one: write a file here and add its name to `AnyStage`."""
+"""The stages that a pipeline may use. To add one, write a file in this folder and add its class to `AnyStage`."""
 
 import inspect
 from dataclasses import dataclass
@@ -25,23 +25,23 @@ AnyStage = Annotated[
 
 @dataclass(frozen=True)
 class Input:
-    """One argument of a stage's `run`."""
+    """One input of a stage, which is an argument of its `run`."""
 
     kind: type[Artifact]
     required: bool
 
 
 def reads(stage: Stage) -> dict[str, Input]:
-    """Input name -> what it takes, from the signature of `run`. `<kind> | None = None` marks an optional input."""
+    """Input name -> kind of artifact, read from the signature of `run`. `<kind> | None = None` marks an optional input."""
     run = type(stage).run  # type: ignore[attr-defined]
     hints = get_type_hints(run)
-    found = {}
-    for name, parameter in list(inspect.signature(run).parameters.items())[2:]:
+    inputs = {}
+    for name, parameter in list(inspect.signature(run).parameters.items())[2:]:  # without self and ctx
         kinds = [k for k in (get_args(hints[name]) or (hints[name],)) if k is not type(None)]
-        found[name] = Input(kinds[0], parameter.default is inspect.Parameter.empty)
-    return found
+        inputs[name] = Input(kinds[0], parameter.default is inspect.Parameter.empty)
+    return inputs
 
 
 def makes(stage: Stage) -> type[Artifact]:
-    """The artifact kind that a stage leaves behind."""
+    """The kind of artifact that a stage writes, read from the return type of `run`."""
     return get_type_hints(type(stage).run)["return"]  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""The Stage contract: a frozen config that knows how to run itself."""
+"""The base class of all stages. The one rule: a stage is a frozen configuration that can run itself."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -14,57 +14,60 @@ if TYPE_CHECKING:
 
 
 class Stage(Spec):
-    """Subclass it, add `uses: Literal["..."]`, your fields, and
+    """One stage of a pipeline. A subclass adds `uses: Literal["..."]`, its own fields, and
 
         def run(self, ctx: Context, <input>: <Artifact kind>, ...) -> <Artifact kind>
 
-    That signature is the wiring: there is nothing else to declare.
+    This signature declares what the stage reads and makes; nothing else needs to be declared.
     """
 
     parallel: ClassVar[bool] = False
-    """Can it share its work among several processes?"""
+    """True when the stage can share its work among several processes."""
     needs_extension: ClassVar[bool] = False
-    """Does it make no sense for a model that this pipeline has not extended?"""
+    """True when the stage is only possible for an extended model, not for the untouched base."""
     leaves_untrained: ClassVar[bool] = False
-    """Is the model that it makes one that has learnt nothing yet?"""
+    """True when the model that the stage makes has learnt nothing yet."""
     salvages: ClassVar[bool] = False
-    """Does it know by itself what still holds of an attempt that failed, also under another recipe?"""
+    """True when the stage itself finds out which results of a failed attempt are still valid, even if its keys have changed."""
 
     name: str = Field("", pattern=r"^[A-Za-z0-9_-]*$")
-    """How this stage is called in this pipeline; defaults to `uses`."""
+    """Name of this stage in the pipeline; `uses` when not given."""
     inputs: dict[str, str] = {}
-    """Pin an input to a stage by name; otherwise the newest earlier artifact of its kind is used."""
+    """Input -> name of the stage that makes it. An input that is not named takes the newest earlier artifact of its kind."""
     runtime: Runtime = Runtime()
-    """Where and how fast this stage runs."""
+    """Where this stage runs and how fast; does not change its result."""
 
     def identity(self) -> dict[str, Any]:
-        """The fields that decide what this stage makes: how it is called and where it runs do not."""
+        """The fields that decide what this stage makes. Its name, its wiring and where it runs are left out."""
         return {key: value for key, value in self.recipe().items() if key not in ("runtime", "name", "inputs")}
 
     def choices(self) -> dict[str, Any]:
-        """Those of them that decide what a model learns; runs are compared by these."""
+        """The fields of `identity` that decide what a model learns. The comparison of runs shows these."""
         return {key: value for key, value in self.identity().items() if key != "uses"}
 
     def check(self, ctx: Context) -> None:
-        """Raise ConfigError for what can be seen to be wrong before anything runs: missing files, unknown tasks."""
+        """Raise ConfigError for every mistake that shows before anything runs, such as missing files or unknown tasks."""
 
     def check_model(self, given: "tuple[Method, ...]", config: Any) -> None:
-        """Raise ConfigError for what cannot be done to a model of these methods. `config` is the base's, None when unknown."""
+        """Raise ConfigError when this stage cannot work on a model that is extended by the methods `given`.
+
+        `config` is the configuration of the base; None when it is not known yet.
+        """
 
     def methods(self, given: "tuple[Method, ...]") -> "tuple[Method, ...]":
-        """Methods of the extensions of the model that this stage makes, from those of the model that it reads."""
+        """The methods that extend the model that this stage makes. `given` are those of the model that it reads."""
         return given
 
     def prepare(self, ctx: Context, **inputs: Any) -> None:
-        """Work of a single process, done before the processes of `run` are started; called with the same inputs."""
+        """Work that one process does before `run` starts in all processes. Gets the same inputs as `run`."""
 
     def tidy(self, out: Path) -> None:
-        """Remove what only an unfinished stage needs. Called once the manifest is written, never before."""
+        """Remove files in `out` that only an unfinished stage needs. Called after the manifest is written, never before."""
 
     def outdated(self, manifest: Manifest) -> str:
-        """What has changed outside since the stage finished (a source file, say), or an empty string."""
+        """What has changed outside the run since the stage finished, for example a source file; else an empty string."""
         return ""
 
     def same_sources(self, manifest: Manifest) -> bool:
-        """Would this stage, done here and now, read the same files as the finished one has read?"""
+        """True when this stage, if it ran now, would read the same files as the finished stage of `manifest` has read."""
         return not self.outdated(manifest)

@@ -1,12 +1,14 @@
-"""Stage evaluate: bits per byte, multiple-choice tasks and text samples of one model, in every language of the run."""
+"""Stage evaluate: measures bits per byte, multiple-choice tasks and text samples of one model.
+
+The one rule: it measures in every language of the run, so that learning and forgetting are seen together.
+"""
 
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from math import isfinite
 from pathlib import Path
-from statistics import median
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, TypeAdapter, field_validator
@@ -27,9 +29,9 @@ if TYPE_CHECKING:
 
 
 KEPT = TypeAdapter(dict[str, dict[str, scores.Metric]])
-"""What has been measured already, by task and metric."""
+"""Type of the metrics that are kept between attempts, by task and metric."""
 MEASURING = ("num_fewshot", "limit", "precision", "include_path")
-"""Keys that decide what the figures of tasks mean."""
+"""Keys that change how tasks are measured; scores can be compared only when these are equal."""
 
 
 class Evaluate(Stage):
@@ -38,51 +40,52 @@ class Evaluate(Stage):
     salvages: ClassVar[bool] = True
     uses: Literal["evaluate"]
     bpb_bytes: int = Field(200_000, ge=1000)
-    """Held-out bytes per language and domain for bits per byte."""
+    """Held-out bytes per language and domain for bits per byte. More give a smaller error and take longer."""
     kl_bytes: int = Field(20_000, ge=0)
-    """Held-out bytes of each original language for KL(base || model), which needs the base as well; 0 leaves it out."""
+    """Held-out bytes of each original language for KL(base || model), which needs the base in memory as well; 0 skips it."""
     continuation_items: int = Field(200, ge=0)
-    """Items per language of the continuation task (which second half of a paragraph is right, out of four); 0 leaves it out."""
+    """Items per language of the continuation task (which of four second halves belongs to a paragraph); 0 skips it. More items
+    give a smaller error and take longer."""
     tasks: list[str] | dict[str, list[str]] | Literal["auto"] = []
-    """lm-eval tasks by name, or by language (`{fra_Latn: [...], eng_Latn: [...]}`), so that it is known which ones tell of
-    learning and which of forgetting; public ones that `langext tasks` lists are known anyway. auto: ARC-Challenge, HellaSwag,
-    MMLU, CommonsenseQA and Belebele or their translations, as far as there are some in the languages of the run. Data comes
-    from the hub; that of your own tasks from where they say."""
+    """lm-eval tasks by name, or by language (`{fra_Latn: [...], eng_Latn: [...]}`). The language says whether a task measures
+    learning or forgetting; for the public tasks that `langext tasks` lists it is known. auto: ARC-Challenge, HellaSwag, MMLU,
+    CommonsenseQA and Belebele, or their translations, as far as they exist in the languages of the run. Data comes from the
+    hub; for your own tasks from where their files say."""
     include_path: Path | None = None
-    """Folder of further lm-eval task files."""
+    """Folder with your own lm-eval task files."""
     num_fewshot: int | None = Field(None, ge=0)
-    """Examples before each item of `tasks`; the task's own default when not given. A task whose own setting is 0 keeps it."""
+    """Examples before each item of `tasks`; the default of each task when not given. A task that sets 0 itself keeps 0."""
     limit: int | None = Field(None, ge=1)
-    """Items of each of `tasks`; all when not given."""
+    """Number of items to measure of each of `tasks`; all when not given."""
     batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = 8
-    """Sequences in one forward pass of lm-eval; auto is as many as fit into a GPU's memory."""
+    """Sequences in one forward pass of lm-eval; auto takes as many as fit into the memory of a GPU. More need more memory."""
     samples: int = Field(2, ge=0)
-    """Texts to write per language, each from the start of a paragraph of another held-out document. The base writes them as
-    well, for the speed beside it."""
+    """Texts to generate per language, each from the start of a paragraph of a different held-out document. The base generates
+    them too, so that the speeds can be compared."""
     sample_tokens: int = Field(60, ge=1)
-    """Length of each written text."""
+    """Length of each generated text, in tokens."""
     prompts: dict[str, list[str]] = {}
-    """Texts to go on from instead, by language."""
+    """Prompts to continue, by language, in place of the paragraphs."""
     precision: Literal["bf16", "fp32"] = "bf16"
-    """Of the weights."""
+    """Precision of the weights during the measurement."""
 
     @field_validator("tasks", "prompts")
     @classmethod
     def _by_language(cls, value: Any) -> Any:
         if not isinstance(value, dict):
             return value
-        found = {languages.find(code).code: entries for code, entries in value.items()}
-        if len(found) < len(value):
+        by_code = {languages.find(code).code: entries for code, entries in value.items()}
+        if len(by_code) < len(value):
             raise ValueError(f"a language is named twice: {', '.join(value)}")
-        every = [entry for entries in found.values() for entry in entries]
+        every = [entry for entries in by_code.values() for entry in entries]
         if twice := next((entry for entry in every if every.count(entry) > 1), None):
             raise ValueError(f"{twice!r} is there twice")
         if not all(entry.strip() for entry in every):
             raise ValueError("an entry is empty")
-        return found
+        return by_code
 
     def check(self, ctx: Context) -> None:
-        """Every task is known to lm-eval and its data can be loaded. Says what auto stands for."""
+        """Raise ConfigError for a wrong language, or a task that lm-eval does not know or cannot load. Say what auto means."""
         from langext.evaluation.harness import check_tasks
 
         if self.include_path and not self.include_path.is_dir():
@@ -101,12 +104,15 @@ class Evaluate(Stage):
             raise ConfigError(str(error), at=("tasks",)) from None
 
     def choices(self) -> dict[str, Any]:
-        """None: measuring decides nothing of what a model learns."""
+        """Empty: measuring does not change what a model learns."""
         return {}
 
     def outdated(self, manifest: Manifest) -> str:
-        """Names the first file of one's own tasks that has changed since they were measured, or the format of older scores."""
-        summary = manifest.summary_as(EvaluateSummary)
+        """Why the scores are out of date: another version of langext, or the first task file that has changed; else empty."""
+        try:
+            summary = manifest.summary_as(EvaluateSummary)
+        except ConfigError:  # it has other keys, so another version wrote it
+            summary = None
         if summary is None or summary.scores != scores.FORMAT:
             return "another version of langext measured this"
         for file in summary.task_files:
@@ -116,41 +122,46 @@ class Evaluate(Stage):
         return ""
 
     def same_sources(self, manifest: Manifest) -> bool:
-        """Are the files of one's own tasks the ones that were measured with?"""
+        """True when the user's own task files are the same as in the finished stage."""
         from langext.evaluation import harness
 
+        if self.outdated(manifest):
+            return False
         summary = manifest.summary_as(EvaluateSummary)
-        if summary is None or self.outdated(manifest) or (self.include_path and self.tasks == "auto"):
+        if summary is None or (self.include_path and self.tasks == "auto"):
             return False
         every = [name for names in self.tasks.values() for name in names] if isinstance(self.tasks, dict) else list(self.tasks)
         return self.tasks == "auto" or summary.task_files == _hashes(harness.files(every, self.include_path))
 
     def _names(self, ctx: Context) -> dict[str, str | None]:
-        """The lm-eval tasks and the language that each of them measures, where that is known."""
-        from langext.evaluation.harness import public
+        """Name of each lm-eval task -> the language that it measures; None where that is not known."""
+        from langext.evaluation.harness import auto_tasks
 
         if isinstance(self.tasks, dict):
             return {name: code for code, names in self.tasks.items() for name in names}
-        names = public(ctx.languages, self.include_path) if self.tasks == "auto" else self.tasks
+        names = auto_tasks(ctx.languages, self.include_path) if self.tasks == "auto" else self.tasks
         return {name: benchmarks.of_task(name, ctx.languages) for name in names}
 
     def _task_languages(self, measures: dict[str, str | None], tasks: Mapping[str, Any]) -> dict[str, str]:
-        """The language of each task that counts for one. For a tag, or a group without figures of its own, its tasks do."""
+        """Task in the results -> its language. A tag, or a group without a score of its own, is replaced by its tasks."""
         from langext.evaluation.harness import members
 
-        found: dict[str, str] = {}
+        of_task: dict[str, str] = {}
         for name, code in measures.items():
             if code is not None:
                 standing = [name] if tasks.get(name) else members(name, self.include_path)
-                found |= {task: code for task in standing if task in tasks}
-        return found
+                of_task |= {task: code for task in standing if task in tasks}
+        return of_task
 
     def run(self, ctx: Context, model: Model, corpus: Corpus) -> Scores:
-        """Write scores.json; see `langext.scores`. What a task has found is kept in checkpoints/ until then."""
+        """Write scores.json; for its format see `langext.evaluation.scores`.
+
+        The scores of each finished task are kept in checkpoints/, so that an interrupted stage does not measure them again.
+        """
         import torch
 
         from langext.data import documents
-        from langext.evaluation import harness
+        from langext.evaluation import generation, harness
         from langext.models import loading
 
         torch.manual_seed(ctx.seed)
@@ -162,17 +173,17 @@ class Evaluate(Stage):
         heldout = documents.heldout(corpus, ctx.languages)
         kl = self._kl(ctx, base(), live, heldout) if base and self.kl_bytes else {}
         bits = {name: self._bits(live, name, texts) for name, texts in heldout.items()}
-        by_language = {c: [t for name, ts in heldout.items() if name.startswith(c) for t in ts] for c in ctx.languages}
+        by_language = {c: [t for name, ts in heldout.items() if name.startswith(f"{c}/") for t in ts] for c in ctx.languages}
         names = self._names(ctx)
         tasks = self._tasks(ctx, live, model.path.name, list(names), by_language)
         prompts = {c: _starts(texts)[: self.samples] for c, texts in by_language.items()} | self.prompts
-        samples, speed = self._write(live, base, prompts)
+        samples, speed = generation.write_samples(live, base, prompts, self.sample_tokens)
         measures = names | {f"continuation_{code}": code for code in ctx.languages}
-        found = scores.ScoresFile(
+        written = scores.ScoresFile(
             bits_per_byte=bits, tasks=tasks, task_languages=self._task_languages(measures, tasks), kl_to_base=kl,
             samples=samples, generation=speed,
         )  # fmt: skip
-        write_json(ctx.out / scores.FILE, found.model_dump(mode="json", exclude_none=True))
+        write_json(ctx.out / scores.FILE, written.model_dump(mode="json", exclude_none=True))
         files = harness.files(list(names), self.include_path)
         ctx.report(
             EvaluateSummary(
@@ -185,13 +196,13 @@ class Evaluate(Stage):
         return Scores(ctx.out)
 
     def tidy(self, out: Path) -> None:
-        """Drop what was kept of single tasks."""
+        """Delete the kept scores of single tasks."""
         shutil.rmtree(out / CHECKPOINTS, ignore_errors=True)
 
     def _tasks(
         self, ctx: Context, live: "LiveModel", model: str, names: Sequence[str], texts: Mapping[str, list[str]]
     ) -> dict[str, dict[str, scores.Metric]]:
-        """The continuation task in every language, and the tasks of these names. `model` is the name of its folder."""
+        """Metrics by task: the continuation task in every language, and the tasks in `names`. `model` is its folder name."""
         from langext.evaluation import harness
 
         found: dict[str, dict[str, scores.Metric]] = {}
@@ -220,7 +231,7 @@ class Evaluate(Stage):
         return found
 
     def _task(self, name: str, measure: "Harness", model: str, kept: Path) -> dict[str, dict[str, scores.Metric]]:
-        """The figures of a task and of all that is in it: those in the file `kept` if they were measured in the same way."""
+        """Metrics of a task and its subtasks: those in the file `kept` if they were measured in the same way, else new ones."""
         from langext.evaluation import harness
 
         files = [file.model_dump() for file in _hashes(harness.files([name], self.include_path))]
@@ -229,19 +240,19 @@ class Evaluate(Stage):
         if earlier.get("by") == by and earlier["format"] == scores.FORMAT:
             say(f"  {name}: measured already")
             return KEPT.validate_python(earlier["metrics"])
-        found = measure.task(name, num_fewshot=self.num_fewshot, limit=self.limit, include=self.include_path)
+        metrics = measure.task(name, num_fewshot=self.num_fewshot, limit=self.limit, include=self.include_path)
         kept.parent.mkdir(exist_ok=True)
-        write_json(kept, {"format": scores.FORMAT, "by": by, "metrics": KEPT.dump_python(found, mode="json")})
-        return found
+        write_json(kept, {"format": scores.FORMAT, "by": by, "metrics": KEPT.dump_python(metrics, mode="json")})
+        return metrics
 
     def _kl(self, ctx: Context, base: "Reference", live: "LiveModel", heldout: dict[str, list[str]]) -> dict[str, scores.KL]:
-        """How far the model is from what it was before its newest extension, by original language."""
+        """KL between the model before its newest extension and the model now, in nats per token, by original language."""
         import numpy as np
 
         from langext.evaluation import bpb
         from langext.evaluation.kl import BaseKL
 
-        found: dict[str, scores.KL] = {}
+        kls: dict[str, scores.KL] = {}
         for code in ctx.original_languages:
             texts = [text for name, texts in heldout.items() if name.startswith(f"{code}/") for text in texts]
             passages = bpb.passages(texts, 1000, self.kl_bytes)
@@ -251,17 +262,17 @@ class Evaluate(Stage):
                 kl = BaseKL(base.net, base.tokenizer, passages)
             spread = bpb.PassageBits(np.array(kl.each(live.net)), np.array([len(row) for row in kl.rows]))
             _finite(f"{code}: KL to the base", spread.per_byte)
-            found[code] = scores.KL(value=spread.per_byte, stderr=_known(spread.stderr()), tokens=int(spread.num_bytes.sum()))
+            kls[code] = scores.KL(value=spread.per_byte, stderr=_known(spread.stderr()), tokens=int(spread.num_bytes.sum()))
             say(f"  {code}: KL to the base {_pm(spread.per_byte, spread.stderr())} nats per token")
-        return found
+        return kls
 
     def _bits(self, live: "LiveModel", name: str, texts: list[str]) -> scores.BpbScore:
         from langext.evaluation import bpb
         from langext.evaluation.gate_stats import Observer
 
         passages = bpb.passages(texts, 1000, self.bpb_bytes)
-        seen = Observer(live)
-        measured = bpb.measure(live.net, live.tokenizer, passages, observe=seen)
+        observer = Observer(live)
+        measured = bpb.measure(live.net, live.tokenizer, passages, observe=observer)
         _finite(f"{name}: bits per byte", measured.per_byte)
         spread = _pm(measured.per_byte, measured.stderr())
         say(f"  {name}: {spread} bits per byte on {measured.num_bytes.sum():,} bytes")
@@ -272,44 +283,8 @@ class Evaluate(Stage):
             passages=len(passages),
             bits_each=[round(b, 3) for b in measured.bits.tolist()],
             bytes_each=measured.num_bytes.tolist(),
-            **seen.layers(),
+            **observer.layers(),
         )
-
-    def _write(
-        self, live: "LiveModel", find_base: "Callable[[], Reference] | None", prompts: dict[str, list[str]]
-    ) -> tuple[list[scores.Sample], scores.GenerationSpeed | None]:
-        """Greedy continuations of the prompts of each language, and how fast they came, beside the base where there is one."""
-        from langext.evaluation import generation
-
-        every = [(code, prompt) for code, found in prompts.items() for prompt in found]
-        if not every:
-            return [], None
-        base = find_base() if find_base else None
-
-        def of_base(prompt: str, most: int) -> generation.Generated | None:
-            if base is None:
-                return None
-            with base.as_itself():
-                return generation.generate(base.net, base.tokenizer, prompt, most)
-
-        generation.generate(live.net, live.tokenizer, every[0][1], 2)  # the first call sets things up
-        of_base(every[0][1], 2)
-        samples, ours, ratios = [], [], []
-        for number, (code, prompt) in enumerate(every):
-            then = of_base(prompt, self.sample_tokens) if number % 2 else None  # they take turns in being the first
-            now = generation.generate(live.net, live.tokenizer, prompt, self.sample_tokens)
-            then = then or of_base(prompt, self.sample_tokens)
-            samples.append(scores.Sample(language=code, prompt=prompt, text=now.text))
-            ours.append(now)
-            if then and then.tokens == now.tokens:  # so that the prompt weighs the same
-                ratios.append(then.seconds / now.seconds)
-        weights = sum(p.numel() * p.element_size() for p in live.net.parameters())
-        peaks = [row.peak_bytes for row in ours if row.peak_bytes is not None]
-        return samples, scores.GenerationSpeed(
-            tokens_per_second=median(row.tokens / row.seconds for row in ours), tokens=sum(row.tokens for row in ours),
-            weights_bytes=weights, peak_bytes=weights + max(peaks) if peaks else None, device=live.net.device.type,
-            of_base=ratios,
-        )  # fmt: skip
 
 
 def _hashes(files: Sequence[Path]) -> list[TaskFile]:

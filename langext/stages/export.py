@@ -1,4 +1,4 @@
-"""Stage export: the trained model in a format that others load, verified."""
+"""Stage export: writes the trained model in a format that other programs load, and verifies it."""
 
 from typing import Any, ClassVar, Literal
 
@@ -15,25 +15,25 @@ from langext.stages.base import Stage
 
 
 class Export(Stage):
-    """Write checkpoint/ and prove that it is the model that was trained."""
+    """Write checkpoint/ and check that it computes the same as the trained model."""
 
     needs_extension: ClassVar[bool] = True
     uses: Literal["export"]
     format: formats.Format = "auto"
-    """native is a stock architecture of transformers; dense is the base's own, wider or deeper where need be; remote travels
-    with its own code; gguf is for llama.cpp and Ollama; delta is what was learnt without the base, for langext; auto takes
-    native where that is exact, else remote."""
+    """native is a stock architecture of transformers; dense is the architecture of the base, wider or deeper if needed; remote
+    comes with its own code; gguf is for llama.cpp and Ollama; delta holds only what was learnt, without the base, for langext;
+    auto takes native if that is exact, else remote."""
     gguf: tuple[formats.Precision, ...] = Field(("bf16",), min_length=1)
     """Precisions of GGUF files, one file each: f32, f16, bf16, q8_0. Only for format gguf."""
     gguf_pre: str | None = None
-    """What llama.cpp calls the base's pre-tokenizer, for tokenizers that langext does not recognise."""
+    """The name that llama.cpp uses for the pre-tokenizer of the base; needed if langext does not recognise the tokenizer."""
 
     def choices(self) -> dict[str, Any]:
-        """None: the format decides nothing of what a model learns."""
+        """Empty: the format does not change what a model learns."""
         return {}
 
     def check_model(self, given: tuple[Method, ...], config: Any) -> None:
-        """The format can be exact."""
+        """Raise ConfigError when the format cannot represent the model exactly, or when a gguf key is wrong or unused."""
         targets.choose(config, given, self.format, self.gguf_pre)
         if len(set(self.gguf)) < len(self.gguf):
             raise ConfigError("a precision is named twice", at=("gguf",))
@@ -44,14 +44,15 @@ class Export(Stage):
     def run(
         self, ctx: Context, model: Model, corpus: Corpus, scores: Scores | None = None, before: Scores | None = None
     ) -> Checkpoint:
-        """Write checkpoint/ with export.json and a model card. `before` is pinned to the evaluation of the base."""
+        """Write checkpoint/ with export.json and a model card. `scores` measured this model, `before` measured the base."""
         import shutil
 
         from langext.exports import modelcard
 
         folder = ctx.out / "checkpoint"
-        for left in ctx.out.glob("checkpoint*"):  # by an interrupted attempt: a finished one is never run again
+        for left in ctx.out.glob("checkpoint*"):  # left by an interrupted attempt: a finished stage never runs again
             shutil.rmtree(left)
+        # An input that is not pinned takes the newest scores, so `before` may be the same evaluation as `scores`.
         if before == scores:
             before = None
         if scores and scores.manifest.inputs["model"].fingerprint != model.manifest.fingerprint:

@@ -1,4 +1,7 @@
-"""Stage extend: add a method's modules (and new vocabulary rows) to the base; afterwards it still computes the same."""
+"""Stage extend: adds the modules of a method, and rows for new tokens, to the base model.
+
+The one rule: after this stage the model still computes the same as the base.
+"""
 
 from dataclasses import replace
 from typing import Any, ClassVar, Literal
@@ -16,13 +19,13 @@ from langext.summaries import ExtendSummary
 
 
 class Extend(Stage):
-    """Extend the base model by a method."""
+    """Extend the base model with a method."""
 
     leaves_untrained: ClassVar[bool] = True
     uses: Literal["extend"]
     method: AnyMethod = Field()
-    """How the model is extended: `name` chooses the method, the other keys are the method's own. A name alone takes the
-    method as it comes."""
+    """How the model is extended: `name` chooses the method, the other keys belong to the method. A name alone takes the
+    defaults of the method."""
 
     @field_validator("method", mode="before")
     @classmethod
@@ -30,11 +33,11 @@ class Extend(Stage):
         return {"name": value} if isinstance(value, str) else value
 
     def methods(self, given: tuple[Method, ...]) -> tuple[Method, ...]:
-        """One more."""
+        """The methods `given`, and the method of this stage."""
         return (*given, self.method)
 
     def check_model(self, given: tuple[Method, ...], config: Any) -> None:
-        """The method fits the base, and can be added to what is there already."""
+        """Raise ConfigError when the method does not fit the base, or cannot be added to a model that is already extended."""
         if given and not self.method.stackable:
             raise ConfigError(
                 f"{self.method.name} cannot be added to a model that has {given[-1].name} already", at=("method",)
@@ -46,7 +49,7 @@ class Extend(Stage):
                 raise ConfigError(str(error), at=("method", *error.at)) from None
 
     def run(self, ctx: Context, model: Model, tokenizer: Tokenizer | None = None) -> Model:
-        """Write what the base does not have, untrained. New token rows are means of the base tokens that spelt them."""
+        """Write the untrained weights that the base does not have. The row of a new token is the mean of its base tokens."""
         import torch
 
         from langext.architectures import vocabulary

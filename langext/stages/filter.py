@@ -1,4 +1,7 @@
-"""Stage filter: raw text of the new and the original languages -> documents in the right language, split for training."""
+"""Stage filter: turns raw text into documents in the right language, split into training and held-out text.
+
+The one rule: a document that is held out is never trained on.
+"""
 
 import contextlib
 import os
@@ -21,17 +24,18 @@ if TYPE_CHECKING:
     from langext.data.language_id import LanguageId
 
 MAX_TASKS = 64
+"""Most tasks that the files of one source are shared among."""
 
 
 class Source(Spec):
-    """Where text of one language comes from."""
+    """A source of text in one language."""
 
     language: str
-    """Language of the text: the new one or one of the original ones."""
+    """Language of the text: the new language or an original one."""
     path: str | None = None
-    """A file or folder (.txt .jsonl .parquet, .gz), or asset:<name>."""
+    """A file or folder (.txt, .jsonl, .parquet, also .gz), or asset:<name>."""
     hub: str | None = None
-    """Instead of `path`: a dataset on the Hugging Face hub, streamed."""
+    """A dataset on the Hugging Face hub, in place of `path`; it is streamed."""
     config: str | None = None
     """Configuration of the hub dataset, e.g. fra_Latn."""
     split: str = "train"
@@ -41,11 +45,11 @@ class Source(Spec):
     text_column: str = "text"
     """The field that holds the text."""
     name: str = Field("", pattern=r"^[A-Za-z0-9_-]*$")
-    """What to call this domain in scores and reports; made from the path or dataset if empty."""
+    """Name of this domain in scores and reports; made from the path or dataset if empty."""
     max_documents: int | None = Field(None, ge=1)
-    """Read no more than this many documents."""
+    """Most documents to read; all when not given."""
     heldout_only: bool = False
-    """Use it for measuring alone: nothing of it is trained on."""
+    """Use this source only for measuring; nothing of it is trained on."""
 
     @field_validator("language")
     @classmethod
@@ -62,13 +66,13 @@ class Source(Spec):
 
     @property
     def domain(self) -> str:
-        """`name`, or a name made from where the text is."""
+        """`name`, or a name made from the path or dataset, with only letters, digits, `_` and `-`."""
         raw = self.name or (self.hub or Path(self.path or "").name.split(".")[0].removeprefix(assets.PREFIX))
         return "".join(c if c.isalnum() or c in "_-" else "-" for c in raw)
 
     @property
     def origin(self) -> str:
-        """Where the text is, in words."""
+        """Path or dataset, with configuration and revision, for reports."""
         where = self.path or "/".join(filter(None, [self.hub, self.config]))
         return f"{where} @ {self.revision}" if self.revision else where
 
@@ -80,19 +84,19 @@ class Source(Spec):
 
 
 class Filter(Stage):
-    """Language identification with fastText over every source, rejects kept, and a held-out split."""
+    """Identify the language of every document with fastText, keep what matches, store the rejects, and hold out a part."""
 
     uses: Literal["filter"]
     sources: list[Source] = Field(min_length=1)
-    """Text of the new language and of every original one."""
+    """Text of the new language and of every original language."""
     lid_model: str = "asset:lid.176"
     """fastText model for language identification: a file, asset:lid.176 or asset:glotlid."""
     threshold: float = Field(0.65, ge=0, le=1)
-    """Least probability of the expected language. Raise it for cleaner and less text."""
+    """Smallest probability of the expected language that is accepted. Raise it for cleaner text, but less of it."""
     level: Literal["document", "paragraph"] = "document"
-    """What is judged: whole documents, or each paragraph, dropping those in another language out of mixed documents."""
+    """What is checked: whole documents, or each paragraph, which removes paragraphs in another language from a document."""
     heldout_frac: float = Field(0.01, gt=0, lt=1)
-    """Share of the documents kept away from training, chosen by a hash of their text."""
+    """Share of the documents that is held out for measuring, chosen by a hash of their text. Raise it to train on less."""
 
     @model_validator(mode="after")
     def _distinct_domains(self) -> "Filter":
@@ -103,7 +107,7 @@ class Filter(Stage):
         return self
 
     def check(self, ctx: Context) -> None:
-        """Files are there, labels exist, and every language of the run has something to train on."""
+        """Raise ConfigError when a file is missing, a language has no label, or no source trains the new language."""
         from langext.data.readers import find_files
 
         for source in self.sources:
@@ -117,8 +121,9 @@ class Filter(Stage):
         self._labels(self._lid(), ctx)
 
     def outdated(self, manifest: Manifest) -> str:
-        """Names the first source file that is new, gone or other than when it was read. A source that is gone as a whole is not
-        missed: its text is here.
+        """The first source file that is new, missing or changed since it was read, in words; else an empty string.
+
+        A source that is missing as a whole is no change, because its text is in this stage.
         """
         here = self._files()
         for source, read in _by_source(manifest).items():
@@ -133,7 +138,7 @@ class Filter(Stage):
         return ""
 
     def same_sources(self, manifest: Manifest) -> bool:
-        """Likewise, and none is gone, and the model that tells the languages is the same."""
+        """True when no source file is new, missing or changed, and the language-identification model is the same."""
         summary = manifest.summary_as(FilterSummary)
         if summary is None or summary.lid_sha256 != sha256_file(self._lid().path) or self.outdated(manifest):
             return False
@@ -179,17 +184,17 @@ class Filter(Stage):
         log = ctx.out / "log" / source.language / source.domain
         log.mkdir(parents=True, exist_ok=True)
         reader, tasks = self._reader(source, log)
-        place = f"{source.language}/{source.domain}.${{rank}}.jsonl.gz"
-        rejects = JsonlWriter(str(ctx.out / "rejects"), place)
+        file_name = f"{source.language}/{source.domain}.${{rank}}.jsonl.gz"
+        rejects = JsonlWriter(str(ctx.out / "rejects"), file_name)
         judge = LanguageFilter(lid, labels[source.language], self.threshold, rejects)
-        keep = JsonlWriter(str(ctx.out / "documents"), "${split}/" + place)
+        keep = JsonlWriter(str(ctx.out / "documents"), "${split}/" + file_name)
         hold_out = HoldOut(1.0 if source.heldout_only else self.heldout_frac)
         filters = [SplitParagraphs(), judge, JoinParagraphs()] if self.level == "paragraph" else [judge]
         _execute([reader, *filters, hold_out, keep], tasks, self.runtime.workers, log)
         return _count(source, log)
 
     def _reader(self, source: Source, log: Path) -> tuple[Any, int]:
-        """A reader and the number of tasks to share its files among. The number never depends on `runtime`."""
+        """A reader, and the number of tasks that share its files. The number never depends on `runtime`, so results do not."""
         from langext.data import readers
 
         limit = source.max_documents or -1
@@ -221,21 +226,21 @@ class Filter(Stage):
         ]  # fmt: skip
 
     def _files(self) -> dict[str, dict[str, Path]]:
-        """The local files that the sources are now, by `<language>/<domain>` and name; none of a source that is not there."""
+        """The local files of the sources now, by `<language>/<domain>` and file name; without sources that are missing."""
         from langext.data.readers import find_files
 
-        found: dict[str, dict[str, Path]] = {}
+        by_source: dict[str, dict[str, Path]] = {}
         for source in self.sources:
-            with contextlib.suppress(ConfigError):  # it is not there any more
+            with contextlib.suppress(ConfigError):  # the source does not exist any more
                 if local := source.local():
                     folder = local.parent if local.is_file() else local
                     files = {str(path.relative_to(folder)): path.resolve() for path in find_files(local)}
-                    found[f"{source.language}/{source.domain}"] = files
-        return found
+                    by_source[f"{source.language}/{source.domain}"] = files
+        return by_source
 
 
 def _by_source(manifest: Manifest) -> dict[str, dict[str, SourceFile]]:
-    """The files that were read, by source and name."""
+    """The files that a finished stage has read, by `<language>/<domain>` and file name."""
     files: dict[str, dict[str, SourceFile]] = {}
     summary = manifest.summary_as(FilterSummary)
     for file in summary.source_files if summary else []:
@@ -244,7 +249,7 @@ def _by_source(manifest: Manifest) -> dict[str, dict[str, SourceFile]]:
 
 
 def _changed(path: Path, then: SourceFile) -> bool:
-    """By size; by its bytes only where the time says that it may be another file."""
+    """True when the file differs from `then`. Its bytes are hashed only if the size is equal and the time is not."""
     now = path.stat()
     if now.st_size != then.bytes:
         return True
@@ -252,15 +257,15 @@ def _changed(path: Path, then: SourceFile) -> bool:
 
 
 def _execute(steps: list[Any], tasks: int, workers: int, log: Path) -> None:
-    """Run datatrove steps on this machine. A finished task is not repeated after an interruption."""
+    """Run datatrove steps on this machine. Tasks that finished before an interruption are not repeated."""
     from datatrove.executor import LocalPipelineExecutor
 
-    with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):  # everything is in the task logs
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):  # the task logs have all of it
         LocalPipelineExecutor(steps, tasks=tasks, workers=min(workers, tasks), logging_dir=str(log)).run()
 
 
 def _count(source: Source, log: Path) -> FunnelRow:
-    """Add up what the steps counted, over all tasks."""
+    """The counts of all steps for one source, added up over all tasks."""
     total: Counter[str] = Counter()
     for path in sorted((log / "stats").glob("*.json")):
         for step in read_json(path):
@@ -282,6 +287,7 @@ def _count(source: Source, log: Path) -> FunnelRow:
 
 
 def _demand(code: str, rows: list[FunnelRow]) -> None:
+    """Raise ConfigError when a language has no held-out document; warn when it has no source at all."""
     if rows and not any(row.valid_documents for row in rows):
         raise ConfigError(f"no document of {code} fell into the held-out part; raise heldout_frac or give more text")
     if not rows:

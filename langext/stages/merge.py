@@ -1,4 +1,4 @@
-"""Stage merge: several extended models of one base -> one model of all their languages."""
+"""Stage merge: combines several extended models of one base into one model for all their languages."""
 
 from pathlib import Path
 from typing import Any, Literal
@@ -17,32 +17,33 @@ from langext.summaries import MergeSummary
 
 
 class Merge(Stage):
-    """Add what several runs have learnt to the base. Finish the runs first, then merge them in a pipeline of its own."""
+    """Add what several runs have learnt to the base. Finish those runs first, then merge them in a separate pipeline."""
 
     uses: Literal["merge"]
     models: list[str] = Field(min_length=2)
-    """Run folders, or stage folders in them. All must have the same base and the same vocabulary."""
+    """Run folders, or stage folders inside them. All models must have the same base and the same vocabulary."""
     rule: Literal["task_arithmetic", "ties", "consensus"] = "ties"
-    """Sum of the changes; the largest changes that agree in sign; or the sum where at least two runs need it."""
+    """How the changes are merged. task_arithmetic: their sum; ties: the largest changes, where they agree in sign; consensus:
+    the sum, only for weights that at least two runs need."""
     keep: float = Field(0.2, gt=0, le=1)
-    """ties: share of each run's changes that is kept, the largest."""
+    """ties: share of the changes of each run that is kept, the largest ones. Raise it to keep more, also small ones."""
     mask_lambda: float = Field(0.4, gt=0)
-    """consensus: how large a run's own change must be against the others' to count as needed. The paper tries 0.2 to 0.6."""
+    """consensus: how large the change of a run must be, relative to the others, to count as needed. The paper: 0.2 to 0.6."""
     lines: bool = False
-    """Scale by layer: alpha from the changes' norms, and `scale` is beta. https://arxiv.org/abs/2410.17146"""
+    """Scale by layer: alpha comes from the norms of the changes, beta is `scale`. https://arxiv.org/abs/2410.17146"""
     scale: float | Literal["auto"] = "auto"
-    """Factor of the merged change. auto tries 0.1, 0.2, ... 1.0 (1.5 for ties) on held-out text; languages count equally."""
+    """Factor of the merged change. auto tries 0.1, 0.2, ... 1.0 (for ties to 1.5) on held-out text; languages count equally."""
     eval_bytes: int = Field(50_000, ge=1000)
-    """Held-out bytes per language and domain that auto measures."""
+    """Held-out bytes per language and domain that auto measures. More are more exact and take longer."""
 
     def identity(self) -> dict[str, Any]:
-        """The models count by what they are, not by where they lie."""
-        found = [bases.extended(name) for name in self.models]
-        prints = [model.manifest.fingerprint if model else name for model, name in zip(found, self.models, strict=True)]
+        """The deciding fields. A model is named by its fingerprint, so that moving its folder changes nothing."""
+        models = [bases.extended(name) for name in self.models]
+        prints = [model.manifest.fingerprint if model else name for model, name in zip(models, self.models, strict=True)]
         return super().identity() | {"models": prints}
 
     def methods(self, given: tuple[Method, ...]) -> tuple[Method, ...]:
-        """Of the merged model: full, or the one method of all where that changes the shapes."""
+        """The method of the merged model: full, or the common method of all models if that method changes shapes."""
         from langext.models.loading import read_record
 
         first = read_record(self._model(0)).method
@@ -50,12 +51,12 @@ class Merge(Stage):
         return (Full(name="full") if first.dense() else first,)
 
     def check_model(self, given: tuple[Method, ...], config: Any) -> None:
-        """What is merged is added to an untouched base."""
+        """Raise ConfigError when the model to merge into is not an untouched base."""
         if given:
             raise ConfigError(f"the model that is merged into has {given[-1].name} already; pin inputs: {{model: base}}")
 
     def check(self, ctx: Context) -> None:
-        """The models fit together. Raises ConfigError naming the first that does not."""
+        """Raise ConfigError, naming the first model that does not fit the base, the languages or the other models."""
         from langext.models.loading import read_record
 
         if self.scale != "auto" and not 0 < self.scale <= 2:
@@ -88,7 +89,7 @@ class Merge(Stage):
                 raise ConfigError(f"models: {name} ({record.method.name}) has other shapes than {self.models[0]}", at=at)
 
     def run(self, ctx: Context, model: Model, corpus: Corpus) -> Model:
-        """Write the merged delta, and curve.json with bits per byte for every scale that was tried."""
+        """Write the merged delta, and curve.json with bits per byte and score for every scale that was tried."""
         import torch
 
         from langext.evaluation.bpb import Ruler
@@ -141,26 +142,29 @@ class Merge(Stage):
         return Model(ctx.out)
 
     def _model(self, i: int) -> Model:
-        found = bases.extended(self.models[i]) if Path(self.models[i]).is_dir() else None
-        if found is None:
+        model = bases.extended(self.models[i]) if Path(self.models[i]).is_dir() else None
+        if model is None:
             raise ConfigError(f"models: {self.models[i]}: no run folder with a trained model", at=("models", i))
-        return found
+        return model
 
 
 def _base(model: Model) -> BaseManifest:
-    """The manifest of the base in a model's run folder."""
+    """The manifest of the base in the run folder of a model."""
     manifest = read_base(model.path.parent)
     assert manifest is not None, "a run has a base"
     return manifest
 
 
 def _weights(model: Model) -> dict[str, str]:
-    """sha256 of the base's weight files by name."""
+    """sha256 of the weight files of the base, by file name."""
     return {file.name: file.sha256 for file in _base(model).files if file.name.endswith(".safetensors")}
 
 
 def _task_vectors(models: list[Model], method: Method) -> tuple[dict[str, Any], list[dict[str, Any]], dict[str, Any]]:
-    """(initial weights of what changed, one task vector for each model, mean new vocabulary rows), all in float32."""
+    """(initial weights of all tensors that changed, one task vector per model, mean of the new vocabulary rows), in float32.
+
+    A task vector is the trained weights minus the initial weights, by name.
+    """
     import torch
 
     from langext.architectures import families, vocabulary

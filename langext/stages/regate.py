@@ -1,4 +1,4 @@
-"""Stage regate: a model trained with the paper's ReLU gate becomes one that stock architectures compute."""
+"""Stage regate: turns a model trained with the paper's ReLU gate into one that stock architectures can compute."""
 
 from itertools import islice, zip_longest
 from typing import Any, ClassVar, Literal
@@ -16,34 +16,34 @@ from langext.summaries import RegateSummary
 
 
 class Regate(Stage):
-    """Turn the ReLU gates of the newest language's blocks into hard sigmoids, and say what it costs."""
+    """Replace the ReLU gates in the blocks of the newest language by hard sigmoids, and measure what this costs."""
 
     needs_extension: ClassVar[bool] = True
     uses: Literal["regate"]
     steps: int = Field(60, ge=0)
-    """Steps of distillation after the fit, kept when held-out text says that it is better; 0 leaves it at the fit."""
+    """Steps of distillation after the fit. The result is kept only if it is better on held-out text; 0 keeps the fit."""
     batch_sequences: int = Field(8, ge=1)
-    """Sequences of a step, the languages in turns."""
+    """Sequences in one step; the languages take turns. More give a steadier step and take longer."""
     sequence_length: int = Field(512, ge=8)
-    """Tokens of a sequence at most."""
+    """Most tokens in a sequence."""
     lr: float = Field(5e-3, gt=0)
-    """Size of the first step, as a share of a gate row's root mean square."""
+    """Size of the first step, as a share of the root mean square of a gate row."""
     eval_bytes: int = Field(50_000, ge=1000)
-    """Held-out bytes per language and domain that tell what it costs."""
+    """Held-out bytes per language and domain that measure the cost. More are more exact and take longer."""
 
     def methods(self, given: tuple[Method, ...]) -> tuple[Method, ...]:
-        """The newest one, with the other gate."""
+        """The methods `given`, the newest of them with the new gate."""
         return (*given[:-1], *(_regated(method) for method in given[-1:]))
 
     def check_model(self, given: tuple[Method, ...], config: Any) -> None:
-        """There is a ReLU gate to turn."""
+        """Raise ConfigError when the newest method has no gate that this stage can replace."""
         if _goal(given[-1]) is None:
             ways = ", ".join(f"{name} into {gate.regates_to}" for name, gate in GATES.items() if gate.regates_to)
             gate = given[-1].block_gate
             raise ConfigError(f"regate turns the gate {ways}; {given[-1].name} has {f'the gate {gate}' if gate else 'none'}")
 
     def run(self, ctx: Context, model: Model, corpus: Corpus) -> Model:
-        """Write the delta with new gate rows and output matrices. Bits per byte before, fitted and distilled are recorded."""
+        """Write the delta with new gate rows and output matrices. Records bits per byte as trained, fitted and distilled."""
         from dataclasses import replace
 
         import torch
@@ -65,7 +65,7 @@ class Regate(Stage):
         cost["fitted"] = ruler.measure(live.net, live.tokenizer)
         kept, kls = "fitted", []
         if self.steps:
-            fitted = [one.row.detach().clone() for one in regated]
+            fitted = [gate.row.detach().clone() for gate in regated]
             size = self.batch_sequences
             batches = [[rows[(i * size + k) % len(rows)] for k in range(size)] for i in range(self.steps)]
             progress = Progress("distilling the gates", self.steps)
@@ -77,8 +77,8 @@ class Regate(Stage):
             if ruler.every(cost["distilled"], cost["trained"]) > ruler.every(cost["fitted"], cost["trained"]):
                 kept = "distilled"
             else:
-                for one, row in zip(regated, fitted, strict=True):
-                    one.row.data.copy_(row)
+                for gate, row in zip(regated, fitted, strict=True):
+                    gate.row.data.copy_(row)
         record = loading.read_record(model)
         assert record.method is not None, "refused when planning"
         loading.save_delta(ctx.out, live.delta())
@@ -91,13 +91,14 @@ class Regate(Stage):
         return Model(ctx.out)
 
     def _rows(self, ctx: Context, corpus: Corpus, tokenizer: Any) -> list[list[int]]:
-        """Token ids of training documents: the languages in turns, each one's sources in turns, from the start again where text
-        ends. Raises ConfigError for a language without any.
+        """Token ids of training documents, each cut to `sequence_length`. Languages take turns, and so do their sources.
+
+        Starts again from the first document when the text ends. Raises ConfigError for a language without training text.
         """
         from langext.data import documents
 
         each = -(-max(self.steps, 8) * self.batch_sequences // len(ctx.languages))
-        found = []
+        by_language = []
         for code in ctx.languages:
             sources = documents.sources(corpus, "train", code).values()
             texts = [list(islice((d["text"] for path in paths for d in documents.read(path)), each)) for paths in sources]
@@ -105,8 +106,8 @@ class Regate(Stage):
                 raise ConfigError(f"no training text of {code} to distil the gates with")
             turns = [text for turn in zip_longest(*texts) for text in turn if text is not None]
             rows = [row[: self.sequence_length] for row in documents.encode(tokenizer, turns[:each])]
-            found.append([rows[i % len(rows)] for i in range(each)])
-        return [row for turn in zip(*found, strict=True) for row in turn]
+            by_language.append([rows[i % len(rows)] for i in range(each)])
+        return [row for turn in zip(*by_language, strict=True) for row in turn]
 
 
 def _regated(method: Method) -> Method:
@@ -114,5 +115,5 @@ def _regated(method: Method) -> Method:
 
 
 def _goal(method: Method) -> GateName | None:
-    """The gate that the method's gate is turned into; None where there is none to turn."""
+    """The gate that replaces the gate of the method; None when the method has no gate that can be replaced."""
     return GATES[method.block_gate].regates_to if method.block_gate else None

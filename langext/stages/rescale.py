@@ -1,4 +1,4 @@
-"""Stage rescale: LiNeS after training. Early layers go back towards the base, late ones keep what they learnt."""
+"""Stage rescale: LiNeS after training. Early layers move back towards the base, late layers keep what they learnt."""
 
 from typing import Any, ClassVar, Literal
 
@@ -16,27 +16,28 @@ GRID = [i / 10 for i in range(10, -1, -1)]
 
 
 class Rescale(Stage):
-    """Scale the change of layer l of L by alpha + (1 - alpha) (l - 1) / (L - 1). https://arxiv.org/abs/2410.17146"""
+    """Multiply the change of layer l of L by alpha + (1 - alpha) (l - 1) / (L - 1). https://arxiv.org/abs/2410.17146"""
 
     needs_extension: ClassVar[bool] = True
     uses: Literal["rescale"]
     alpha: float | Literal["auto"] = Field("auto")
-    """Factor of the first layer, from 0 (as the base) to 1 (unchanged). auto tries 1.0, 0.9, ... 0.0 on held-out text and takes
-    what maximises 2 x learning + 1 x retention."""
+    """Factor of the first layer, from 0 (as in the base) to 1 (as trained). auto tries 1.0, 0.9, ... 0.0 on held-out text and
+    takes the one with the highest 2 x learning + 1 x retention."""
     head: Literal["alpha", "last"] = "alpha"
-    """What an untied output head and the last norm get: alpha as in the authors' code, or the last layer's factor, 1."""
+    """Factor of an untied output head and the last norm: alpha, as in the code of the authors, or last: that of the last
+    layer, 1."""
     eval_bytes: int = Field(50_000, ge=1000)
-    """Held-out bytes per language and domain that auto measures."""
+    """Held-out bytes per language and domain that auto measures. More are more exact and take longer."""
 
     def check_model(self, given: tuple[Method, ...], config: Any) -> None:
-        """Alpha is in [0, 1], and the method is one whose change can be scaled."""
+        """Raise ConfigError when alpha is not in [0, 1], or when the change of the method cannot be scaled."""
         if self.alpha != "auto" and not 0 <= self.alpha <= 1:
             raise ConfigError(f"alpha must be auto or in [0, 1] (got {self.alpha:g})", at=("alpha",))
         if given[-1].linear_parts() is None:
             raise ConfigError(f"{given[-1].name} adds a function instead of changing weights, so its layers cannot be rescaled")
 
     def run(self, ctx: Context, model: Model, corpus: Corpus) -> Model:
-        """Write the rescaled delta and curve.json: for every alpha bits per byte, learning, retention and score."""
+        """Write the rescaled delta, and curve.json with bits per byte, learning, retention and score for every alpha tried."""
         import torch
         from safetensors.torch import load_file
 

@@ -1,4 +1,4 @@
-"""Stage extend_tokenizer: more tokens for the new language, every base id unchanged."""
+"""Stage extend_tokenizer: adds tokens for the new language. The one rule: every token id of the base stays the same."""
 
 from collections.abc import Iterable, Iterator
 from typing import Any, Literal
@@ -14,18 +14,21 @@ from langext.summaries import TokenizerSummary, VocabularyGain
 
 
 class ExtendTokenizer(Stage):
-    """Continue the merges of the base's byte-level BPE on new-language text."""
+    """Learn more merges for the byte-level BPE tokenizer of the base, from text in the new language."""
 
     uses: Literal["extend_tokenizer"]
     new_tokens: int = Field(8000, ge=1)
-    """Tokens to add. More make new-language text shorter and the embedding matrix larger."""
+    """Tokens to add. More tokens make text in the new language shorter and the embedding matrix larger."""
     sample_bytes: int = Field(100_000_000, ge=1000)
-    """Training text that is looked at; the first bytes of the corpus."""
+    """Bytes of training text to learn from, from the start of the corpus. More take longer."""
     min_count: int = Field(10, ge=2)
-    """A pair of tokens seen less often than this never becomes a token."""
+    """A pair of tokens that occurs less often than this does not become a token. Raise it to avoid rare tokens."""
 
     def run(self, ctx: Context, model: Model, corpus: Corpus) -> Tokenizer:
-        """Write tokenizer/ and new_tokens.json; the gain in both languages goes into the manifest."""
+        """Write tokenizer/ and new_tokens.json; record the gain in every language in the manifest.
+
+        Raises ConfigError when the vocabulary was extended before, or when no pair of tokens is frequent enough.
+        """
         from langext.data import documents
         from langext.models import loading
         from tokenizer_tools.merges import continue_merges, extended, word_counts
@@ -35,22 +38,22 @@ class ExtendTokenizer(Stage):
             raise ConfigError("the earlier language's run has extended the vocabulary already; it can be extended once")
         base = loading.load_tokenizer(folder)
         state = base.backend_tokenizer
-        texts = _some(documents.batches(corpus.files("train", ctx.language), 256), self.sample_bytes)
+        texts = _first_bytes(documents.batches(corpus.files("train", ctx.language), 256), self.sample_bytes)
         try:
             words = word_counts(state, texts)
-            found = continue_merges(state, words, self.new_tokens, self.min_count)
+            added = continue_merges(state, words, self.new_tokens, self.min_count)
         except ValueError as error:
             raise ConfigError(f"{folder}: {error}") from None
-        if not found:
+        if not added:
             raise ConfigError(f"no pair of tokens occurs {self.min_count} times in the text; give more text or lower min_count")
-        if len(found) < self.new_tokens:
-            say(f"  only {len(found)} of {self.new_tokens} tokens: the rest would be rarer than min_count {self.min_count}")
-        bigger = extended(base, found)
+        if len(added) < self.new_tokens:
+            say(f"  only {len(added)} of {self.new_tokens} tokens: the rest would be rarer than min_count {self.min_count}")
+        bigger = extended(base, added)
         bigger.save_pretrained(ctx.out / "tokenizer")
         first = len(base)
-        write_json(ctx.out / "new_tokens.json", {str(first + i): token.base_ids for i, token in enumerate(found)})
+        write_json(ctx.out / "new_tokens.json", {str(first + i): token.base_ids for i, token in enumerate(added)})
         gains = {c: _gain(base, bigger, documents.heldout(corpus, [c])) for c in ctx.languages}
-        ctx.report(TokenizerSummary(new_tokens=len(found), heldout=gains))
+        ctx.report(TokenizerSummary(new_tokens=len(added), heldout=gains))
         for code, gain in gains.items():
             say(
                 f"  {code}: {gain.bytes_per_token_before:.2f} -> {gain.bytes_per_token_after:.2f} bytes per token, "
@@ -59,7 +62,8 @@ class ExtendTokenizer(Stage):
         return Tokenizer(ctx.out)
 
 
-def _some(batches: Iterable[list[str]], sample_bytes: int) -> Iterator[str]:
+def _first_bytes(batches: Iterable[list[str]], sample_bytes: int) -> Iterator[str]:
+    """Texts from the start, in whole batches, until they have at least `sample_bytes`."""
     used = 0
     for batch in batches:
         yield from batch

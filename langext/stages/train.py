@@ -1,4 +1,4 @@
-"""Stage train: language-model loss on a mixture of new and original text plus the method's penalties, under DeepSpeed."""
+"""Stage train: trains on a mixture of new and original text, with the penalties of the method, under DeepSpeed."""
 
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -11,18 +11,18 @@ from langext.stages.base import Stage
 from langext.training.settings import Settings
 
 WATCHING = {"eval_every", "eval_bytes", "log_every", "save_every", "keep_checkpoints"}
-"""Keys that say how closely a training is watched."""
+"""Keys that decide how often a training measures, logs and saves."""
 
 
 class Train(Settings, Stage):
-    """Train what the method made trainable."""
+    """Train the weights that the method makes trainable."""
 
     parallel: ClassVar[bool] = True
     needs_extension: ClassVar[bool] = True
     uses: Literal["train"]
 
     def check_model(self, given: tuple[Method, ...], config: Any) -> None:
-        """Every penalty means something for the method, and for the text."""
+        """Raise ConfigError when attention does not fit the base, or a penalty does not fit the method or the text."""
         if not given:
             return
         if self.runtime.attention == "sdpa" and getattr(config, "attn_logit_softcapping", None):
@@ -43,7 +43,7 @@ class Train(Settings, Stage):
             )
 
     def check(self, ctx: Context) -> None:
-        """The DeepSpeed file is readable and does what is asked for, and the batch can be shared out."""
+        """Raise ConfigError when the DeepSpeed file does not fit these settings, or the batch cannot be divided evenly."""
         from langext.training.engine import read_deepspeed, zero_stage
 
         zero = zero_stage(read_deepspeed(self.runtime.deepspeed))
@@ -70,11 +70,11 @@ class Train(Settings, Stage):
             )
 
     def choices(self) -> dict[str, Any]:
-        """Without the keys that only watch: they change nothing of what is learned, as a rule."""
+        """The deciding fields, without the keys in `WATCHING`, which usually do not change what is learnt."""
         return {key: value for key, value in super().choices().items() if key not in WATCHING}
 
     def prepare(self, ctx: Context, **inputs: Any) -> None:
-        """Turn the training text into token ids, once for all trainings of this text and tokenizer."""
+        """Turn the training text into token ids, once for all trainings with this text and tokenizer."""
         from langext.data import tokens
         from langext.models import loading
 
@@ -82,13 +82,13 @@ class Train(Settings, Stage):
         tokens.tokenise(ctx.tokens, inputs["corpus"], tokenizer, ctx.languages)
 
     def tidy(self, out: Path) -> None:
-        """Drop the checkpoints."""
+        """Delete the checkpoints."""
         import shutil
 
         shutil.rmtree(out / CHECKPOINTS, ignore_errors=True)
 
     def run(self, ctx: Context, model: Model, corpus: Corpus) -> Model:
-        """Train, resuming from a checkpoint if there is one, and write the delta."""
+        """Train the model, resume from a checkpoint if there is one, and write the delta."""
         from langext.training.loop import train
 
         return train(self, ctx, model, corpus)

@@ -78,7 +78,7 @@ class Checkpoints:
         return None
 
     def write(self, step: int, fill: Callable[[Path], None], layout: str, needs_bytes: int) -> None:
-        """Call `fill` with a new folder in every process, make that folder the checkpoint of `step`, and delete old checkpoints.
+        """Call `fill` with a new folder in every process, make it the checkpoint of `step`, and delete the oldest checkpoints.
 
         Raises RunFailed when less than `needs_bytes` of disk are free; existing checkpoints then stay as they are.
         """
@@ -96,7 +96,8 @@ class Checkpoints:
         fill(beside)
         # Rank 0 lists and hashes the folder, so all processes must have written their parts before.
         distributed.barrier()
-        if distributed.get_rank() == 0:
+
+        def complete() -> None:
             record = CheckpointRecord(world_size=distributed.get_world_size(), layout=layout, files=list_files(beside))
             # After a power cut a renamed folder could otherwise hold empty files: rename does not force data to disk.
             for file in record.files:
@@ -109,13 +110,14 @@ class Checkpoints:
                 gone = self.folder / f"gone-{old}.tmp"
                 os.replace(self.folder / f"step-{old}", gone)
                 shutil.rmtree(gone)
-        distributed.barrier()
+
+        on_first(complete)  # a full disk is then known to all processes, so that none waits for the others
 
 
 def on_first(work: Callable[[], Any]) -> Any:
     """Run `work` on rank 0 only and return its result in every process.
 
-    A ConfigError or RunFailed on rank 0 is raised in every process; an OSError on rank 0 becomes a RunFailed in every process.
+    A ConfigError or RunFailed is raised in every process; an OSError becomes a RunFailed in every process.
     """
     result: Any = None
     failure: tuple[type[Exception], str] | None = None
@@ -126,7 +128,7 @@ def on_first(work: Callable[[], Any]) -> Any:
             failure = type(error), str(error)
         except OSError as error:
             failure = RunFailed, f"{error.filename or ''}: {error.strerror or error}"
-    # The failure is shared as well: if only rank 0 raised it, the other processes would wait in the broadcast until the timeout.
+    # The failure is shared too: if rank 0 just raised it, the other processes would wait in the broadcast until the timeout.
     shared = [result, failure]
     distributed.broadcast_object_list(shared)
     result, failure = shared

@@ -63,16 +63,6 @@ def zero_stage(config: dict[str, Any]) -> int:
     return config.get("zero_optimization", {}).get("stage", 0)
 
 
-def sums_in_fp32(bf16: bool, accumulate: int) -> bool:
-    """True when gradients of several micro-batches are summed in float32, because a sum in bf16 loses small gradients."""
-    return bf16 and accumulate > 1
-
-
-def layout(config: dict[str, Any], bf16: bool, accumulate: int) -> str:
-    """Name of the layout of a checkpoint. Sums in float32 have one of their own: DeepSpeed then uses another optimizer."""
-    return f"zero{zero_stage(config)}" + ("-fp32-sums" if sums_in_fp32(bf16, accumulate) else "")
-
-
 def join_processes() -> torch.device:
     """Join the process group of the launcher, or make a group of one process. Returns the device of this process."""
     if not torch.cuda.is_available():

@@ -2,7 +2,8 @@
 
 from typing import Any
 
-# Dense bf16 tensor-core peaks in FLOP/s, from the vendors' data sheets. The first name that is part of the device's name counts.
+# Dense bf16 tensor-core peaks in FLOP/s, from the vendors' data sheets. The first entry that is part of a device's name counts,
+# so "H100 PCIe" stands before "H100".
 PEAKS = {
     "B200": 2250e12, "H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12,
     "RTX 4090": 165e12, "RTX 3090": 71e12, "MI300X": 1307e12,

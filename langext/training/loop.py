@@ -187,7 +187,8 @@ class Loop:
             limit = " within the forgetting budget" if within else ""
             self.log.say(f"  the model is that of step {chosen.step}, the best evaluation{limit}")
         elif selects:
-            self.log.say("  warning: no evaluation was a number and within the budget; the model is that of the last step")
+            limit = " within the forgetting budget" if settings.forgetting_budget else ""
+            self.log.say(f"  warning: no evaluation was a number{limit}; the model is that of the last step")
         loading.save_delta(ctx.out, delta)
         loading.write_record(ctx.out, loading.read_record(model))
         result = chosen.evaluation if chosen else self.evaluation

@@ -102,7 +102,7 @@ class Tally:
         return pairs, dict(zip(self.penalties, totals[size:], strict=True))
 
     def take(self) -> dict[str, float]:
-        """Mean loss per token (nats) by language and mean weighted penalty per step, over all processes. Then set all to zero."""
+        """Mean loss per token (nats) by language and mean weighted penalty per step, over all processes. Resets the sums."""
         sums_L2, penalties = self._everywhere()
         named = sorted(zip(self.languages, sums_L2, strict=True))
         means = {f"loss/{name}": total / count for name, (total, count) in named if count}

@@ -1,4 +1,7 @@
-"""Which weights of a training become the model: the evaluations, the best of them, and what the original languages may lose."""
+"""Decides which weights of a training become the model.
+
+Holds the evaluations, the weights of the best evaluation, and the budget of what the original languages may lose.
+"""
 
 import os
 import shutil
@@ -19,44 +22,46 @@ WEIGHTS = "weights.safetensors"
 
 
 class SetEvaluation(Spec):
-    """The held-out passages of one language and domain."""
+    """Measurements on the held-out passages of one language and domain."""
 
     bits_per_byte: float
     gate: list[float] | None = None
-    """Mean gate value in each layer; only of methods with gates."""
+    """Mean gate value in each layer; only for methods with gates."""
     open: list[float] | None = None
-    """Share of tokens whose gate is open in each layer; only of gates that close."""
+    """Share of tokens whose gate is open, in each layer; only for gates that can close."""
     all_closed: float | None = None
-    """Share of tokens that are computed exactly as the base does."""
+    """Share of tokens for which the model computes exactly what the base computes."""
 
 
 class Evaluation(Spec):
     """What training measures every `eval_every` steps."""
 
     sets: dict[str, SetEvaluation]
-    """By `<language>/<domain>`."""
+    """Measurements by `<language>/<domain>`."""
     weights: dict[str, float]
-    """Figures about the weights themselves, by name."""
+    """Numbers about the weights themselves, by name."""
     kl_to_base: float | None = None
-    """KL(base || model) on held-out original text, nats per token; None without such text."""
+    """KL(base || model) on held-out text of the original languages, in nats per token; None without such text."""
     dead_layers: list[int] | None = None
-    """Layers whose gate is closed for every token of the new language; None without gates that close."""
+    """Layers whose gate is closed for every held-out token of the new language; None without gates that can close."""
 
     @property
     def bits_per_byte(self) -> dict[str, float]:
-        """By `<language>/<domain>`."""
-        return {name: found.bits_per_byte for name, found in self.sets.items()}
+        """Bits per byte by `<language>/<domain>`."""
+        return {name: measured.bits_per_byte for name, measured in self.sets.items()}
 
 
 class ForgettingBudget(Spec):
-    """What the original languages may lose. The model becomes the best evaluation that kept to it."""
+    """What the original languages may lose. The model gets the weights of the best evaluation within this budget."""
 
     bpb: float | None = Field(None, gt=0)
-    """Largest increase of their bits per byte over the base, the mean over held-out sets: 0.5% or 0.005."""
+    """Largest increase of their bits per byte over the base, as a mean over the held-out sets: 0.5% or 0.005. Raise it to allow
+    more forgetting."""
     kl: float | None = Field(None, gt=0)
-    """Largest KL(base || model) on their held-out text, in nats per token."""
+    """Largest KL(base || model) on their held-out text, in nats per token. Raise it to allow more forgetting."""
     then: Literal["stop", "go_on"] = "stop"
-    """At the first evaluation beyond the budget: end the training, or go on for a later one that is within it again."""
+    """What to do at the first evaluation beyond the budget: stop ends the training; go_on continues, in case a later evaluation
+    is within it again."""
 
     @field_validator("bpb", mode="before")
     @classmethod
@@ -66,7 +71,7 @@ class ForgettingBudget(Spec):
         return value
 
     def kept(self, increase: float, kl: float | None) -> bool:
-        """Is an evaluation within the budget? One that is not a number is not."""
+        """True when an evaluation is within the budget; False for NaN. `increase` is relative (0.005 is 0.5%), `kl` in nats."""
         if isnan(increase) or (kl is not None and isnan(kl)):
             return False
         within_bpb = self.bpb is None or increase <= self.bpb
@@ -74,13 +79,13 @@ class ForgettingBudget(Spec):
 
 
 def mean_ratio(now: Mapping[str, float], start: Mapping[str, float], languages: tuple[str, ...]) -> float:
-    """Mean over the held-out sets of some languages of bits per byte now / at the start; nan when there are none."""
+    """Mean of bits per byte `now` / at the `start` over the held-out sets of `languages`; NaN when there are no sets."""
     ratios = [now[name] / start[name] for name in now if name.split("/")[0] in languages]
     return sum(ratios) / len(ratios) if ratios else float("nan")
 
 
 class Kept(Spec):
-    """What is on disk of the best evaluation."""
+    """Content of best.json: the best evaluation so far."""
 
     step: int
     score: float
@@ -99,10 +104,11 @@ class BestWeights:
     def offer(
         self, step: int, score: float, evaluation: Evaluation, weights: Callable[[], dict[str, "Tensor"]], rank: int
     ) -> None:
-        """Keep `weights()` when `score` is smaller than that of what is kept, and a number at all.
+        """Keep `weights()` when `score` is finite and smaller than the score of the weights that are kept so far.
 
-        Every process must call this, with the same values: all take part in gathering the weights.
+        Every process must call this, with the same values, because all of them take part in gathering the weights.
         """
+        # Weights kept at this step or later come from before a resume at an earlier checkpoint; those steps are made again.
         if not isfinite(score) or (self.kept and self.kept.step < step and self.kept.score <= score):
             return
         self.kept = Kept(step=step, score=score, evaluation=evaluation)
@@ -110,6 +116,7 @@ class BestWeights:
         if rank == 0:
             from safetensors.torch import save_file
 
+            # Written to another folder and renamed, so that weights and best.json always belong together.
             beside = self.folder.with_name("best.tmp")
             shutil.rmtree(beside, ignore_errors=True)
             beside.mkdir(parents=True)
@@ -119,7 +126,7 @@ class BestWeights:
             os.replace(beside, self.folder)
 
     def weights(self) -> dict[str, "Tensor"]:
-        """What is kept."""
+        """The kept weights, by name, on the CPU."""
         from safetensors.torch import load_file
 
         return load_file(self.folder / WEIGHTS)

@@ -1,4 +1,4 @@
-"""Every key of a training. Stage train has them, and the loop reads them."""
+"""All configuration keys of a training. Stage train inherits them, and the training loop reads them."""
 
 from typing import Literal
 
@@ -13,60 +13,62 @@ from langext.training.selection import ForgettingBudget
 
 
 class Settings(Spec):
-    """What is trained on, for how long, how, and what is watched on the way."""
+    """What a training reads, how long it runs, how it learns, and what it measures meanwhile."""
 
     steps: int = Field(gt=0)
-    """Optimizer steps."""
+    """Number of optimizer steps. More steps train longer on more text."""
     sequence_length: int = Field(1024, ge=16)
-    """Tokens in a packed sequence. Documents in it do not see each other."""
+    """Tokens in a packed sequence. Documents in one sequence do not see each other. Longer sequences need more memory."""
     batch_sequences: int = Field(64, ge=1)
-    """Sequences in one optimizer step, over all processes."""
+    """Sequences in one optimizer step, over all processes. More give a steadier gradient and take longer per step."""
     lr: float = Field(gt=0)
-    """Peak learning rate. New blocks want far more (1e-3 to 1e-2) than full fine-tuning (1e-5 to 1e-4)."""
+    """Peak learning rate. New blocks need far more (1e-3 to 1e-2) than full fine-tuning (1e-5 to 1e-4)."""
     schedule: Kind = "cosine"
-    """How the rate goes down after the warmup: cosine; wsd, the peak until the last decay_frac of the steps; or constant."""
+    """How the learning rate falls after the warmup: cosine; wsd, which stays at the peak until the last decay_frac of the
+    steps; or constant, which stays at the peak."""
     warmup_steps: int = Field(10, ge=0)
-    """Steps of linear warmup from zero."""
+    """Steps in which the learning rate rises linearly from zero to the peak."""
     min_lr_frac: float = Field(0.1, ge=0, le=1)
-    """cosine and wsd end at this share of the peak."""
+    """The learning rate at the end of cosine and wsd, as a share of the peak."""
     decay_frac: float = Field(0.2, gt=0, le=1)
-    """wsd: share of the steps, the last ones, in which the rate goes down."""
+    """wsd: share of the steps, at the end, in which the learning rate falls."""
     original_frac: float = Field(0.1, ge=0, lt=1)
-    """Share of training tokens in the original languages. The paper's p = 0.1."""
+    """Share of training tokens in the original languages; 0.1 in the paper. Raise it to forget less and learn more slowly."""
     original_first_frac: float | None = Field(None, gt=0, lt=1)
-    """That share in the first tenth of the steps, where most is forgotten, if it is to be another one there."""
+    """original_frac for the first tenth of the steps, where models forget most; original_frac itself when not given."""
     shares: dict[str, float] = {}
-    """Shares of all training tokens of single languages (eng_Latn) or sources (fra_Latn/wikipedia). What is not named gets the
-    rest: original languages equal parts of original_frac, sources of a language by their size."""
+    """Share of all training tokens, for single languages (eng_Latn) or sources (fra_Latn/wikipedia). Those that are not named
+    divide the rest: original languages in equal parts of original_frac, the sources of a language by their size."""
     exhaustion: Literal["repeat", "stop"] = "repeat"
-    """When a source has been read once: shuffle it anew and go on, or end the training before that step."""
+    """What to do when a source has been read once: repeat shuffles it and goes on; stop ends the training before that step."""
     weight_decay: float = Field(0.0, ge=0)
-    """AdamW's decoupled weight decay, of matrices alone."""
+    """AdamW's decoupled weight decay, for matrices only. Higher values pull weights more strongly towards zero."""
     betas: tuple[float, float] = (0.9, 0.95)
-    """AdamW's moment decays."""
+    """AdamW's decay of the first and the second moment of the gradient. Higher values average over more steps."""
     clip: float = Field(1.0, gt=0)
-    """Gradient norm above which gradients are scaled down."""
+    """Gradient norm above which gradients are scaled down to it."""
     ema: float | None = Field(None, gt=0, lt=1)
-    """Decay, in every step, of a running average of the weights; the average is what is measured and kept."""
+    """Decay per step of a running average of the weights, which is then what is measured and kept. Closer to 1 averages over
+    more steps; no average when not given."""
     penalties: list[AnyPenalty] = []
-    """Terms added to the loss beside the method's own: local, domain_ce, ldifs, l2sp, each with its `weight`."""
+    """Terms added to the loss, in addition to those of the method: local, domain_ce, ldifs, l2sp, each with its `weight`."""
     precision: Literal["bf16", "fp32"] = "bf16"
-    """bf16 keeps float32 masters of what learns, and everything else in bf16 alone."""
+    """bf16 keeps the trainable weights in float32 as well, and everything else only in bf16. fp32 keeps all in float32."""
     result: Literal["last", "best"] = "last"
-    """Which weights become the model: the last ones, or those of the evaluation with the fewest bits per byte of the new
+    """Which weights become the model: the last ones, or the best, from the evaluation with the fewest bits per byte in the new
     language."""
     forgetting_budget: ForgettingBudget | None = None
-    """What the original languages may lose; the model becomes the best evaluation within it."""
+    """What the original languages may lose; the model gets the weights of the best evaluation within this budget."""
     log_every: int = Field(10, ge=1)
-    """Steps between lines of progress."""
+    """Steps between two lines of progress."""
     eval_every: int = Field(100, ge=1)
-    """Steps between measurements of bits per byte on held-out text."""
+    """Steps between two measurements on held-out text. Lower values see changes earlier and take more time."""
     eval_bytes: int = Field(20_000, ge=1000)
-    """Held-out bytes per language and domain that are measured during training."""
+    """Held-out bytes per language and domain that each measurement reads. More are more exact and take longer."""
     save_every: int = Field(100, ge=1)
-    """Steps between checkpoints."""
+    """Steps between two checkpoints. Higher values save time, and a killed training loses more steps."""
     keep_checkpoints: int = Field(2, ge=1)
-    """How many of the newest checkpoints stay on disk while training."""
+    """Number of checkpoints that stay on disk during training, the newest ones. More need more disk."""
 
     @field_validator("betas")
     @classmethod
@@ -94,12 +96,12 @@ class Settings(Spec):
     """Where and how fast the training runs."""
 
     def accumulate(self) -> int:
-        """Micro-batches per optimizer step and process. Raises ConfigError when the batch cannot be cut evenly."""
+        """Micro-batches per optimizer step and process. Raises ConfigError when the batch cannot be divided evenly."""
         whole, processes, micro = self.batch_sequences, self.runtime.processes, self.runtime.micro_batch
         if whole % (processes * micro):
             raise ConfigError(f"batch_sequences {whole} is no multiple of {processes} processes x micro_batch {micro}")
         return whole // (processes * micro)
 
     def rates(self, steps: int) -> Schedule:
-        """The learning rate over so many steps, as a factor of `lr`."""
+        """The learning-rate schedule for a training of `steps` steps, as a factor of `lr`."""
         return Schedule(self.schedule, steps, self.warmup_steps, self.min_lr_frac, self.decay_frac)

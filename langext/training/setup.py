@@ -1,4 +1,7 @@
-"""Everything that a training needs before its first step, built in order: model, text, measurements, engine, checkpoint."""
+"""Builds everything that a training needs before its first step: model, text, measurements, engine, checkpoint.
+
+The one rule: the order in `set_up` matters; its comments say why.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,7 +30,7 @@ from langext.training.settings import Settings
 from langext.training.watch import Watch
 
 FIRST_FRAC = 0.1
-"""The part of the training that `original_first_frac` is about, https://arxiv.org/abs/2506.00288."""
+"""Share of the steps, at the start, for which `original_first_frac` holds. https://arxiv.org/abs/2506.00288"""
 
 
 @dataclass(frozen=True)
@@ -42,17 +45,17 @@ class Session:
     device: torch.device
     mixture: Mixture
     steps: int
-    """Optimizer steps; fewer than the settings say where text is to be read once."""
+    """Optimizer steps; fewer than in the settings when the text ends before (`exhaustion: stop`)."""
     schedule: Schedule
     watch: Watch
     engine: Engine
     checkpoints: Checkpoints
     best: BestWeights
     state: dict[str, Any]
-    """What the checkpoint says that the training goes on from; of step 0 without one."""
+    """State of the loop from the checkpoint that the training resumes from; the state of step 0 without a checkpoint."""
     flops_per_token: float
     peak_flops: float
-    """Of all devices, per second; 0 where it is not known."""
+    """Peak FLOP/s of all devices together; 0 when it is not known."""
 
     @property
     def step_tokens(self) -> int:
@@ -61,9 +64,9 @@ class Session:
 
 
 def set_up(settings: Settings, ctx: Context, model: Model, corpus: Corpus) -> Session:
-    """Build everything, and go back to the newest checkpoint if there is one.
+    """Build everything and load the newest intact checkpoint, if there is one.
 
-    The order matters: penalties look at the model as it is before anything is installed in it, and DeepSpeed takes over last.
+    Raises ConfigError when settings, processes and text do not fit together, and RunFailed when every checkpoint is damaged.
     """
     if ctx.world_size != settings.runtime.processes:
         raise ConfigError(f"{ctx.world_size} processes were started, and runtime asks for {settings.runtime.processes}")
@@ -71,7 +74,8 @@ def set_up(settings: Settings, ctx: Context, model: Model, corpus: Corpus) -> Se
     deepspeed = engine.read_deepspeed(settings.runtime.deepspeed)
     torch.manual_seed(ctx.seed)
     dtype = torch.bfloat16 if settings.precision == "bf16" else torch.float32
-    home = "cpu" if engine.zero_stage(deepspeed) == 3 else str(device)  # ZeRO 3 takes each weight apart before it moves it
+    # ZeRO 3 partitions each weight before it moves it to the device, where the whole model may not fit.
+    home = "cpu" if engine.zero_stage(deepspeed) == 3 else str(device)
     live = loading.load(model, dtype, home, attention=settings.runtime.attention)
     method = live.method
     assert method is not None and loading.read_record(model).method is not None, "refused when planning"
@@ -81,6 +85,7 @@ def set_up(settings: Settings, ctx: Context, model: Model, corpus: Corpus) -> Se
     def base() -> Any:
         return loading.load(model, dtype, str(device), trained=False).net.requires_grad_(False)
 
+    # Measurements and penalties look at the model as it was loaded, so they come before `_install` changes it.
     watch = _watch(settings, ctx, corpus, live, loading.load_tokenizer(loading.read_record(model).base), base)
     terms = {p.name: (p.weight, p.attach(live.net, method, base)) for p in settings.penalties}
     _install(settings, live, device)
@@ -93,9 +98,11 @@ def set_up(settings: Settings, ctx: Context, model: Model, corpus: Corpus) -> Se
     newest = kept.newest()
     fits = newest is None or checkpoints.fits(newest, ctx.world_size, engine_settings.layout)
     source = newest if fits or newest is None else checkpoints.universal(newest)
+    # Counted before the engine takes over: under ZeRO 3 it leaves only empty tensors behind.
     learns = sum(p.numel() for p in live.net.parameters() if p.requires_grad)
     total = sum(p.numel() for p in live.net.parameters())
     cost = flops.per_token(total, learns, live.net.config, settings.sequence_length)
+    # DeepSpeed comes last: it may partition the weights, and nothing above could read them then.
     objective = Objective(live.net, method, terms)
     runner = Engine(
         objective, live.net, engine_settings, lambda name: method.own_lr(name) or settings.lr, universal=source != newest
@@ -112,7 +119,7 @@ def set_up(settings: Settings, ctx: Context, model: Model, corpus: Corpus) -> Se
 
 
 def _install(settings: Settings, live: LiveModel, device: torch.device) -> None:
-    """Change how the model computes, not what: less memory, or less time."""
+    """Change how the model computes, to save memory or time; its results stay the same."""
     if settings.runtime.activation_checkpointing:
         live.net.activation_checkpointing_enable({"use_reentrant": False})
     if device.type == "cpu" and live.net.config._attn_implementation == "sdpa":
@@ -125,7 +132,7 @@ def _install(settings: Settings, live: LiveModel, device: torch.device) -> None:
 
 
 def _watch(settings: Settings, ctx: Context, corpus: Corpus, live: LiveModel, tokenizer: Any, base: Callable[[], Any]) -> Watch:
-    """The measurements on held-out text. Raises ConfigError when a budget has nothing to measure itself by."""
+    """The measurements on held-out text. Raises ConfigError for a forgetting budget without text to measure forgetting."""
     heldout = documents.heldout(corpus, ctx.languages)
     probes = {name: bpb.passages(texts, 1000, settings.eval_bytes) for name, texts in heldout.items()}
     originals = {name.split("/")[0] for name, passages in probes.items() if passages} & set(ctx.original_languages)
@@ -138,10 +145,14 @@ def _watch(settings: Settings, ctx: Context, corpus: Corpus, live: LiveModel, to
 
 
 def _mixture(settings: Settings, ctx: Context, corpus: Corpus, live: LiveModel) -> tuple[Mixture, int]:
-    """The order of all sequences, and the number of steps that it is enough for."""
+    """The order of all sequences, and the number of steps for which there is text.
+
+    Raises ConfigError when there is too little text of the new language, or none of the original ones though it is asked for.
+    """
     length = settings.sequence_length
     files = tokens.token_files(ctx.tokens, corpus, live.tokenizer, ctx.languages)
     sizes = {name: file.num_sequences(length) for name, file in files.items()}
+    # Only sources that have text, but too little, are worth a line: an empty one has nothing to leave out.
     small = [name for name, size in sizes.items() if not size and len(files[name].tokens)]
     if small and ctx.rank == 0:
         say(f"  left out, with less than one sequence of {length} tokens: {', '.join(small)}")
@@ -166,7 +177,7 @@ def _mixture(settings: Settings, ctx: Context, corpus: Corpus, live: LiveModel) 
     order = Mixture({name: files[name] for name in sizes}, phases, ctx.language, length, ctx.seed)
     steps = settings.steps
     if settings.exhaustion == "stop" and order.first_repeat() < total:
-        steps = order.first_repeat() // batch
+        steps = order.first_repeat() // batch  # whole steps: the one in which text would repeat is not made
         name, _ = order.locate(order.first_repeat())
         if not steps:
             raise ConfigError(f"exhaustion is stop, and {name} is not enough for one step")

@@ -1,4 +1,7 @@
-"""The model at a checkpoint of a training that has not ended, in this process alone, however many processes wrote it."""
+"""Reads the model at a checkpoint of a training that has not ended.
+
+The one rule: it needs only this one process, whatever number of processes wrote the checkpoint.
+"""
 
 import os
 import shutil
@@ -20,15 +23,15 @@ from langext.summaries import History, HistorySummary
 from langext.training.checkpoints import AVERAGE, FILES, STATE, CheckpointRecord, Checkpoints, convert, damage
 
 PREFIX = "net."
-"""What DeepSpeed's files put before the names: training wraps the model with its loss."""
+"""Prefix of the weight names in DeepSpeed's files, because training wraps the model in `Objective.net`."""
 
 
 @contextmanager
 def model(root: Path, step: int | None) -> Iterator[Model]:
-    """The model of a run folder at a checkpoint, the newest if `step` is None. It is gone after this context.
+    """A context with the model of a run folder at the checkpoint of `step`; the newest checkpoint if `step` is None.
 
-    Training may go on meanwhile and drop the checkpoint: its files are held by links of their own. Raises ConfigError when
-    there is no such checkpoint or it is damaged.
+    The model is deleted when the context ends. Training may go on and delete the checkpoint meanwhile, because the context
+    holds its files by hard links. Raises ConfigError when there is no such checkpoint or when it is damaged.
     """
     folders = [path for path in sorted(root.glob(f"[0-9][0-9]-*/{CHECKPOINTS}")) if not (path.parent / MANIFEST).exists()]
     steps = Checkpoints(folders[-1], 1).steps() if folders else []
@@ -45,8 +48,8 @@ def model(root: Path, step: int | None) -> Iterator[Model]:
         loading.save_delta(out, weights(checkpoint, loading.on_disk(extended, trained=False).learning()))
         made = loading.write_record(out, loading.read_record(extended))
         write_json(out / JOB, job)
-        said = f"From a checkpoint of a training that had not ended, at step {step} of {job.stage['steps']}"
-        summary = HistorySummary(history=History(training=None, afterwards=[said]))
+        note = f"From a checkpoint of a training that had not ended, at step {step} of {job.stage['steps']}"
+        summary = HistorySummary(history=History(training=None, afterwards=[note]))
         manifest = Manifest(
             kind=Model.__name__, stage=job.stage, inputs=job.inputs, fingerprint=fingerprint([job.fingerprint, step]),
             identity=job.identity, seed=job.seed, summary=summary.model_dump(), files=[], started=time.time(), seconds=0.0,
@@ -59,7 +62,7 @@ def model(root: Path, step: int | None) -> Iterator[Model]:
 
 
 def _held(checkpoint: Path, out: Path) -> Path:
-    """The checkpoint under another name. Raises ConfigError when it goes away meanwhile, or is damaged."""
+    """Hard links to the files of the checkpoint, in `out`. Raises ConfigError when it is deleted meanwhile, or is damaged."""
     try:
         shutil.copytree(checkpoint, out, copy_function=os.link)
     except (shutil.Error, FileNotFoundError):
@@ -70,22 +73,23 @@ def _held(checkpoint: Path, out: Path) -> Path:
 
 
 def weights(checkpoint: Path, learning: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What `learning` has learnt: the running average where one is kept, else the weights that the optimizer updates.
+    """The trained weights in a checkpoint: the running average if there is one, else the weights that the optimizer updates.
 
-    `learning` tells names and shapes.
+    `learning` has the names and shapes of the trainable weights; its values are not used.
     """
     if (checkpoint / AVERAGE).is_file():
         return load_file(checkpoint / AVERAGE)
     if read_as(checkpoint / FILES, CheckpointRecord).layout.startswith("zero0"):
         saved = _read(checkpoint / STATE / "mp_rank_00_model_states.pt")["module"]
         return {name: saved[f"{PREFIX}{name}"] for name in learning}
-    found = {}
+    trained = {}
+    # Under ZeRO 1 to 3 each process has saved only its part; the universal form has each weight in one file.
     with tempfile.TemporaryDirectory(dir=checkpoint.parent) as scratch:
         convert(checkpoint, Path(scratch))
         for name, like in learning.items():
             tensor = _read(Path(scratch) / STATE / "zero" / f"{PREFIX}{name}" / "fp32.pt")
-            found[name] = (tensor if isinstance(tensor, Tensor) else tensor["param"]).reshape(like.shape)
-    return found
+            trained[name] = (tensor if isinstance(tensor, Tensor) else tensor["param"]).reshape(like.shape)
+    return trained
 
 
 def _read(path: Path) -> Any:

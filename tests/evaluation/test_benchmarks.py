@@ -33,10 +33,12 @@ def test_what_is_recommended_exists_and_is_no_script_itself():
 
 
 def test_public_tasks_of_a_language():
-    french = harness.known(benchmarks.tasks(languages.find("fr")))
+    french = harness.known(benchmarks.public_tasks(languages.find("fr")))
     assert {"arc_fr", "belebele_fra_Latn", "xnli_fr", "xwinograd_fr", "global_mmlu_fr", "multiblimp_fra"} <= set(french)
-    assert "xcopa_sw" in harness.known(benchmarks.tasks(languages.find("sw")))
-    assert "xwinograd_jp" in benchmarks.tasks(languages.find("ja")) and "xnli_ja" in benchmarks.tasks(languages.find("ja"))
+    assert "xcopa_sw" in harness.known(benchmarks.public_tasks(languages.find("sw")))
+    assert "xwinograd_jp" in benchmarks.public_tasks(languages.find("ja")) and "xnli_ja" in benchmarks.public_tasks(
+        languages.find("ja")
+    )
     assert benchmarks.of_task("xnli_fr", ["eng_Latn", "fra_Latn"]) == "fra_Latn"
     assert benchmarks.of_task("continuation_eng_Latn", ["fra_Latn", "eng_Latn"]) == "eng_Latn"
     assert benchmarks.of_task("my_own", ["fra_Latn"]) is None

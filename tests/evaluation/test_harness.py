@@ -52,9 +52,9 @@ def test_unknown_tasks_are_named_at_plan_time():
 def test_auto_is_what_there_is_in_the_languages():
     english = ["arc_challenge", "hellaswag", "mmlu", "commonsense_qa", "belebele_eng_Latn"]
     french = ["arc_fr", "hellaswag_fr", "m_mmlu_fr", "belebele_fra_Latn"]
-    assert harness.public(["fra_Latn", "eng_Latn"], None) == french + english
-    assert harness.public(["swh_Latn"], None) == ["belebele_swh_Latn"]
-    assert harness.public(["kmb_Latn"], None) == []
+    assert harness.auto_tasks(["fra_Latn", "eng_Latn"], None) == french + english
+    assert harness.auto_tasks(["swh_Latn"], None) == ["belebele_swh_Latn"]
+    assert harness.auto_tasks(["kmb_Latn"], None) == []
 
 
 def test_each_format_of_a_local_file_is_scored_as_by_hand(pico, tmp_path):

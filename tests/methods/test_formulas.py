@@ -9,13 +9,12 @@ from toy import make_base
 
 from langext.architectures import families
 from langext.methods import Adapter, ExpansionBlocks, Full, Grow, Lora, NeutralResidues, SelectiveLora, extended
+from langext.methods.gates import GATES
 from langext.methods.penalties import L2SP, LDIFS
 from langext.methods.penalties.base import Portion
 from langext.methods.residue import stacks
 from langext.methods.selective_lora import SelectiveLowRank
 from langext.models import layer_scaling, merging
-
-GATES = ["relu", "elu", "sigmoid", "hard_sigmoid", "none"]
 
 
 def sigmoid(x):
@@ -368,3 +367,14 @@ def test_task_arithmetic_consensus_and_norm_ratio():
     assert kept["a"].tolist() == [2, 0, 0, 0] and kept["b"].tolist() == [0]
     assert merging.norm_ratio([one, two], total) == pytest.approx(0.5)
     assert merging.norm_ratio([one, two], kept) == pytest.approx((2 + 1.9 + 0 + 2 + 5) / 2 / 2)
+
+
+def test_gates_that_travel_with_exports_are_those_of_the_table():
+    from langext.exports import modeling_neutral_residue as travelling
+
+    z = torch.linspace(-4, 4, 81)
+    assert travelling.GATES.keys() == GATES.keys()
+    assert set(travelling.CLOSING) == {name for name, gate in GATES.items() if gate.closes}
+    for name, gate in GATES.items():
+        assert torch.equal(travelling.GATES[name](z), gate.value(z)), name
+        assert gate.closes == bool((gate.value(z[:40]) == 0).all()), name

@@ -13,6 +13,8 @@ import pytest
 from bench import bits, evals
 from processes import kill_worker, start, wait_for, workers
 
+from langext.spec import EXIT_RUN_FAILED
+
 ROOT = Path(__file__).parent.parent.parent
 
 
@@ -161,7 +163,7 @@ def test_a_stage_that_is_killed_is_not_done_and_is_done_again(done, overrides, t
         wait_for(process, f"{name[3:]}: going on")
         time.sleep(2)
         kill_worker(run, signal.SIGKILL)
-        assert process.wait(timeout=60) == 1
+        assert process.wait(timeout=60) == EXIT_RUN_FAILED
         assert not (run / name / "manifest.json").exists()
     result = langext("run", "pipelines/add_language.yaml", "--out", str(run), *overrides)
     assert result.returncode == 0, result.stderr

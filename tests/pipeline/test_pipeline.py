@@ -1,5 +1,6 @@
 """Wiring, identity, and what is refused before anything runs."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -127,7 +128,7 @@ def test_a_failed_stage_keeps_its_checkpoints(tmp_path):
     spec_ = make(FILTER, EXTEND, TRAIN)
     first = plan.plan(spec_, tmp_path)[0]
     (first.out / "checkpoints").mkdir(parents=True)
-    begun(first, fingerprint="other", identity={**first.identity, "threshold": 0.1}, failed=True)
+    begun(first, fingerprint="other", identity={**first.identity, "threshold": 0.1}, failure="config")
     with pytest.raises(ConfigError, match="--redo filter"):
         run.run(spec_, tmp_path)
     assert (first.out / "checkpoints").is_dir()
@@ -139,7 +140,7 @@ def test_a_failed_evaluation_goes_on_with_another_recipe(tmp_path, monkeypatch):
     steps = plan.plan(spec_, tmp_path)
     failed = steps[1].out
     done(steps[0], FilterSummary(funnel=[], source_files=[], lid_sha256=""))
-    begun(steps[1], fingerprint="other", failed=True)
+    begun(steps[1], fingerprint="other", failure="config")
     (failed / "checkpoints").mkdir()
     (failed / "checkpoints" / "arc_fr.json").write_text("{}")
     monkeypatch.setattr(run, "check", lambda *_: None)
@@ -192,17 +193,6 @@ def test_every_shipped_pipeline_is_valid_and_can_be_planned():
         plan.plan(spec.load(path, Pipeline), Path("r"))
 
 
-def test_tokenizer_tools_and_modules_keep_to_their_rules():
-    """lm_eval and rich have one importer each."""
-    for module, home in (("lm_eval", "harness.py"), ("rich", "console.py")):
-        users = {
-            p.name
-            for p in (ROOT / "langext").rglob("*.py")
-            if f"from {module}" in p.read_text() or f"import {module}" in p.read_text()
-        }
-        assert users == {home}
-
-
 @pytest.mark.parametrize(
     ("runtime", "expected"),
     [
@@ -248,3 +238,20 @@ def test_the_launcher_gets_the_gpus_that_are_allowed_and_a_free_port(monkeypatch
     assert placed(gpus=2).master_port != placed(gpus=2).master_port
     nodes = placed(gpus=8, nodes=2, hostfile=ROOT / "configs" / "hostfile.example")
     assert (nodes.num_nodes, nodes.num_gpus) == (2, 8) and nodes.hostfile.endswith("hostfile.example")
+
+
+@pytest.mark.parametrize("failure", ["config", "run"])
+def test_what_failed_may_be_done_by_another_recipe(tmp_path, monkeypatch, failure):
+    """After a RunFailed the same recipe goes on with what is there; a changed one, as its message may advise, starts anew."""
+    spec_ = make(FILTER, EXTEND, TRAIN)
+    first = plan.plan(spec_, tmp_path)[0]
+    monkeypatch.setattr(run, "check", lambda *_: None)
+    monkeypatch.setattr(run.bases, "prepare", lambda *_: None)
+    monkeypatch.setattr(run, "_do", lambda step, *_: done(step))
+    for printed, kept in ((first.fingerprint, failure == "run"), ("other", False)):
+        begun(first, fingerprint=printed, failure=failure)
+        (first.out / "half").write_text("")
+        run.run(spec_, tmp_path)
+        assert (first.out / "half").exists() == kept
+        for step in plan.plan(spec_, tmp_path):
+            shutil.rmtree(step.out)

@@ -10,10 +10,12 @@ import pytest
 from bench import ROOT, Bench, extend, train
 from processes import start, wait_for
 from ruamel.yaml import YAML
+from run_folders import manifest_of
 
-from langext.artifacts import read_json, sha256_file, write_json
+from langext.artifacts import InputRecord, read_json, sha256_file, write_json
 from langext.pipeline import plan, reuse, run, sweep
 from langext.spec import ConfigError, RunFailed
+from langext.summaries import FilterSummary
 
 EVALUATE = {"uses": "evaluate", "bpb_bytes": 2000, "kl_bytes": 0, "continuation_items": 0, "samples": 0}
 
@@ -154,6 +156,10 @@ def test_common_stages_are_done_once(swept):
         mine, others = second / name / "manifest.json", swept / "lr=0.001" / name / "manifest.json"
         assert mine.stat().st_ino == others.stat().st_ino  # hard links of the same files
     assert (second / "04-train" / "manifest.json").stat().st_nlink == 1 and (second / "sweep.log").is_file()
+    (key,) = [path for path in (swept / "tokens").iterdir() if path.is_dir()]  # both train on these
+    assert (key / "fra_Latn" / "book" / "done.json").is_file() and not (second / "tokens").exists()
+    files = read_json(second / "04-train" / "manifest.json")["files"]
+    assert not any("tokens" in entry["name"] for entry in files)
     rows = json.loads(_printed("compare", str(swept), "--json"))["runs"]
     assert [row["train.lr"] for row in rows] == [1e-3, 1e-2] and rows[0]["learned"] != rows[1]["learned"]
 
@@ -198,13 +204,19 @@ def test_a_stage_is_taken_whole_or_not_at_all(file, tmp_path):
     step.out.mkdir(parents=True)  # what a kill left
     source = next(file.parent.glob("fra_Latn.jsonl.gz"))
     was = source.read_bytes()
-    sizes = {"source_files": step.stage._read_files(), "lid_sha256": sha256_file(Path(step.stage.lid_model))}
-    right = {"fingerprint": step.fingerprint, "inputs": {}, "summary": sizes, "files": []}
-    others = [entry | {"sha256": "of other text", "modified_ns": 0} for entry in sizes["source_files"]]
-    elsewhere = sizes | {"source_files": others}  # what the same relative path is in another project
-    other = {"corpus": {"path": "/x/01-other"}}
+    lid = sha256_file(Path(step.stage.lid_model))
+    summary = FilterSummary(funnel=[], source_files=step.stage._read_files(), lid_sha256=lid)
+    right = manifest_of(summary, fingerprint=step.fingerprint)
+    others = [file.model_copy(update={"sha256": "of other text", "modified_ns": 0}) for file in summary.source_files]
+    elsewhere = summary.model_copy(update={"source_files": others})  # what the same relative path is in another project
+    other = {"corpus": InputRecord(stage="other", path="/x/01-other", fingerprint="abc")}
+    wrong = [
+        manifest_of(summary, fingerprint="other"),
+        manifest_of(summary, fingerprint=step.fingerprint, inputs=other),
+        manifest_of(elsewhere, fingerprint=step.fingerprint),
+    ]
     (theirs / "checkpoints").mkdir()
-    for manifest in (right | {"fingerprint": "other"}, right | {"inputs": other}, right | {"summary": elsewhere}, None):
+    for manifest in (*wrong, None):
         if manifest is None:
             source.write_bytes(was + b"more")
         write_json(theirs / "manifest.json", manifest or right)

@@ -1,4 +1,4 @@
-"""`langext evaluate`: figures by name, conditions, exit codes."""
+"""`langext scores`: figures by name, conditions, exit codes."""
 
 import json
 import math

@@ -11,7 +11,7 @@ from run_folders import manifest_of
 from langext.artifacts import sha256_file
 from langext.context import Context
 from langext.data import documents
-from langext.evaluation import harness
+from langext.evaluation import generation, harness
 from langext.evaluation.scores import FORMAT
 from langext.methods import extended
 from langext.models import loading
@@ -96,8 +96,7 @@ def test_changed_tasks_of_ones_own_are_noticed(own):
 
 def test_prompts_are_gone_on_from_after_the_start_token(pico):
     live = extended.LiveModel(loading.load_base(pico, torch.float32), loading.load_tokenizer(pico), ())
-    stage = Evaluate(uses="evaluate", sample_tokens=5)
-    samples, speed = stage._write(live, None, {"fra_Latn": ["le chat"], "eng_Latn": ["the cat"]})
+    samples, speed = generation.write_samples(live, None, {"fra_Latn": ["le chat"], "eng_Latn": ["the cat"]}, 5)
     assert [(row.language, row.prompt) for row in samples] == [("fra_Latn", "le chat"), ("eng_Latn", "the cat")]
     assert speed is not None and 2 <= speed.tokens <= 10
     (ids,) = documents.encode(live.tokenizer, ["the cat"])
@@ -106,7 +105,7 @@ def test_prompts_are_gone_on_from_after_the_start_token(pico):
     seen = torch.tensor(sorted(set(ids)))
     logits[seen] = torch.where(logits[seen] > 0, logits[seen] / 1.1, logits[seen] * 1.1)
     assert samples[1].text.startswith(live.tokenizer.decode([int(logits.argmax())]).strip())
-    assert stage._write(live, None, {}) == ([], None)
+    assert generation.write_samples(live, None, {}, 8) == ([], None)
     assert documents.encode(live.tokenizer, []) == []
 
 
@@ -151,8 +150,8 @@ def test_a_task_that_keeps_its_own_number_of_examples_is_told(ctx, own, pico, ca
 
 def test_the_speed_is_beside_that_of_the_base(pico):
     live = extended.LiveModel(loading.load_base(pico, torch.float32), loading.load_tokenizer(pico), ())
-    stage = Evaluate(uses="evaluate", sample_tokens=8)
-    samples, speed = stage._write(live, lambda: Reference(live.net, live.tokenizer), {"fra_Latn": ["le chat", "un chien"]})
+    prompts = {"fra_Latn": ["le chat", "un chien"]}
+    samples, speed = generation.write_samples(live, lambda: Reference(live.net, live.tokenizer), prompts, 8)
     assert len(samples) == len(speed.of_base) == 2 and all(0.05 < ratio < 20 for ratio in speed.of_base)
     assert speed.weights_bytes == sum(p.numel() for p in live.net.parameters()) * 4 and speed.peak_bytes is None
 

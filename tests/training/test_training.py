@@ -73,7 +73,7 @@ def test_the_best_evaluation_can_become_the_model(legs):
     assert summary(legs, "best")["bits_per_byte"]["fra_Latn/book"] == measured[best]
 
 
-def test_a_drift_budget_ends_the_training_and_the_model_keeps_to_it(legs):
+def test_a_forgetting_budget_ends_the_training_and_the_model_keeps_to_it(legs):
     evals, found = rows(legs, "stopped", "eval"), summary(legs, "stopped")
     increases = [bits(row, "eng_Latn") / bits(evals[0], "eng_Latn") - 1 for row in evals]
     assert increases[-1] > 0.02 and max(increases[:-1]) <= 0.02 and len(evals) < 31

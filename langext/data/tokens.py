@@ -22,6 +22,8 @@ from langext.summaries import FilterSummary
 IGNORE = -100
 """The label of a position without a prediction, the same number as in PyTorch: it adds nothing to the loss."""
 LOCK = ".lock"
+DONE = "done.json"
+"""Written last into the folder of a token file: its presence means that the file is finished."""
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json", "vocab.json",
     "merges.txt",
@@ -43,7 +45,8 @@ class TokenFile:
         """Write documents of token ids to `folder` and open the result. `done.json` marks the folder as complete."""
         folder.mkdir(parents=True, exist_ok=True)
         # done.json goes first and comes back last: an interrupted run never leaves a folder that looks complete.
-        (folder / "done.json").unlink(missing_ok=True)
+        for name in (DONE, "tokens.bin"):  # not overwritten: another run may hold hard links of them
+            (folder / name).unlink(missing_ok=True)
         starts, at = [], 0
         with (folder / "tokens.bin").open("wb") as file:
             for ids in documents:
@@ -53,18 +56,18 @@ class TokenFile:
             file.flush()
             os.fsync(file.fileno())
         np.save(folder / "starts.npy", np.asarray(starts, dtype=np.int64))
-        write_json(folder / "done.json", {"tokens": at, "documents": len(starts)})
+        write_json(folder / DONE, {"tokens": at, "documents": len(starts)})
         return TokenFile.open(folder)
 
     @staticmethod
     def is_done(folder: Path) -> bool:
         """True when `folder` holds a complete token file."""
-        return (folder / "done.json").is_file()
+        return (folder / DONE).is_file()
 
     @staticmethod
     def open(folder: Path) -> "TokenFile":
         """Map the complete token file in `folder` into memory."""
-        size = read_json(folder / "done.json")["tokens"]
+        size = read_json(folder / DONE)["tokens"]
         # An empty file cannot be mapped.
         tokens = np.memmap(folder / "tokens.bin", dtype=np.uint32, mode="r", shape=(size,)) if size else np.zeros(0, np.uint32)
         return TokenFile(tokens, np.load(folder / "starts.npy"))

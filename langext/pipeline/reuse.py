@@ -8,7 +8,8 @@ import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from langext.artifacts import BASE, CHECKPOINTS, MANIFEST, STOP, Artifact, link_or_copy, read_base
+from langext.artifacts import BASE, CHECKPOINTS, MANIFEST, STOP, TOKENS, Artifact, link_or_copy, read_base
+from langext.data.tokens import DONE
 from langext.models import bases
 from langext.pipeline.plan import Step
 from langext.spec import ConfigError
@@ -56,6 +57,21 @@ def base(root: Path, model: str, revision: str | None, others: Sequence[Path]) -
     for other in others:
         if (root / BASE / MANIFEST).exists() or _take(other / BASE, root / BASE, same):
             return
+
+
+def tokens(root: Path, others: Sequence[Path]) -> None:
+    """Take the finished token files of the runs `others`, so that the same text is not tokenised again."""
+    for folder in [mark.parent for other in others for mark in sorted((other / TOKENS).rglob(DONE))]:
+        target = root / TOKENS / folder.relative_to(next(path for path in folder.parents if path.name == TOKENS))
+        temporary = target.with_name(f".{target.name}.taken")
+        if not target.exists():
+            shutil.rmtree(temporary, ignore_errors=True)
+            try:
+                shutil.copytree(folder, temporary, copy_function=link_or_copy)
+            except (FileNotFoundError, shutil.Error):  # deleted meanwhile; this run makes its own
+                shutil.rmtree(temporary, ignore_errors=True)
+            else:
+                temporary.rename(target)
 
 
 def _hashes(folder: Path) -> dict[str, str]:

@@ -47,6 +47,8 @@ def run(
             raise ConfigError(f"{stray[0]}: not a stage of this pipeline. Remove it, or choose another --out.")
         todo, redone = _unfinished(steps, redo)
         reuse.base(root, pipeline.base_model, pipeline.revision, others)
+        if tokens is None:
+            reuse.tokens(root, others)
         taken = _taken(todo, redone, others)
         todo = [step for step in todo if step.out not in taken]
         if todo:

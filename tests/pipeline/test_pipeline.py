@@ -8,7 +8,8 @@ from run_folders import begun, done
 
 from langext import spec
 from langext.context import Runtime
-from langext.pipeline import launcher, plan, run
+from langext.data.tokens import TokenFile
+from langext.pipeline import launcher, plan, reuse, run
 from langext.pipeline.plan import Pipeline
 from langext.spec import ConfigError
 from langext.summaries import EvaluateSummary, FilterSummary
@@ -255,3 +256,18 @@ def test_what_failed_may_be_done_by_another_recipe(tmp_path, monkeypatch, failur
         assert (first.out / "half").exists() == kept
         for step in plan.plan(spec_, tmp_path):
             shutil.rmtree(step.out)
+
+
+def test_finished_tokens_of_other_runs_are_taken(tmp_path):
+    other, mine = tmp_path / "other", tmp_path / "mine"
+    for name, whole in (("fra_Latn/book", True), ("eng_Latn/book", False)):
+        folder = other / "tokens" / "key" / name
+        TokenFile.write(folder, [[1, 2], [3]])
+        if not whole:
+            (folder / "done.json").unlink()  # the other run is still writing it
+    reuse.tokens(mine, [other])
+    assert [str(path.relative_to(mine)) for path in mine.rglob("done.json")] == ["tokens/key/fra_Latn/book/done.json"]
+    theirs = other / "tokens" / "key" / "fra_Latn" / "book" / "tokens.bin"
+    assert theirs.stat().st_nlink == 2
+    TokenFile.write(mine / "tokens" / "key" / "fra_Latn" / "book", [[9]])  # made anew here, it stays what it was there
+    assert TokenFile.open(theirs.parent).tokens.tolist() == [1, 2, 3]

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from langext.architectures.stock import Stock
     from langext.methods.extension import Extension
     from langext.methods.gates import GateName
-    from langext.methods.penalties.base import Portion
+    from langext.methods.penalties.base import MicroBatch
 
 
 class Method(Spec):
@@ -76,7 +76,7 @@ class Method(Spec):
         assert self.reversible, f"{self.name} changes the base's own weights"
         return extension.switched_off(self.extensions(model))
 
-    def penalty(self, model: Any, portion: "Portion") -> "dict[str, Tensor]":
+    def penalty(self, model: Any, micro_batch: "MicroBatch") -> "dict[str, Tensor]":
         """Name -> scalar loss for the last forward pass, already multiplied by its weight; {} if the method has none."""
         return {}
 

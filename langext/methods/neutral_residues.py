@@ -11,7 +11,7 @@ from torch import Tensor
 
 from langext.methods.gates import GATES, GateName
 from langext.methods.penalties import domain_ce, local
-from langext.methods.penalties.base import Portion
+from langext.methods.penalties.base import MicroBatch
 from langext.methods.residue import Parallel, Residue
 
 
@@ -49,9 +49,9 @@ class NeutralResidues(Parallel):
         """Make the block keep the values that the local loss reads."""
         block.watched = self.local_loss != "none" and self.alpha > 0
 
-    def penalty(self, model: Any, portion: Portion) -> dict[str, Tensor]:
+    def penalty(self, model: Any, micro_batch: MicroBatch) -> dict[str, Tensor]:
         """The local loss, multiplied by `alpha`."""
         if self.local_loss == "none" or self.alpha == 0:
             return {}
         name, value = ("local", local.value) if self.local_loss == "l1" else ("domain_ce", domain_ce.value)
-        return {name: self.alpha * value(self.extensions(model), portion)}
+        return {name: self.alpha * value(self.extensions(model), micro_batch)}

@@ -19,7 +19,7 @@ from langext.architectures import families
 from langext.methods import extension, layers
 from langext.methods.extension import Extension
 from langext.methods.lora import LowRank
-from langext.methods.penalties.base import Portion
+from langext.methods.penalties.base import MicroBatch
 
 if TYPE_CHECKING:
     from langext.architectures.stock import Stock
@@ -108,11 +108,11 @@ class SelectiveLora(LowRank):
         """`s_lr` for s; None for the factors, which have the learning rate of the training."""
         return self.s_lr if name.endswith(f".{ATTRIBUTE}.s") else None
 
-    def penalty(self, model: Any, portion: Portion) -> dict[str, Tensor]:
+    def penalty(self, model: Any, micro_batch: MicroBatch) -> dict[str, Tensor]:
         """The sparsity term lambda * mean |s|; {} during the warmup."""
-        if self.sparsity == 0 or portion.done < self.warmup_frac:
+        if self.sparsity == 0 or micro_batch.done < self.warmup_frac:
             return {}
-        return {"sparsity": portion.once(self.sparsity * torch.cat([m.s.abs() for m in self._changes(model)]).mean())}
+        return {"sparsity": micro_batch.once(self.sparsity * torch.cat([m.s.abs() for m in self._changes(model)]).mean())}
 
     def figures(self, model: Any) -> dict[str, float]:
         """`active_blocks`, the number of changes that are on, and `blocks`, the number of all changes."""

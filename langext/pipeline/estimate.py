@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from langext import console, languages
-from langext.exports import formats, targets
+from langext.exports import targets
 from langext.methods.base import Method
 from langext.models import bases
 from langext.pipeline import plan
@@ -140,11 +140,7 @@ def _show_training(name: str, train: Train, config: Any, methods: Sequence[Metho
 
 def _show_export(name: str, form: str, config: Any, methods: Sequence[Method]) -> None:
     possible = []
-    for candidate in formats.FORMATS[1:]:
-        try:
-            targets.choose(config, methods, candidate)
-        except ConfigError as error:
-            possible.append(f"not {candidate} ({error})")
-        else:
-            possible.append(f"{candidate}: {targets.architecture(config, methods, candidate)}")
+    for other, target in targets.TARGETS.items():
+        reason = target.obstacle(config, methods, None)
+        possible.append(f"not {other} ({reason})" if reason else f"{other}: {target.architecture(config, methods)}")
     console.say(f"{name}: {form}. Possible with this base and method: {'; '.join(possible)}")

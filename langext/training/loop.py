@@ -18,7 +18,7 @@ from langext.console import Bar, duration
 from langext.context import Context
 from langext.data import documents
 from langext.data.mixture import Batch
-from langext.methods.penalties.base import Portion
+from langext.methods.penalties.base import MicroBatch
 from langext.models import loading
 from langext.spec import RunFailed
 from langext.summaries import TrainSummary
@@ -138,9 +138,9 @@ class Loop:
             for batch in session.mixture.micro_batches(step, whole, micro, ctx.rank, ctx.world_size):
                 original_B = torch.tensor([name in ctx.original_languages for name in batch.languages], device=session.device)
                 original_BT = original_B[:, None].expand(batch.labels.shape)
-                portion = Portion(original_BT, originals, session.step_tokens, step / session.steps)
+                micro_batch = MicroBatch(original_BT, originals, session.step_tokens, step / session.steps)
                 ids = (batch.input_ids, batch.labels, batch.position_ids)
-                loss, losses_BT, penalties = self.engine(*(t.to(session.device, non_blocking=True) for t in ids), portion)
+                loss, losses_BT, penalties = self.engine(*(t.to(session.device, non_blocking=True) for t in ids), micro_batch)
                 self.tally.add(batch, losses_BT, penalties)
                 seen.append((batch, losses_BT))
                 yield loss * accumulate * ctx.world_size  # a sum; DeepSpeed divides by both

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from langext.architectures import families, vocabulary
 from langext.architectures.cross_entropy import cross_entropy
 from langext.methods.base import Method
-from langext.methods.penalties.base import Portion, Term
+from langext.methods.penalties.base import MicroBatch, Term
 
 
 class Objective(nn.Module):
@@ -23,7 +23,7 @@ class Objective(nn.Module):
         """Penalties in addition to the method's own ones: name -> (weight, term)."""
 
     def forward(
-        self, input_ids_BT: Tensor, labels_BT: Tensor, position_ids_BT: Tensor, portion: Portion
+        self, input_ids_BT: Tensor, labels_BT: Tensor, position_ids_BT: Tensor, micro_batch: MicroBatch
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Loss of a micro-batch, each token's cross-entropy (B, T) in nats, and the weighted penalties.
 
@@ -36,10 +36,14 @@ class Objective(nn.Module):
         ).last_hidden_state
         weight_VD = vocabulary.head_weight(self.net.get_output_embeddings())
         total, losses_N = cross_entropy(
-            hidden_BTD.flatten(0, 1), weight_VD, labels_BT.flatten(), 1 / portion.num_tokens, families.softcap(self.net.config)
+            hidden_BTD.flatten(0, 1),
+            weight_VD,
+            labels_BT.flatten(),
+            1 / micro_batch.num_tokens,
+            families.softcap(self.net.config),
         )
-        penalties = self.method.penalty(self.net, portion)
+        penalties = self.method.penalty(self.net, micro_batch)
         for name, (weight, term) in self.terms.items():
             assert name not in penalties, "refused when planning"
-            penalties[name] = weight * term(portion, input_ids_BT, position_ids_BT)
+            penalties[name] = weight * term(micro_batch, input_ids_BT, position_ids_BT)
         return total + sum(penalties.values()), losses_N.view_as(labels_BT), penalties

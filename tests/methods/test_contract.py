@@ -18,7 +18,7 @@ from langext.exports import targets, write
 from langext.methods import extended
 from langext.methods.base import Method
 from langext.methods.penalties import LDIFS
-from langext.methods.penalties.base import Portion
+from langext.methods.penalties.base import MicroBatch
 from langext.models import loading
 from langext.training import objective
 
@@ -60,8 +60,8 @@ def original(rows=2):
     return torch.arange(rows)[:, None].expand(rows, LENGTH) % 2 == 0
 
 
-def portion(rows=2, done=0.5):
-    return Portion(original(rows), num_original=LENGTH * rows // 2, num_tokens=LENGTH * rows, done=done)
+def micro_batch(rows=2, done=0.5):
+    return MicroBatch(original(rows), num_original=LENGTH * rows // 2, num_tokens=LENGTH * rows, done=done)
 
 
 @torch.no_grad()
@@ -100,7 +100,7 @@ def run(live, whole=None, batch=None, done=0.5):
     batch = ids() if batch is None else batch
     live.net.train()
     labels = torch.cat([batch[:, 1:], torch.full((len(batch), 1), -100)], 1)
-    return whole(batch, labels, torch.arange(LENGTH).expand(len(batch), -1), portion(len(batch), done))
+    return whole(batch, labels, torch.arange(LENGTH).expand(len(batch), -1), micro_batch(len(batch), done))
 
 
 @pytest.mark.parametrize(("family", "case"), PAIRS)
@@ -140,7 +140,7 @@ def test_4_penalties_have_gradients_under_activation_checkpointing(bases, family
         checkpointing(live.net, kind)
         term = LDIFS(name="ldifs").attach(live.net, live.method, lambda: loading.load_base(bases / family, torch.float32))
         _, _, penalties = run(live, objective.Objective(live.net, live.method, {"ldifs": (1.0, term)}))
-        assert penalties.keys() - {"ldifs"} == set(method(case).penalty(live.net, portion()))
+        assert penalties.keys() - {"ldifs"} == set(method(case).penalty(live.net, micro_batch()))
         for name, value in penalties.items():
             live.net.zero_grad()
             value.backward(retain_graph=True)

@@ -11,7 +11,7 @@ from langext.architectures import families
 from langext.methods import Adapter, ExpansionBlocks, Full, Grow, Lora, NeutralResidues, SelectiveLora, extended
 from langext.methods.gates import GATES
 from langext.methods.penalties import L2SP, LDIFS
-from langext.methods.penalties.base import Portion
+from langext.methods.penalties.base import MicroBatch
 from langext.methods.residue import stacks
 from langext.methods.selective_lora import SelectiveLowRank
 from langext.models import layer_scaling, merging
@@ -82,7 +82,7 @@ def test_both_local_losses():
         net.train()
         net.base_model(input_ids=torch.randint(0, 320, (2, 5)), use_cache=False)
         original = torch.tensor([[True] * 5, [False] * 3 + [True] * 2])
-        got = method.penalty(net, Portion(original, num_original=21, num_tokens=30, done=0.0))[
+        got = method.penalty(net, MicroBatch(original, num_original=21, num_tokens=30, done=0.0))[
             {"l1": "local"}.get(loss, loss)
         ].item()
         total, mask = 0.0, original.numpy()
@@ -201,8 +201,8 @@ def test_selective_lora_pays_after_its_warmup_and_drops_what_is_off():
     changes = [m for m in net.modules() if isinstance(m, SelectiveLowRank)]
     changes[0].s.data.fill_(0.01)
     original = torch.zeros(1, 4, dtype=torch.bool)
-    assert method.penalty(net, Portion(original, 0, 8, done=0.19)) == {}
-    paid = method.penalty(net, Portion(original, 0, 8, done=0.2))["sparsity"].item()
+    assert method.penalty(net, MicroBatch(original, 0, 8, done=0.19)) == {}
+    paid = method.penalty(net, MicroBatch(original, 0, 8, done=0.2))["sparsity"].item()
     assert paid == pytest.approx(2.0 * (0.01 + 27 * 0.15) / 28 * 4 / 8, rel=1e-5)
     assert method.figures(net) == {"active_blocks": 27.0, "blocks": 28.0}
     assert method.own_lr("model.layers.0.self_attn.q_proj.selective_lora.s") == 1e-3
@@ -249,7 +249,7 @@ def test_ldifs_value(method):
     positions = torch.arange(6).expand(3, -1)
     original = torch.tensor([[True] * 6, [False] * 6, [True] * 4 + [False] * 2])
     net.base_model(input_ids=ids, position_ids=positions, use_cache=False)
-    got = term(Portion(original, num_original=20, num_tokens=30, done=0.0), ids, positions).item()
+    got = term(MicroBatch(original, num_original=20, num_tokens=30, done=0.0), ids, positions).item()
     features = []
     for model in (net, base):
         found = []
@@ -275,8 +275,8 @@ def test_l2sp_value():
     for p in net.parameters():
         p.data += 0.01 * torch.randn(p.shape)
     wanted = sum(((p - before[n]).double() ** 2).sum().item() for n, p in net.named_parameters()) / 2
-    portion = Portion(torch.zeros(1, 5, dtype=torch.bool), 0, 20, 0.0)
-    assert term(portion, torch.zeros(1), torch.zeros(1)).item() == pytest.approx(wanted / 4, rel=1e-4)
+    micro_batch = MicroBatch(torch.zeros(1, 5, dtype=torch.bool), 0, 20, 0.0)
+    assert term(micro_batch, torch.zeros(1), torch.zeros(1)).item() == pytest.approx(wanted / 4, rel=1e-4)
 
 
 def test_lines_factors():

@@ -4,7 +4,7 @@ from torch.nn import functional as F
 
 from langext.architectures import cross_entropy, stock, vocabulary
 from langext.methods import NeutralResidues, extended
-from langext.methods.penalties.base import Portion
+from langext.methods.penalties.base import MicroBatch
 from langext.models import loading
 from langext.training import objective
 
@@ -48,9 +48,9 @@ def test_the_loss_does_not_depend_on_how_a_batch_is_cut(pico):
         net.zero_grad()
         for at in range(0, 4, micro):
             rows = slice(at, at + micro)
-            portion = Portion(original[rows, None].expand(-1, 16), num_original=48, num_tokens=64, done=0.0)
+            micro_batch = MicroBatch(original[rows, None].expand(-1, 16), num_original=48, num_tokens=64, done=0.0)
             positions = torch.arange(16).expand(micro, -1)
-            loss, _, _ = whole(ids[rows, :-1], ids[rows, 1:].contiguous(), positions, portion)
+            loss, _, _ = whole(ids[rows, :-1], ids[rows, 1:].contiguous(), positions, micro_batch)
             loss.backward()
         return torch.cat([p.grad.flatten() for p in net.parameters() if p.grad is not None])
 

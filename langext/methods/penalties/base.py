@@ -10,8 +10,8 @@ from torch import Tensor
 
 from langext.spec import ConfigError, Spec
 
-Term = Callable[["Portion", Tensor, Tensor], Tensor]
-"""(portion, input_ids_BT, position_ids_BT) of the micro-batch that has just run -> its part of the term: a scalar, before
+Term = Callable[["MicroBatch", Tensor, Tensor], Tensor]
+"""(micro_batch, input_ids_BT, position_ids_BT) of the micro-batch that has just run -> its part of the term: a scalar, before
 `weight` is applied."""
 
 
@@ -45,7 +45,7 @@ class Penalty(Spec):
 
 
 @dataclass(frozen=True)
-class Portion:
+class MicroBatch:
     """The part that one micro-batch has in an optimizer step.
 
     An optimizer step adds up its micro-batches, so each function here returns a scalar whose sum over the micro-batches is the

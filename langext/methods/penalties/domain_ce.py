@@ -9,22 +9,22 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from langext.methods.gates import GATES
-from langext.methods.penalties.base import Penalty, Portion, Term
+from langext.methods.penalties.base import MicroBatch, Penalty, Term
 from langext.spec import ConfigError
 
 
-def value(modules: Sequence[Any], portion: Portion) -> Tensor:
+def value(modules: Sequence[Any], micro_batch: MicroBatch) -> Tensor:
     """The micro-batch's part of the mean, over gates and tokens, of the binary cross-entropy of sigmoid(z), a scalar in nats.
 
     The target is 1 for the new language and 0 for an original one. The modules must be watched. Raises RuntimeError if a z has
     no gradients, because the penalty would then have no effect.
     """
-    is_new_BT = (~portion.original_BT).float()
+    is_new_BT = (~micro_batch.original_BT).float()
     each = []
     for module in modules:
         if torch.is_grad_enabled() and not module.z_BT.requires_grad:
             raise RuntimeError("the gates carry no graph: use non-reentrant activation checkpointing")
-        each.append(portion.mean(F.binary_cross_entropy_with_logits(module.z_BT, is_new_BT, reduction="none")))
+        each.append(micro_batch.mean(F.binary_cross_entropy_with_logits(module.z_BT, is_new_BT, reduction="none")))
     return torch.stack(each).mean()
 
 
@@ -50,4 +50,4 @@ class DomainCE(Penalty):
         modules = method.extensions(net)
         for module in modules:
             module.watched = True
-        return lambda portion, ids, positions: value(modules, portion)
+        return lambda micro_batch, ids, positions: value(modules, micro_batch)

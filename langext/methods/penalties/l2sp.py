@@ -7,7 +7,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from langext.methods.penalties.base import Penalty, Portion, Term
+from langext.methods.penalties.base import MicroBatch, Penalty, Term
 
 
 class L2SP(Penalty):
@@ -26,8 +26,8 @@ class L2SP(Penalty):
         learning = [p for p in net.parameters() if p.requires_grad]
         start = [p.detach().clone() for p in learning]
 
-        def term(portion: Portion, input_ids_BT: Tensor, position_ids_BT: Tensor) -> Tensor:
+        def term(micro_batch: MicroBatch, input_ids_BT: Tensor, position_ids_BT: Tensor) -> Tensor:
             squares = [(p - p0).square().sum(dtype=torch.float32) for p, p0 in zip(learning, start, strict=True)]
-            return portion.once(torch.stack(squares).sum() / 2)
+            return micro_batch.once(torch.stack(squares).sum() / 2)
 
         return term

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from langext.architectures import families
-from langext.methods.penalties.base import Penalty, Portion, Term
+from langext.methods.penalties.base import MicroBatch, Penalty, Term
 
 QUARTERS = 4
 
@@ -79,14 +79,14 @@ class LDIFS(Penalty):
                     frozen.base_model(**inputs)
             return theirs.take()
 
-        def term(portion: Portion, input_ids_BT: Tensor, position_ids_BT: Tensor) -> Tensor:
+        def term(micro_batch: MicroBatch, input_ids_BT: Tensor, position_ids_BT: Tensor) -> Tensor:
             now = ours.take()  # taken first: without a frozen copy, the reference pass overwrites the slices of `ours`
-            rows = portion.original_BT.any(1)
+            rows = micro_batch.original_BT.any(1)
             if not rows.any():
                 return now[0].new_zeros((), dtype=torch.float32)
             # Only sequences with original-language tokens count, so only they run through the reference.
             inputs = {"input_ids": input_ids_BT[rows], "position_ids": position_ids_BT[rows], "use_cache": False}
-            part = replace(portion, original_BT=portion.original_BT[rows])
+            part = replace(micro_batch, original_BT=micro_batch.original_BT[rows])
             return part.original_mean(distance([slice_BTD[rows] for slice_BTD in now], base_features(inputs)))
 
         return term

@@ -7,16 +7,16 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from langext.methods.penalties.base import Penalty, Portion, Term
+from langext.methods.penalties.base import MicroBatch, Penalty, Term
 from langext.spec import ConfigError
 
 
-def value(modules: Sequence[Any], portion: Portion) -> Tensor:
+def value(modules: Sequence[Any], micro_batch: MicroBatch) -> Tensor:
     """The micro-batch's part of the mean, over modules and original-language tokens, of |what the module adds|_1 / D, a scalar.
 
     The modules must be watched. Raises RuntimeError as `Extension.size` does.
     """
-    return torch.stack([portion.original_mean(module.size()) for module in modules]).mean()
+    return torch.stack([micro_batch.original_mean(module.size()) for module in modules]).mean()
 
 
 class Local(Penalty):
@@ -38,4 +38,4 @@ class Local(Penalty):
         modules = method.extensions(net)
         for module in modules:
             module.watched = True
-        return lambda portion, ids, positions: value(modules, portion)
+        return lambda micro_batch, ids, positions: value(modules, micro_batch)

@@ -70,7 +70,7 @@ def test_learns_the_new_language_and_reports_it(done):
         len(after["tasks"]["continuation_fra_Latn"]["acc"]["each"]) == after["tasks"]["continuation_fra_Latn"]["acc"]["items"]
     )
     assert "kl_to_base" not in before or before["kl_to_base"] == {}
-    assert after["kl_to_base"].keys() == {"eng_Latn"} and 0 < after["kl_to_base"]["eng_Latn"]["kl"] < 1
+    assert after["kl_to_base"].keys() == {"eng_Latn"} and 0 < after["kl_to_base"]["eng_Latn"]["value"] < 1
     assert (
         before["generation"]["tokens_per_second"] > 0
         and before["generation"]["weights_bytes"] < after["generation"]["weights_bytes"]

@@ -99,7 +99,7 @@ def _take(source: Path, out: Path, same: Callable[[Path], bool]) -> bool:
         if {(folder / MANIFEST).read_bytes() for folder in (source, beside)} != {manifest}:
             return False  # it was made again while it was copied
     except (ConfigError, FileNotFoundError, shutil.Error):  # unreadable, of another version, or gone meanwhile
-        return False  # it was deleted meanwhile, because its run makes it again
+        return False
     else:
         shutil.rmtree(out, ignore_errors=True)  # what a killed process has left; no stage started here
         beside.rename(out)

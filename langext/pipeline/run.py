@@ -147,7 +147,6 @@ def _do(step: Step, pipeline: Pipeline, tokens: Path, held: int) -> None:
     code = code or launch(step.out, step.stage.runtime, held)
     if code in (EXIT_CONFIG, EXIT_RUN_FAILED):
         write_json(step.out / JOB, job.model_copy(update={"failure": "config" if code == EXIT_CONFIG else "run"}))
-    if code in (EXIT_CONFIG, EXIT_RUN_FAILED):
         raise SystemExit(code)  # the worker has printed the error already
     if code != 0:
         signalled = -code if code < 0 else code - 128

@@ -199,7 +199,7 @@ class Loop:
                 lr=settings.lr, penalties=[penalty.name for penalty in settings.penalties], steps=self.last,
                 result_step=chosen.step if chosen else self.last, within_budget=within,
                 tokens=self.last * self.session.step_tokens, seconds=round(self.seconds, 1),
-                tokens_per_second=self.log.last["train"].get("tokens_per_second"), epochs=seen.epochs(), shares=seen.shares(),
+                tokens_per_second=self.log.tokens_per_second, epochs=seen.epochs(), shares=seen.shares(),
                 bits_per_byte=result.bits_per_byte, kl_to_base=result.kl_to_base, dead_layers=result.dead_layers,
                 weights=result.weights,
             )

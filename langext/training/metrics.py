@@ -26,8 +26,8 @@ class Log:
 
     def __init__(self, ctx: Context, step: int):
         self.rank, self.path = ctx.rank, ctx.out / METRICS
-        self.last: dict[str, dict[str, Any]] = {"train": {}, "eval": {}}
-        """The newest line of each kind."""
+        self.tokens_per_second: float | None = None
+        """Speed in the newest training line."""
         if self.rank == 0:
             # The training line of the checkpoint's own step stays; the evaluation of that step is made again.
             kept = [
@@ -39,6 +39,7 @@ class Log:
 
     def training(self, step: int, losses: dict[str, float], **more: Any) -> None:
         """Append a training line: mean losses since the last line (nats per token), and the values in `more`."""
+        self.tokens_per_second = more.get("tokens_per_second")
         self._append({"step": step, "kind": "train", **more, "losses": losses})
 
     def evaluation(self, step: int, tokens: int, measured: Evaluation) -> None:
@@ -47,7 +48,6 @@ class Log:
         self._append({"step": step, "kind": "eval", "tokens": tokens, **plain})
 
     def _append(self, row: dict[str, Any]) -> None:
-        self.last[row["kind"]] = row
         if self.rank == 0:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row | {"time": time.time()}) + "\n")

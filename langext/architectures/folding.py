@@ -26,7 +26,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import Glm4MoeConfig, GraniteMoeSharedConfig, Qwen2MoeConfig
 
 from langext.architectures import families, stock
 from langext.architectures.stock import Stock, Tensors
@@ -175,6 +174,8 @@ def _moe(net: Any, stacks: Sequence[Mapping[int, Any]], config: Any, ffn: Callab
 
 
 def _granite(net: Any, stacks: Sequence[Mapping[int, Any]], hard: bool) -> Stock:
+    from transformers import GraniteMoeSharedConfig
+
     assert not hard and len(stacks) == 1, "softmax over two experts is one sigmoid"
     hidden = _width(stacks)
 
@@ -199,6 +200,8 @@ def _granite(net: Any, stacks: Sequence[Mapping[int, Any]], hard: bool) -> Stock
 
 
 def _qwen(net: Any, stacks: Sequence[Mapping[int, Any]], hard: bool) -> Stock:
+    from transformers import Qwen2MoeConfig
+
     assert not hard and len(stacks) == 1, "there is one shared expert, with a sigmoid"
     hidden = _width(stacks)
 
@@ -225,6 +228,8 @@ def _qwen(net: Any, stacks: Sequence[Mapping[int, Any]], hard: bool) -> Stock:
 
 
 def _glm(net: Any, stacks: Sequence[Mapping[int, Any]], hard: bool) -> Stock:
+    from transformers import Glm4MoeConfig
+
     hidden, chosen = _width(stacks), len(stacks)
     empty = chosen if hard else int(chosen == 1)  # the router needs at least two experts
     experts = chosen + empty

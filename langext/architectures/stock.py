@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM
 
 from langext.architectures import families, precision, vocabulary
 
@@ -44,6 +43,8 @@ class Stock:
 
     def shell(self) -> Any:
         """The model in evaluation mode, with weights on the meta device (no memory) and real buffers on the CPU."""
+        from transformers import AutoModelForCausalLM
+
         with torch.device("meta"):
             net = AutoModelForCausalLM.from_config(self.config, dtype=torch.float32)
         # Buffers (such as rotary frequencies) are in no checkpoint: transformers' own initialisation has to compute them.

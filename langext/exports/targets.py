@@ -11,7 +11,6 @@ from typing import Any
 
 from langext.architectures import families, folding
 from langext.exports.formats import FORMATS
-from langext.exports.gguf import file, vocabulary
 from langext.methods import gates
 from langext.methods.base import Method
 from langext.spec import ConfigError
@@ -51,6 +50,8 @@ def _dense_obstacle(config: Any, methods: Sequence[Method], pre: str | None) -> 
 
 
 def _gguf_obstacle(config: Any, methods: Sequence[Method], pre: str | None) -> str:
+    from langext.exports.gguf import file, vocabulary  # imports slowly
+
     reason = _stock_obstacle(config, methods, pre)
     if reason or config is None:
         return reason

@@ -13,7 +13,8 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import ValidationError
 
-from langext.spec import ConfigError, Spec
+from langext.errors import ConfigError, one_line, reading
+from langext.spec import Spec
 
 MANIFEST = "manifest.json"
 JOB = "job.json"
@@ -38,7 +39,7 @@ class FileRecord(Spec):
     bytes: int
     sha256: str
     modified_ns: int | None = None
-    """When it was last changed; recorded for the files of a base alone, which lie elsewhere."""
+    """When it was last changed; recorded for files that lie elsewhere: those of a base, and of assets."""
 
 
 class InputRecord(Spec):
@@ -99,7 +100,7 @@ class Manifest(Spec):
     @property
     def name(self) -> str:
         """How the stage is called in its pipeline."""
-        return self.stage.get("name") or self.stage["uses"]
+        return self.stage.get("name") or self.stage.get("uses", "?")
 
     @property
     def hashes(self) -> dict[str, str]:
@@ -113,8 +114,8 @@ class Manifest(Spec):
         try:
             return cls.model_validate(self.summary)
         except ValidationError as error:
-            where = ".".join(map(str, error.errors()[0]["loc"]))
-            raise ConfigError(f"{self.name}: its summary was written by another version of langext ({where})") from None
+            what = first_problem(error)
+            raise ConfigError(f"{self.name}: its summary was written by another version of langext ({what})") from None
 
 
 class BaseManifest(Spec):
@@ -182,8 +183,23 @@ def sha256_file(path: Path) -> str:
 
 
 def read_json(path: Path) -> Any:
-    """Parse a UTF-8 JSON file."""
-    return json.loads(path.read_text(encoding="utf-8"))
+    """Parse a UTF-8 JSON file. Raises ConfigError, with the place, for a file that cannot be read or is not JSON."""
+    with reading(path, "JSON"):
+        return json.loads(path.read_text(encoding="utf-8"))
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """Parse a JSON file that holds an object. Raises ConfigError as `read_json`, and for another kind of value."""
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise ConfigError(f"{path}: expected a JSON object, and it holds {type(value).__name__}")
+    return value
+
+
+def first_problem(error: ValidationError) -> str:
+    """Where and what the first mistake in a record is, on one line."""
+    problem = error.errors()[0]
+    return f"{one_line('.'.join(map(str, problem['loc'])))}: {one_line(problem['msg'])}"
 
 
 def read_as(path: Path, cls: type[S]) -> S:
@@ -191,12 +207,7 @@ def read_as(path: Path, cls: type[S]) -> S:
     try:
         return cls.model_validate(read_json(path))
     except ValidationError as error:
-        where = ".".join(map(str, error.errors()[0]["loc"]))
-        raise ConfigError(
-            f"{path}: {where}: {error.errors()[0]['msg']}; it is damaged, or another version of langext wrote it"
-        ) from None
-    except ValueError as error:
-        raise ConfigError(f"{path}: damaged: {error}") from None
+        raise ConfigError(f"{path}: {first_problem(error)}; it is damaged, or another version of langext wrote it") from None
 
 
 def manifests(root: Path) -> list[Path]:
@@ -225,11 +236,15 @@ def read_base(root: Path) -> BaseManifest | None:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """All complete lines of a metrics file; [] when there is none."""
+    """All complete lines of a metrics file; [] when there is none. Raises ConfigError for a line that is no JSON object."""
     if not path.exists():
         return []
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("\n")]  # a kill may have cut the last one
+    with reading(path, "lines of JSON"):
+        lines = path.read_text(encoding="utf-8").split("\n")[:-1]  # a kill may have cut the last one
+        rows = [json.loads(line) for line in lines]
+    if odd := next((number for number, row in enumerate(rows, 1) if not isinstance(row, dict)), None):
+        raise ConfigError(f"{path}: line {odd}: expected a JSON object")
+    return rows
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -256,5 +271,9 @@ def list_files(root: Path) -> list[FileRecord]:
     """Every payload file below `root`, for a manifest."""
     skip = {MANIFEST, JOB, STOP}
     every = sorted(p for p in root.rglob("*") if CHECKPOINTS not in p.relative_to(root).parts)  # those go once a stage is done
-    files = [p for p in every if p.is_file() and p.name not in skip]
-    return [FileRecord(name=str(p.relative_to(root)), bytes=p.stat().st_size, sha256=sha256_file(p)) for p in files]
+    return [file_record(p, root) for p in every if p.is_file() and p.name not in skip]
+
+
+def file_record(path: Path, root: Path) -> FileRecord:
+    """The record of one file below `root`."""
+    return FileRecord(name=str(path.relative_to(root)), bytes=path.stat().st_size, sha256=sha256_file(path))

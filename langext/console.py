@@ -1,37 +1,50 @@
-"""Output for people at a terminal: lines, tables and progress. Only this module imports rich."""
+"""Output for people at a terminal: lines, tables and progress. Only this module imports rich.
+
+The one rule: what is printed can come from a model or from a stranger's file, so nothing in it steers the terminal.
+"""
 
 import sys
 import time
 from collections.abc import Sequence
+from io import TextIOWrapper
 
 from rich.console import Console
 from rich.progress import Progress as Live
 from rich.table import Table
 from rich.text import Text
 
+from langext.errors import printable
+
+
+def print_anything() -> None:
+    """Make standard output print letters that its encoding does not have as escapes, in place of failing."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
 
 def say(text: str) -> None:
     """Print one plain line on standard output and flush it at once."""
-    print(text, flush=True)
+    print(printable(text), flush=True)
 
 
 def warn(text: str) -> None:
     """Print one plain line, marked as a warning, on standard error."""
-    print(f"warning: {text}", file=sys.stderr, flush=True)
+    print(f"warning: {printable(text)}", file=sys.stderr, flush=True)
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print a table. Every cell is a string, numbers too."""
     grid = Table(*columns, title=title, title_justify="left", title_style="bold")
     for row in rows:
-        grid.add_row(*(Text(cell) for cell in row))  # Text: a name with [brackets] is not markup
+        grid.add_row(*(Text(printable(cell)) for cell in row))  # Text: a name with [brackets] is not markup
     Console(width=None if sys.stdout.isatty() else 140).print(grid)
 
 
 def columns(texts: dict[str, str]) -> None:
     """Print texts side by side, each under its name. Brackets in a text are printed, not read as rich markup."""
     grid = Table(*texts, expand=True)
-    grid.add_row(*(Text(text) for text in texts.values()))
+    grid.add_row(*(Text(printable(text)) for text in texts.values()))
     Console(width=None if sys.stdout.isatty() else 140).print(grid)
 
 

@@ -6,7 +6,8 @@ files themselves in place of the links. So they are found wherever langext is in
 
 from pathlib import Path
 
-from langext.spec import ConfigError, Loc, near
+from langext.errors import ConfigError, Loc, user_path
+from langext.spec import near
 
 FOLDERS = Path(__file__).parent / "ready_files"
 
@@ -22,7 +23,7 @@ def find(kind: str, name: str, suffix: str, at: Loc = ()) -> Path:
 
     Raises ConfigError naming the ready ones; `at` is the key that is meant.
     """
-    path = Path(name).expanduser()
+    path = user_path(name, kind)
     if path.is_file():
         return path
     known = names(kind, suffix)

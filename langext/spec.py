@@ -5,65 +5,19 @@ validated is the object that runs, so `width: 64` in a pipeline file is `self.wi
 """
 
 import difflib
-import errno
-import re
+import reprlib
 from collections.abc import Iterable, Sequence
 from io import StringIO
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
+from langext.errors import ConfigError, Loc, read_text, reason
+
 S = TypeVar("S", bound="Spec")
-Loc = tuple[str | int, ...]
-"""Keys and list indices from the top of a file to a value."""
-
-
-class ConfigError(ValueError):
-    """The user's input is wrong. The message says what is wrong, where, and what is allowed, so no traceback is needed."""
-
-    def __init__(self, message: str, at: Loc = ()):
-        super().__init__(message)
-        self.at = at
-        """Location of the wrong key, from which `located` finds the line; empty when the error is not about a key."""
-
-
-class RunFailed(RuntimeError):
-    """The work failed while it ran: a loss that is not finite, a full disk, an export that differs, a damaged file.
-
-    The message says where, and how to go on. Everything that was finished before is kept.
-    """
-
-
-EXIT_CONFIG = 2
-"""Exit code after a ConfigError."""
-EXIT_CONDITION = 3
-"""Exit code when a condition of --fail-if is true."""
-EXIT_RUN_FAILED = 4
-"""Exit code after a RunFailed."""
-
-
-DISK = {
-    errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up", errno.EROFS: "the disk is read-only",
-    errno.EACCES: "no permission", errno.EPERM: "not permitted",
-}  # fmt: skip
-"""Failures of a disk that a user can do something about."""
-
-
-def disk_problem(error: Exception) -> str:
-    """What is wrong with the disk, and what to do; empty when the error is of another kind.
-
-    The safetensors library tells the number of the system's error in its text alone: "... (os error 28)".
-    """
-    number = error.errno if isinstance(error, OSError) else None
-    if type(error).__name__ == "SafetensorError" and (found := re.search(r"os error (\d+)", str(error))):
-        number = int(found[1])
-    if number not in DISK:
-        return ""
-    where = f"{error.filename}: " if isinstance(error, OSError) and error.filename else ""
-    return f"{where}{DISK[number]}; mend that and run the same command again to go on"
 
 
 class _Later:
@@ -81,7 +35,15 @@ old runs keep their fingerprint.
 class Spec(BaseModel):
     """Base class of every configuration object: immutable, and an unknown key is an error."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+    @field_validator("*")
+    @classmethod
+    def _machine_integer(cls, value: Any) -> Any:
+        """What counts in 64 bits (sizes, seeds, limits) fails late and badly with a larger number."""
+        if isinstance(value, int) and not -(2**63) <= value < 2**63:
+            raise ValueError("an integer of more than 64 bits")
+        return value
 
     def recipe(self) -> dict[str, Any]:
         """The fields that decide the result, as plain values: all fields, except those marked LATER that have their default."""
@@ -106,11 +68,10 @@ def near(word: str, options: Iterable[str]) -> str:
 
 def load(path: Path, cls: type[S], overrides: Sequence[str] = ()) -> S:
     """Read the file `path`, apply overrides (`a.b=value`) and validate as `cls`. Raises ConfigError, one line per problem."""
-    if not path.is_file():
-        raise ConfigError(f"{path}: no such file")
-    # Read twice: `doc` knows the lines for error messages, `plain` has plain values for pydantic.
-    doc = parse(path.read_text(encoding="utf-8"), str(path), "rt")
-    plain = parse(path.read_text(encoding="utf-8"), str(path), "safe")
+    text = read_text(path, "YAML")
+    # Parsed twice: `doc` knows the lines for error messages, `plain` has plain values for pydantic.
+    plain = parse(text, str(path), "safe")
+    doc = parse(text, str(path), "rt")
     if not isinstance(plain, dict):
         raise ConfigError(f"{path}: expected a mapping of keys to values, got {type(plain).__name__}")
     set_at: dict[Loc, str] = {}
@@ -127,18 +88,44 @@ def load(path: Path, cls: type[S], overrides: Sequence[str] = ()) -> S:
         raise ConfigError(f"{path}: {len(problems)} problem(s)\n" + "\n".join(problems)) from None
 
 
+MAX_VALUES = 100_000
+"""Most values in a file of settings, each alias counted as what it stands for."""
+
+
 def parse(text: str, where: str, kind: str) -> Any:
     """Parse YAML 1.2: `no` stays the string "no" (Norwegian), `3e-4` is a number, duplicate keys are errors.
 
-    `where` is named in the ConfigError for invalid YAML. `kind` is ruamel's "rt" (keeps line numbers) or "safe" (plain values).
+    `where` is named in the ConfigError for invalid YAML, and for aliases that stand for more than MAX_VALUES values. `kind` is
+    ruamel's "rt" (keeps line numbers) or "safe" (plain values).
     """
     try:
-        return YAML(typ=kind, pure=True).load(StringIO(text))
+        value = YAML(typ=kind, pure=True).load(StringIO(text))
     except YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f": line {mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or str(error)
+        problem = getattr(error, "problem", None) or " ".join(str(error).split())
         raise ConfigError(f"{where}{line}: not valid YAML: {problem}") from None
+    except RecursionError:
+        raise ConfigError(f"{where}: not valid YAML: nested too deeply") from None
+    except (ValueError, TypeError, AttributeError, AssertionError) as error:  # numbers and keys that YAML allows, Python not
+        raise ConfigError(f"{where}: not valid YAML: {reason(error)}") from None
+    if kind == "safe":
+        _bounded(value, where)
+    return value
+
+
+def _bounded(value: Any, where: str) -> None:
+    """Raise ConfigError when `value` has more than MAX_VALUES parts, as it has when it contains itself."""
+    rest, count = [value], 0
+    while rest:
+        part = rest.pop()
+        count += 1
+        if count > MAX_VALUES:
+            raise ConfigError(f"{where}: more than {MAX_VALUES:,} values; do aliases (*name) stand for one another?")
+        if isinstance(part, dict):
+            rest += part.values()
+        elif isinstance(part, list):
+            rest += part
 
 
 def assign(node: Any, keys: list[str], value: Any, shown: str) -> Loc:
@@ -148,7 +135,7 @@ def assign(node: Any, keys: list[str], value: Any, shown: str) -> Loc:
     nothing.
     """
     loc: list[str | int] = []
-    if isinstance(node, dict) and keys[0] not in node and "stages" in node:
+    if isinstance(node, dict) and keys[0] not in node and isinstance(node.get("stages"), list):
         named = [s.get("name") or s.get("uses") for s in node["stages"] if isinstance(s, dict)]
         if keys[0] in named:  # `train.lr=1e-4` is short for `stages.train.lr=1e-4`
             node, loc = node["stages"], ["stages"]
@@ -169,7 +156,7 @@ def assign(node: Any, keys: list[str], value: Any, shown: str) -> Loc:
 
 def _index(items: list[Any], key: str, shown: str) -> int:
     names = [s.get("name") or s.get("uses") if isinstance(s, dict) else str(i) for i, s in enumerate(items)]
-    if key.isdigit() and int(key) < len(items):
+    if key in map(str, range(len(items))):
         return int(key)
     if names.count(key) != 1:
         raise ConfigError(f"--set {shown}: {key!r} must name one entry of the list; it has: {', '.join(map(str, names))}.")
@@ -194,15 +181,23 @@ def _problem(error: Any, cls: type[Spec], doc: Any, set_at: dict[Loc, str]) -> s
     else:
         what = f"{error['msg'].removeprefix('Value error, ')}"
         if error["type"] != "value_error":
-            what += f" (got {error['input']!r:.60})"
-    return f"  {where}: {name}: {what}"
+            what += f" (got {_shown(error['input'])})"
+    return f"  {where}: {name:.80}: {what:.600}"
+
+
+def _shown(value: Any) -> str:
+    """A value as a person writes it, cut to 60 letters."""
+    try:
+        return f"{reprlib.repr(value):.60}"
+    except ValueError:  # Python does not write out numbers of more than 4,300 digits
+        return "a number of thousands of digits"
 
 
 def located(error: ConfigError, path: Path, overrides: Sequence[str] = ()) -> str:
     """The message of the error. If it is about a key, the file and the line, or the override that set the key, come first."""
     if not error.at:
         return str(error)
-    doc, plain = (parse(path.read_text(encoding="utf-8"), str(path), kind) for kind in ("rt", "safe"))
+    doc, plain = (parse(read_text(path, "YAML"), str(path), kind) for kind in ("rt", "safe"))
     for item in overrides:
         key, _, value = item.partition("=")
         at = assign(plain, key.split("."), parse(value, item, "safe"), item)

@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from langext.spec import ConfigError, near
+from langext.errors import ConfigError
+from langext.spec import near
 
 if TYPE_CHECKING:
     from torch import nn
@@ -31,6 +32,8 @@ class Family:
     """True if queries, keys and values have biases."""
     qk_norm: bool = False
     """True if queries and keys are normed."""
+    without_row: tuple[str, ...] = ()
+    """Tokens that the family's tokenizers name and that its text models have no row for."""
 
     @property
     def plain(self) -> bool:
@@ -55,7 +58,7 @@ FAMILIES: dict[str, Family] = {
     "qwen3": Family("qwen3", "Qwen3", qk_norm=True),
     "gemma": Family("gemma", "Gemma", norm_plus=1.0),
     "gemma2": Family("gemma2", "Gemma2", norm_plus=1.0, sandwich=True),
-    "gemma3_text": Family("gemma3", "Gemma3", text="Text", norm_plus=1.0, sandwich=True),
+    "gemma3_text": Family("gemma3", "Gemma3", text="Text", norm_plus=1.0, sandwich=True, without_row=("<image_soft_token>",)),
 }
 
 LAYERS = "model.layers."
@@ -72,6 +75,11 @@ def of(config: Any) -> Family:
         known = ", ".join(sorted(FAMILIES))
         raise ConfigError(f"base model: architecture {name!r} is not supported.{near(name, FAMILIES)} Known: {known}.")
     return FAMILIES[name]
+
+
+def positions(config: Any) -> int | None:
+    """Number of tokens that a model with this transformers config can see at once; None if the config does not say."""
+    return getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
 
 
 def blocks(model: Any) -> "nn.ModuleList":

@@ -13,7 +13,10 @@ network, A is a block, z = w . x is the input of its gate, and K is the number o
   weight sigmoid(z).
 - Hard sigmoids: Glm4Moe. FFN is the shared expert. There are 2 K routed experts, of which the best K are chosen: each A with
   router row w, and K experts of zeros with zero router rows. The experts of zeros score sigmoid(0) = 1/2, so an A is chosen
-  exactly when z > 0, with weight sigmoid(z).
+  when z > 0, with weight sigmoid(z). A small bias on the scores of the A sees to it that one with z <= 0 never is, and that no
+  A scores exactly as an expert of zeros, where the choice would depend on the program. Float32 cannot tell sigmoid(z) from 1/2
+  for z of at most 2^-23 = 1.2e-7: there the folded gate is closed, and one that is trained is open. The chance of such a z is
+  about 1e-7 for a token and layer.
 
 Shapes: D model width, H width of the widest block, F width of the feed-forward network, E experts.
 """
@@ -37,6 +40,14 @@ KEPT = (
 )  # fmt: skip
 MATRICES = (("gate_proj", 0), ("up_proj", 0), ("down_proj", 1))
 """The matrices of a gated feed-forward network, each with the dimension that counts the hidden units."""
+
+
+BEHIND = -0.75 * 2.0**-25
+"""What is added to the score of a block: 1/2 becomes the float32 number before it, and every larger number stays larger.
+
+The numbers before 1/2 are 2^-25 apart, so the sum is rounded to 1/2 - 2^-25. Those after 1/2 are 2^-24 apart, so 1/2 + 2^-24 is
+rounded to itself. Not half of a distance, where rounding to even could give 1/2.
+"""
 
 
 class Weight(Enum):
@@ -235,6 +246,9 @@ def _glm(net: Any, stacks: Sequence[Mapping[int, Any]], hard: bool) -> Stock:
     experts = chosen + empty
     # All experts of Glm4Moe have the width `hidden`, so the base's network is padded to a whole number of shared experts.
     num_shared = -(-net.config.intermediate_size // hidden)
+    # Added to the scores when experts are chosen, not to their weights. At z = 0 a block scores 1/2 as the experts of zeros do,
+    # and its gate is closed, so these must be chosen. Without `hard` all experts are chosen.
+    bias = torch.cat([torch.full((chosen,), BEHIND if hard else 0.0), torch.zeros(empty)])
 
     def change(ffn: Any, blocks: list[Any]) -> Tensors:
         gate_up, down, rows = _experts(ffn, blocks, hidden, empty)
@@ -245,7 +259,7 @@ def _glm(net: Any, stacks: Sequence[Mapping[int, Any]], hard: bool) -> Stock:
             "mlp.experts.gate_up_proj": gate_up,
             "mlp.experts.down_proj": down,
             "mlp.gate.weight": rows,
-            "mlp.gate.e_score_correction_bias": torch.zeros(experts),  # other values would change which experts are chosen
+            "mlp.gate.e_score_correction_bias": bias,
         }
 
     kept = _common(net)

@@ -68,6 +68,7 @@ def extend(model: Any, first_new: int, num_new: int) -> None:
     """
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     assert head.bias is None, "heads with a bias are not supported"
+    assert first_new <= len(embedding.weight), "refused when planning: ids of the base without a row"
     tied = head.weight is embedding.weight
     rows = nn.Parameter(embedding.weight.new_zeros(num_new, embedding.weight.shape[1]))
     head_rows = rows if tied else nn.Parameter(torch.zeros_like(rows))

@@ -1,18 +1,17 @@
-"""The commands of langext. A ConfigError becomes one message and exit code 2, a RunFailed one message and exit code 4.
+"""The commands of langext. Every error becomes one message and an exit code, which the README lists.
 
 The one rule: modules that import slowly are imported inside the commands, so that --help is instant.
 """
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from langext.spec import EXIT_CONDITION
+from langext.cli import edge
+from langext.errors import EXIT_CONDITION, EXIT_CONFIG
 
 if TYPE_CHECKING:
     from langext.pipeline.plan import Pipeline
@@ -23,11 +22,15 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Extend a language model to a new language without losing the old one.",
 )
+
+
 File = Annotated[str, typer.Argument(help="Pipeline file (YAML), or the name of one that comes with langext: quickstart.")]
 Set = Annotated[list[str] | None, typer.Option("--set", help="Override one value, e.g. train.lr=3e-4. Repeatable.")]
-Out = Annotated[Path | None, typer.Option(help="Run folder. Default: runs/<pipeline name>.")]
+Out = Annotated[
+    Path | None, typer.Option(parser=edge.folder, metavar="FOLDER", help="Run folder. Default: runs/<pipeline name>.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead.")]
-RunFolder = Annotated[Path, typer.Argument(help="Run folder, e.g. runs/quickstart.")]
+RunFolder = Annotated[Path, typer.Argument(parser=edge.path, metavar="FOLDER", help="Run folder, e.g. runs/quickstart.")]
 
 
 @app.command()
@@ -38,15 +41,23 @@ def run(
     redo: Annotated[list[str] | None, typer.Option(help="Do this stage again, and what depends on it. Repeatable.")] = None,
     reuse: Annotated[
         list[Path] | None,
-        typer.Option(help="Another run; stages it finished by the same recipe are taken from it. Repeatable."),
+        typer.Option(
+            parser=edge.path,
+            metavar="FOLDER",
+            help="Another run; stages it finished by the same recipe are taken from it. Repeatable.",
+        ),
     ] = None,
     tokens: Annotated[
         Path | None,
-        typer.Option(help="Folder of text as token ids; runs that name the same one share it. Default: <run folder>/tokens."),
+        typer.Option(
+            parser=edge.folder,
+            metavar="FOLDER",
+            help="Folder of text as token ids; runs that name the same one share it. Default: <run folder>/tokens.",
+        ),
     ] = None,
 ) -> None:
     """Run a pipeline. Finished stages are skipped, interrupted ones go on."""
-    with _clean_errors(file, overrides):
+    with edge.clean(file, overrides):
         from langext.pipeline import run
         from langext.report import page
 
@@ -58,18 +69,22 @@ def run(
 
 @app.command()
 def plan(file: File, overrides: Set = None, out: Out = None) -> None:
-    """Show what would run: wiring, what is done, size, memory, disk and exports. Needs no GPU and downloads nothing."""
-    with _clean_errors(file, overrides):
+    """Show what would run: wiring, what is done, size, memory, disk and exports. Needs no GPU and downloads nothing.
+
+    Exits with 2 when the run could not start.
+    """
+    with edge.clean(file, overrides):
         from langext.pipeline import estimate
 
         spec, root = _load(file, overrides, out)
-        estimate.show(spec, root, _file(file), overrides or [])
+        if not estimate.show(spec, root, edge.pipeline_file(file), overrides or []):
+            raise typer.Exit(EXIT_CONFIG)
 
 
 @app.command("report")
 def report_(root: RunFolder, as_json: Json = False) -> None:
     """Write <run>/report.html from what the stages left, and print the headline."""
-    with _clean_errors():
+    with edge.clean():
         from langext.report import conditions, page, run_folder
 
         written = page.build(root)
@@ -85,7 +100,7 @@ def scores(
     as_json: Json = False,
 ) -> None:
     """Print what the evaluations of a run have found, before and after, and test conditions on it. Measures nothing itself."""
-    with _clean_errors():
+    with edge.clean():
         from langext.report import conditions, run_folder
 
         run = run_folder.gather(root)
@@ -105,7 +120,7 @@ def scores(
 @app.command()
 def export(
     root: RunFolder,
-    to: Annotated[Path, typer.Option(help="Folder to write; must not exist yet.")],
+    to: Annotated[Path, typer.Option(parser=edge.path, metavar="FOLDER", help="Folder to write; must not exist yet.")],
     form: Annotated[str, typer.Option("--format", help="auto, native, dense, remote, gguf or delta.")] = "auto",
     gguf: Annotated[list[str] | None, typer.Option(help="Precision of a GGUF file: f32, f16, bf16, q8_0. Repeatable.")] = None,
     checkpoint: Annotated[
@@ -117,7 +132,7 @@ def export(
     ] = None,
 ) -> None:
     """Write the newest trained model of a run in another format, compared with what was trained."""
-    with _clean_errors():
+    with edge.clean():
         from langext.cli import export
         from langext.exports import hub
 
@@ -134,12 +149,14 @@ def export(
 
 @app.command("apply")
 def apply_(
-    delta: Annotated[Path, typer.Argument(help="Folder that `langext export --format delta` wrote.")],
-    to: Annotated[Path, typer.Option(help="Run folder to make; must not exist yet.")],
+    delta: Annotated[
+        Path, typer.Argument(parser=edge.path, metavar="FOLDER", help="Folder that `langext export --format delta` wrote.")
+    ],
+    to: Annotated[Path, typer.Option(parser=edge.path, metavar="FOLDER", help="Run folder to make; must not exist yet.")],
     base: Annotated[str | None, typer.Option(help="The delta's base: a hub id or a folder. Default: the one it names.")] = None,
 ) -> None:
     """Make a run folder of a delta and its base, to export it or to add another language."""
-    with _clean_errors():
+    with edge.clean():
         from langext.exports import delta as deltas
 
         deltas.apply(delta, base, to.resolve())
@@ -148,29 +165,42 @@ def apply_(
 
 @app.command()
 def chat(
-    where: Annotated[Path, typer.Argument(help="Run folder, or an exported model.")],
+    where: Annotated[Path, typer.Argument(parser=edge.path, metavar="FOLDER", help="Run folder, or an exported model.")],
     base: Annotated[
-        Path | None, typer.Option(help="Folder of the base of an exported model. Default: of its run, or the hub's.")
+        Path | None,
+        typer.Option(
+            parser=edge.path,
+            metavar="FOLDER",
+            help="Folder of the base of an exported model. Default: of its run, or the hub's.",
+        ),
     ] = None,
     tokens: Annotated[int, typer.Option(min=1, help="Most tokens of an answer.")] = 100,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run the Python code that an exported model brings. Read it before.")
+    ] = False,
 ) -> None:
     """Talk to the base and to the extended model side by side, in any language."""
-    with _clean_errors():
+    with edge.clean():
         from langext.cli import chat as chatting
 
-        chatting.talk(chatting.speakers(where, base), tokens, chatting.typed())
+        chatting.talk(chatting.speakers(where, base, trust=trust_remote_code), tokens, chatting.typed())
 
 
 @app.command()
 def compare(
-    roots: Annotated[list[Path], typer.Argument(help="Run folders, or the folder of a sweep.")],
+    roots: Annotated[
+        list[Path], typer.Argument(parser=edge.path, metavar="FOLDERS", help="Run folders, or the folder of a sweep.")
+    ],
     out: Annotated[
-        Path | None, typer.Option(help="Folder for compare.html and compare.csv. Default: where the runs are.")
+        Path | None,
+        typer.Option(
+            parser=edge.folder, metavar="FOLDER", help="Folder for compare.html and compare.csv. Default: where the runs are."
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:
     """Compare runs: what each learned and forgot, and which of them no other one beats in both."""
-    with _clean_errors():
+    with edge.clean():
         from langext.report import compare_page as page
         from langext.report import comparison
 
@@ -190,19 +220,22 @@ def sweep(
         typer.Option(help="Values of one key, e.g. train.lr=1e-4,3e-4 or extend.method=lora,full. Repeatable."),
     ] = None,
     overrides: Set = None,
-    out: Annotated[Path | None, typer.Option(help="Folder of the runs. Default: runs/<pipeline name>-sweep.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(parser=edge.folder, metavar="FOLDER", help="Folder of the runs. Default: runs/<pipeline name>-sweep."),
+    ] = None,
     jobs: Annotated[
         int | None, typer.Option(min=1, help="Runs side by side. Default: as many as the GPUs allow; 1 on CPUs.")
     ] = None,
 ) -> None:
     """Run pipelines with every combination of values, common stages once, and compare them. The same command goes on."""
-    with _clean_errors():
+    with edge.clean():
+        from langext.errors import ConfigError
         from langext.pipeline import sweep as sweeping
         from langext.report import compare_page as page
         from langext.report import comparison
-        from langext.spec import ConfigError
 
-        paths = [_file(name) for name in files]
+        paths = [edge.pipeline_file(name) for name in files]
         root = (out or Path("runs") / f"{sweeping.name_of(paths[0], overrides or [], over or [])}-sweep").resolve()
         points = sweeping.points(paths, over or [], overrides or [], root)
         failed = sweeping.run(points, jobs)
@@ -219,7 +252,7 @@ def sweep(
 @app.command()
 def tasks(language: Annotated[str, typer.Argument(help="fra_Latn, fr or French.")]) -> None:
     """List the public lm-eval tasks in a language."""
-    with _clean_errors():
+    with edge.clean():
         from langext import languages
         from langext.evaluation import benchmarks, harness
 
@@ -228,9 +261,11 @@ def tasks(language: Annotated[str, typer.Argument(help="fra_Latn, fr or French."
 
 
 @app.command()
-def formats(folder: Annotated[Path, typer.Argument(help="Folder of your own lm-eval tasks.")]) -> None:
+def formats(
+    folder: Annotated[Path, typer.Argument(parser=edge.folder, metavar="FOLDER", help="Folder of your own lm-eval tasks.")],
+) -> None:
     """Copy the formats of benchmarks into a folder, so that tasks there can say `include: _multiple_choice.yaml`."""
-    with _clean_errors():
+    with edge.clean():
         import shutil
 
         from langext import ready
@@ -244,7 +279,7 @@ def formats(folder: Annotated[Path, typer.Argument(help="Folder of your own lm-e
 @app.command()
 def fetch(what: Annotated[str, typer.Argument(help="quickstart, or the name of one asset.")]) -> None:
     """Bring small models and texts to this machine, verified; afterwards no network is needed."""
-    with _clean_errors():
+    with edge.clean():
         from langext.data import assets
 
         for name in assets.names(what):
@@ -256,7 +291,7 @@ def doctor(
     fields: Annotated[bool, typer.Option("--fields", help="Explain every key of a pipeline file instead.")] = False,
 ) -> None:
     """Say what this machine has and what will not work on it."""
-    with _clean_errors():
+    with edge.clean():
         from langext.cli import doctor
 
         raise typer.Exit(doctor.fields() if fields else doctor.show())
@@ -275,42 +310,10 @@ def _json(value: Any) -> str:
     return json.dumps(plain(value), indent=2, ensure_ascii=False, allow_nan=False)
 
 
-def _file(name: str) -> Path:
-    """Path of a pipeline file: `name` is a path, or the name of one that comes with langext."""
-    from langext import ready
-
-    return ready.find("pipelines", name, ".yaml")
-
-
 def _load(file: str, overrides: list[str] | None, out: Path | None) -> "tuple[Pipeline, Path]":
     """The validated pipeline and its run folder."""
     from langext.pipeline.plan import Pipeline
     from langext.spec import load
 
-    spec = load(_file(file), Pipeline, overrides or [])
+    spec = load(edge.pipeline_file(file), Pipeline, overrides or [])
     return spec, (out or Path("runs") / spec.name).resolve()
-
-
-@contextmanager
-def _clean_errors(file: str | None = None, overrides: list[str] | None = None) -> Iterator[None]:
-    """A context that turns known errors into one line on stderr and an exit code, without a traceback."""
-    from langext.spec import EXIT_CONFIG, EXIT_RUN_FAILED, ConfigError, RunFailed, disk_problem, located
-
-    try:
-        yield
-    except RunFailed as error:
-        typer.secho(f"error: {error}", fg="red", err=True)
-        raise typer.Exit(EXIT_RUN_FAILED) from None
-    except ConfigError as error:
-        typer.secho(
-            f"error: {located(error, _file(file), overrides or []) if file and error.at else error}", fg="red", err=True
-        )
-        raise typer.Exit(EXIT_CONFIG) from None
-    except OSError as error:
-        if not (problem := disk_problem(error)):
-            raise
-        typer.secho(f"error: {problem}", fg="red", err=True)
-        raise typer.Exit(EXIT_RUN_FAILED) from None
-    except KeyboardInterrupt:
-        typer.secho("interrupted; run the same command again to go on", err=True)
-        raise typer.Exit(130) from None

@@ -6,11 +6,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from langext import console
-from langext.artifacts import BASE, MANIFEST, Model, read_json
-from langext.spec import ConfigError
+from langext.artifacts import BASE, MANIFEST, Model, first_problem, read_object
+from langext.errors import ConfigError, reading
+from langext.summaries import PublicBase
 
 HELP = "/new starts over, /quit leaves"
+TRUST = "--trust-remote-code"
+OWN_CODE = "modeling_neutral_residue.py"
+"""The file of code in exports of format `remote`."""
 
 
 @dataclass
@@ -44,11 +50,12 @@ class Speaker:
         return reply
 
 
-def speakers(where: Path, base: Path | None) -> list[Speaker]:
+def speakers(where: Path, base: Path | None, *, trust: bool = False) -> list[Speaker]:
     """The base and the newest trained model of a run folder, or the base and an exported model.
 
     The base of an exported model is `base` if given, else the base of the run that it lies in, else the base from the hub if it
-    is on this machine; without any of these, only the exported model is returned. Raises ConfigError for any other folder.
+    is on this machine; without any of these, only the exported model is returned. With `trust` the code that lies in the folder
+    of an exported model or of `base` is run. Raises ConfigError for any other folder, and for code without `trust`.
     """
     from langext.models import bases
 
@@ -59,8 +66,8 @@ def speakers(where: Path, base: Path | None) -> list[Speaker]:
         return _both(model)
     if not (where / "config.json").is_file():
         raise ConfigError(_no_model(where))
-    extended = _exported("extended", where)
-    then = _exported("base", base) if base else _base_of(where)
+    extended = _exported("extended", where, trust)
+    then = _exported("base", base, trust) if base else _base_of(where)
     if then is None:
         console.say("its base is not on this machine; --base takes the folder of it")
     return [then, extended] if then else [extended]
@@ -80,7 +87,7 @@ def _base_of(where: Path) -> Speaker | None:
     """The base of the run that an export lies in, else the hub model that it names; None when neither is on this machine."""
     import torch
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
     from langext.models import bases, loading
 
@@ -88,14 +95,17 @@ def _base_of(where: Path) -> Speaker | None:
     if (kept / MANIFEST).is_file():
         live = loading.load(Model(kept), torch.bfloat16, _device())
         return Speaker("base", live.net, live.tokenizer)
-    written = read_json(where / "export.json") if (where / "export.json").is_file() else {}
-    if named := written.get("base"):
+    path = where / "export.json"
+    written = read_object(path).get("base") if path.is_file() else None
+    try:
+        named = PublicBase.model_validate(written) if written is not None else None
+    except ValidationError as error:
+        raise ConfigError(f"{path}: base.{first_problem(error)}") from None
+    if named is not None:
         try:
-            folder = snapshot_download(
-                named["hub"], revision=named["commit"], allow_patterns=bases.HUB_FILES, local_files_only=True
-            )
-            return _exported("base", Path(folder))
-        except (LocalEntryNotFoundError, ConfigError, OSError):  # not here, or not all of it
+            folder = snapshot_download(named.hub, revision=named.commit, allow_patterns=bases.HUB_FILES, local_files_only=True)
+            return _exported("base", Path(folder), trust=False)
+        except (LocalEntryNotFoundError, HFValidationError, ConfigError, OSError):  # not here, not all of it, or no repository
             return None
     return None
 
@@ -108,17 +118,33 @@ def _no_model(where: Path) -> str:
     return f"{where}: neither a run folder nor an exported model (no config.json)"
 
 
-def _exported(name: str, folder: Path) -> Speaker:
+def _exported(name: str, folder: Path, trust: bool) -> Speaker:
+    """The model in a Hugging Face folder. Raises ConfigError when it brings code and `trust` is False."""
     import torch
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from langext.models import loading
 
-    if any(folder.glob("modeling_*.py")):
-        raise ConfigError(f"{folder}: travels with code of its own, which langext does not run; give the run folder instead")
-    tokenizer = loading.load_tokenizer(folder)
-    net: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16, local_files_only=True, use_safetensors=True)
-    return Speaker(name, net.eval().to(_device()), tokenizer)
+    code = _code(folder)
+    if code and not trust:
+        more = " (or give the run folder, which needs no such code)" if (folder / OWN_CODE).is_file() else ""
+        raise ConfigError(f"{folder}: brings Python code of its own ({code}); read it, and say {TRUST} to run it{more}")
+    if not code:
+        return Speaker(name, loading.load_base(folder, torch.bfloat16).to(_device()), loading.load_tokenizer(folder))
+    local: dict[str, Any] = {"local_files_only": True, "trust_remote_code": True}
+    with reading(folder, "a model with code of its own"):
+        net: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16, use_safetensors=True, **local)
+        return Speaker(name, net.eval().to(_device()), AutoTokenizer.from_pretrained(folder, **local))
+
+
+def _code(folder: Path) -> str:
+    """What in a model's folder makes transformers run code: a Python file, or `auto_map` in a JSON file; "" for nothing."""
+    if path := next(iter(sorted(folder.rglob("*.py"))), None):
+        return str(path.relative_to(folder))
+    for path in sorted(folder.glob("*config.json")):
+        if "auto_map" in read_object(path):
+            return f"auto_map in {path.name}"
+    return ""
 
 
 def _device() -> str:

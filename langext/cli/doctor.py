@@ -9,17 +9,25 @@ from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from langext.console import say, table
+from langext.context import compiler
 from langext.data import assets, carriers
 from langext.spec import Spec
 
 PACKAGES = (
-    "torch", "transformers", "tokenizers", "deepspeed", "datasets", "datatrove", "lm_eval", "peft", "safetensors", "gguf",
-    "pydantic",
+    "torch", "transformers", "tokenizers", "sentencepiece", "deepspeed", "datasets", "datatrove", "lm_eval", "peft",
+    "safetensors", "gguf", "protobuf", "pydantic", "psutil",
 )  # fmt: skip
+SOMETIMES = {"tensorboard": "runtime.monitor"}
+"""Package that is not installed with langext -> what needs it."""
+PROGRAMS = {"pdsh": "runtime.nodes > 1", "ssh": "runtime.nodes > 1"}
+"""Program that DeepSpeed starts -> what needs it."""
 
 
 def show() -> int:
-    """Print packages, devices, disk and assets. Returns the exit code: 0, or 1 when a needed package is missing."""
+    """Print packages, programs, devices, disk and assets. Returns the exit code: 0, or 1 when a needed package is missing.
+
+    What only some runs need may be missing.
+    """
     import torch
 
     rows, missing = [], []
@@ -34,6 +42,7 @@ def show() -> int:
         rows.append(("fasttext", "MISSING"))
     rows.insert(0, ("python", platform.python_version()))
     table("packages", ("package", "version"), rows)
+    table("sometimes needed", ("what", "here", "needed for"), _sometimes())
     if torch.cuda.is_available():
         for i in range(torch.cuda.device_count()):
             properties = torch.cuda.get_device_properties(i)
@@ -47,6 +56,19 @@ def show() -> int:
     if missing:
         say(f"missing: {', '.join(missing)}; install langext again with pip")
     return 1 if missing else 0
+
+
+def _sometimes() -> list[tuple[str, str, str]]:
+    """What only some runs need: its name, its version or path, and what needs it."""
+    rows = []
+    for name, need in SOMETIMES.items():
+        try:
+            rows.append((name, version(name), need))
+        except PackageNotFoundError:
+            rows.append((name, "MISSING", need))
+    paths = {name: (shutil.which(name), need) for name, need in PROGRAMS.items()}
+    paths["C++ compiler"] = (compiler(), "runtime.compile on a CPU")
+    return [*rows, *((name, at or "MISSING", need) for name, (at, need) in paths.items())]
 
 
 def _cpu_bf16() -> bool:

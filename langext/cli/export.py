@@ -1,15 +1,16 @@
 """What `langext export` does: find the model in a run folder, write it in another format, and print how exact it is."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
 from langext.artifacts import BASE, JOB, Checkpoint, Corpus, Job, Manifest, Model, Scores, finished, read_as
 from langext.console import say
+from langext.errors import ConfigError
 from langext.exports import formats, write
 from langext.exports.gguf import check
 from langext.models import bases
-from langext.spec import ConfigError
 
 
 def asked(form: str, precisions: list[str] | None, pre: str | None) -> formats.GGUF:
@@ -31,8 +32,8 @@ def step_of(checkpoint: str) -> int | None:
     """The step in --checkpoint; None for `last`. Raises ConfigError for any other text that is not a number."""
     if checkpoint == "last":
         return None
-    if not checkpoint.isdigit():
-        raise ConfigError(f"--checkpoint takes the number of a step, or last (got {checkpoint!r})")
+    if not re.fullmatch("[0-9]{1,12}", checkpoint):
+        raise ConfigError(f"--checkpoint takes the number of a step, or last (got {checkpoint!r:.40})")
     return int(checkpoint)
 
 
@@ -63,7 +64,11 @@ def from_model(
     languages = (job.language, *job.original_languages)
     corpora = [Corpus(path) for path, manifest in stages if manifest.kind == Corpus.__name__]
     corpus = corpora[-1] if corpora else None  # a run folder made from a delta has no text
-    measured = [(Scores(path), manifest.inputs["model"]) for path, manifest in stages if manifest.kind == Scores.__name__]
+    measured = [
+        (Scores(path), manifest.inputs["model"])
+        for path, manifest in stages
+        if manifest.kind == Scores.__name__ and "model" in manifest.inputs
+    ]
     of_base = [scores for scores, of in measured if of.stage == BASE]
     of_model = [scores for scores, of in measured if of.fingerprint == model.manifest.fingerprint]
     scores = [newest_last[-1] if newest_last else None for newest_last in (of_base, of_model)]

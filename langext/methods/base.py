@@ -80,6 +80,10 @@ class Method(Spec):
         """Name -> scalar loss for the last forward pass, already multiplied by its weight; {} if the method has none."""
         return {}
 
+    def read_outside(self, model: Any) -> "list[Tensor]":
+        """Parameters that `penalty` or `figures` read themselves. Under ZeRO 3 they are made whole for that."""
+        return []
+
     def diagnostics(self, model: Any) -> "dict[str, Tensor]":
         """Name -> (L, B, T) values of the last forward pass, one for each layer and token; {} if the method has none."""
         return {}

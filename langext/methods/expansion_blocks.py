@@ -15,10 +15,10 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from langext.architectures import families
+from langext.errors import ConfigError
 from langext.methods import extension
 from langext.methods.base import Method
 from langext.methods.extension import Extension
-from langext.spec import ConfigError
 
 if TYPE_CHECKING:
     from langext.architectures.stock import Stock

@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from langext.architectures import vocabulary
+from langext.errors import ConfigError, reading
 from langext.methods.base import Method
-from langext.spec import ConfigError
 
 DELTA = "delta.safetensors"
 
@@ -78,11 +78,11 @@ def build(net: Any, tokenizer: Any, method: Method | None, num_new: int = 0, ear
     # Taken first: everything that is added below is not the base's.
     base_names = frozenset(name for name, _ in net.named_parameters())
     if num_new:
-        vocabulary.extend(net, first_new=len(tokenizer) - num_new, num_new=num_new)
+        vocabulary.extend(net, first_new=max(tokenizer.get_vocab().values()) + 1 - num_new, num_new=num_new)
     fixed: set[str] = set()
     for extension in earlier:
         extension.method.extend(net)
-        fixed |= _put(net, dict(net.named_parameters()), load_file(extension.delta), extension.delta)
+        fixed |= _put(net, dict(net.named_parameters()), _read(extension.delta), extension.delta)
     # Earlier extensions were trained on this base, so it must not change, even if the method would train it.
     if earlier:
         fixed |= {name for name, _ in net.named_parameters() if not name.endswith(vocabulary.NEW_ROWS)}
@@ -99,12 +99,17 @@ def load_delta(live: LiveModel, path: Path) -> None:
 
     Raises ConfigError if a name or a shape does not fit the model, or if a parameter that the base lacks is not in the delta.
     """
-    saved, wanted = load_file(path), live.learning()
+    saved, wanted = _read(path), live.learning()
     # Only parameters of the base may be missing: stage extend leaves them out of its delta, because they have not changed yet.
     odd = sorted((saved.keys() - wanted.keys()) | (wanted.keys() - saved.keys() - live.base_names))
     if odd:
         raise ConfigError(f"{path}: holds other parameters than the method makes, for example {odd[0]}")
     _put(live.net, wanted, saved, path)
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    with reading(path, "safetensors"):
+        return load_file(path)
 
 
 def set_delta(live: LiveModel, delta: Mapping[str, Tensor]) -> None:

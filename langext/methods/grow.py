@@ -23,11 +23,11 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from langext.architectures import families
+from langext.errors import ConfigError
 from langext.methods import extension, layers
 from langext.methods.base import Method
 from langext.methods.extension import Extension
 from langext.methods.layers import Layers
-from langext.spec import ConfigError
 
 if TYPE_CHECKING:
     from langext.architectures.stock import Stock
@@ -82,7 +82,7 @@ class Grow(Method):
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2603.08647"
     name: Literal["grow"]
-    k: int = Field(2, ge=2)
+    k: int = Field(2, ge=2, le=64)
     """Number of copies of each feed-forward network, including the original. More copies learn more and cost more."""
     layers: Layers = "all"
     """Which layers grow: all, a list of layer numbers from 0, or {top: n} for the n layers nearest to the output."""

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator
 
-from langext.spec import ConfigError
+from langext.errors import ConfigError
 
 
 def _shape(value: Any) -> Any:

@@ -25,7 +25,7 @@ ADAPTER = "default"  # the name that PEFT gives to a single adapter
 class LowRank(Method):
     """Base class of the methods that change linear maps by a low-rank product B A."""
 
-    rank: int = Field(64, ge=1)
+    rank: int = Field(64, ge=1, le=2**16)
     """Rank of each change. A higher rank learns more and costs more."""
     lora_alpha: float | None = Field(None, gt=0)
     """The product B A is multiplied by lora_alpha / rank. If not given, it equals the rank, so the factor is 1. Raise it for

@@ -13,12 +13,12 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from langext.architectures import families, folding, recompute, vocabulary
+from langext.errors import ConfigError
 from langext.methods import extension, gates, layers
 from langext.methods.base import Method
 from langext.methods.extension import Extension
 from langext.methods.gates import GATES, GateName
 from langext.methods.layers import Layers
-from langext.spec import ConfigError
 
 if TYPE_CHECKING:
     from langext.architectures.stock import Stock
@@ -110,7 +110,7 @@ class Parallel(Method):
     extra_params_frac: float | None = Field(None, gt=0, le=MAX_FRAC)
     """Size of all blocks together, as a share of the base's parameters. More learn more and cost more. 0.2 if neither this nor
     `width` is given."""
-    width: int | None = Field(None, ge=1)
+    width: int | None = Field(None, ge=1, le=2**20)
     """Number of hidden units of each block, instead of `extra_params_frac`. More learn more and cost more."""
     layers: Layers = "all"
     """Which layers get a block: all, a list of layer numbers from 0, or {top: n} for the n layers nearest to the output."""

@@ -108,6 +108,10 @@ class SelectiveLora(LowRank):
         """`s_lr` for s; None for the factors, which have the learning rate of the training."""
         return self.s_lr if name.endswith(f".{ATTRIBUTE}.s") else None
 
+    def read_outside(self, model: Any) -> list[Tensor]:
+        """The indicators' s, for the sparsity term and the number of active changes."""
+        return [change.s for change in self._changes(model)]
+
     def penalty(self, model: Any, micro_batch: MicroBatch) -> dict[str, Tensor]:
         """The sparsity term lambda * mean |s|; {} during the warmup."""
         if self.sparsity == 0 or micro_batch.done < self.warmup_frac:

@@ -4,8 +4,7 @@ A base is a hub id, a local folder, a .gguf file, an asset or an earlier run. An
 Rule: a run keeps the identity and the file hashes of its base, and refuses to go on with another one.
 """
 
-import json
-import os
+import functools
 import re
 import shutil
 from collections.abc import Sequence
@@ -20,9 +19,9 @@ from langext.artifacts import (
     Job,
     Manifest,
     Model,
+    file_record,
     finished,
     is_run,
-    list_files,
     read_as,
     read_base,
     sha256_file,
@@ -30,7 +29,8 @@ from langext.artifacts import (
 )
 from langext.console import say
 from langext.data import assets
-from langext.spec import ConfigError
+from langext.errors import ConfigError, reading, user_path
+from langext.models import gguf_base
 
 if TYPE_CHECKING:
     from langext.methods.base import Method
@@ -55,21 +55,36 @@ def check(base: str) -> None:
     if path.is_file() and path.suffix != ".gguf":
         raise ConfigError(f"base_model: {base}: expected a Hugging Face folder or a .gguf file")
     if path.is_file():
-        _check_magic(path)
+        gguf_base.check(path)
     if path.is_dir():
-        from langext.architectures import families
         from langext.models import loading
 
         model = extended(base)
-        folder = loading.read_record(model).base if model else path
-        config = loading.load_config(folder)
-        families.of(config)
-        loading.load_tokenizer(folder)
+        _examine(loading.read_record(model).base if model else path)
         unstackable = next((m for m in methods(base) if not m.stackable), None)
         if unstackable:
             raise ConfigError(
                 f"base_model: {base}: nothing can be stacked on {unstackable.name}; give the checkpoint that its run exported"
             )
+
+
+def _examine(folder: Path) -> None:
+    """Raise ConfigError when the folder does not hold a model that can be extended exactly as it is; reads no weights.
+
+    What was found good is not looked at again while its files stay as they are: a sweep plans many runs with one base.
+    """
+    files = sorted(path for path in folder.iterdir() if path.is_file()) if folder.is_dir() else []
+    _found_good(folder, tuple((path.name, path.stat().st_mtime_ns, path.stat().st_size) for path in files))
+
+
+@functools.cache
+def _found_good(folder: Path, files: tuple[tuple[str, int, int], ...]) -> None:
+    from langext.architectures import families
+    from langext.models import base_files, loading
+
+    config = loading.load_config(folder)
+    families.of(config)
+    base_files.check(folder, config, loading.load_tokenizer(folder))
 
 
 def identity(base: str, revision: str | None) -> dict[str, Any]:
@@ -80,6 +95,7 @@ def identity(base: str, revision: str | None) -> dict[str, Any]:
 
 def check_same(root: Path, base: str, revision: str | None) -> None:
     """Raise ConfigError when the run folder `root` was made with another base, or when files of its base have changed."""
+    from langext.models import base_files
     from langext.models.loading import read_record
 
     manifest = read_base(root)
@@ -90,6 +106,8 @@ def check_same(root: Path, base: str, revision: str | None) -> None:
         changed = ", ".join(f"{k} {had.get(k)} -> {now.get(k)}" for k in sorted({*had, *now}) if had.get(k) != now.get(k))
         raise ConfigError(f"{root}: this run was made with another base model: {changed}. Choose another --out.")
     for file in manifest.files:
+        if not base_files.decides(file.name):  # recorded by a version of langext that listed all that lay in the folder
+            continue
         path = read_record(Model(root / BASE)).base / file.name
         if not path.is_file():
             raise ConfigError(f"base_model: {path} is gone, and this run was made with it; put it back or choose another --out")
@@ -109,6 +127,8 @@ def extended(base: str) -> Model | None:
     if (path / "model.json").is_file() and (path / MANIFEST).is_file():
         if path.name == BASE or not Model(path).manifest.trained:
             raise ConfigError(f"{base}: holds no trained model; give the run folder or the folder of its train stage")
+        if read_base(path.resolve().parent) is None:
+            raise ConfigError(f"{base}: a stage that was taken out of its run; give the run folder")
         return Model(path.resolve())
     if not is_run(path):
         return None
@@ -147,8 +167,7 @@ def prepare(base: str, revision: str | None, out: Path) -> Model:
 
     Raises ConfigError when the base cannot be downloaded or is not a supported model.
     """
-    from langext.architectures import families
-    from langext.models import loading
+    from langext.models import base_files, loading
 
     if (out / MANIFEST).exists():
         return Model(out)
@@ -166,11 +185,10 @@ def prepare(base: str, revision: str | None, out: Path) -> Model:
         commit = folder.name  # the hub's cache names a snapshot folder after its commit
     elif path.suffix == ".gguf":
         say(f"base: converting {path.name} to safetensors")
-        folder = _from_gguf(path, out / "model")
+        folder = gguf_base.convert(path, out / "model")
     else:
         folder = path.resolve()
-    families.of(loading.load_config(folder))  # this and the next line raise for what langext cannot use
-    loading.load_tokenizer(folder)
+    _examine(folder)
     record = loading.Record(folder)
     if model is not None:
         record = _copied(model, base, out)
@@ -181,7 +199,10 @@ def prepare(base: str, revision: str | None, out: Path) -> Model:
         root=root,
         folder=str(folder),
         local=str(path.resolve()) if path else None,
-        files=[f.model_copy(update={"modified_ns": (folder / f.name).stat().st_mtime_ns}) for f in list_files(folder)],
+        files=[
+            file_record(path, folder).model_copy(update={"modified_ns": path.stat().st_mtime_ns})
+            for path in base_files.read(folder)
+        ],
     )
     write_json(out / MANIFEST, manifest)
     return Model(out)
@@ -237,7 +258,9 @@ def config_if_here(base: str, revision: str | None) -> Any:
     if path.suffix == ".gguf":
         from transformers import AutoConfig
 
-        return AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
+        check(base)
+        with reading(path, "GGUF"):
+            return AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
     from langext.models import loading
 
     return loading.load_config(path)
@@ -247,9 +270,10 @@ def _local(base: str) -> Path | None:
     """The local path of a base; None when it is a hub id. Raises ConfigError for an asset that has not been fetched."""
     if base.startswith(assets.PREFIX):
         return assets.resolve(base)
+    path = user_path(base, "base_model")
     # A hub id has exactly one slash (owner/name); a folder of that name wins over it.
-    looks_local = base.startswith(("/", ".", "~")) or base.endswith(".gguf") or Path(base).exists() or base.count("/") != 1
-    return Path(base).expanduser() if looks_local else None
+    looks_local = base.startswith(("/", ".", "~")) or base.endswith(".gguf") or path.exists() or base.count("/") != 1
+    return path if looks_local else None
 
 
 def _from_hub(repo: str, revision: str | None) -> Path:
@@ -269,58 +293,3 @@ def _from_hub(repo: str, revision: str | None) -> Path:
             f"base_model: {repo}: no such folder here, and the hub could not be reached ({type(error).__name__}). "
             "Give a local folder or a .gguf file, or try again with a connection."
         ) from None
-
-
-def _from_gguf(path: Path, out: Path) -> Path:
-    """Convert a GGUF file into a bfloat16 safetensors folder `out`, which is there completely or not at all."""
-    import torch
-
-    if not torch.cuda.is_available():
-        # transformers imports DeepSpeed, which would search for a GPU and warn.
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-
-    _check_magic(path)
-    source: dict[str, Any] = {"pretrained_model_name_or_path": path.parent, "gguf_file": path.name}
-    tensors = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32).state_dict()
-    config = AutoConfig.from_pretrained(**source)
-    config.__dict__.pop("quantization_config", None)  # no longer true, and saving refuses a model that has it
-    config.dtype = torch.bfloat16
-    with torch.device("meta"):  # no memory for weights that the next lines replace
-        net = AutoModelForCausalLM.from_config(config)
-    net.load_state_dict({k: v.to(torch.bfloat16) for k, v in tensors.items()}, assign=True)
-    net.tie_weights()
-    beside = out.with_name(out.name + ".tmp")
-    shutil.rmtree(beside, ignore_errors=True)
-    net.save_pretrained(beside)
-    AutoTokenizer.from_pretrained(**source).save_pretrained(beside)
-    _split_digits(beside / "tokenizer.json", path)
-    origin = {"file": path.name, "sha256": sha256_file(path), "note": "dequantised from GGUF"}
-    write_json(beside / "langext_origin.json", origin)
-    shutil.rmtree(out, ignore_errors=True)
-    os.replace(beside, out)
-    return out
-
-
-def _check_magic(path: Path) -> None:
-    with path.open("rb") as file:
-        if file.read(4) != b"GGUF":
-            raise ConfigError(f"base_model: {path}: not a GGUF file")
-
-
-def _split_digits(tokenizer_json: Path, gguf: Path) -> None:
-    """Restore the pre-tokenizer of SmolLM, which splits numbers into digits.
-
-    A GGUF file only contains its name, and transformers 5.23 writes a plain byte-level pre-tokenizer instead
-    (https://huggingface.co/HuggingFaceTB/SmolLM2-135M/blob/main/tokenizer.json).
-    """
-    from gguf import GGUFReader
-
-    field = GGUFReader(str(gguf)).get_field("tokenizer.ggml.pre")
-    if field is None or field.contents() != "smollm":
-        return
-    state = json.loads(tokenizer_json.read_text(encoding="utf-8"))
-    if state["pre_tokenizer"]["type"] == "ByteLevel":
-        digits = {"type": "Digits", "individual_digits": True}
-        state["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [digits, state["pre_tokenizer"]]}
-        write_json(tokenizer_json, state)

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,13 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as hf_logging
 
 from langext.architectures import vocabulary
-from langext.artifacts import BASE, Model, Tokenizer, read_json, write_json
+from langext.artifacts import BASE, Model, Tokenizer, read_as, read_object, write_json
+from langext.errors import ConfigError, reading, user_path
 from langext.methods import AnyMethod
 from langext.methods.base import Method
 from langext.methods.extended import DELTA, Earlier, LiveModel, build, load_delta, replace_parameters
-from langext.spec import ConfigError
+from langext.models import base_files
+from langext.spec import Spec
 
 if not sys.stderr.isatty():
     hf_logging.disable_progress_bar()
@@ -46,6 +49,23 @@ class Record:
     """Extensions for earlier languages, oldest first. They are frozen."""
 
 
+class EarlierFile(Spec):
+    """An earlier extension in `model.json`."""
+
+    method: AnyMethod
+    delta: str
+    language: str
+
+
+class ModelFile(Spec):
+    """`model.json` as it is written; paths inside the run folder are relative to the folder of the file."""
+
+    base: str
+    method: AnyMethod | None
+    tokenizer: str | None
+    earlier: list[EarlierFile]
+
+
 def write_record(out: Path, record: Record) -> Model:
     """Write `model.json` into `out`. Paths inside the run folder are stored relative, so that a run folder can be moved."""
 
@@ -53,32 +73,26 @@ def write_record(out: Path, record: Record) -> Model:
         inside = path.resolve().is_relative_to(out.resolve().parent)
         return os.path.relpath(path.resolve(), out.resolve()) if inside else str(path.resolve())
 
-    value = {
-        "base": shown(record.base),
-        "method": record.method.model_dump(mode="json") if record.method else None,
-        "tokenizer": shown(record.tokenizer) if record.tokenizer else None,
-        "earlier": [
-            {"method": e.method.model_dump(mode="json"), "delta": shown(e.delta), "language": e.language}
-            for e in record.earlier
-        ],
-    }
-    write_json(out / MODEL_FILE, value)
+    # Methods are written as they are, not validated once more: that would forget which of their keys were given.
+    earlier = [EarlierFile.model_construct(method=e.method, delta=shown(e.delta), language=e.language) for e in record.earlier]
+    tokenizer = shown(record.tokenizer) if record.tokenizer else None
+    file = ModelFile.model_construct(base=shown(record.base), method=record.method, tokenizer=tokenizer, earlier=earlier)
+    write_json(out / MODEL_FILE, file)
     return Model(out)
 
 
 def read_record(model: Model) -> Record:
-    """Read `model.json`; all paths in the result are absolute."""
-    value = read_json(model.path / MODEL_FILE)
-    methods = TypeAdapter(AnyMethod)
+    """Read `model.json`; all paths in the result are absolute. Raises ConfigError when the file is damaged."""
+    file = read_as(model.path / MODEL_FILE, ModelFile)
 
     def absolute(path: str) -> Path:
-        return (model.path / path).resolve()  # an absolute path stays what it is
+        return user_path(model.path / path, f"{model.path / MODEL_FILE}").resolve()  # an absolute path stays what it is
 
     return Record(
-        absolute(value["base"]),
-        methods.validate_python(value["method"]) if value["method"] else None,
-        absolute(value["tokenizer"]) if value["tokenizer"] else None,
-        tuple(Earlier(methods.validate_python(e["method"]), absolute(e["delta"]), e["language"]) for e in value["earlier"]),
+        absolute(file.base),
+        file.method,
+        absolute(file.tokenizer) if file.tokenizer else None,
+        tuple(Earlier(e.method, absolute(e.delta), e.language) for e in file.earlier),
     )
 
 
@@ -89,20 +103,25 @@ def tokenizer_folder(model: Model) -> Path:
 
 
 def load_tokenizer(folder: Path) -> Any:
-    """Read a tokenizer from a local folder. Raises ConfigError when there is none."""
-    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
-        raise ConfigError(f"{folder}: no tokenizer here (looked for tokenizer.json, tokenizer.model, vocab.json)")
-    return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    """Read a tokenizer from a local folder. Raises ConfigError when there is none, or when it cannot be read."""
+    path = next((folder / name for name in base_files.TOKENIZERS if (folder / name).is_file()), None)
+    if path is None:
+        raise ConfigError(f"{folder}: no tokenizer here (looked for {', '.join(base_files.TOKENIZERS)})")
+    for name in (path.name, "tokenizer_config.json"):
+        if name.endswith(".json") and (folder / name).is_file():
+            read_object(folder / name)
+    with reading(path, f"a tokenizer by tokenizers {version('tokenizers')}"):
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
 
 
 def load_config(folder: Path) -> Any:
     """Read a model's config from a local folder. Raises ConfigError when it is not a causal language model."""
-    if not (folder / "config.json").is_file():
+    path = folder / "config.json"
+    if not path.is_file():
         raise ConfigError(f"{folder}: no config.json here, so this is not a Hugging Face model folder")
-    try:  # transformers raises these for an unknown architecture, too
+    read_object(path)  # says where JSON is wrong, which transformers does not
+    with reading(path, "the config of a model"):
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except (ValueError, KeyError) as error:
-        raise ConfigError(f"{folder}/config.json: {str(error).splitlines()[0]}") from None
     names = config.architectures or []
     if names and not any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in names):
         raise ConfigError(f"{folder}: {', '.join(names)} is not a causal language model")
@@ -110,16 +129,25 @@ def load_config(folder: Path) -> Any:
 
 
 def load_base(folder: Path, dtype: torch.dtype) -> Any:
-    """Load a base model from a local folder, in evaluation mode. Raises ConfigError for missing or damaged safetensors."""
+    """Load a base model from a local folder, in evaluation mode.
+
+    Raises ConfigError for missing or damaged safetensors, and when transformers has used anything else than their tensors.
+    """
     config = load_config(folder)
-    if not any(folder.glob("*.safetensors")):
-        raise ConfigError(f"{folder}: no *.safetensors here; other weight formats are not read")
-    try:
-        net = AutoModelForCausalLM.from_pretrained(
-            folder, config=config, dtype=dtype, local_files_only=True, use_safetensors=True, trust_remote_code=False
-        )
-    except SafetensorError as error:
-        raise ConfigError(f"{folder}: damaged weights ({error}); fetch or copy the model again") from None
+    base_files.weight_files(folder)
+    with reading(folder, "weights in safetensors"):
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            folder, config=config, dtype=dtype, local_files_only=True, use_safetensors=True, trust_remote_code=False,
+            output_loading_info=True,
+        )  # fmt: skip
+    net, info = loaded
+    harmless = {base_files.HEAD} if config.tie_word_embeddings else set()
+    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"):
+        odd = {str(key) for key in info[kind]} - harmless
+        if found := sorted(key for key in odd if not base_files.BUFFERS.search(key)):
+            raise ConfigError(
+                f"{folder}: weights with {kind.replace('_', ' ')}: {found[0]:.200}; fetch or copy the model again"
+            )
     return net.eval()
 
 
@@ -167,9 +195,9 @@ def on_disk(model: Model, *, trained: bool = True) -> LiveModel:
 def _stored(folder: Path) -> torch.dtype:
     """The precision of the weights in their files, which can differ from the one in config.json."""
     try:
-        with safe_open(min(folder.glob("*.safetensors"), default=folder), "pt") as file:
+        with safe_open(base_files.weight_files(folder)[0], "pt") as file:
             return file.get_tensor(next(iter(file.keys()))).dtype
-    except (SafetensorError, OSError):  # missing or damaged: load_base reports it with a better message
+    except (ConfigError, SafetensorError, OSError):  # missing or damaged: load_base reports it with a better message
         return torch.bfloat16
 
 
@@ -196,8 +224,10 @@ def new_tokens(model: Model) -> dict[int, list[int]]:
 
 
 def read_new_tokens(tokenizer: Tokenizer) -> dict[int, list[int]]:
-    """The new tokens of an extended tokenizer, in the form of `new_tokens`."""
-    return {int(k): v for k, v in read_json(tokenizer.path / "new_tokens.json").items()}
+    """The new tokens of an extended tokenizer, in the form of `new_tokens`. Raises ConfigError when the file is damaged."""
+    path = tokenizer.path / "new_tokens.json"
+    with reading(path, "new tokens"):
+        return TypeAdapter(dict[int, list[int]]).validate_python(read_object(path))
 
 
 @dataclass(frozen=True)

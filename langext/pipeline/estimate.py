@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from langext import console, languages
+from langext.errors import ConfigError
 from langext.exports import targets
 from langext.methods.base import Method
 from langext.models import bases
 from langext.pipeline import plan
 from langext.pipeline.plan import Pipeline
-from langext.spec import ConfigError, located
+from langext.spec import located
 from langext.stages import makes
 from langext.stages.export import Export
 from langext.stages.tokenizer import ExtendTokenizer
@@ -70,12 +71,13 @@ def training(config: Any, numbers: Size, train: Train) -> dict[str, float]:
     34 B T D L bytes in bf16 without checkpointing (Korthikanti et al. 2022, https://arxiv.org/abs/2205.05198), without
     attention scores. Disk: the kept checkpoints, one more that is being written, the delta, and the best weights if kept.
     """
-    from langext.training.engine import BYTES_PER_TRAINABLE, read_deepspeed, zero_stage
+    from langext.training import deepspeed_file
+    from langext.training.engine import BYTES_PER_TRAINABLE
 
     tokens = train.steps * train.batch_sequences * train.sequence_length
     per_step = flops.per_token(numbers.total, numbers.trainable, config, train.sequence_length)
     width = 2 if train.precision == "bf16" else 4
-    stage, processes = zero_stage(read_deepspeed(train.runtime.deepspeed)), train.runtime.processes
+    stage, processes = deepspeed_file.zero_stage(deepspeed_file.read(train.runtime.deepspeed)), train.runtime.processes
     weights = numbers.total * width / (processes if stage >= 3 else 1)
     gradients = numbers.trainable * width / (processes if stage >= 2 else 1)
     moments = numbers.trainable * 12 / (processes if stage >= 1 else 1)
@@ -90,9 +92,17 @@ def training(config: Any, numbers: Size, train: Train) -> dict[str, float]:
     }
 
 
-def show(spec: Pipeline, root: Path, file: Path, overrides: Sequence[str]) -> None:
-    """Print the plan: the stages with their inputs and state, then the estimates, then what is missing on this machine."""
+def show(spec: Pipeline, root: Path, file: Path, overrides: Sequence[str]) -> bool:
+    """Print the plan: the stages with their inputs and state, then the estimates, then what is missing on this machine.
+
+    Returns whether the pipeline can run.
+    """
     steps = plan.plan(spec, root)
+    problem = ""
+    try:
+        plan.check(spec, steps, [step for step in steps if step.state != "done"])
+    except ConfigError as error:
+        problem = located(error, file, overrides)
     originals = ", ".join(languages.find(code).name for code in spec.original_languages)
     console.say(f"{spec.name}: {languages.find(spec.language).name} added to {spec.base_model}, keeping {originals}")
     rows = []
@@ -100,25 +110,25 @@ def show(spec: Pipeline, root: Path, file: Path, overrides: Sequence[str]) -> No
         wired = ", ".join(f"{arg} <- {name}" for arg, (name, _, _) in step.inputs.items()) or "-"
         rows.append((step.out.name, step.stage.uses, wired, makes(step.stage).__name__, step.state))
     console.table(f"run folder {root}", ("stage", "uses", "reads", "makes", "state"), rows)
-    config = bases.config_if_here(spec.base_model, spec.revision)
-    if config is None:
+    # Sizes are those of a model that is built; what was refused is not.
+    config = None if problem else bases.config_if_here(spec.base_model, spec.revision)
+    if config is None and not problem:
         console.say(
             "The base's config is not on this machine, so parameters, FLOPs and memory are unknown until the first run."
         )
     new_tokens = sum(step.stage.new_tokens for step in steps if isinstance(step.stage, ExtendTokenizer))
-    models = plan.lineage(spec, steps)
+    try:
+        models = plan.lineage(spec, steps)
+    except ConfigError:  # it is the problem above
+        models = {}
     for step in steps:
-        methods = models[step.inputs["model"][0]] if "model" in step.inputs else ()
+        methods = models.get(step.inputs["model"][0], ()) if "model" in step.inputs else ()
         if isinstance(step.stage, Train):
             _show_training(step.name, step.stage, config, methods, new_tokens)
         if isinstance(step.stage, Export) and methods:
             _show_export(step.name, step.stage.format, config, methods)
-    try:
-        plan.check(spec, steps, [step for step in steps if step.state != "done"])
-    except ConfigError as error:
-        console.say(f"not ready to run: {located(error, file, overrides)}")
-    else:
-        console.say("ready to run")
+    console.say(f"not ready to run: {problem}" if problem else "ready to run")
+    return not problem
 
 
 def _show_training(name: str, train: Train, config: Any, methods: Sequence[Method], new_tokens: int) -> None:

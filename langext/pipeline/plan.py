@@ -23,17 +23,20 @@ from langext.artifacts import (
     read_as,
 )
 from langext.context import Context
+from langext.errors import ConfigError
 from langext.methods.base import Method
 from langext.models import bases
-from langext.spec import ConfigError, Spec, near
+from langext.spec import Spec, near
 from langext.stages import AnyStage, makes, reads
 from langext.stages.extend import Extend
+from langext.stages.filter import Filter
+from langext.stages.train import Train
 
 
 class Pipeline(Spec):
     """A pipeline file: everything that defines a run."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9._-]+$")
+    name: str = Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*$", max_length=100)
     """Name of the run; its folder is runs/<name>."""
     language: str
     """The language to add, as a FLORES-200 code (swh_Latn); sw, swh and Swahili are understood too."""
@@ -43,7 +46,7 @@ class Pipeline(Spec):
     """A hub id, a local Hugging Face folder, a .gguf file, or asset:<name>."""
     revision: str | None = None
     """Commit, tag or branch of a hub model. The run records the commit that was used."""
-    seed: int = Field(17, ge=0)
+    seed: int = Field(17, ge=0, lt=2**32)
     """Seed of all random numbers in the run."""
     stages: list[AnyStage] = Field(min_length=1)
     """The stages, in the order in which they run."""
@@ -188,8 +191,17 @@ def check(pipeline: Pipeline, steps: list[Step], todo: list[Step]) -> None:
                 raise ConfigError(f"{step.stage.uses} runs as one process; set runtime.gpus to 0 or 1 and cpu_processes to 1")
             step.stage.runtime.check()
             step.stage.check(pipeline.context(step.out))
+            _check_text(pipeline, step, steps)
         except ConfigError as error:
             raise ConfigError(f"stage {step.name!r}: {error}", at=("stages", number, *error.at)) from None
+
+
+def _check_text(pipeline: Pipeline, step: Step, steps: list[Step]) -> None:
+    """Raise ConfigError when a training asks for text that the filter stage before it does not give."""
+    text = next((other.stage for other in steps if other.name == step.inputs.get("corpus", ("",))[0]), None)
+    if isinstance(step.stage, Train) and isinstance(text, Filter):
+        trained = [source.key for source in text.sources if not source.heldout_only]
+        step.stage.check_text(pipeline.context(step.out), trained, [source.key for source in text.sources])
 
 
 def lineage(pipeline: Pipeline, steps: list[Step]) -> dict[str, tuple[Method, ...]]:

@@ -14,11 +14,12 @@ from typing import Any
 from langext.artifacts import BASE, CHECKPOINTS, JOB, TOKENS, InputRecord, Job, Manifest, write_json
 from langext.console import duration, say
 from langext.context import Runtime
+from langext.errors import EXIT_BUG, EXIT_CONFIG, EXIT_RUN_FAILED, ConfigError, RunFailed
 from langext.models import bases
 from langext.pipeline import reuse, worker
-from langext.pipeline.launcher import launch
+from langext.pipeline.launcher import check_alone, launch
 from langext.pipeline.plan import Pipeline, Step, check, plan
-from langext.spec import EXIT_CONFIG, EXIT_RUN_FAILED, ConfigError, RunFailed, near
+from langext.spec import near
 from langext.stages.base import Stage
 
 LOCK = ".lock"
@@ -35,6 +36,7 @@ def run(
     is in the run folder. Raises ConfigError when a finished or interrupted step has another recipe, and RunFailed when a stage
     fails.
     """
+    check_alone()
     reuse.check(others)
     steps = plan(pipeline, root)
     names = [step.name for step in steps]
@@ -51,11 +53,14 @@ def run(
             reuse.tokens(root, others)
         taken = _taken(todo, redone, others)
         todo = [step for step in todo if step.out not in taken]
+        known = bases.config_if_here(pipeline.base_model, pipeline.revision) is not None
         if todo:
             check(pipeline, steps, todo)
         for path in redone:
             _discard(path)
         bases.prepare(pipeline.base_model, pipeline.revision, root / BASE)
+        if todo and not known:  # only now, when it is here, a base from the hub can be compared with the settings
+            check(pipeline, steps, todo)
         for number, step in enumerate(steps, 1):
             label = f"[{number}/{len(steps)}] {step.name}"
             if step.out in taken:
@@ -145,6 +150,8 @@ def _do(step: Step, pipeline: Pipeline, tokens: Path, held: int) -> None:
         job = job.model_copy(update={"prepare_seconds": time.monotonic() - began})
         write_json(step.out / JOB, job)
     code = code or launch(step.out, step.stage.runtime, held)
+    if code == EXIT_BUG:
+        raise SystemExit(code)  # nothing is known about the stage: the next run goes on with it
     if code in (EXIT_CONFIG, EXIT_RUN_FAILED):
         write_json(step.out / JOB, job.model_copy(update={"failure": "config" if code == EXIT_CONFIG else "run"}))
         raise SystemExit(code)  # the worker has printed the error already

@@ -30,7 +30,7 @@ class Stage(Spec):
     salvages: ClassVar[bool] = False
     """True when the stage itself finds out which results of a failed attempt are still valid, even if its keys have changed."""
 
-    name: str = Field("", pattern=r"^[A-Za-z0-9_-]*$")
+    name: str = Field("", pattern=r"^[A-Za-z0-9_-]*$", max_length=100)
     """Name of this stage in the pipeline; `uses` when not given."""
     inputs: dict[str, str] = {}
     """Input -> name of the stage that makes it. An input that is not named takes the newest earlier artifact of its kind."""

@@ -10,8 +10,8 @@ from typer.testing import CliRunner
 from langext.artifacts import read_json, write_json
 from langext.cli import chat
 from langext.cli.app import app
+from langext.errors import ConfigError
 from langext.models import bases, loading
-from langext.spec import ConfigError
 
 RESIDUES = {"name": "neutral_residues", "gate": "hard_sigmoid", "init": "lecun", "width": 32, "alpha": 0.1}
 
@@ -98,7 +98,39 @@ def test_what_is_neither_run_nor_export_is_refused(tmp_path, runs, bench):
         (tmp_path / name).write_text("{}")
         with pytest.raises(ConfigError, match=message):
             chat.speakers(tmp_path, None)
-    (tmp_path / "config.json").write_text("{}")
-    (tmp_path / "modeling_x.py").write_text("")
-    with pytest.raises(ConfigError, match="code of its own"):
-        chat.speakers(tmp_path, None)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "said"),
+    [
+        ("modeling_x.py", "", "modeling_x.py"),
+        ("custom_generate/generate.py", "", "custom_generate/generate.py"),
+        ("config.json", '{"auto_map": {"AutoConfig": "someone/else--x.Config"}}', "auto_map in config.json"),
+        ("tokenizer_config.json", '{"auto_map": {"AutoTokenizer": ["x.T", null]}}', "auto_map in tokenizer_config.json"),
+    ],
+)
+@pytest.mark.parametrize("where", ["where", "base"])
+def test_code_in_a_folder_is_not_run(bench, tmp_path, file, content, said, where):
+    folder = shutil.copytree(bench.pico, tmp_path / "model")
+    (folder / file).parent.mkdir(exist_ok=True)
+    (folder / file).write_text(content)
+    given = (folder, None) if where == "where" else (bench.pico, folder)
+    with pytest.raises(ConfigError, match=f"brings Python code of its own .{said}.; read it, and say --trust-remote-code"):
+        chat.speakers(*given)
+
+
+def test_code_is_run_when_the_user_trusts_it(runs, tmp_path):
+    done = CliRunner().invoke(app, ["export", str(runs[0]), "--to", str(tmp_path / "out"), "--format", "remote"])
+    assert done.exit_code == 0, done.output
+    with pytest.raises(ConfigError, match="or give the run folder, which needs no such code"):
+        chat.speakers(tmp_path / "out", None)
+    of_run = chat.speakers(runs[0], None)[1].answer("le petit chat", 12)
+    assert chat.speakers(tmp_path / "out", None, trust=True)[-1].answer("le petit chat", 12) == of_run
+
+
+@pytest.mark.parametrize("written", ["base", ["a"], {"hub": 1, "commit": "abc"}, {"hub": "a/b"}], ids=str)
+def test_a_record_of_wrong_types_is_refused(runs, tmp_path, written):
+    copy = shutil.copytree(runs[0] / "04-export" / "checkpoint", tmp_path / "x" / "y")
+    write_json(copy / "export.json", read_json(copy / "export.json") | {"base": written})
+    with pytest.raises(ConfigError, match="export.json: base"):
+        chat.speakers(copy, None)

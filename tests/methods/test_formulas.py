@@ -267,6 +267,72 @@ def test_ldifs_value(method):
     assert got == pytest.approx(total / 5, rel=1e-4) and got > 0
 
 
+def test_ldifs_that_would_change_nothing_is_refused():
+    method = Adapter(name="adapter", width=16)
+    net = build("llama", method)
+    term = LDIFS(name="ldifs").attach(net, method, lambda: None)
+    ids, positions = torch.randint(0, 320, (2, 6)), torch.arange(6).expand(2, -1)
+    for original in (True, False):  # also where this part of the step has no original text
+        micro_batch = MicroBatch(torch.full((2, 6), original), num_original=12, num_tokens=12, done=0.0)
+        with torch.no_grad():  # as reentrant checkpointing runs the layers
+            net.base_model(input_ids=ids, position_ids=positions, use_cache=False)
+        with pytest.raises(RuntimeError, match="the features carry no graph"):
+            term(micro_batch, ids, positions)
+        with pytest.raises(RuntimeError, match="the model has not run"):
+            term(micro_batch, ids, positions)
+        net.base_model(input_ids=ids, position_ids=positions, use_cache=False)
+        assert term(micro_batch, ids, positions).requires_grad == original
+
+
+@pytest.mark.parametrize("extensions", [1, 2])
+def test_no_gate_near_zero_scores_as_the_experts_of_zeros_do(extensions):
+    """The router of transformers, on numbers so near to zero that float32 hardly tells their sigmoid from 1/2."""
+    method = NeutralResidues(name="neutral_residues", gate="hard_sigmoid", width=16)
+    net = make_base("llama", 320).float().eval()
+    for _ in range(extensions):
+        extended.build(net, None, method)
+    router = method.fold(net).model(whole=True, rounded=False).model.layers[0].mlp.gate
+    z = torch.cat([torch.linspace(-1e-6, 1e-6, 200_001, dtype=torch.float64).float(), torch.zeros(1)])
+    x = torch.zeros(len(z), router.hidden_dim)
+    x[:, 0] = z
+    with torch.no_grad():
+        router.weight.zero_()
+        router.weight[:extensions, 0] = 1.0
+        logits, weights, chosen = router(x)
+    scores = logits.sigmoid() + router.e_score_correction_bias
+    assert not (scores[:, 0] == scores[:, -1]).any()
+    opened = (chosen < extensions).all(-1)
+    assert torch.equal(opened, (chosen < extensions).any(-1)) and torch.equal(opened, z.sigmoid() > 0.5)
+    assert not opened[z <= 0].any() and opened[z > 2.0**-23].all()
+    assert torch.equal(weights[:, 0], z.sigmoid().where(opened, torch.tensor(0.5)))
+
+
+@pytest.mark.parametrize("extensions", [1, 2])
+def test_a_gate_that_is_closed_exactly_at_zero_is_closed_when_folded(extensions):
+    """At z = 0 a block and the experts of zeros have the same score, 1/2, and nothing of the block may come through."""
+    method = NeutralResidues(name="neutral_residues", gate="hard_sigmoid", width=16, init="lecun")
+    net = make_base("llama", 320).float().eval()
+    ids = torch.randint(0, 320, (2, 9))
+    with torch.no_grad():
+        before = net(input_ids=ids).logits
+        for _ in range(extensions):
+            extended.build(net, None, method)
+        for blocks in stacks(net):
+            for block in blocks.values():
+                torch.nn.init.normal_(block.down_proj.weight, std=0.5)
+                block.router.weight.zero_()
+        assert torch.equal(net(input_ids=ids).logits, before)
+        folded = method.fold(net).model(whole=True, rounded=False).eval()
+        assert torch.allclose(folded(input_ids=ids).logits, before, atol=1e-4)
+        for blocks in stacks(net):  # and open ones are open
+            for block in blocks.values():
+                block.router.weight.normal_()
+        live = net(input_ids=ids).logits
+        folded = method.fold(net).model(whole=True, rounded=False).eval()
+        assert (live - before).abs().max() > 0.1
+        assert torch.allclose(folded(input_ids=ids).logits, live, atol=1e-3)
+
+
 def test_l2sp_value():
     net = make_base("llama", 320).float()
     extended.build(net, None, Full(name="full"))

@@ -2,13 +2,14 @@
 
 import pytest
 import torch
-from toy import make_base
+from toy import make_base, make_tokenizer
 
+from langext.errors import ConfigError
 from langext.methods import Adapter, ExpansionBlocks, Grow, Lora, NeutralResidues, extended
 from langext.methods.residue import base_parameters, stacks
 from langext.models import loading
 from langext.pipeline import plan
-from langext.spec import ConfigError, load, located
+from langext.spec import load, located
 
 
 class Config:
@@ -30,7 +31,7 @@ def test_size_follows_the_share_of_the_base():
 def test_the_share_does_not_count_earlier_extensions_or_new_vocabulary():
     net = make_base("llama", 320)
     plain = base_parameters(net)
-    extended.build(net, range(320), Adapter(name="adapter", width=16), num_new=20)
+    extended.build(net, make_tokenizer(), Adapter(name="adapter", width=16), num_new=20)
     assert base_parameters(net) == plain
 
 
@@ -89,7 +90,7 @@ stages:
     method: {method}
   - uses: train
     steps: 4
-    batch_sequences: 4
+    sequence_length: 64
     original_frac: 0
     lr: 1e-3
     {train}

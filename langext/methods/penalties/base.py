@@ -8,7 +8,8 @@ from typing import Any, ClassVar
 from pydantic import Field
 from torch import Tensor
 
-from langext.spec import ConfigError, Spec
+from langext.errors import ConfigError
+from langext.spec import Spec
 
 Term = Callable[["MicroBatch", Tensor, Tensor], Tensor]
 """(micro_batch, input_ids_BT, position_ids_BT) of the micro-batch that has just run -> its part of the term: a scalar, before

@@ -8,9 +8,9 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
+from langext.errors import ConfigError
 from langext.methods.gates import GATES
 from langext.methods.penalties.base import MicroBatch, Penalty, Term
-from langext.spec import ConfigError
 
 
 def value(modules: Sequence[Any], micro_batch: MicroBatch) -> Tensor:

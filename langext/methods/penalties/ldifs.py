@@ -38,7 +38,12 @@ class Features:
         self.slices[k] = output[0] if isinstance(output, tuple) else output
 
     def take(self) -> list[Tensor]:
-        """The five slices, each (B, T, D). They are removed from this object, so that it holds no memory afterwards."""
+        """The five slices, each (B, T, D). They are removed from this object, so that it holds no memory afterwards.
+
+        Raises RuntimeError if the model has not run since they were taken.
+        """
+        if len(self.slices) <= QUARTERS:
+            raise RuntimeError("the model has not run since its features were taken")
         taken = [self.slices[k] for k in range(QUARTERS + 1)]
         self.slices = {}
         return taken
@@ -81,6 +86,9 @@ class LDIFS(Penalty):
 
         def term(micro_batch: MicroBatch, input_ids_BT: Tensor, position_ids_BT: Tensor) -> Tensor:
             now = ours.take()  # taken first: without a frozen copy, the reference pass overwrites the slices of `ours`
+            # The last slice follows everything that learns, so it must have gradients; earlier ones may come before all of it.
+            if torch.is_grad_enabled() and not now[-1].requires_grad:
+                raise RuntimeError("the features carry no graph: use non-reentrant activation checkpointing")
             rows = micro_batch.original_BT.any(1)
             if not rows.any():
                 return now[0].new_zeros((), dtype=torch.float32)

@@ -7,8 +7,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from langext.errors import ConfigError
 from langext.methods.penalties.base import MicroBatch, Penalty, Term
-from langext.spec import ConfigError
 
 
 def value(modules: Sequence[Any], micro_batch: MicroBatch) -> Tensor:

@@ -1,0 +1,66 @@
+"""Between a command and the terminal: errors become one message and an exit code, and words become paths."""
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import typer
+
+from langext.console import print_anything
+from langext.errors import EXIT_BUG, EXIT_CONFIG, EXIT_RUN_FAILED, ConfigError, RunFailed, bug, machine_problem, user_path
+from langext.spec import located
+
+
+@contextmanager
+def clean(file: str | None = None, overrides: list[str] | None = None) -> Iterator[None]:
+    """A context that turns known errors into one line on stderr and an exit code, without a traceback."""
+    print_anything()
+    # Python puts the current folder first on the path of `python -m`, as langext starts its workers: what lies there is data.
+    os.environ.setdefault("PYTHONSAFEPATH", "1")
+    try:
+        yield
+    except (typer.Exit, typer.Abort, typer.BadParameter):
+        raise
+    except RunFailed as error:
+        typer.secho(f"error: {error}", fg="red", err=True)
+        raise typer.Exit(EXIT_RUN_FAILED) from None
+    except ConfigError as error:
+        typer.secho(
+            f"error: {located(error, pipeline_file(file), overrides or []) if file and error.at else error}", fg="red", err=True
+        )
+        raise typer.Exit(EXIT_CONFIG) from None
+    except KeyboardInterrupt:
+        typer.secho("interrupted; run the same command again to go on", err=True)
+        raise typer.Exit(130) from None
+    except BrokenPipeError:  # who read the output has left, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise typer.Exit(141) from None
+    except Exception as error:
+        problem = machine_problem(error)
+        typer.secho(f"error: {problem or bug(error)}", fg="red", err=True)
+        raise typer.Exit(EXIT_RUN_FAILED if problem else EXIT_BUG) from None
+
+
+def pipeline_file(name: str) -> Path:
+    """Path of a pipeline file: `name` is a path, or the name of one that comes with langext."""
+    from langext import ready
+
+    return ready.find("pipelines", name, ".yaml")
+
+
+def path(text: str) -> Path:
+    """A path on the command line; nothing needs to be there."""
+    try:
+        return user_path(text, "path")
+    except ConfigError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
+def folder(text: str) -> Path:
+    """A folder on the command line that can still be made."""
+    found = path(text)
+    if found.exists() and not found.is_dir():
+        raise typer.BadParameter(f"{text} is a file; name a folder")
+    return found

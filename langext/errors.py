@@ -1,0 +1,179 @@
+"""Errors that users read, and the reading of files that users name.
+
+The one rule: what a user got wrong is told in one line, with what, where and what was allowed; never with a traceback.
+"""
+
+import errno
+import json
+import os
+import re
+import tempfile
+import traceback
+import unicodedata
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+Loc = tuple[str | int, ...]
+"""Keys and list indices from the top of a file to a value."""
+MAX_TEXT_BYTES = 10_000_000
+"""Largest file of settings that is read."""
+
+
+def printable(text: str) -> str:
+    """The text with control characters, but for line feeds and tabs, as escapes: no file may steer the terminal."""
+    return "".join(repr(c)[1:-1] if unicodedata.category(c) in ("Cc", "Cs") and c not in "\n\t" else c for c in text)
+
+
+class ConfigError(ValueError):
+    """The user's input is wrong. The message says what is wrong, where, and what is allowed, so no traceback is needed."""
+
+    def __init__(self, message: str, at: Loc = ()):
+        super().__init__(printable(message))
+        self.at = at
+        """Location of the wrong key, from which `located` finds the line; empty when the error is not about a key."""
+
+
+class RunFailed(RuntimeError):
+    """The work failed while it ran: a loss that is not finite, a full disk, an export that differs, a damaged file.
+
+    The message says where, and how to go on. Everything that was finished before is kept.
+    """
+
+    def __init__(self, message: str):
+        super().__init__(printable(message))
+
+
+EXIT_CONFIG = 2
+"""Exit code after a ConfigError."""
+EXIT_CONDITION = 3
+"""Exit code when a condition of --fail-if is true."""
+EXIT_RUN_FAILED = 4
+"""Exit code after a RunFailed."""
+EXIT_BUG = 70
+"""Exit code after an error that langext does not know: a mistake in langext. The number is EX_SOFTWARE of sysexits.h."""
+
+
+DISK = {
+    errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up", errno.EROFS: "the disk is read-only",
+    errno.EACCES: "no permission", errno.EPERM: "not permitted",
+}  # fmt: skip
+"""Failures of a disk that a user can do something about."""
+
+
+def disk_problem(error: Exception) -> str:
+    """What is wrong with the disk, and what to do; empty when the error is of another kind.
+
+    The safetensors library tells the number of the system's error in its text alone: "... (os error 28)".
+    """
+    number = error.errno if isinstance(error, OSError) else None
+    if type(error).__name__ == "SafetensorError" and (found := re.search(r"os error (\d+)", str(error))):
+        number = int(found[1])
+    if number not in DISK:
+        return ""
+    where = f"{error.filename}: " if isinstance(error, OSError) and error.filename else ""
+    return f"{where}{DISK[number]}; mend that and run the same command again to go on"
+
+
+def machine_problem(error: Exception) -> str:
+    """What the machine lacks, and what to do: disk, memory, another process. Empty when the error is of another kind.
+
+    PyTorch has classes of its own for GPUs and NCCL alone; on a CPU and from gloo it raises a RuntimeError that says so.
+    """
+    told, kind = str(error), type(error)
+    if kind.__name__ == "OutOfMemoryError":
+        return "the memory of the GPU is used up; lower runtime.micro_batch (results stay the same), or use ZeRO 2 or 3"
+    if isinstance(error, MemoryError) or "DefaultCPUAllocator" in told:
+        return "the memory of this machine is used up; lower runtime.micro_batch (results stay the same)"
+    if (kind.__module__.startswith("torch") and kind.__name__.startswith("Dist")) or "third_party/gloo" in told:
+        return "another process of this stage has ended, or cannot be reached; what it printed says why"
+    return disk_problem(error)
+
+
+def bug(error: BaseException) -> str:
+    """Save the traceback of an error that nothing else knows, and return one line that says where it is.
+
+    The file is in the folder $LANGEXT_BUGS, or else in the system's folder for temporary files.
+    """
+    what = f"{type(error).__name__}: {reason(error)}. This is a mistake in langext; please report it"
+    named = {"prefix": "langext-bug-", "suffix": ".txt", "dir": os.environ.get("LANGEXT_BUGS")}
+    try:
+        with tempfile.NamedTemporaryFile("w", encoding="utf-8", errors="backslashreplace", delete=False, **named) as file:
+            file.writelines(traceback.format_exception(error))
+    except OSError:
+        return what
+    return f"{what} with {file.name}"
+
+
+def one_line(text: object) -> str:
+    """A name or a path for a message: on one line, without control characters, at most about 200 letters."""
+    plain = str(text)
+    shown = plain if plain.isprintable() else repr(plain)[1:-1]
+    return shown if len(shown) <= 200 else f"{shown[:90]}...{shown[-90:]}"
+
+
+def user_path(text: str | Path, what: str) -> Path:
+    """The path that a user wrote, with ~ expanded; nothing needs to be there.
+
+    `what` says in the error where it was written: "key 'text'", "--out". Raises ConfigError, in one line, for text that can be
+    no path: empty, with a NUL, too long, ~ of an unknown user, below a file, links in a circle, behind a closed folder.
+    """
+    if not str(text):
+        raise ConfigError(f"{what}: the path is empty")
+    path = Path(text)
+    try:
+        path = path.expanduser()
+        path.stat()
+    except FileNotFoundError:
+        return path
+    except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: the home folder of ~name is not known
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise ConfigError(f"{what}: {one_line(text)} cannot be a path here: {reason}") from None
+    return path
+
+
+@contextmanager
+def reading(path: Path, what: str) -> Iterator[None]:
+    """A context that reads the file or folder `path`, which a user named, with a library: `what` is what it should be.
+
+    A failure of the machine becomes a RunFailed, every other one a ConfigError of one line with the path and the reason.
+    Libraries raise errors of nearly every class for a damaged file, so all of them are taken; nothing else than the reading
+    belongs into this context.
+    """
+    try:
+        yield
+    except (ConfigError, RunFailed):
+        raise
+    except RecursionError:
+        raise ConfigError(f"{path}: cannot be read as {what}: nested too deeply") from None
+    except MemoryError:
+        raise ConfigError(f"{path}: cannot be read as {what}: it asks for more memory than there is") from None
+    except FileNotFoundError as error:
+        raise ConfigError(f"{error.filename or path}: no such file") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: cannot be read as {what}: not UTF-8 text (byte {error.start})") from None
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{path}: line {error.lineno}, column {error.colno}: not valid JSON: {error.msg}") from None
+    except Exception as error:
+        if problem := machine_problem(error):
+            raise RunFailed(problem) from None
+        raise ConfigError(f"{path}: cannot be read as {what}: {reason(error)}") from None
+
+
+def reason(error: BaseException) -> str:
+    """What an error of a library says, on one line; the name of its class when it says nothing."""
+    return one_line(" ".join(str(getattr(error, "strerror", None) or error).split())) or type(error).__name__
+
+
+def read_text(path: Path, what: str) -> str:
+    """The text of a small UTF-8 file that a user wrote; a byte order mark is no part of it. `what` is what it should be.
+
+    Raises ConfigError when it is no file, is larger than MAX_TEXT_BYTES, or is not UTF-8.
+    """
+    path = user_path(path, what)
+    if not path.is_file():
+        raise ConfigError(f"{path}: no such file" if not path.exists() else f"{path}: not a file that holds {what}")
+    with reading(path, what):
+        if path.stat().st_size > MAX_TEXT_BYTES:
+            raise ConfigError(f"{path}: too large for {what} that a person writes ({path.stat().st_size:,} bytes)")
+        return path.read_text(encoding="utf-8-sig")

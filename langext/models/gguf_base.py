@@ -1,0 +1,73 @@
+"""Bases that are GGUF files: checks them, and converts them into folders of the Hugging Face kind."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from langext.artifacts import sha256_file, write_json
+from langext.errors import ConfigError, reading
+
+
+def convert(path: Path, out: Path) -> Path:
+    """Convert a GGUF file into a bfloat16 safetensors folder `out`, which is there completely or not at all."""
+    import torch
+
+    if not torch.cuda.is_available():
+        # transformers imports DeepSpeed, which would search for a GPU and warn.
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    check(path)
+    source: dict[str, Any] = {"pretrained_model_name_or_path": path.parent, "gguf_file": path.name}
+    with reading(path, "GGUF"):
+        tensors = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32).state_dict()
+        config = AutoConfig.from_pretrained(**source)
+        tokenizer = AutoTokenizer.from_pretrained(**source)
+    config.__dict__.pop("quantization_config", None)  # no longer true, and saving refuses a model that has it
+    config.dtype = torch.bfloat16
+    with torch.device("meta"):  # no memory for weights that the next lines replace
+        net = AutoModelForCausalLM.from_config(config)
+    net.load_state_dict({k: v.to(torch.bfloat16) for k, v in tensors.items()}, assign=True)
+    net.tie_weights()
+    beside = out.with_name(out.name + ".tmp")
+    shutil.rmtree(beside, ignore_errors=True)
+    net.save_pretrained(beside)
+    tokenizer.save_pretrained(beside)
+    _split_digits(beside / "tokenizer.json", path)
+    origin = {"file": path.name, "sha256": sha256_file(path), "note": "dequantised from GGUF"}
+    write_json(beside / "langext_origin.json", origin)
+    shutil.rmtree(out, ignore_errors=True)
+    os.replace(beside, out)
+    return out
+
+
+def check(path: Path) -> None:
+    """Raise ConfigError when the file is no GGUF file, or is shorter than its header says."""
+    from gguf import GGUFReader
+
+    with reading(path, "GGUF"):
+        with path.open("rb") as file:
+            if file.read(4) != b"GGUF":
+                raise ConfigError(f"base_model: {path}: not a GGUF file")
+        if not GGUFReader(path).tensors:  # reads the header, and maps every tensor
+            raise ConfigError(f"base_model: {path}: a GGUF file without weights")
+
+
+def _split_digits(tokenizer_json: Path, gguf: Path) -> None:
+    """Restore the pre-tokenizer of SmolLM, which splits numbers into digits.
+
+    A GGUF file only contains its name, and transformers 5.23 writes a plain byte-level pre-tokenizer instead
+    (https://huggingface.co/HuggingFaceTB/SmolLM2-135M/blob/main/tokenizer.json).
+    """
+    from gguf import GGUFReader
+
+    field = GGUFReader(str(gguf)).get_field("tokenizer.ggml.pre")
+    if field is None or field.contents() != "smollm":
+        return
+    state = json.loads(tokenizer_json.read_text(encoding="utf-8"))
+    if state["pre_tokenizer"]["type"] == "ByteLevel":
+        digits = {"type": "Digits", "individual_digits": True}
+        state["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [digits, state["pre_tokenizer"]]}
+        write_json(tokenizer_json, state)

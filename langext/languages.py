@@ -8,7 +8,8 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from langext.spec import ConfigError, near
+from langext.errors import ConfigError
+from langext.spec import near
 
 _TABLE = """
 ace_Latn - Acehnese|acm_Arab - Mesopotamian Arabic|afr_Latn af Afrikaans|aka_Latn ak Akan|als_Latn sq Albanian
@@ -51,6 +52,19 @@ taq_Tfng - Tamasheq (Tifinagh)|tzm_Tfng - Central Atlas Tamazight
 yue_Hant - Cantonese|zho_Hans zh Chinese (Simplified)|zho_Hant - Chinese (Traditional)|zsm_Latn ms Malay|zul_Latn zu Zulu
 """
 
+_SAME = """
+zho cmn chi|est ekk|zsm msa may|arb ara|nob nor nb|swh swa|lvs lav|pes fas per|uzn uzb|plt mlg|ory ori|azj aze|als sqi alb
+kmr kur|khk mon|npi nep|gaz orm|pbt pus|quy que|ydd yid|fuv ful|ayr aym|grn gug|knc kau|dik din|twi aka|tgl fil|srd sro|kon kng
+bik bcl|iku ike|lah pnb|kok gom|mya bur|ces cze|cym wel|deu ger|ell gre|eus baq|fra fre|hye arm|isl ice|kat geo|mkd mac|mri mao
+nld dut|ron rum|slk slo|bod tib
+"""
+"""ISO 639 codes of one language: the individual language that stands for a macrolanguage (ISO 639-3), the bibliographic code
+(ISO 639-2/B), and nb. Models and datasets write either.
+See https://iso639-3.sil.org/code_tables/macrolanguage_mappings/data."""
+_GROUPS = [tuple(group.split()) for group in _SAME.strip().replace("\n", "|").split("|")]
+
+_SCRIPTS = (("Hani", "Hans", "Hant"), ("Jpan", "Hrkt", "Kana", "Hira"), ("Kore", "Hang"), ("Arab", "Aran"), ("Latn", "Latf"))
+"""ISO 15924: the first script of a group contains the others, so its label stands for text in any of them, and the reverse."""
 _RIGHT_TO_LEFT = {"Arab", "Hebr", "Thaa", "Syrc", "Nkoo"}
 _CODE = re.compile(r"[a-z]{3}_[A-Z][a-z]{3}")
 
@@ -102,21 +116,43 @@ def find(code: str) -> Language:
             return language
     if _CODE.fullmatch(code):
         return Language(code, None, code)
+    for other in same(wanted)[1:]:
+        if row := next((row for row in LANGUAGES.values() if row.iso3 == other), None):
+            return row
     names = {w for row in LANGUAGES.values() for w in (row.code, row.iso3, row.name.lower()) if w}
-    raise ConfigError(f"unknown language {code!r}.{near(wanted, names)} Write fra_Latn (FLORES-200), fr, fra or French.")
+    raise ConfigError(f"unknown language {code!r:.60}.{near(wanted, names)} Write fra_Latn (FLORES-200), fr, fra or French.")
+
+
+def same(iso3: str) -> tuple[str, ...]:
+    """All codes of a language in `_SAME`, the one that is given first."""
+    others = next((group for group in _GROUPS if iso3 in group), ())
+    return (iso3, *(other for other in others if other != iso3))
 
 
 def label_of(language: Language, labels: Iterable[str]) -> str:
-    """The label of `labels` that a language-ID model uses for `language`: fra_Latn, fra or fr, possibly with a prefix.
+    """The label of `labels` that a language-ID model uses for `language`, possibly with a prefix.
 
-    Raises ConfigError, with similar labels, when there is none.
+    Known forms are fra_Latn, fr_Latn, fra and fr, with any code of the language (zho or cmn), and with the script or one that
+    contains it (Hans or Hani). Raises ConfigError, with similar labels, when there is none or more than one fits equally well.
     """
-    known = {label.removeprefix("__label__"): label for label in labels}
-    candidates = [language.code, language.iso1, language.iso3]
-    if language.iso1 is None:  # another script or variety of a language in the table, such as zho_Hant or srp_Latn
-        candidates += [row.iso1 for row in LANGUAGES.values() if row.iso3 == language.iso3]
-    for candidate in candidates:
-        if candidate in known:
-            return known[candidate]
-    close = near(language.code, known) or near(language.iso3, known)
-    raise ConfigError(f"the language-ID model has no label for {language.code} ({language.name}).{close}")
+    known = {label.removeprefix("__label__").replace("-", "_"): label for label in labels}
+    codes, script = same(language.iso3), language.code[4:]
+    # Two-letter codes are those of the table, also for another script or variety of a language there, such as zho_Hant.
+    short = [language.iso1] if language.iso1 else [row.iso1 for row in LANGUAGES.values() if row.iso3 in codes and row.iso1]
+    scripts = [other for group in _SCRIPTS if script in group for other in group if script == group[0] or other == group[0]]
+    tiers = [
+        [f"{code}_{script}" for code in codes],
+        [f"{code}_{script}" for code in short],
+        [f"{code}_{other}" for code in (*codes, *short) for other in scripts if other != script],
+        short,
+        codes,
+    ]
+    for tier in tiers:
+        fits = [name for name in tier if name in known]
+        if len(fits) > 1 and fits[0] != language.code and len({name[-4:] for name in fits if "_" in name}) > 1:
+            raise ConfigError(f"the language-ID model has {' and '.join(fits)} for {language.code}; name one of them")
+        if fits:
+            return known[fits[0]]
+    others = [name for name in known if name.split("_")[0] in (*codes, *short)]
+    hint = f" It has: {', '.join(others[:5])}." if others else near(language.code, known) or near(language.iso3, known)
+    raise ConfigError(f"the language-ID model has no label for {language.code} ({language.name}).{hint}")

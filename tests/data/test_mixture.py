@@ -1,15 +1,16 @@
 """The order of sequences, and that packed documents stay apart."""
 
 import re
+import tracemalloc
 
 import numpy as np
 import pytest
 import torch
 
-from langext.data.mixture import Mixture, Phase, shares
+from langext.data.mixture import BYTES_PER_SEQUENCE, Mixture, Phase, shares
 from langext.data.tokens import IGNORE, TokenFile
+from langext.errors import ConfigError
 from langext.models import loading
-from langext.spec import ConfigError
 
 
 def token_file(tmp_path, name, lengths, base=0):
@@ -137,6 +138,30 @@ def test_shares(given, expected):
 def test_shares_that_do_not_add_up_are_refused(given, message):
     with pytest.raises(ConfigError, match=re.escape(message)):
         shares(SIZES, "fra_Latn", ["eng_Latn", "deu_Latn"], 0.2, given)
+
+
+def test_sources_without_a_whole_sequence_are_refused():
+    empty = {"fra_Latn/web": 10, "eng_Latn/web": 0, "eng_Latn/wiki": 0}
+    with pytest.raises(ConfigError, match="eng_Latn/web, eng_Latn/wiki: not one whole sequence"):
+        shares(empty, "fra_Latn", ["eng_Latn"], 0.2, {})
+
+
+def test_original_text_that_is_not_there_is_refused():
+    only = {"fra_Latn/web": 10}
+    with pytest.raises(ConfigError, match="original_frac is 0.2, but there is no training text of eng_Latn, deu_Latn"):
+        shares(only, "fra_Latn", ["eng_Latn", "deu_Latn"], 0.2, {})
+    assert shares(only, "fra_Latn", ["eng_Latn"], 0.0, {}) == {"fra_Latn/web": 1.0}
+
+
+def test_the_memory_that_an_order_is_said_to_take_is_what_it_takes(tmp_path):
+    total = 200_000
+    names = {f"{code}/{k}": 1 / 8 for code in ("new", "old") for k in range(4)}
+    files = {name: token_file(tmp_path, name, [900]) for name in names}
+    tracemalloc.start()
+    Mixture(files, [Phase(total, names)], "new", 16, 1)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert 0.5 * BYTES_PER_SEQUENCE < peak / total < BYTES_PER_SEQUENCE
 
 
 def test_a_packed_neighbour_changes_nothing(pico):

@@ -10,7 +10,7 @@ from toy import FRENCH, documents, make_tokenizer, write_jsonl
 
 from langext.artifacts import Corpus, list_files, write_json
 from langext.data import tokens
-from langext.spec import RunFailed
+from langext.errors import RunFailed
 
 CODES = ["fra_Latn", "eng_Latn"]
 

@@ -6,13 +6,20 @@ import os
 import shutil
 
 import pytest
+from datasets.data_files import EmptyDatasetError
+from datasets.exceptions import DataFilesNotFoundError
+from deadly import Dies
 from run_folders import manifest_of
 from toy import ENGLISH, FRENCH, documents, sentences, write_fasttext, write_jsonl
 
 from langext.artifacts import sha256_file
 from langext.context import Context
+from langext.data import hub
+from langext.data.executor import Executor
 from langext.data.language_id import LanguageId, unit_hash
-from langext.spec import ConfigError
+from langext.data.sources import Source
+from langext.errors import ConfigError, RunFailed
+from langext.stages import filter as filter_stage
 from langext.stages.filter import Filter
 from langext.summaries import FilterSummary
 
@@ -143,21 +150,110 @@ def test_workers_change_nothing(tmp_path, lid):
     ("make", "expected"),
     [
         (lambda d: d / "none.jsonl", "none.jsonl: no such file"),
-        (lambda d: write_jsonl(d / "a.jsonl", FR, "content"), "has no 'text'.*It has: id, content.*text_column"),
-        (lambda d: write_jsonl(d / "a.jsonl", EN), "nothing of fra_Latn is left \\(40 language_en\\)"),
-        (lambda d: write_jsonl(d / "a.jsonl", [""] * 3), "nothing of fra_Latn is left \\(3 empty\\)"),
-        (lambda d: write_jsonl(d / "a.jsonl", []), "the source is empty"),
-        (lambda d: _text(d / "a.jsonl", '{"text": "le chat"}\n{"text": \n'), "a.jsonl: after line 1: not a JSON object"),
-        (lambda d: _text(d / "a.jsonl", "[1]\n"), "not a JSON object"),
-        (lambda d: _bytes(d / "a.txt", b"le chat \xff\xfe"), "not UTF-8"),
-        (lambda d: _bytes(d / "a.txt.gz", gzip.compress("\n\n".join(FR).encode())[:-200]), "damaged"),
-        (lambda d: _text(d / "a.pdf", "x"), "cannot read a.pdf"),
-        (lambda d: _text(d / "sub" / "a.md", "x").parent, "nothing to read here"),
+        (lambda d: write_jsonl(d / "a.jsonl", []), "cannot read .*a.jsonl .empty."),
+        (lambda d: _text(d / "a.txt", "le chat dort\n" * 9), "without a blank line is one single.*txt_documents: lines"),
+        (lambda d: _text(d / "a.txt", "le chat dort\n" * 9 + "\n"), "without a blank line is one single.*txt_documents: lines"),
     ],
 )
 def test_bad_sources(tmp_path, lid, make, expected):
     with pytest.raises(ConfigError, match=expected):
         run(tmp_path, lid, two(tmp_path, make(tmp_path)))
+
+
+WRONG_INSIDE = {
+    "column": (lambda d: write_jsonl(d / "a.jsonl", FR, "content"), "no 'text'.*It has: id, content.*text_column"),
+    "language": (lambda d: write_jsonl(d / "a.jsonl", EN), "nothing of fra_Latn is left \\(40 language_en\\)"),
+    "no text": (lambda d: write_jsonl(d / "a.jsonl", [""] * 3), "nothing of fra_Latn is left \\(3 empty\\)"),
+    "no lines": (lambda d: _text(d / "a.jsonl", "\n\n"), "the source is empty"),
+    "JSON": (lambda d: _text(d / "a.jsonl", '{"text": "le chat"}\n{"text": \n'), "a.jsonl: line 2: not a JSON object"),
+    "UTF-8": (lambda d: _bytes(d / "a.txt", b"le chat \xff\xfe"), "not UTF-8"),
+    "cut": (lambda d: _bytes(d / "a.txt.gz", gzip.compress("\n\n".join(FR).encode())[:-200]), "damaged"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG_INSIDE)
+def test_what_reading_shows_costs_only_the_source_that_has_it(tmp_path, lid, case):
+    make, said = WRONG_INSIDE[case]
+    bad = make(tmp_path)
+    french, english = two(tmp_path, bad)
+    with pytest.raises(RunFailed, match=f"{said}.*run the same command again") as raised:
+        run(tmp_path, lid, [english, french])
+    assert "\n" not in str(raised.value)
+    assert not list((tmp_path / "out").rglob("a.*.jsonl.gz")) and not (tmp_path / "out" / "log" / "fra_Latn" / "a").exists()
+    if bad.suffix == ".jsonl":
+        write_jsonl(bad, FR)
+    else:
+        _bytes(bad, gzip.compress("\n\n".join(FR).encode()) if bad.suffix == ".gz" else "\n\n".join(FR).encode())
+    done = list((tmp_path / "out" / "documents").rglob("en.*"))
+    before = [path.stat().st_mtime_ns for path in done]
+    ctx = Context(tmp_path / "out", 1, "fra_Latn", ("eng_Latn",))
+    Filter(uses="filter", sources=[english, french], lid_model=str(lid), heldout_frac=0.2).run(ctx)
+    assert ctx.summary[-1].funnel[1].kept >= 40 and [path.stat().st_mtime_ns for path in done] == before and done
+
+
+@pytest.mark.parametrize("gone", ["fr.jsonl", "en.jsonl", "lid.bin"])
+def test_what_vanishes_in_the_middle_of_a_run_costs_nothing(tmp_path, lid, gone, monkeypatch):
+    """Before it is begun (en), when it is finished (fr), or needed by all."""
+    shutil.copy(lid, tmp_path / "lid.bin")
+    sources = two(tmp_path, write_jsonl(tmp_path / "fr.jsonl", FR))
+    stage, ctx = interrupted(tmp_path, tmp_path / "lid.bin", sources, monkeypatch)
+    os.rename(tmp_path / gone, tmp_path / "aside")
+    with pytest.raises(RunFailed, match=f"{gone}.*run the same command again"):
+        stage.run(ctx)
+    os.rename(tmp_path / "aside", tmp_path / gone)
+    begun = []
+    execute = Executor.run
+    monkeypatch.setattr(
+        Executor, "run", lambda self: (begun.append(self.get_incomplete_ranks(range(self.tasks))), execute(self))
+    )
+    stage.run(ctx)
+    assert ctx.summary[-1].funnel[0].kept == 40 and [len(list(ranks)) for ranks in begun] == [0, 1]
+
+
+def test_nothing_counts_as_made_when_forgetting_is_killed(tmp_path, lid, monkeypatch):
+    source = Source(language="fr", path=str(write_jsonl(tmp_path / "fr.jsonl", FR)))
+    stage, ctx = interrupted(tmp_path, lid, two(tmp_path, source.path), monkeypatch)
+
+    def kill(*_):
+        raise KeyboardInterrupt
+
+    for where in ("pathlib.Path.unlink", "shutil.rmtree"):
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(where, kill)
+            filter_stage._forget(ctx, source)
+        assert not (ctx.out / "log" / "fra_Latn" / "fr").exists()
+    stage.run(ctx)
+    assert ctx.summary[-1].funnel[0].kept == 40 and not list(ctx.out.rglob(".*.old"))
+
+
+def test_another_language_model_is_noticed(tmp_path, lid):
+    mine = tmp_path / "lid.bin"
+    shutil.copy(lid, mine)
+    sources = two(tmp_path, write_jsonl(tmp_path / "fr.jsonl", FR))
+    _, summary = run(tmp_path, mine, sources)
+    stage = Filter(uses="filter", sources=sources, lid_model=str(mine))
+    for known in (summary, summary.model_copy(update={"lid_model": None})):  # the second as an earlier version wrote it
+        manifest = manifest_of(known)
+        assert stage.outdated(manifest) == "" and stage.same_sources(manifest)
+        write_fasttext(mine, {"fr": FRENCH, "en": ENGLISH, "de": ["der"]})
+        assert "lid.bin has changed" in stage.outdated(manifest) and not stage.same_sources(manifest)
+        mine.unlink()
+        assert stage.outdated(manifest) == "" and not stage.same_sources(manifest)
+        shutil.copy(lid, mine)
+
+
+@pytest.mark.parametrize(
+    ("error", "said", "kind"),
+    [
+        (DataFilesNotFoundError("No (supported) data files found"), "a/b", ConfigError),
+        (EmptyDatasetError("The directory doesn't contain any data files"), "a/b", ConfigError),
+        (FileNotFoundError("no train.jsonl"), ".", ConfigError),
+        (FileNotFoundError("no train.jsonl"), "gone/away", RunFailed),
+        (OSError("the connection is lost"), "a/b", RunFailed),
+    ],
+)
+def test_what_a_second_try_cannot_mend_is_the_users_to_mend(error, said, kind):
+    assert type(hub.problem(error, said)) is kind
 
 
 def _text(path, text):
@@ -180,15 +276,27 @@ def test_bad_language_models(tmp_path, lid):
         run(tmp_path / "2", german, source)
 
 
+def test_a_folder_that_holds_the_run_itself(tmp_path, lid):
+    write_jsonl(tmp_path / "fr.jsonl", FR)
+    with pytest.raises(ConfigError, match="holds this run too"):
+        run(tmp_path, lid, two(tmp_path, tmp_path))
+
+
 def test_a_language_that_is_not_of_the_run(tmp_path, lid):
     with pytest.raises(ConfigError, match="deu_Latn is not of this run"):
         run(tmp_path, lid, [{"language": "de", "path": str(write_jsonl(tmp_path / "d.jsonl", FR))}])
 
 
+def read_by(stage, lid):
+    """The manifest of a stage that has read its sources as they are now."""
+    files = [file for source in stage.sources for file in source.record().files]
+    return manifest_of(FilterSummary(funnel=[], source_files=files, lid_sha256=sha256_file(lid)))
+
+
 def test_a_changed_source_is_noticed(tmp_path, lid):
     path = write_jsonl(tmp_path / "fr.jsonl", FR)
     stage = Filter(uses="filter", sources=two(tmp_path, path), lid_model=str(lid))
-    manifest = manifest_of(FilterSummary(funnel=[], source_files=stage._read_files(), lid_sha256=sha256_file(lid)))
+    manifest = read_by(stage, lid)
     assert stage.outdated(manifest) == "" and stage.same_sources(manifest)
     path.touch()
     assert stage.outdated(manifest) == ""  # the very bytes, written again
@@ -214,10 +322,10 @@ def test_another_file_in_a_source_folder_is_noticed(tmp_path, lid):
     folder.mkdir()
     write_jsonl(folder / "a.jsonl", FR)
     stage = Filter(uses="filter", sources=two(tmp_path, folder), lid_model=str(lid))
-    manifest = manifest_of(FilterSummary(funnel=[], source_files=stage._read_files(), lid_sha256=sha256_file(lid)))
+    manifest = read_by(stage, lid)
     second = write_jsonl(folder / "b.jsonl", FR[:5])
     assert "b.jsonl is new since its folder was filtered" in stage.outdated(manifest)
-    manifest = manifest_of(FilterSummary(funnel=[], source_files=stage._read_files(), lid_sha256=sha256_file(lid)))
+    manifest = read_by(stage, lid)
     second.unlink()
     assert "b.jsonl was filtered and is gone" in stage.outdated(manifest)
 
@@ -232,3 +340,191 @@ def test_the_end_of_a_name_says_what_a_file_holds(tmp_path, lid):
     path.write_text("\n\n".join(FR))
     _, summary = run(tmp_path, lid, two(tmp_path, path))
     assert summary.funnel[0].documents_read == len([part for text in FR for part in text.split("\n\n")])
+
+
+def test_odd_text_is_counted_and_kept_in_one_form(tmp_path, lid):
+    """What is split off for measuring and what is trained on is mended text in NFC; the summary says how much was mended."""
+    odd = [*FR, FR[0].replace("e", "e\u0301"), "\ufeff" + FR[1], f"{FR[2]} \ud83d"]
+    path = tmp_path / "fr.jsonl"
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in odd))
+    corpus, summary = run(tmp_path, lid, two(tmp_path, path), threshold=0.1)
+    row = summary.funnel[0]
+    assert (row.mended, row.composed, row.documents_read) == (1, 1, 43)
+    kept = texts(corpus.files("train", "fra_Latn")) + texts(corpus.files("valid", "fra_Latn"))
+    assert f"{FR[2]} \ufffd" in kept and kept.count(FR[1]) == 2 and not any("\u0301" in text for text in kept)
+
+
+def interrupted(tmp_path, lid, sources, monkeypatch, **more):
+    """A stage that was stopped after its first source."""
+    stage = Filter(uses="filter", sources=sources, lid_model=str(lid), heldout_frac=0.2, **more)
+    ctx = Context(tmp_path / "out", 1, "fra_Latn", ("eng_Latn",))
+    begin = Filter._begin
+
+    def stop(self, ctx, source):
+        if source.language == "eng_Latn":
+            raise KeyboardInterrupt
+        return begin(self, ctx, source)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Filter, "_begin", stop)
+        stage.run(ctx)
+    return stage, ctx
+
+
+def test_a_source_that_was_edited_during_an_interruption_is_refused(tmp_path, lid, monkeypatch):
+    path = write_jsonl(tmp_path / "fr.jsonl", FR)
+    was = path.read_bytes()
+    mine = tmp_path / "lid.bin"
+    shutil.copy(lid, mine)
+    stage, ctx = interrupted(tmp_path, mine, two(tmp_path, path), monkeypatch)
+    path.write_bytes(was.replace(b"petit", b"grand"))
+    with pytest.raises(RunFailed, match=r"fr.jsonl has changed since.*--redo filter"):
+        stage.run(ctx)
+    path.write_bytes(was)
+    write_fasttext(mine, {"fr": FRENCH, "en": ENGLISH, "de": ["der"]})
+    with pytest.raises(RunFailed, match=r"lid.bin has changed since it was first used.*--redo filter"):
+        stage.run(ctx)
+    shutil.copy(lid, mine)
+    stage.run(ctx)
+    summary = ctx.summary[-1]
+    assert {file.name: file.sha256 for file in summary.source_files} == {
+        name: sha256_file(tmp_path / name) for name in ("fr.jsonl", "en.jsonl")
+    }
+    assert summary.lid_sha256 == sha256_file(lid) and summary.funnel[0].kept == 40
+
+
+def test_a_folder_that_grew_during_an_interruption_is_refused(tmp_path, lid, monkeypatch):
+    write_jsonl(tmp_path / "fr" / "a.jsonl", FR)
+    stage, ctx = interrupted(tmp_path, lid, two(tmp_path, tmp_path / "fr"), monkeypatch)
+    more = write_jsonl(tmp_path / "fr" / "b.jsonl", FR)
+    with pytest.raises(RunFailed, match=r"b.jsonl is new since.*--redo filter"):
+        stage.run(ctx)
+    more.unlink()
+    (ctx.out / "log" / "fra_Latn" / "fr" / "read.json").unlink()  # as an earlier version leaves it
+    with pytest.raises(RunFailed, match=r"another version of langext.*fra_Latn/fr.*--redo filter"):
+        stage.run(ctx)
+
+
+def test_a_file_that_changes_while_it_is_read_leaves_nothing(tmp_path, lid, monkeypatch):
+    path = write_jsonl(tmp_path / "fr.jsonl", FR)
+    execute = Executor.run
+    monkeypatch.setattr(Executor, "run", lambda self: (execute(self), write_jsonl(path, FR[:20])))
+    with pytest.raises(RunFailed, match=r"fr.jsonl has changed.*while it was read"):
+        run(tmp_path, lid, two(tmp_path, path))
+    assert not list((tmp_path / "out").rglob("*fr.*.jsonl.gz")) and not (tmp_path / "out" / "log" / "fra_Latn" / "fr").exists()
+    monkeypatch.setattr(Executor, "run", execute)
+    ctx = Context(tmp_path / "out", 1, "fra_Latn", ("eng_Latn",))
+    Filter(uses="filter", sources=two(tmp_path, path), lid_model=str(lid), heldout_frac=0.2).run(ctx)
+    assert ctx.summary[-1].funnel[0].kept == 20
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_full_disk_is_one_line_and_the_stage_goes_on(tmp_path, lid, workers, capfd, monkeypatch):
+    for i in range(2):
+        write_jsonl(tmp_path / "fr" / f"{i}.jsonl", FR[i::2])
+    given = two(tmp_path, tmp_path / "fr")
+    stage = Filter(uses="filter", sources=given, lid_model=str(lid), heldout_frac=0.2, runtime={"workers": workers})
+    ctx = Context(tmp_path / "out", 1, "fra_Latn", ("eng_Latn",))
+    full = ctx.out / "documents" / "train" / "fra_Latn" / "fr.00001.jsonl.gz"
+    record = Source.record
+
+    def fill(source):
+        if not full.is_symlink() and source.language == "fra_Latn":
+            full.parent.mkdir(parents=True)
+            full.symlink_to("/dev/full")
+        return record(source)
+
+    monkeypatch.setattr(Source, "record", fill)
+    with pytest.raises(RunFailed, match="the disk is full.*run the same command again") as raised:
+        stage.run(ctx)
+    assert "\n" not in str(raised.value)
+    seen = capfd.readouterr()
+    assert "Traceback" not in seen.err + seen.out and FR[0][:30] not in seen.err + seen.out
+    full.unlink()
+    stage.run(ctx)
+    assert ctx.summary[-1].funnel[0].kept == 40
+
+
+def test_a_process_that_is_killed_is_not_waited_for(tmp_path):
+    with pytest.raises(RunFailed, match=r"a process .* was killed.*runtime.workers"):
+        Executor([Dies()], 4, 2, tmp_path).run()
+
+
+def test_a_run_folder_and_a_source_may_have_any_name(tmp_path, lid, monkeypatch):
+    """None of them is an address to the libraries that read and write."""
+    place = tmp_path / "memory::a b"
+    place.mkdir()
+    monkeypatch.chdir(place)
+    corpus, summary = run(place, lid, two(place, write_jsonl(place / "file::fr.jsonl", FR)))
+    assert summary.funnel[0].kept == 40 and corpus.files("train", "fra_Latn")
+
+
+def test_what_is_not_read_is_recorded(tmp_path, lid, capsys):
+    write_jsonl(tmp_path / "fr" / "a.jsonl", FR)
+    (tmp_path / "fr" / "b.jsonl.zst").write_bytes(b"x")
+    _, summary = run(tmp_path, lid, two(tmp_path, tmp_path / "fr"))
+    assert summary.funnel[0].unread == ["b.jsonl.zst"] and "1 not read: b.jsonl.zst" in capsys.readouterr().err
+
+
+HUB = {
+    "two": ({"config": None}, r"Config name is missing.*\['a', 'b'\].*key config"),
+    "another": ({"config": "c"}, r"'c' not found. Available: \['a', 'b'\].*key config"),
+    "split": ({"config": "a", "split": "test"}, "no split 'test'; it has: train"),
+    "a file": ({"hub": "web/README.md"}, "is a file; name it with path"),
+    "nothing": ({"hub": "./none"}, "no such folder"),
+}
+
+
+@pytest.mark.parametrize("case", HUB)
+def test_a_dataset_that_cannot_be_read_as_named_is_refused_when_planning(tmp_path, case):
+    more, said = HUB[case]
+    for name in "ab":
+        write_jsonl(tmp_path / "web" / name / "train.jsonl", FR)
+    parts = "".join(f"- {{config_name: {name}, data_files: {name}/*}}\n" for name in "ab")
+    (tmp_path / "web" / "README.md").write_text(f"---\nconfigs:\n{parts}---\n")
+    with pytest.raises(ConfigError, match=said) as raised:
+        Source(language="fr", **{"hub": "./web", **more}).check()
+    assert "\n" not in str(raised.value)
+
+
+def test_the_commit_of_a_dataset_is_what_is_read_and_compared(tmp_path, lid, monkeypatch):
+    """The hub stands still here: a local folder is read in its place, and only what is asked of it is looked at."""
+    write_jsonl(tmp_path / "data" / "train.jsonl", FR)
+    now, asked = ["a" * 40], []
+
+    def shards(dataset, options):
+        asked.append((dataset, options))
+        return 3
+
+    monkeypatch.setattr(hub, "commit", lambda dataset, revision: now[0])
+    monkeypatch.setattr(hub, "shards", shards)
+    source = Source(language="fr", hub="someone/text", revision="main")
+    record = source.record()
+    assert (record.commit, record.tasks) == ("a" * 40, 3)
+    assert asked == [("someone/text", {"name": None, "split": "train", "revision": "a" * 40})]
+    now[0] = "b" * 40  # the dataset moves on, and what was begun with is read to the end
+    reader = source.reader(record)
+    assert reader.dataset_options["revision"] == "a" * 40
+    stage = Filter(uses="filter", sources=[source], lid_model=str(lid))
+    row = filter_stage._count(source, record, tmp_path)
+    assert row.origin == f"someone/text @ {'a' * 40}"
+    manifest = manifest_of(FilterSummary(funnel=[row], source_files=[], lid_sha256=sha256_file(lid)))
+    assert not stage.same_sources(manifest) and stage.outdated(manifest) == ""
+    now[0] = "a" * 40
+    assert stage.same_sources(manifest)
+    older = manifest_of(
+        FilterSummary(funnel=[row.model_copy(update={"commit": None})], source_files=[], lid_sha256=sha256_file(lid))
+    )
+    assert not stage.same_sources(older)
+
+    def lost(dataset, revision):
+        raise RunFailed("the hub does not answer")
+
+    monkeypatch.setattr(hub, "commit", lost)
+    assert not stage.same_sources(manifest)
+
+
+def test_a_dataset_in_one_file_is_streamed_once(tmp_path):
+    write_jsonl(tmp_path / "data" / "train.jsonl", FR)
+    assert Source(language="fr", hub="./data").record().tasks == 1
+    assert Source(language="fr", hub="./data").record().files[0].name == "train.jsonl"

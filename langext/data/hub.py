@@ -1,0 +1,109 @@
+"""Read datasets on the Hugging Face hub, and local folders in the form of one.
+
+The one rule: the commit that a dataset stands at when it is begun is the commit that is read, and it is recorded.
+"""
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import datasets
+from datasets.data_files import EmptyDatasetError
+from datasets.exceptions import DatasetsError, FileNotFoundDatasetsError
+from datatrove.data import Document
+from datatrove.pipeline.readers.huggingface import HuggingFaceDatasetReader
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    HTTPError,  # pyright: ignore[reportPrivateImportUsage]  # of its HTTP library, whose name is not the same in all versions
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from yaml import YAMLError
+
+from langext.data.readers import Reader
+from langext.errors import ConfigError, RunFailed, one_line
+
+KNOWN = (DatasetsError, HfHubHTTPError, HTTPError, OSError, ValueError, RuntimeError, YAMLError)
+"""What the libraries raise for a dataset that is not there or cannot be read."""
+WRONG = (
+    EmptyDatasetError, FileNotFoundDatasetsError, GatedRepoError, HFValidationError, RepositoryNotFoundError,
+    RevisionNotFoundError,
+)  # fmt: skip
+"""Those that trying again does not mend, but the user can."""
+LONGEST = 400
+"""Letters of a library's message that are shown."""
+
+datasets.logging.set_verbosity(logging.CRITICAL)  # it logs each error besides raising it
+
+
+class HubReader(Reader, HuggingFaceDatasetReader):
+    """datatrove's reader of datasets on the Hugging Face hub, with the checks of all readers."""
+
+    name = "hub"
+
+    def __init__(self, dataset: str, options: dict[str, Any], column: str, limit: int | None):
+        super().__init__(dataset, options, streaming=True, limit=limit or -1)
+        self.column = column
+
+    def get_document_from_dict(self, data: dict[str, Any], source_file: str, id_in_file: int | str) -> Document:
+        """One row as a document."""
+        return self.document(data, f"hub dataset {one_line(source_file)}: row {id_in_file}", f"{source_file}/{id_in_file}")
+
+    def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
+        """Yield this task's share of the dataset. Raises ConfigError or RunFailed when the hub does not give it."""
+        try:
+            yield from HuggingFaceDatasetReader.run(self, data, rank, world_size)
+        except (ConfigError, RunFailed):  # they say all already
+            raise
+        except KNOWN as error:
+            raise problem(error, self.dataset) from None
+
+
+def commit(dataset: str, revision: str | None) -> str:
+    """The commit that a dataset of the hub stands at now. Raises ConfigError or RunFailed when the hub does not say it."""
+    from huggingface_hub import HfApi
+
+    try:
+        sha = HfApi().dataset_info(dataset, revision=revision).sha
+    except KNOWN as error:
+        raise problem(error, dataset) from None
+    if sha is None:
+        raise RunFailed(f"hub dataset {one_line(dataset)}: the hub does not say its commit; run the same command again")
+    return sha
+
+
+def check(dataset: str, options: dict[str, Any]) -> None:
+    """Raise ConfigError when a local dataset lacks the configuration or the split, or when one must be named. Reads no rows."""
+    try:
+        splits = datasets.get_dataset_split_names(dataset, options["name"])
+    except KNOWN as error:
+        raise problem(error, dataset) from None
+    if options["split"] not in splits:
+        raise ConfigError(f"hub dataset {one_line(dataset)} has no split {options['split']!r}; it has: {', '.join(splits)}")
+
+
+def shards(dataset: str, options: dict[str, Any]) -> int:
+    """Number of files, or groups of files, that a dataset can be read in side by side."""
+    try:
+        return max(1, datasets.load_dataset(dataset, **options, streaming=True).num_shards)
+    except KNOWN as error:
+        raise problem(error, dataset) from None
+
+
+def problem(error: Exception, dataset: str) -> ConfigError | RunFailed:
+    """The error of a library about a dataset, in one line; what a second try may mend is a RunFailed."""
+    # The list of what there is stands in later lines of the message, and an example of code after it.
+    words = [str(error), *([f"({error.__cause__})"] if isinstance(error.__cause__, KNOWN) else [])]
+    reason = " ".join(" ".join(words).split()).split(" Example of usage")[0][:LONGEST] or type(error).__name__
+    if "onfig name is missing" in reason or "BuilderConfig" in reason:
+        reason = f"{reason.rstrip('.')}. Name one with the key config"
+    said = f"hub dataset {one_line(dataset)}: {reason.rstrip('.')}"
+    lost = isinstance(error, HfHubHTTPError | HTTPError | OfflineModeIsEnabled | OSError)
+    missing = isinstance(error, FileNotFoundError) and Path(dataset).exists()  # a local folder that lacks a file
+    if isinstance(error, WRONG) or missing or not lost:
+        return ConfigError(said)
+    return RunFailed(f"{said}. Run the same command again to go on")

@@ -67,7 +67,7 @@ def main() -> None:
 def make_tasks(include: Path, limit: int) -> list[str]:
     """Continuation items of the quickstart's texts as task files of their own."""
     from langext.data import assets
-    from langext.evaluation import harness
+    from langext.evaluation import continuation
 
     include.mkdir()
     for name in ("text-fr", "text-en"):
@@ -75,7 +75,7 @@ def make_tasks(include: Path, limit: int) -> list[str]:
         path = place if place.is_file() else next(place.glob("*.jsonl.gz"))
         with gzip.open(path, "rt", encoding="utf-8") as file:
             texts = [json.loads(line)["text"] for line in file]
-        items = harness.continuation_items(texts, limit, seed=17)
+        items = continuation.items(texts, limit, seed=17, most_bytes=4094)
         data = include / f"{name}.jsonl"
         data.write_text("".join(json.dumps(item) + "\n" for item in items), encoding="utf-8")
         task = {"include": str(ROOT / "configs" / "lm_eval" / "_multiple_choice.yaml"), "task": f"continuation_{name}"}

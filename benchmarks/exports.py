@@ -22,11 +22,11 @@ sys.path.insert(0, str(ROOT / "tests"))
 from cases import CASES, label, method, stir
 from toy import FAMILIES, make_base, make_tokenizer
 
+from langext.errors import ConfigError
 from langext.exports import targets, verify, write
 from langext.exports.gguf import check, file
 from langext.methods import extended
 from langext.models import loading
-from langext.spec import ConfigError
 
 TEXTS = ["The small cat sleeps in the house with a dog. 123 " * 4, "Le petit chat dort déjà dans la forêt. " * 4]
 

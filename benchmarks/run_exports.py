@@ -18,11 +18,11 @@ from transformers import AutoModelForCausalLM
 
 from langext.artifacts import JOB, Corpus, Job, Model, finished, read_as, read_json
 from langext.cli import export
+from langext.errors import ConfigError, RunFailed
 from langext.exports import targets, verify, write
 from langext.exports.formats import GGUF
 from langext.exports.gguf import check, file
 from langext.models import loading
-from langext.spec import ConfigError, RunFailed
 
 PRECISIONS = ("f32", "bf16", "q8_0")
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from langext.errors import ConfigError, user_path
 from langext.languages import Language, find
-from langext.spec import ConfigError
 
 SCRIPTS = {
     "CogComp/mc_taco": "social_iqa",
@@ -57,6 +57,7 @@ def check(sources: list[Source]) -> None:
     for source in sources:
         if source.path in SCRIPTS:
             raise ConfigError(_script(source))
+        user_path(source.path, f"tasks: {source.task}: dataset_path")
         if source.path in FILES or Path(source.path).exists():
             _check_files(source)
         elif source.path.startswith(("/", ".", "~")) or source.path.count("/") > 1:
@@ -67,10 +68,16 @@ def check(sources: list[Source]) -> None:
 
 
 def files(source: Source) -> list[Path]:
-    """The local files that a task names for its data, existing or not. File name patterns and URLs are left out."""
+    """The local files that a task names for its data, existing or not. File name patterns and URLs are left out.
+
+    Raises ConfigError for a text that can be no path.
+    """
     named = source.data_files.values() if isinstance(source.data_files, dict) else [source.data_files]
     every = [file for entry in named for file in (entry if isinstance(entry, list) else [entry]) if isinstance(file, str)]
-    return [Path(file) for file in every if "://" not in file and not any(c in file for c in "*?[")]
+    local = [file for file in every if "://" not in file and not any(c in file for c in "*?[")]
+    for file in local:
+        user_path(file, f"tasks: {source.task}: data_files")
+    return [Path(file) for file in local]
 
 
 def _check_files(source: Source) -> None:

@@ -6,11 +6,15 @@ Rule: bytes are counted in the text itself, never in decoded tokens. A token tha
 replacement character, and its bytes would be counted wrongly.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
+from math import isfinite
 from typing import Any
 
 import numpy as np
+import regex
 import torch
 
 from langext.architectures import cross_entropy, families, vocabulary
@@ -18,7 +22,10 @@ from langext.artifacts import Corpus
 from langext.context import Context
 from langext.data import documents
 from langext.data.tokens import IGNORE
-from langext.spec import ConfigError
+from langext.errors import ConfigError, RunFailed
+
+BREAKS = ("\n\n", "\n", ". ", "\u3002", "\u0964", "\u104b", "\u0f0d", " ")
+"""Ends of a paragraph, a line, a sentence (with the marks of Chinese, Hindi, Burmese and Tibetan) and a word, in this order."""
 
 
 @dataclass(frozen=True)
@@ -41,37 +48,51 @@ class PassageBits:
         return float((self.bits[picks].sum(1) / self.num_bytes[picks].sum(1)).std(ddof=1))
 
 
-def passages(texts: Sequence[str], passage_bytes: int, total_bytes: int) -> list[str]:
-    """Cut documents into passages of about `passage_bytes`, at line or word ends, until they have `total_bytes` together.
+def passages(texts: Iterable[str], passage_bytes: int, total_bytes: int) -> list[str]:
+    """Cut documents, at line or word ends, into passages of at most `passage_bytes` UTF-8 bytes, and choose `total_bytes`.
 
-    All documents take turns, one passage each, so that a long document does not dominate. Passages are never cut short.
+    All documents take turns, one passage each, so that a long one does not dominate. Their order, and that of the passages of
+    each, is that of the sha256 of their text: chance, but always the same, whatever the order of files. A document that is
+    there twice counts once. The last passage may exceed the total: none is cut short.
     """
-    cut = [_cut(text, passage_bytes) for text in texts]
+    waiting = deque(_pieces(text, passage_bytes) for text in sorted(set(texts), key=_chance))
     chosen, used = [], 0
-    for turn in range(max(map(len, cut), default=0)):
-        for pieces in cut:
-            if turn < len(pieces):
-                if used >= total_bytes:
-                    return chosen
-                chosen.append(pieces[turn])
-                used += len(pieces[turn].encode())
+    while waiting and used < total_bytes:
+        pieces = waiting.popleft()
+        if (piece := next(pieces, None)) is not None:
+            chosen.append(piece)
+            used += len(piece.encode())
+            waiting.append(pieces)
     return chosen
 
 
+def _chance(text: str) -> bytes:
+    return sha256(text.encode()).digest()
+
+
+def _pieces(text: str, passage_bytes: int) -> Iterator[str]:
+    """The passages of a document by the hash of their text. The document is cut when the first one is asked for."""
+    yield from sorted(_cut(text, passage_bytes), key=_chance)
+
+
 def _cut(text: str, passage_bytes: int) -> list[str]:
-    """Pieces of at most `passage_bytes` characters: characters are enough here, because the exact bytes are counted later."""
-    pieces, at = [], 0
-    while at < len(text):
-        end = at + passage_bytes
-        if end < len(text):
+    """Pieces of at most `passage_bytes` UTF-8 bytes, in order; none ends inside a character as readers see it."""
+    data, pieces, at = text.encode(), [], 0
+    while at < len(data):
+        window = data[at : at + passage_bytes].decode(errors="ignore")  # without the first bytes of a character that is cut
+        if at + passage_bytes < len(data):
             # The best break first: a paragraph, a line, a sentence, a word. Not in the first half, or pieces become tiny.
-            breaks = [text.rfind(sep, at + passage_bytes // 2, end) for sep in ("\n\n", "\n", ". ", " ")]
-            end = next((b + 1 for b in breaks if b > 0), end)
-        piece = text[at:end].strip()
-        if piece:
+            breaks = [window.rfind(sep, len(window) // 2) + 1 for sep in BREAKS]
+            window = window[: next((end for end in breaks if end), 0) or _whole(window)]
+        if piece := window.strip():
             pieces.append(piece)
-        at = end
+        at += len(window.encode())
     return pieces
+
+
+def _whole(window: str) -> int:
+    """Where to cut a text without breaks: before its last grapheme, whose vowel signs or other marks may come after the cut."""
+    return len(window) - len(regex.findall(r"\X", window)[-1]) or len(window)
 
 
 @torch.no_grad()
@@ -85,10 +106,12 @@ def measure(
 ) -> PassageBits:
     """Bits and bytes of each text under a model, which must be in evaluation mode. Every token is scored exactly once.
 
-    A text longer than `window` tokens is read in windows that overlap by half, so that every token after the first window has
-    at least half a window of context. The first token is predicted from the start token, as in training. A forward pass
-    has at most about `batch_tokens` tokens. `observe` is called after each one with a (B, T) mask of the scored positions.
+    A text longer than `window` tokens, or than the model has positions, is read in windows that overlap by half, so that every
+    token after the first window has at least half a window of context. The first token is predicted from the start token, as
+    in training. A forward pass has at most about `batch_tokens` tokens. `observe` is called after each one with a (B, T) mask
+    of the scored positions.
     """
+    window = min(window, families.positions(net.config) or window)
     windows = []  # (text index, ids, first scored position)
     for i, ids in enumerate(documents.encode(tokenizer, texts)):
         windows.append((i, ids[:window], 1))
@@ -124,6 +147,14 @@ def measure(
     return PassageBits(bits, np.array([len(text.encode()) for text in texts]))
 
 
+def best(curve: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """The row with the highest `score`. Raises RunFailed when no score is a finite number; other rows are never the best."""
+    finite = [row for row in curve if isfinite(row["score"])]
+    if not finite:
+        raise RunFailed("no setting gives bits per byte that are a finite number: the weights of this model overflow")
+    return max(finite, key=lambda row: row["score"])
+
+
 class Ruler:
     """Measures different models or settings on the same passages."""
 
@@ -134,8 +165,9 @@ class Ruler:
         """
         self.language = ctx.language
         heldout = documents.heldout(corpus, ctx.languages)
-        self.passages = {name: passages(texts, 1000, num_bytes) for name, texts in heldout.items()}
-        missing = [code for code in ctx.languages if not any(n.startswith(f"{code}/") and p for n, p in self.passages.items())]
+        chosen = {name: passages(texts, 1000, num_bytes) for name, texts in heldout.items()}
+        self.passages = {name: found for name, found in chosen.items() if found}
+        missing = [code for code in ctx.languages if not any(name.startswith(f"{code}/") for name in self.passages)]
         if missing:
             raise ConfigError(f"no held-out text of {', '.join(missing)} to choose a setting with")
 

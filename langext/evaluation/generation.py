@@ -3,13 +3,16 @@
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from math import inf
 from statistics import median
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from langext.architectures import families
 from langext.data import documents
+from langext.errors import ConfigError
 from langext.evaluation.scores import GenerationSpeed, Sample
 from langext.methods.extended import LiveModel
 
@@ -28,10 +31,37 @@ class Generated:
     """Highest GPU memory during generation, minus the memory in use before it; None on a CPU."""
 
 
+def fits(net: Any, tokenizer: Any, prompt: str) -> bool:
+    """True when the model has positions left after the prompt."""
+    return _left(net, documents.encode(tokenizer, [prompt])[0]) > 0
+
+
+def refuse_long(net: Any, tokenizer: Any, prompts: Mapping[str, Sequence[str]]) -> None:
+    """Raise ConfigError for one of the prompts, which are by language, that leaves the model no position for a text."""
+    for prompt in (prompt for texts in prompts.values() for prompt in texts):
+        _room(net, prompt, documents.encode(tokenizer, [prompt])[0])
+
+
+def _left(net: Any, ids: Sequence[int]) -> float:
+    return (families.positions(net.config) or inf) - len(ids)
+
+
+def _room(net: Any, prompt: str, ids: Sequence[int]) -> float:
+    """The number of positions left after the prompt with these ids. Raises ConfigError when there is none."""
+    left = _left(net, ids)
+    if left < 1:
+        raise ConfigError(f"prompts: {prompt[:40]!r}... has {len(ids)} tokens, and the model {len(ids) + left} positions")
+    return left
+
+
 def generate(net: Any, tokenizer: Any, prompt: str, most: int) -> Generated:
-    """Continue a prompt by at most `most` tokens; measures time and memory."""
+    """Continue a prompt by at most `most` tokens; measures time and memory.
+
+    The text ends earlier where the model has no more positions. Raises ConfigError for a prompt that fills all of them.
+    """
     device = net.get_input_embeddings().weight.device
-    ids_1T = torch.tensor(documents.encode(tokenizer, [prompt]), device=device)
+    (row,) = documents.encode(tokenizer, [prompt])
+    ids_1T, most = torch.tensor([row], device=device), int(min(most, _room(net, prompt, row)))
     held = 0
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -59,7 +89,8 @@ def write_samples(
     """Continue the prompts of each language by at most `most` tokens, and measure the speed, also beside the base.
 
     `find_base` gives the base as `net`, `tokenizer` and the context `as_itself()` within which `net` is the base; None if
-    there is none. ([], None) without prompts.
+    there is none. ([], None) without prompts. A prompt that fits the model alone, because the base needs more tokens for it,
+    is not timed on the base.
     """
     every = [(code, prompt) for code, texts in prompts.items() for prompt in texts]
     if not every:
@@ -67,7 +98,7 @@ def write_samples(
     base = find_base() if find_base else None
 
     def of_base(prompt: str, most: int) -> Generated | None:
-        if base is None:
+        if base is None or not fits(base.net, base.tokenizer, prompt):
             return None
         with base.as_itself():
             return generate(base.net, base.tokenizer, prompt, most)

@@ -5,27 +5,89 @@ import functools
 import io
 import logging
 import os
-import random
-import re
+import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
-from hashlib import sha256
-from math import isfinite, log
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from langext import languages
+from langext.architectures import families
 from langext.console import say
-from langext.evaluation import benchmarks
+from langext.errors import ConfigError, RunFailed, machine_problem, one_line, read_text, reading
+from langext.evaluation import benchmarks, metrics
 from langext.evaluation.scores import Metric
-from langext.spec import ConfigError, near
+from langext.evaluation.text_alone import TextAlone
+from langext.spec import near
 
 if TYPE_CHECKING:
     from langext.methods.extended import LiveModel
 
-CHOICES = 4
 MAX_LENGTH = 4096
 """Most tokens that a model sees of one item. lm-eval cuts off the beginning of a longer item."""
+
+
+AN_LM_EVAL_TASK = "an lm-eval task"
+HOME = Path(__file__).parents[1]
+"""The folder of langext's own code."""
+
+
+def check_folder(include: Path) -> None:
+    """Raise ConfigError for a file in a folder of one's own tasks that is no YAML, or that names a task by anything but text.
+
+    lm-eval would leave such a file out without a word, and take a public task of the same name. Code that the files name with
+    `!function` is not run here; it runs when the task does, and only out of this folder or from what is installed.
+    """
+    for path in sorted(include.rglob("*.yaml")):
+        config = _yaml(path)
+        for key in [key for key in ("group", "task") if key in config][:1]:
+            if not isinstance(config[key], str) or not config[key].strip():
+                raise ConfigError(f"{path}: {key}: {_shown(config[key])} is no name; write one in quotes")
+
+
+def _yaml(path: Path) -> dict[str, Any]:
+    """The content of a task file, with all files that it includes. Functions are names here, and nothing is run."""
+    from lm_eval.tasks.manager import load_yaml
+
+    _recipe(path)  # refuses what must not be opened
+    with reading(path, AN_LM_EVAL_TASK):
+        return load_yaml(path, resolve_func=False)
+
+
+def _recipe(path: Path) -> list[Path]:
+    """A task's YAML file and all files that it includes, directly or not.
+
+    Raises ConfigError for one that is not there, is no regular file, or is larger than a person writes.
+    """
+    from lm_eval.tasks.manager import load_yaml
+
+    found: dict[Path, None] = {}
+    named = [path]
+    for place in named:  # grows while it is read
+        with reading(place, AN_LM_EVAL_TASK):
+            file = place.resolve()
+            if file in found:
+                continue
+            read_text(file, AN_LM_EVAL_TASK)  # lm-eval would wait for a pipe, and take any number of bytes
+            found[file] = None
+            names = load_yaml(file, resolve_func=False, recursive=False).get("include") or []
+            named += [file.parent / name for name in (names if isinstance(names, list) else [names])]
+    return list(found)
+
+
+def _shown(value: Any) -> str:
+    """A value of a task file for a message. Of a list or an object only the kind: YAML's aliases make a small file large."""
+    match value:
+        case str():
+            return repr(one_line(value))
+        case dict() | list():
+            return "an object" if isinstance(value, dict) else "a list"
+        case bool() | float() | None:
+            return repr(value)
+        case int() if abs(value) < 10**15:
+            return repr(value)
+        case _:
+            return f"a value of type {type(value).__name__}"
 
 
 def check_tasks(tasks: Sequence[str], include: Path | None) -> None:
@@ -45,6 +107,8 @@ def check_tasks(tasks: Sequence[str], include: Path | None) -> None:
             raise ConfigError(f"tasks: {leaf.name} is in both {home[leaf.name]} and {task}; leave one of them out")
         if leaf.config.get("unsafe_code"):
             raise ConfigError(f"tasks: {leaf.name} runs programs that the model has written, which langext does not do")
+        if metric := _foreign_metric(leaf):
+            raise ConfigError(f"tasks: {leaf.name}: its metric {metric} is a program on the hub, which langext does not run")
         if leaf.config.keys() & {"doc_to_image", "doc_to_audio"}:
             raise ConfigError(f"tasks: {leaf.name} is not of text alone")
         if _source(leaf) is None:
@@ -62,20 +126,57 @@ class _Leaf:
     """The YAML files of its groups, outermost first, and then its own."""
 
 
-def _leaves(manager: Any, task: str | dict[str, Any], above: tuple[Path, ...] = ()) -> list[_Leaf]:
-    """The single tasks of `task`: the task itself, or all tasks in a group or tag.
+def _foreign_metric(leaf: _Leaf) -> str:
+    """A metric that lm-eval would load from the hub, where metrics are Python programs; empty if there is none.
 
-    A group's list can contain names, and also whole descriptions (dicts) of tasks or further groups.
+    Raises ConfigError when the metrics of the task are no list of objects.
     """
-    name = task if isinstance(task, str) else task.get("group") or task.get("task")
-    entry = manager.task_index.get(name)
+    from lm_eval.api import metrics, registry  # noqa: F401  the metrics register themselves
+
+    listed = leaf.config.get("metric_list")
+    entries = [] if listed is None else listed
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        raise ConfigError(f"tasks: {leaf.name}: metric_list must be a list of objects, such as `- metric: acc`")
+    if leaf.config.get("process_results"):  # then the task computes its metrics itself
+        return ""
+    for entry in entries:
+        name = entry.get("metric")
+        own = isinstance(name, str) and (name.startswith("/") or name in registry.metric_registry)  # a path: !function
+        if entry.get("hf_evaluate") is True or not own:
+            return name if isinstance(name, str) else _shown(name)
+    return ""
+
+
+def _leaves(
+    manager: Any, task: str | dict[str, Any], above: tuple[Path, ...] = (), seen: set[str | int] | None = None
+) -> list[_Leaf]:
+    """The single tasks of `task`: the task itself, or all tasks in a group or tag, each name once.
+
+    A group's list can contain names, and also whole descriptions (dicts) of tasks or further groups. Raises ConfigError for
+    anything else in it, for a name that lm-eval does not know, and for a group that contains itself. `seen` has the names, and
+    the identities of the descriptions, that came before: aliases of YAML can put one into many places, and into itself.
+    """
+    name = task if isinstance(task, str) else task.get("group") or task.get("task") if isinstance(task, dict) else None
+    place, seen = f"{above[-1] if above else 'tasks'}: its group names", set() if seen is None else seen
+    entry = manager.task_index.get(name) if isinstance(name, str) else None
+    if not isinstance(name, str) or (isinstance(task, str) and entry is None):
+        what = "an object without a name" if isinstance(task, dict) else _shown(task)
+        raise ConfigError(f"{place} {what}, which lm-eval does not have")
+    if entry and entry.yaml_path in above:
+        raise ConfigError(f"{entry.yaml_path}: the group {name} contains itself")
+    key = name if isinstance(task, str) else id(task)
+    if key in seen:
+        if isinstance(task, str):
+            return []
+        raise ConfigError(f"{place} the same description {_shown(name)} twice, by an alias")
+    seen.add(key)
     config = ((entry and entry.cfg) or {}) | ({} if isinstance(task, str) else task)
     recipes = (*above, entry.yaml_path) if entry and entry.yaml_path else above
     # The members of a group are in its `task` list, those of a tag in the index; a single task has its name there.
     inner = config.get("task", []) if config else sorted(entry.tags) if entry else []
     if isinstance(inner, list):
-        return [leaf for member in inner if member != name for leaf in _leaves(manager, member, recipes)]
-    return [_Leaf(str(name), config, recipes)]
+        return [leaf for member in inner if member != name for leaf in _leaves(manager, member, recipes, seen)]
+    return [_Leaf(name, config, recipes)]
 
 
 def _source(leaf: _Leaf) -> benchmarks.Source | None:
@@ -83,7 +184,12 @@ def _source(leaf: _Leaf) -> benchmarks.Source | None:
     path, options = leaf.config.get("dataset_path"), leaf.config.get("dataset_kwargs") or {}
     if not path:
         return None
-    return benchmarks.Source(leaf.name, path, leaf.config.get("dataset_name"), options.get("data_files"))
+    if not (isinstance(path, str) and isinstance(options, dict)):
+        raise ConfigError(f"tasks: {leaf.name}: dataset_path must be a text, and dataset_kwargs keys with values")
+    name = leaf.config.get("dataset_name")
+    if not (name is None or isinstance(name, str)):
+        raise ConfigError(f"tasks: {leaf.name}: dataset_name must be a text (got {_shown(name)})")
+    return benchmarks.Source(leaf.name, path, name, options.get("data_files"))
 
 
 def members(task: str, include: Path | None) -> list[str]:
@@ -105,14 +211,6 @@ def files(tasks: Sequence[str], include: Path | None) -> list[Path]:
     return [path for path in dict.fromkeys(path.resolve() for path in paths) if path.is_file()]
 
 
-def _recipe(path: Path) -> list[Path]:
-    """A task's YAML file and all files that it includes, directly or not."""
-    # Not read with a YAML parser: lm-eval's files have tags such as !function, which run code.
-    included = re.findall(r"""^[\s{"']*include["']?\s*:\s*["']?([^\s"',}]+)""", path.read_text(encoding="utf-8"), re.MULTILINE)
-    inner = [path.parent / name for name in included]
-    return [path, *(file for entry in inner if entry.is_file() for file in _recipe(entry))]
-
-
 def auto_tasks(codes: Sequence[str], include: Path | None) -> list[str]:
     """The tasks that `tasks: auto` means: those of `benchmarks.benchmarks` that lm-eval has, language by language."""
     return known([name for code in codes for name in benchmarks.auto_tasks(languages.find(code))], include)
@@ -124,37 +222,6 @@ def known(names: Sequence[str], include: Path | None = None) -> list[str]:
     return [name for name in names if name in index]
 
 
-def continuation_items(texts: Sequence[str], count: int, seed: int) -> list[dict[str, Any]]:
-    """Multiple-choice items from documents: given the first half of a paragraph, which of four second halves continues it?
-
-    The three wrong choices are second halves of other paragraphs with similar length. Returns at most `count` items
-    {"query", "choices", "gold"}, fewer when there is little text. `gold` is the index of the right choice.
-    """
-    halves = [cut for text in texts for paragraph in text.split("\n\n") if (cut := _halves(paragraph))]
-    dice = random.Random(seed)
-    dice.shuffle(halves)
-    items = []
-    for i, (first, second) in enumerate(halves[:count]):
-        others = [h for j, (_, h) in enumerate(halves) if j != i and h != second]
-        others.sort(key=lambda h: abs(len(h) - len(second)))
-        if len(others) < CHOICES - 1:
-            continue
-        # Twenty similar lengths to draw from: length must not give the answer away, nor the same wrong choices come every time.
-        choices = [second, *dice.sample(others[:20], CHOICES - 1)]
-        dice.shuffle(choices)
-        items.append({"query": first, "choices": choices, "gold": choices.index(second)})
-    return items
-
-
-def _halves(paragraph: str) -> tuple[str, str] | None:
-    """The two halves of a paragraph, cut between words; None when it is too short to tell or too long for a question."""
-    words = paragraph.split()
-    if not 16 <= len(words) <= 120:
-        return None
-    middle = len(words) // 2
-    return " ".join(words[:middle]), " ".join(words[middle:])
-
-
 class Harness:
     """Runs lm-eval on a live model."""
 
@@ -162,10 +229,11 @@ class Harness:
         with _quiet():
             from lm_eval.models.huggingface import HFLM
 
-            lm: Any = HFLM
-            length = min(live.net.config.max_position_embeddings, MAX_LENGTH)
+            lm: Any = type("Model", (TextAlone, HFLM), {})
+            self.length = min(families.positions(live.net.config) or MAX_LENGTH, MAX_LENGTH)
+            """Most tokens of an item. A longer query loses its beginning, and a longer choice cannot be measured."""
             batch = _batch(batch_size, live.net)
-            self.model = lm(pretrained=live.net, tokenizer=live.tokenizer, batch_size=batch, max_length=length)
+            self.model = lm(pretrained=live.net, tokenizer=live.tokenizer, batch_size=batch, max_length=self.length)
 
     def items(self, name: str, items: list[dict[str, Any]]) -> dict[str, Metric]:
         """Metric name -> result of a multiple-choice task that consists of `items`."""
@@ -173,55 +241,45 @@ class Harness:
             from lm_eval.tasks import TaskManager
 
             # the task is made here, so lm-eval's own index, which takes ten seconds to read, is not needed
-            return _figures(self._run(_task(name, items), TaskManager(include_defaults=False)))[name]
+            return metrics.of_output(self._run(_task(name, items), TaskManager(include_defaults=False)))[name]
 
     def task(
         self, name: str, *, num_fewshot: int | None = None, limit: int | None = None, include: Path | None = None
     ) -> dict[str, dict[str, Metric]]:
         """Task -> metric -> result, for a task that lm-eval knows, or for a group and everything in it.
 
-        Raises ConfigError when lm-eval fails.
+        Raises ConfigError when lm-eval fails, and RunFailed when the machine does.
         """
         manager = _manager([name], include)
         with _quiet():
             try:  # nothing but lm-eval: tasks have their own data and code, which can raise any exception
                 output = self._run(name, manager, num_fewshot=num_fewshot, limit=limit)
             except Exception as error:
-                raise ConfigError(f"{name}: lm-eval cannot measure it: {type(error).__name__}: {error}") from error
-        return _figures(output)
+                if problem := machine_problem(error):
+                    raise RunFailed(problem) from error
+                if _is_own(error):
+                    raise
+                raise ConfigError(f"{name}: lm-eval cannot measure it: {type(error).__name__}: {one_line(error)}") from error
+        return metrics.of_output(output)
 
     def _run(self, wanted: Any, manager: Any, **options: Any) -> dict[str, Any]:
         """The output of lm-eval for one task, with the result of every item."""
-        from lm_eval import simple_evaluate
+        from lm_eval import evaluator
 
-        run: Any = simple_evaluate
-        output = run(model=self.model, tasks=[wanted], task_manager=manager, bootstrap_iters=1000, log_samples=True, **options)
+        library: Any = evaluator
+        # They describe the machine, which nobody reads here, with programs that write past `_quiet`: git, where there is none.
+        library.get_git_commit_hash = library.add_env_info = lambda *_: None
+        output = library.simple_evaluate(
+            model=self.model, tasks=[wanted], task_manager=manager, bootstrap_iters=1000, log_samples=True, **options
+        )
         assert output is not None, "lm-eval returns results on rank 0, and evaluation runs as one process"
         return output
 
 
-def _figures(output: dict[str, Any]) -> dict[str, dict[str, Metric]]:
-    """Task -> metric -> result, from the output of lm-eval."""
-    results = {}
-    for task, figures in output["results"].items():
-        better = output["higher_is_better"].get(task) or {}
-        results[task] = _metrics(figures, _rows(output, task), better, _shots(output, task))
-    return results
-
-
-def _shots(output: dict[str, Any], task: str) -> int | None:
-    """Number of examples before each item. For a group, None when its tasks differ in it."""
-    if task in output["samples"]:
-        return output["n-shot"].get(task)
-    of_members = {_shots(output, member) for member in output.get("group_subtasks", {}).get(task, [])}
-    return of_members.pop() if len(of_members) == 1 else None
-
-
-def _rows(output: dict[str, Any], task: str) -> list[dict[str, Any]]:
-    """The items of a task in the task's own order, or the items of all tasks in a group, one task after the other."""
-    if task in output["samples"]:
-        return sorted(output["samples"][task], key=lambda row: row["doc_id"])
-    return [row for member in output.get("group_subtasks", {}).get(task, []) for row in _rows(output, member)]
+def _is_own(error: BaseException) -> bool:
+    """True when the error was raised by a line of langext, so that it is langext's mistake or langext's own message."""
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    return Path(frame.f_code.co_filename).is_relative_to(HOME)
 
 
 def _batch(asked: int | Literal["auto"], net: Any) -> int | str:
@@ -244,6 +302,7 @@ def _task(name: str, items: list[dict[str, Any]]) -> Any:
             "doc_to_text": "query",
             "doc_to_choice": "choices",
             "doc_to_target": "gold",
+            "target_delimiter": items[0]["gap"],
             "metric_list": [
                 {"metric": metric, "aggregation": "mean", "higher_is_better": True} for metric in ("acc", "acc_norm")
             ],
@@ -251,60 +310,19 @@ def _task(name: str, items: list[dict[str, Any]]) -> Any:
     )
 
 
-def _metrics(
-    figures: dict[str, Any], rows: list[dict[str, Any]], better: dict[str, Any], shots: int | None
-) -> dict[str, Metric]:
-    """Metric name -> result of one task.
-
-    `figures` are lm-eval's values, `rows` its items; `better` says for each metric whether higher is better.
-    """
-    metrics = {}
-    for key, value in figures.items():  # keys are "<metric>,<filter>" and "<metric>_stderr,<filter>"
-        metric, _, kind = key.partition(",")
-        if not kind or metric.endswith("_stderr") or not isinstance(value, int | float):
-            continue
-        stderr = figures.get(f"{metric}_stderr,{kind}")
-        mine = [row for row in rows if row.get("filter", kind) == kind]
-        several = sum(name.startswith(f"{metric},") for name in figures) > 1
-        metrics[f"{metric}/{kind}" if several else metric] = Metric(
-            value=float(value), stderr=float(stderr) if isinstance(stderr, int | float) and isfinite(stderr) else None,
-            items=len(mine), higher_is_better=better.get(metric) is not False, shots=shots, items_hash=_hash(mine),
-            **_each(metric, [row.get(metric) for row in mine], float(value)),
-        )  # fmt: skip
-    return metrics
-
-
-def _each(metric: str, each: list[Any], value: float) -> dict[str, list[float]]:
-    """The values of the single items, but only if they reproduce `value`, as their mean or as a sum over a sum of bytes.
-
-    {} otherwise, for example for F1 or a corpus score: items of such a metric cannot be compared in pairs.
-    """
-    if each and all(isinstance(x, int | float) for x in each) and abs(sum(each) / len(each) - value) < 1e-9:
-        return {"each": [float(x) for x in each]}
-    if metric == "bits_per_byte" and each and all(isinstance(x, tuple | list) and len(x) == 2 for x in each):
-        bits, sizes = [-x / log(2) for x, _ in each], [float(size) for _, size in each]
-        if abs(sum(bits) / sum(sizes) - value) < 1e-9:
-            return {"each": bits, "weight_each": sizes}
-    return {}
-
-
-def _hash(rows: list[dict[str, Any]]) -> str | None:
-    """sha256 of all items and their prompts, examples included. Equal hashes mean that results can be compared in pairs."""
-    if not rows:
-        return None
-    return sha256("".join(f"{row['doc_hash']} {row['prompt_hash']}\n" for row in rows).encode()).hexdigest()
-
-
 def _manager(tasks: Sequence[str], include: Path | None) -> Any:
     """The task manager that knows these tasks.
 
     lm-eval's own index takes ten seconds to read, so it is left out when `include` has all of the tasks.
     """
+    if include:
+        check_folder(include)  # lm-eval opens everything in it
     with _quiet():
         from lm_eval.tasks import TaskManager
 
         if include:
-            own = TaskManager(include_path=str(include), include_defaults=False)
+            with reading(include, "a folder of lm-eval tasks"):
+                own = TaskManager(include_path=str(include), include_defaults=False)
             if set(tasks) <= set(own.all_tasks):
                 return own
         return _index(str(include) if include else None)

@@ -18,10 +18,11 @@ class BaseKL:
     """Runs the base once, then measures any number of models against it."""
 
     def __init__(self, base: Any, tokenizer: Any, texts: Sequence[str], window: int = 512):
-        """Run `base` on the first `window` tokens of each text. `tokenizer` is the base's.
+        """Run `base` on the first `window` tokens of each text, or as many as it has positions. `tokenizer` is the base's.
 
         `base` may be an extended model whose extension is switched off during this call.
         """
+        window = min(window, families.positions(base.config) or window)
         self.rows = [row[:window] for row in documents.encode(tokenizer, texts)]
         head = base.get_output_embeddings()
         self.num_ids = head.first_new if isinstance(head, vocabulary.ExtendedHead) else len(head.weight)

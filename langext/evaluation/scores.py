@@ -4,13 +4,14 @@ import json
 from pathlib import Path
 from typing import Literal
 
-from pydantic import ValidationError
+from pydantic import ConfigDict
 
-from langext.artifacts import Scores, read_json
-from langext.spec import ConfigError, Spec
+from langext.artifacts import Scores, read_as, read_object
+from langext.errors import ConfigError
+from langext.spec import Spec
 
 FILE = "scores.json"
-FORMAT = "langext scores 4"
+FORMAT = "langext scores 5"
 
 
 class BpbScore(Spec):
@@ -23,7 +24,7 @@ class BpbScore(Spec):
     bytes: int
     """UTF-8 bytes of all passages."""
     passages: int
-    """Number of passages, pieces of text of about 1,000 bytes."""
+    """Number of passages, pieces of text of at most 1,000 bytes."""
     bits_each: list[float]
     """Bits of each passage."""
     bytes_each: list[int]
@@ -39,6 +40,8 @@ class BpbScore(Spec):
 
 class Metric(Spec):
     """The result of one metric of a task."""
+
+    model_config = ConfigDict(allow_inf_nan=True)  # lm-eval has tasks whose mean over no item is nan
 
     value: float
     stderr: float | None = None
@@ -92,7 +95,7 @@ class GenerationSpeed(Spec):
 class ScoresFile(Spec):
     """The content of scores.json."""
 
-    format: Literal["langext scores 4"] = FORMAT
+    format: Literal["langext scores 5"] = FORMAT
     bits_per_byte: dict[str, BpbScore]
     """`<language>/<domain>` -> bits per byte."""
     tasks: dict[str, dict[str, Metric]]
@@ -112,14 +115,9 @@ def read(scores: Scores) -> ScoresFile:
 
 def read_file(path: Path) -> ScoresFile:
     """Read a scores.json. Raises ConfigError for a damaged file, or one from another version of langext."""
-    value = read_json(path)
-    if value.get("format") != FORMAT:
+    if read_object(path).get("format") != FORMAT:
         raise ConfigError(f"{path}: written by another version of langext; measure again with --redo")
-    try:
-        return ScoresFile.model_validate(value)
-    except ValidationError as error:
-        where = ".".join(map(str, error.errors()[0]["loc"]))
-        raise ConfigError(f"{path}: damaged: {where}: {error.errors()[0]['msg']}") from None
+    return read_as(path, ScoresFile)
 
 
 if __name__ == "__main__":

@@ -7,23 +7,27 @@ import shutil
 import time
 from collections.abc import Mapping, Sequence
 from functools import partial
+from itertools import islice
 from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from urllib.parse import quote
 
 from pydantic import Field, TypeAdapter, field_validator
 
 from langext import languages
+from langext.architectures import families
 from langext.artifacts import CHECKPOINTS, Corpus, Manifest, Model, Scores, read_json, sha256_file, write_json
 from langext.console import duration, say
 from langext.context import Context
+from langext.errors import ConfigError, RunFailed, user_path
 from langext.evaluation import benchmarks, scores
-from langext.spec import ConfigError, RunFailed
 from langext.stages.base import Stage
 from langext.summaries import EvaluateSummary, TaskFile
 
 if TYPE_CHECKING:
     from langext.evaluation.harness import Harness
+    from langext.methods.base import Method
     from langext.methods.extended import LiveModel
     from langext.models.loading import Reference
 
@@ -71,25 +75,40 @@ class Evaluate(Stage):
 
     @field_validator("tasks", "prompts")
     @classmethod
-    def _by_language(cls, value: Any) -> Any:
-        if not isinstance(value, dict):
+    def _entries(cls, value: Any) -> Any:
+        if value == "auto":
             return value
-        by_code = {languages.find(code).code: entries for code, entries in value.items()}
+        by_code = {languages.find(code).code: texts for code, texts in value.items()} if isinstance(value, dict) else value
         if len(by_code) < len(value):
             raise ValueError(f"a language is named twice: {', '.join(value)}")
-        every = [entry for entries in by_code.values() for entry in entries]
-        if twice := next((entry for entry in every if every.count(entry) > 1), None):
+        every = [entry for texts in by_code.values() for entry in texts] if isinstance(by_code, dict) else by_code
+        if isinstance(by_code, dict) and (twice := next((entry for entry in every if every.count(entry) > 1), None)):
             raise ValueError(f"{twice!r} is there twice")
-        if not all(entry.strip() for entry in every):
-            raise ValueError("an entry is empty")
+        for entry in every:
+            if not entry.strip():
+                raise ValueError("an entry is empty")
+            try:
+                entry.encode()
+            except UnicodeEncodeError:
+                raise ValueError(f"{entry!r} has half a character (a surrogate without its other half)") from None
         return by_code
+
+    @field_validator("include_path")
+    @classmethod
+    def _folder(cls, value: Path | None) -> Path | None:
+        return value if value is None else user_path(value, "include_path")
 
     def check(self, ctx: Context) -> None:
         """Raise ConfigError for a wrong language, or a task that lm-eval does not know or cannot load. Say what auto means."""
-        from langext.evaluation.harness import check_tasks
+        from langext.evaluation.harness import check_folder, check_tasks
 
         if self.include_path and not self.include_path.is_dir():
             raise ConfigError(f"include_path: {self.include_path}: no such folder", at=("include_path",))
+        if self.include_path:
+            try:
+                check_folder(self.include_path)
+            except ConfigError as error:
+                raise ConfigError(f"include_path: {error}", at=("include_path",)) from None
         for key, value in (("tasks", self.tasks), ("prompts", self.prompts)):
             odd = sorted(set(value) - set(ctx.languages)) if isinstance(value, dict) else []
             if odd:
@@ -103,12 +122,19 @@ class Evaluate(Stage):
         except ConfigError as error:
             raise ConfigError(str(error), at=("tasks",)) from None
 
+    def check_model(self, given: "tuple[Method, ...]", config: Any) -> None:
+        """Raise ConfigError for texts that are longer than the base has positions."""
+        positions = families.positions(config) if config else None
+        if positions and self.sample_tokens >= positions and "sample_tokens" in self.model_fields_set:
+            said = f"sample_tokens is {self.sample_tokens}, and the base has {positions} positions for a prompt and its text"
+            raise ConfigError(said, at=("sample_tokens",))
+
     def choices(self) -> dict[str, Any]:
         """Empty: measuring does not change what a model learns."""
         return {}
 
     def outdated(self, manifest: Manifest) -> str:
-        """Why the scores are out of date: another version of langext, or the first task file that has changed; else empty."""
+        """Why the scores are out of date: another version of langext, or a task file that changed or is gone; else empty."""
         try:
             summary = manifest.summary_as(EvaluateSummary)
         except ConfigError:  # it has other keys, so another version wrote it
@@ -117,7 +143,9 @@ class Evaluate(Stage):
             return "another version of langext measured this"
         for file in summary.task_files:
             path = Path(file.path)
-            if path.is_file() and sha256_file(path) != file.sha256:
+            if not path.is_file():
+                return f"task file {path} is gone since it was measured with"
+            if sha256_file(path) != file.sha256:
                 return f"task file {path} has changed since it was measured with"
         return ""
 
@@ -161,26 +189,29 @@ class Evaluate(Stage):
         import torch
 
         from langext.data import documents
-        from langext.evaluation import generation, harness
+        from langext.evaluation import continuation, generation, harness
         from langext.models import loading
 
         torch.manual_seed(ctx.seed)
         dtype = torch.bfloat16 if self.precision == "bf16" else torch.float32
         live = loading.load(model, dtype, "cuda" if self.runtime.gpus else "cpu")
-        base = (
-            None if live.method is None else partial(loading.reference, model, live)
-        )  # loaded where it is needed, and dropped again
+        generation.refuse_long(live.net, live.tokenizer, self.prompts)
+        # loaded where it is needed, and dropped again
+        base = None if live.method is None else partial(loading.reference, model, live)
         heldout = documents.heldout(corpus, ctx.languages)
         kl = self._kl(ctx, base(), live, heldout) if base and self.kl_bytes else {}
-        bits = {name: self._bits(live, name, texts) for name, texts in heldout.items()}
+        measured = {name: self._bits(live, name, texts) for name, texts in heldout.items()}
+        bits = {name: row for name, row in measured.items() if row}
         by_language = {c: [t for name, ts in heldout.items() if name.startswith(f"{c}/") for t in ts] for c in ctx.languages}
         names = self._names(ctx)
         tasks = self._tasks(ctx, live, model.path.name, list(names), by_language)
-        prompts = {c: _starts(texts)[: self.samples] for c, texts in by_language.items()} | self.prompts
+        fits = partial(generation.fits, live.net, live.tokenizer)
+        starts = {c: filter(fits, continuation.starts(texts)) for c, texts in by_language.items()}
+        prompts = {c: self.prompts[c] if c in self.prompts else list(islice(starts[c], self.samples)) for c in starts}
         samples, speed = generation.write_samples(live, base, prompts, self.sample_tokens)
-        measures = names | {f"continuation_{code}": code for code in ctx.languages}
+        items = {f"continuation_{code}": code for code in ctx.languages if f"continuation_{code}" in tasks}
         written = scores.ScoresFile(
-            bits_per_byte=bits, tasks=tasks, task_languages=self._task_languages(measures, tasks), kl_to_base=kl,
+            bits_per_byte=bits, tasks=tasks, task_languages=self._task_languages(names | items, tasks), kl_to_base=kl,
             samples=samples, generation=speed,
         )  # fmt: skip
         write_json(ctx.out / scores.FILE, written.model_dump(mode="json", exclude_none=True))
@@ -203,14 +234,15 @@ class Evaluate(Stage):
         self, ctx: Context, live: "LiveModel", model: str, names: Sequence[str], texts: Mapping[str, list[str]]
     ) -> dict[str, dict[str, scores.Metric]]:
         """Metrics by task: the continuation task in every language, and the tasks in `names`. `model` is its folder name."""
-        from langext.evaluation import harness
+        from langext.evaluation import continuation, harness
 
         found: dict[str, dict[str, scores.Metric]] = {}
         if not (names or self.continuation_items):
             return found
         measure = harness.Harness(live, self.batch_size)
         for code, of_code in texts.items():
-            items = harness.continuation_items(of_code, self.continuation_items, ctx.seed)
+            # A token is at least a byte, and two are left for what tokenizers put before a text.
+            items = continuation.items(of_code, self.continuation_items, ctx.seed, measure.length - 2)
             if items:
                 found[f"continuation_{code}"] = measure.items(f"continuation_{code}", items)
                 _tell(f"continuation_{code}", found[f"continuation_{code}"])
@@ -218,7 +250,8 @@ class Evaluate(Stage):
                 say(f"  continuation_{code}: too little held-out text for an item; left out")
         started = time.monotonic()
         for number, name in enumerate(names, 1):
-            of_task = self._task(name, measure, model, ctx.out / CHECKPOINTS / f"{name}.json")
+            # quoted: the name of a task may contain a slash
+            of_task = self._task(name, measure, model, ctx.out / CHECKPOINTS / f"{quote(name, safe='')}.json")
             for task, metrics in of_task.items():
                 _tell(task, metrics)
                 shots = {f.shots for f in metrics.values() if f.shots is not None} - {self.num_fewshot}
@@ -266,11 +299,14 @@ class Evaluate(Stage):
             say(f"  {code}: KL to the base {_pm(spread.per_byte, spread.stderr())} nats per token")
         return kls
 
-    def _bits(self, live: "LiveModel", name: str, texts: list[str]) -> scores.BpbScore:
+    def _bits(self, live: "LiveModel", name: str, texts: list[str]) -> scores.BpbScore | None:
         from langext.evaluation import bpb
         from langext.evaluation.gate_stats import Observer
 
         passages = bpb.passages(texts, 1000, self.bpb_bytes)
+        if not passages:
+            say(f"  {name}: its held-out text is only white space; left out")
+            return None
         observer = Observer(live)
         measured = bpb.measure(live.net, live.tokenizer, passages, observe=observer)
         _finite(f"{name}: bits per byte", measured.per_byte)
@@ -306,9 +342,3 @@ def _known(stderr: float) -> float | None:
 def _finite(what: str, value: float) -> None:
     if not isfinite(value):
         raise RunFailed(f"{what} is {value}: the weights of this model overflow; with precision fp32 they may not")
-
-
-def _starts(texts: list[str]) -> list[str]:
-    """The first twelve words of the first real paragraph of each document that has one."""
-    paragraphs = (next((p for p in text.split("\n\n") if len(p.split()) >= 24), "") for text in texts)
-    return [" ".join(p.split()[:12]) for p in paragraphs if p]

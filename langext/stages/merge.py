@@ -8,10 +8,10 @@ from pydantic import Field
 from langext.artifacts import JOB, BaseManifest, Corpus, Job, Model, read_as, read_base, sha256_file, write_json
 from langext.console import say
 from langext.context import Context
+from langext.errors import ConfigError
 from langext.methods import Full
 from langext.methods.base import Method
 from langext.models import bases
-from langext.spec import ConfigError
 from langext.stages.base import Stage
 from langext.summaries import MergeSummary
 
@@ -92,7 +92,7 @@ class Merge(Stage):
         """Write the merged delta, and curve.json with bits per byte and score for every scale that was tried."""
         import torch
 
-        from langext.evaluation.bpb import Ruler
+        from langext.evaluation.bpb import Ruler, best
         from langext.methods import extended
         from langext.models import loading, merging
         from langext.models.layer_scaling import Lines
@@ -129,7 +129,7 @@ class Merge(Stage):
                 score = ruler.every(bits, base)
                 curve.append({"scale": value, "bits_per_byte": bits, "score": score})
                 say(f"  scale {value:.1f}: " + "  ".join(f"{n} {b:.4f}" for n, b in bits.items()) + f"  score {score:.4f}")
-            scale = max(curve, key=lambda row: row["score"])["scale"]
+            scale = best(curve)["scale"]
             say(f"  scale {scale:.1f} is best of {len(curve)}")
         write_json(ctx.out / "curve.json", curve)
         loading.save_delta(ctx.out, delta(scale))

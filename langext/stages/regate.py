@@ -8,9 +8,9 @@ from pydantic import Field
 from langext.artifacts import Corpus, Model
 from langext.console import Progress, say
 from langext.context import Context
+from langext.errors import ConfigError
 from langext.methods.base import Method
 from langext.methods.gates import GATES, GateName
-from langext.spec import ConfigError
 from langext.stages.base import Stage
 from langext.summaries import RegateSummary
 
@@ -48,7 +48,7 @@ class Regate(Stage):
 
         import torch
 
-        from langext.evaluation.bpb import Ruler
+        from langext.evaluation.bpb import Ruler, best
         from langext.methods.residue import stacks
         from langext.models import loading, regating
 
@@ -63,9 +63,9 @@ class Regate(Stage):
         regated = regating.start(live.net, blocks, goal, rows[: 8 * self.batch_sequences])
         regating.settle(regated, torch.bfloat16)
         cost["fitted"] = ruler.measure(live.net, live.tokenizer)
-        kept, kls = "fitted", []
+        fitted = [gate.row.detach().clone() for gate in regated]
+        kls: list[float] = []
         if self.steps:
-            fitted = [gate.row.detach().clone() for gate in regated]
             size = self.batch_sequences
             batches = [[rows[(i * size + k) % len(rows)] for k in range(size)] for i in range(self.steps)]
             progress = Progress("distilling the gates", self.steps)
@@ -74,11 +74,11 @@ class Regate(Stage):
                 progress.at(step)
             regating.settle(regated, torch.bfloat16)
             cost["distilled"] = ruler.measure(live.net, live.tokenizer)
-            if ruler.every(cost["distilled"], cost["trained"]) > ruler.every(cost["fitted"], cost["trained"]):
-                kept = "distilled"
-            else:
-                for gate, row in zip(regated, fitted, strict=True):
-                    gate.row.data.copy_(row)
+        ways = [{"how": how, "score": ruler.every(cost[how], cost["trained"])} for how in cost if how != "trained"]
+        kept = best(ways)["how"]
+        if kept == "fitted":
+            for gate, row in zip(regated, fitted, strict=True):
+                gate.row.data.copy_(row)
         record = loading.read_record(model)
         assert record.method is not None, "refused when planning"
         loading.save_delta(ctx.out, live.delta())

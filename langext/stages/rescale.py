@@ -7,8 +7,8 @@ from pydantic import Field
 from langext.artifacts import Corpus, Model, write_json
 from langext.console import say
 from langext.context import Context
+from langext.errors import ConfigError
 from langext.methods.base import Method
-from langext.spec import ConfigError
 from langext.stages.base import Stage
 from langext.summaries import RescaleSummary
 
@@ -41,7 +41,7 @@ class Rescale(Stage):
         import torch
         from safetensors.torch import load_file
 
-        from langext.evaluation.bpb import Ruler
+        from langext.evaluation.bpb import Ruler, best
         from langext.methods import extended
         from langext.models import loading
         from langext.models.layer_scaling import Lines, rescaled
@@ -75,7 +75,7 @@ class Rescale(Stage):
                 )
                 shown = "  ".join(f"{name} {b:.4f}" for name, b in bits.items())
                 say(f"  alpha {value:.1f}: {shown}  score {score:.4f}")
-            alpha = max(curve, key=lambda row: row["score"])["alpha"]
+            alpha = best(curve)["alpha"]
             say(f"  alpha {alpha:.1f} is best of {len(curve)}")
         write_json(ctx.out / "curve.json", curve)
         loading.save_delta(ctx.out, scaled(alpha, 1 - alpha))

@@ -4,9 +4,10 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from langext.artifacts import CHECKPOINTS, Corpus, Model
+from langext.console import warn
 from langext.context import Context
+from langext.errors import ConfigError
 from langext.methods.base import Method
-from langext.spec import ConfigError
 from langext.stages.base import Stage
 from langext.training.settings import Settings
 
@@ -22,7 +23,7 @@ class Train(Settings, Stage):
     uses: Literal["train"]
 
     def check_model(self, given: tuple[Method, ...], config: Any) -> None:
-        """Raise ConfigError when attention does not fit the base, or a penalty does not fit the method or the text."""
+        """Raise ConfigError when sequences or attention do not fit the base, or a penalty not the method or the text."""
         if not given:
             return
         if self.runtime.attention == "sdpa" and getattr(config, "attn_logit_softcapping", None):
@@ -41,13 +42,22 @@ class Train(Settings, Stage):
                 "method's local_loss to none",
                 at=("original_frac",),
             )
+        if config is not None:
+            self.check_length(config)
 
     def check(self, ctx: Context) -> None:
-        """Raise ConfigError when the DeepSpeed file does not fit these settings, or the batch cannot be divided evenly."""
-        from langext.training.engine import read_deepspeed, zero_stage
+        """Raise ConfigError when the settings do not fit each other, the DeepSpeed file, or the memory of this machine."""
+        from langext.data import mixture
+        from langext.training import deepspeed_file
 
-        zero = zero_stage(read_deepspeed(self.runtime.deepspeed))
+        zero = deepspeed_file.zero_stage(deepspeed_file.read(self.runtime.deepspeed))
         self.accumulate()
+        mixture.check_size(self.steps * self.batch_sequences)
+        if self.warmup_steps > self.steps:
+            problem = f"warmup_steps is {self.warmup_steps} and steps {self.steps}: the learning rate never reaches its peak"
+            if "warmup_steps" in self.model_fields_set:
+                raise ConfigError(problem, at=("warmup_steps",))
+            warn(f"{self.name or self.uses}: {problem}; give a smaller warmup_steps")
         if zero == 0 and self.precision == "bf16":
             raise ConfigError(
                 f"{self.runtime.deepspeed}: ZeRO stage 0 keeps no float32 masters of bf16 weights; use stage 1, which on one "

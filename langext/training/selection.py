@@ -5,12 +5,12 @@ Holds the evaluations, the weights of the best evaluation, and the budget of wha
 
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from math import isfinite, isnan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from langext.artifacts import read_as, write_json
 from langext.spec import Spec
@@ -22,7 +22,9 @@ WEIGHTS = "weights.safetensors"
 
 
 class SetEvaluation(Spec):
-    """Measurements on the held-out passages of one language and domain."""
+    """Measurements on the held-out passages of one language and domain. A model that has diverged may have nan or inf here."""
+
+    model_config = ConfigDict(allow_inf_nan=True)
 
     bits_per_byte: float
     gate: list[float] | None = None
@@ -34,7 +36,9 @@ class SetEvaluation(Spec):
 
 
 class Evaluation(Spec):
-    """What training measures every `eval_every` steps."""
+    """What training measures every `eval_every` steps. A model that has diverged may have nan or inf here."""
+
+    model_config = ConfigDict(allow_inf_nan=True)
 
     sets: dict[str, SetEvaluation]
     """Measurements by `<language>/<domain>`."""
@@ -49,6 +53,14 @@ class Evaluation(Spec):
     def bits_per_byte(self) -> dict[str, float]:
         """Bits per byte by `<language>/<domain>`."""
         return {name: measured.bits_per_byte for name, measured in self.sets.items()}
+
+    @property
+    def broken(self) -> str:
+        """The first measurement that is not a finite number, in words; empty when all are finite."""
+        for name, value in self.bits_per_byte.items():
+            if not isfinite(value):
+                return f"bits per byte of {name} is {value}"
+        return "" if self.kl_to_base is None or isfinite(self.kl_to_base) else f"KL to the base is {self.kl_to_base}"
 
 
 class ForgettingBudget(Spec):
@@ -70,18 +82,41 @@ class ForgettingBudget(Spec):
             return float(value.strip().removesuffix("%")) / 100
         return value
 
+    @model_validator(mode="after")
+    def _some(self) -> "ForgettingBudget":
+        if self.bpb is None and self.kl is None:
+            raise ValueError("a forgetting_budget needs bpb, kl or both; without them it would allow everything")
+        return self
+
     def kept(self, increase: float, kl: float | None) -> bool:
-        """True when an evaluation is within the budget; False for NaN. `increase` is relative (0.005 is 0.5%), `kl` in nats."""
+        """True when an evaluation is within the budget. `increase` is relative (0.005 is 0.5%), `kl` in nats.
+
+        False for nan, and for a `kl` that is needed and was not measured.
+        """
         if isnan(increase) or (kl is not None and isnan(kl)):
             return False
         within_bpb = self.bpb is None or increase <= self.bpb
-        return within_bpb and (self.kl is None or kl is None or kl <= self.kl)
+        return within_bpb and (self.kl is None or (kl is not None and kl <= self.kl))
 
 
 def mean_ratio(now: Mapping[str, float], start: Mapping[str, float], languages: tuple[str, ...]) -> float:
     """Mean of bits per byte `now` / at the `start` over the held-out sets of `languages`; NaN when there are no sets."""
-    ratios = [now[name] / start[name] for name in now if name.split("/")[0] in languages]
+    # Zero at the start (every token is certain) leaves nothing to compare with.
+    ratios = [now[name] / (start[name] or float("nan")) for name in now if name.split("/")[0] in languages]
     return sum(ratios) / len(ratios) if ratios else float("nan")
+
+
+def least_forgotten(rows: Sequence[Mapping[str, Any]], start: Mapping[str, float], languages: tuple[str, ...]) -> str:
+    """The smallest increase of bits per byte of `languages` over the `start`, and the smallest KL to the base, in words.
+
+    `rows` are the evaluation lines of metrics.jsonl. Each minimum is taken alone: they may be of different evaluations.
+    """
+    bits = [{name: of["bits_per_byte"] for name, of in row["sets"].items()} for row in rows]
+    increases = [mean_ratio(now, start, languages) - 1 for now in bits]
+    found = [f"original bits per byte {min(filter(isfinite, increases), default=float('nan')):+.2%}"]
+    if kls := [kl for row in rows if (kl := row.get("kl_to_base")) is not None and isfinite(kl)]:
+        found.append(f"KL {min(kls):.4f} nats per token")
+    return ", ".join(found)
 
 
 class Kept(Spec):

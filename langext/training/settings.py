@@ -1,13 +1,16 @@
 """All configuration keys of a training. Stage train inherits them, and the training loop reads them."""
 
-from typing import Literal
+from collections.abc import Collection
+from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
-from langext.context import Runtime
+from langext.architectures import families
+from langext.context import Context, Runtime
+from langext.errors import ConfigError
 from langext.methods.penalties import AnyPenalty
 from langext.methods.penalties.base import Penalty
-from langext.spec import ConfigError, Spec
+from langext.spec import Spec
 from langext.training.schedule import Kind, Schedule
 from langext.training.selection import ForgettingBudget
 
@@ -15,11 +18,11 @@ from langext.training.selection import ForgettingBudget
 class Settings(Spec):
     """What a training reads, how long it runs, how it learns, and what it measures meanwhile."""
 
-    steps: int = Field(gt=0)
+    steps: int = Field(gt=0, lt=2**63)
     """Number of optimizer steps. More steps train longer on more text."""
-    sequence_length: int = Field(1024, ge=16)
+    sequence_length: int = Field(1024, ge=16, lt=2**63)
     """Tokens in a packed sequence. Documents in one sequence do not see each other. Longer sequences need more memory."""
-    batch_sequences: int = Field(64, ge=1)
+    batch_sequences: int = Field(64, ge=1, lt=2**63)
     """Sequences in one optimizer step, over all processes. More give a steadier gradient and take longer per step."""
     lr: float = Field(gt=0)
     """Peak learning rate. New blocks need far more (1e-3 to 1e-2) than full fine-tuning (1e-5 to 1e-4)."""
@@ -101,6 +104,42 @@ class Settings(Spec):
         if whole % (processes * micro):
             raise ConfigError(f"batch_sequences {whole} is no multiple of {processes} processes x micro_batch {micro}")
         return whole // (processes * micro)
+
+    def check_length(self, config: Any) -> None:
+        """Raise ConfigError when sequences are longer than a base with this transformers config has positions.
+
+        The config of a base whose rotary embedding is scaled counts the positions after scaling.
+        """
+        positions = families.positions(config)
+        if positions is not None and self.sequence_length > positions:
+            raise ConfigError(
+                f"sequence_length is {self.sequence_length}, and the base has {positions} positions (max_position_embeddings)",
+                at=("sequence_length",),
+            )
+
+    def check_text(self, ctx: Context, trained: Collection[str], measured: Collection[str]) -> None:
+        """Raise ConfigError when shares, original_frac, forgetting_budget or result need text that is not there.
+
+        `trained` are the sources (`<language>/<domain>`) with text to train on, `measured` those with held-out text.
+        """
+        from langext.data import mixture
+
+        fracs = [self.original_frac] if self.original_first_frac is None else [self.original_first_frac, self.original_frac]
+        for frac in fracs:
+            mixture.shares(dict.fromkeys(trained, 1), ctx.language, ctx.original_languages, frac, self.shares)
+        self.check_heldout(ctx, measured)
+
+    def check_heldout(self, ctx: Context, measured: Collection[str]) -> None:
+        """Raise ConfigError when forgetting_budget or result needs held-out text of a language that is not in `measured`."""
+        missing = set(ctx.languages) - {name.split("/")[0] for name in measured}
+        if self.forgetting_budget and (unseen := [code for code in ctx.original_languages if code in missing]):
+            raise ConfigError(
+                f"forgetting_budget: there is no held-out text of {', '.join(unseen)} to measure what is forgotten",
+                at=("forgetting_budget",),
+            )
+        if (self.forgetting_budget or self.result == "best") and ctx.language in missing:
+            key = "result" if self.result == "best" else "forgetting_budget"
+            raise ConfigError(f"{key}: there is no held-out text of {ctx.language} to find the best evaluation with", at=(key,))
 
     def rates(self, steps: int) -> Schedule:
         """The learning-rate schedule for a training of `steps` steps, as a factor of `lr`."""

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from langext import languages
+from langext.errors import ConfigError
 from langext.evaluation import benchmarks, harness
 from langext.evaluation.benchmarks import SCRIPTS, Source, check
-from langext.spec import ConfigError
 
 FORMATS = Path(__file__).parent.parent.parent / "configs" / "lm_eval"
 
@@ -53,6 +53,24 @@ def test_files_of_ones_own_must_be_there(tmp_path):
     data.write_text('{"good": "a b", "bad": "b a"}\n')
     harness.check_tasks(["mine"], tmp_path)
     check([Source("x", "json", None, {"test": [str(tmp_path / "*.jsonl")]})])
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"dataset_path": "d" * 300}, "tasks: mine: dataset_path: d.* cannot be a path here: File name too long"),
+        ({"dataset_path": "a\0b"}, "tasks: mine: dataset_path: .* cannot be a path here"),
+        ({"dataset_kwargs": {"data_files": {"test": ["d" * 300]}}}, "tasks: mine: data_files: d.* cannot be a path here"),
+        ({"dataset_kwargs": {"data_files": "~nobody-has-this-name/x"}}, "tasks: mine: data_files: ~.* cannot be a path here"),
+        ({"dataset_name": ["x"]}, r"tasks: mine: dataset_name must be a text \(got a list\)"),
+    ],
+)
+def test_what_can_be_no_path_is_one_line(tmp_path, changed, said):
+    task = {"include": str(FORMATS / "_pairs.yaml"), "task": "mine", **changed}
+    (tmp_path / "mine.yaml").write_text(json.dumps(task))
+    with pytest.raises(ConfigError, match=said) as caught:
+        harness.check_tasks(["mine"], tmp_path)
+    assert "\n" not in str(caught.value)
 
 
 def test_without_a_connection_the_cache_decides(tmp_path):

@@ -1,8 +1,11 @@
 import numpy as np
 import pytest
+import regex
 import torch
 
-from langext.evaluation import bpb
+from langext.errors import ConfigError, RunFailed
+from langext.evaluation import bpb, generation
+from langext.evaluation.kl import BaseKL
 from langext.models import loading
 
 
@@ -37,11 +40,59 @@ def test_padding_does_not_change_a_text(pico):
 
 
 def test_passages_take_turns_and_keep_every_character():
-    texts = ["one two three four five six " * 30, "short text"]
+    words = [f"word{number}" for number in range(200)]
+    texts = [" ".join(words), "short text"]
     cut = bpb.passages(texts, 100, 10_000)
-    assert cut[1] == "short text"
-    assert "".join("".join(p.split()) for p in [cut[0], *cut[2:]]) == "".join(texts[0].split())
+    assert "short text" in cut[:2]
+    assert sorted(word for passage in cut if passage != "short text" for word in passage.split()) == sorted(words)
     assert sum(len(p.encode()) for p in bpb.passages(texts, 100, 150)) < 260
+
+
+def test_passages_are_spread_over_all_documents_whatever_the_order_of_files():
+    texts = [" ".join(f"{name}{number}" for number in range(300)) for name in "abcdefghij"]
+    chosen = bpb.passages(texts, 200, 2000)
+    assert chosen == bpb.passages(texts[::-1] + texts[:3], 200, 2000)  # and what is there twice counts once
+    assert {passage[0] for passage in chosen} == set("abcdefghij")
+    assert sum(passage.startswith(f"{passage[0]}0 ") for passage in chosen) < 5, "most are not the beginning of a document"
+    assert [passage[0] for passage in chosen] != sorted(passage[0] for passage in chosen)
+
+
+@pytest.mark.parametrize(
+    "unit",
+    ["ที่นี้", "漢字", "\u1100\u1161\u11a8", "\U0001f468\u200d\U0001f469\u200d\U0001f467", "e\u0301\u0323", "a"],
+    ids=["Thai", "Chinese", "decomposed Korean", "a family", "two accents", "Latin"],
+)  # fmt: skip
+def test_passages_are_of_bytes_and_end_between_characters_as_readers_see_them(unit):
+    text = unit * 1000
+    cut = bpb._cut(text, 1000)
+    assert "".join(cut) == text
+    assert all(900 < len(passage.encode()) <= 1000 for passage in cut[:-1])
+    whole = regex.findall(r"\X", text)
+    assert [grapheme for passage in cut for grapheme in regex.findall(r"\X", passage)] == whole
+
+
+def test_no_window_is_longer_than_the_model_has_positions(pico):
+    net, tokenizer = loading.load_base(pico, torch.float32), loading.load_tokenizer(pico)
+    text = "The cat sees the dog in the street and the pupil speaks with the boy. " * 4
+    wanted = bpb.measure(net, tokenizer, [text], window=24).bits[0]
+    assert bpb.measure(net, tokenizer, [text]).bits[0] != wanted
+    net.config.max_position_embeddings = 24
+    assert bpb.measure(net, tokenizer, [text]).bits[0] == wanted
+    assert [len(row) for row in BaseKL(net, tokenizer, [text]).rows] == [24]
+    with pytest.raises(ConfigError, match=r"prompts: 'The cat .*has \d+ tokens, and the model 24 positions"):
+        generation.generate(net, tokenizer, text, 4)
+    with pytest.raises(ConfigError, match="tokens, and the model 24 positions"):
+        generation.refuse_long(net, tokenizer, {"eng_Latn": ["The cat", text]})
+    assert generation.generate(net, tokenizer, "The cat", 100).tokens < 24
+    assert generation.fits(net, tokenizer, "The cat") and not generation.fits(net, tokenizer, text)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_a_setting_that_is_no_number_is_never_the_best(bad):
+    rows = [{"score": bad, "alpha": 1.0}, {"score": 0.5, "alpha": 0.5}, {"score": bad, "alpha": 0.0}]
+    assert bpb.best(rows)["alpha"] == 0.5 and bpb.best(rows[::-1])["alpha"] == 0.5
+    with pytest.raises(RunFailed, match="no setting gives bits per byte that are a finite number"):
+        bpb.best(rows[::2])
 
 
 def test_standard_error_shrinks_with_the_number_of_passages():

@@ -1,32 +1,87 @@
+import errno
 import json
 import math
+import os
+import random
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
+import regex
 import torch
+from tokenizers import processors
 from toy import ENGLISH, FRENCH, documents
 
-from langext.evaluation import harness
+from langext.data import documents as corpus
+from langext.errors import ConfigError, RunFailed
+from langext.evaluation import continuation, harness
+from langext.evaluation.text_alone import TextAlone
+from langext.evaluation.words import Words
 from langext.methods.extended import LiveModel
 from langext.models import loading
-from langext.spec import ConfigError
 
 
 def test_items_are_fair():
     texts = documents(FRENCH, 40, 1)
-    items = harness.continuation_items(texts, 60, seed=3)
-    assert len(items) == 60 and items == harness.continuation_items(texts, 60, seed=3)
+    items = continuation.items(texts, 60, 3, 4000)
+    assert len(items) == 60 and items == continuation.items(texts, 60, 3, 4000)
     for item in items:
         assert len(set(item["choices"])) == 4
         assert any(f"{item['query']} {item['choices'][item['gold']]}" in text for text in texts)
     assert {item["gold"] for item in items} == {0, 1, 2, 3}
-    assert harness.continuation_items(["too short"], 5, 1) == []
+    assert continuation.items(["too short"], 5, 1, 4000) == []
+
+
+SCRIPTS = {
+    "Thai": "แมว นอน อยู่ ใต้ โต๊ะ ฝน ตก หนัก ทั้ง คืน",
+    "Chinese": "漢 字 中 文 天 氣 很 好 我 們 去 學 校",
+    "Burmese": "ကြောင် အိမ် တွင် ရှိ သည်",
+    "Tibetan": "བོད་ ཡིག་ སྐད་ ཡིན་ ལ་",
+}  # fmt: skip
+"""Syllables of scripts without spaces between words, here with spaces to draw from."""
+
+
+def unspaced(name, count=20):
+    dice = random.Random(5)
+    paragraphs = ["".join(dice.choices(SCRIPTS[name].split(), k=120)) for _ in range(3 * count)]
+    return ["\n\n".join(paragraphs[3 * i : 3 * i + 3]) for i in range(count)]
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_items_and_starts_are_there_in_scripts_without_spaces(name):
+    texts = unspaced(name)
+    items = continuation.items(texts, 30, 3, 4000)
+    assert len(items) == 30 and {item["gap"] for item in items} == {""}
+    for item in items:
+        whole = item["query"] + item["choices"][item["gold"]]
+        assert len(set(item["choices"])) == 4 and any(whole in text for text in texts)
+        assert abs(len(item["query"]) - len(whole) / 2) < len(whole) / 8
+        assert regex.findall(r"\X", whole) == [c for part in (item["query"], whole[len(item["query"]) :])
+                                               for c in regex.findall(r"\X", part)]  # fmt: skip
+    short = continuation.items(texts, 30, 3, 254)
+    assert len(short) == 30 and all(150 < len(c.encode()) <= 254 for item in short for c in item["choices"])
+    starts = list(continuation.starts(texts))
+    assert len(starts) == len(texts) and all(text.startswith(start) for text, start in zip(texts, starts, strict=True))
+    assert all(30 <= len(regex.findall(r"\X", start)) <= 36 for start in starts)
+
+
+def test_starts_are_looked_for_only_when_asked():
+    assert next(iter(continuation.starts(["unread"])), None) is None
+    continuation.starts([None])  # reads nothing
+    first = next(continuation.starts([" ".join(ENGLISH * 2), "short"]))
+    assert first == " ".join((ENGLISH * 2)[:12])
+
+
+def test_one_language_has_one_way_to_count_words():
+    finnish = ["Kolmivaihekilowattituntimittari lentokonesuihkuturbiinimoottori on talossa, ja se toimii hyvin."]
+    assert Words.of(finnish).gap == " " and Words.of([]).gap == " "
+    assert Words.of([*unspaced("Thai"), "OK now"]).gap == ""
+    assert list(continuation.starts([" ".join(ENGLISH)])) == [" ".join(ENGLISH[:12])]
 
 
 def test_accuracy_equals_likelihoods_by_hand(pico):
     live = LiveModel(loading.load_base(pico, torch.float32), loading.load_tokenizer(pico), None)
-    items = harness.continuation_items(documents(ENGLISH, 8, 2), 8, seed=1)
+    items = continuation.items(documents(ENGLISH, 8, 2), 8, 1, 254)
     found = {"own": harness.Harness(live, 3).items("own", items)}
     right = 0
     for item in items:
@@ -163,3 +218,136 @@ def test_errors_of_a_task_are_one_message(pico, group):
     (group / "two.jsonl").write_text('{"other": 1}\n')
     with pytest.raises(ConfigError, match="two: lm-eval cannot measure it: "):
         harness.Harness(live, 4).task("two", include=group)
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "said"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory"), RunFailed, "the memory of the GPU is used up"),
+        (OSError(errno.ENOSPC, "No space left on device"), RunFailed, "the disk is full"),
+        (ValueError("odd\ndata"), ConfigError, "two: lm-eval cannot measure it: ValueError: odd"),
+    ],
+)
+def test_what_the_machine_lacks_is_no_mistake_of_a_task(pico, group, monkeypatch, error, kind, said):
+    from lm_eval import evaluator
+
+    live = LiveModel(loading.load_base(pico, torch.float32), loading.load_tokenizer(pico), None)
+    # compiled under another name, as a line of lm-eval is, not of this file
+    exec(compile("def fail(*_, **__): raise error", evaluator.__file__, "exec"), scope := {"error": error})
+    monkeypatch.setattr(evaluator, "evaluate", scope["fail"])
+    with pytest.raises(kind, match=said) as caught:
+        harness.Harness(live, 4).task("two", include=group)
+    assert "\n" not in str(caught.value)
+
+
+def test_mistakes_of_langext_are_no_mistakes_of_a_task(pico, group, monkeypatch):
+    live = LiveModel(loading.load_base(pico, torch.float32), loading.load_tokenizer(pico), None)
+    monkeypatch.setattr(TextAlone, "first", property(lambda self: [] + None))
+    monkeypatch.setattr(harness, "HOME", Path(__file__).parent)
+    with pytest.raises(TypeError, match="can only concatenate list"):
+        harness.Harness(live, 4).task("two", include=group)
+
+
+def test_nothing_is_printed_where_there_is_no_git(pico, group, monkeypatch, capfd):
+    live = LiveModel(loading.load_base(pico, torch.float32), loading.load_tokenizer(pico), None)
+    monkeypatch.chdir(group)
+    harness.Harness(live, 4).task("one", include=group)
+    assert capfd.readouterr().err == ""
+
+
+def test_text_that_spells_a_special_token_is_measured_as_text(pico, group):
+    live = LiveModel(loading.load_base(pico, torch.float32), loading.load_tokenizer(pico), None)
+    model, text = harness.Harness(live, 2).model, "the cat<|end|> sleeps"
+    assert live.tokenizer.eos_token_id in live.tokenizer(text).input_ids
+    (plain,) = corpus.encode_text(live.tokenizer, [text])
+    assert model.tok_encode(text) == plain and live.tokenizer.eos_token_id not in plain
+    ids, mask = model.tok_batch_encode([text, "the cat"])
+    assert ids[0].tolist() == plain and mask.sum(1).tolist() == [len(plain), len(model.tok_encode("the cat"))]
+    assert model.tok_encode(text, left_truncate_len=2) == plain[-2:]
+
+
+def test_a_tokenizers_own_start_token_stays(pico):
+    live = LiveModel(loading.load_base(pico, torch.float32), loading.load_tokenizer(pico), None)
+    backend = live.tokenizer._tokenizer
+    backend.post_processor = processors.TemplateProcessing(single="<|end|> $A <|end|>", special_tokens=[("<|end|>", 0)])
+    model = harness.Harness(live, 2).model
+    assert model.tok_encode("the cat") == [0, *corpus.encode_text(live.tokenizer, ["the cat"])[0]]  # and no end token
+    assert model.tok_encode("the cat", add_special_tokens=False)[0] != 0
+
+
+BOMB = "a0: &a0 [x]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 10))
+"""YAML in which `*a9` is a list that has x a milliard times, all of it in 300 bytes."""
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("task: [mine", r"broken.yaml: cannot be read as an lm-eval task: "),
+        ("- a\n- b\n", r"broken.yaml: cannot be read as an lm-eval task: Expected YAML dict"),
+        ("task: mine\ninclude: none.yaml\n", r"none.yaml: no such file"),
+        ("task: mine\ninclude: broken.yaml\n", r"Include cycle"),
+        ("task: 2024\n", r"broken.yaml: task: 2024 is no name; write one in quotes"),
+        ("group: ''\ntask: [one]\n", r"broken.yaml: group: '' is no name"),
+        ("task: mine\nwhat: !unknown x\n", r"could not determine a constructor"),
+        (b"task: mine\nnote: \xff\n", r"broken.yaml: cannot be read as an lm-eval task: "),
+        ("task: mine\ninclude: [pipe, {}]\n", r"cannot be read as an lm-eval task"),
+        ("task: mine\ninclude: pipe\n", r"pipe: not a file that holds an lm-eval task"),
+        ("task: mine\ninclude: /dev/zero\n", r"/dev/zero: not a file that holds an lm-eval task"),
+        ("task: mine\ninclude: large\n", r"large: too large for an lm-eval task"),
+        (BOMB + "task: *a9\n", r"broken.yaml: task: a list is no name"),
+    ],
+)
+def test_a_file_of_ones_own_that_lm_eval_would_pass_over_is_refused(group, text, said):
+    harness.check_folder(group)
+    os.mkfifo(group / "pipe")
+    with open(group / "large", "wb") as file:
+        file.truncate(10**11)  # takes no room on the disk
+    (group / "broken.yaml").write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(ConfigError, match=said) as caught:
+        harness.check_folder(group)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("task", "said"),
+    [
+        ({"group": "odd", "task": ["one", "eno"]}, r"odd.yaml: its group names 'eno', which lm-eval does not have"),
+        ({"group": "odd", "task": ["one", 5]}, r"odd.yaml: its group names 5, which"),
+        (
+            {"group": "odd", "task": ["one", {"task": ["two"], "num_fewshot": 5}]},
+            r"group names an object without a name, which",
+        ),
+        ({"group": "odd", "task": [["one"]]}, r"odd.yaml: its group names a list, which"),
+        ("group: odd\ntask: [0x" + "f" * 5000 + "]", r"odd.yaml: its group names a value of type int, which"),
+        ("group: odd\ntask: &t [{group: in, task: *t}]", r"odd.yaml: its group names the same description 'in' twice"),
+        (BOMB + "group: odd\ntask: [{task: *a9}]", r"its group names an object without a name"),
+        (BOMB + "task: odd\nmetric_list: [{metric: *a9}]", r"its metric a list is a program on the hub"),
+        ({"task": "odd", "metric_list": 5}, r"tasks: odd: metric_list must be a list of objects"),
+        ({"task": "odd", "metric_list": True}, r"tasks: odd: metric_list must be a list of objects"),
+        ({"task": "odd", "metric_list": ["acc"], "process_results": "x"}, r"metric_list must be a list of objects"),
+        ({"group": "odd", "task": ["one", {"group": "in", "task": ["odd"]}]}, r"odd.yaml: the group odd contains itself"),
+        ({"task": "odd", "dataset_path": ["a"], "doc_to_text": "q"}, r"odd: dataset_path must be a text"),
+        (
+            {"task": "odd", "metric_list": [{"metric": "f1", "hf_evaluate": True}]},
+            r"its metric f1 is a program on the hub",
+        ),
+        ({"task": "odd", "metric_list": [{"metric": "sari"}]}, r"its metric sari is a program on the hub"),
+    ],
+)
+def test_tasks_of_ones_own_that_make_no_sense_are_refused_at_plan_time(group, task, said):
+    (group / "odd.yaml").write_text(task if isinstance(task, str) else json.dumps(task))
+    harness.check_folder(group)
+    with pytest.raises(ConfigError, match=said):
+        harness.check_tasks(["odd"], group)
+
+
+def test_code_of_ones_own_does_not_run_before_its_task(group):
+    ran = group / "ran"
+    (group / "code.py").write_text(f"open({str(ran)!r}, 'w').close()\ndef text(doc): return doc['query']\n")
+    mine = json.loads((group / "one.yaml").read_text()) | {"task": "coded"}
+    (group / "coded.yaml").write_text(json.dumps(mine)[:-1] + ', "doc_to_text": !function code.text}')
+    harness.check_folder(group)
+    harness.check_tasks(["coded"], group)
+    assert {path.name for path in harness.files(["coded"], group)} == {
+        "coded.yaml", "_multiple_choice.yaml", "code.py", "one.jsonl"}  # fmt: skip
+    assert not ran.exists()

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from langext.artifacts import write_json
+from langext.errors import ConfigError
 from langext.evaluation import scores, significance
 from langext.evaluation.scores import BpbScore, Metric, ScoresFile
-from langext.spec import ConfigError
 
 
 def bits(each, sizes=None):

@@ -2,21 +2,22 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from pydantic import ValidationError
 from run_folders import manifest_of
 
-from langext.artifacts import sha256_file
+from langext.artifacts import Model, sha256_file
 from langext.context import Context
 from langext.data import documents
+from langext.errors import ConfigError, RunFailed
 from langext.evaluation import generation, harness
 from langext.evaluation.scores import FORMAT
 from langext.methods import extended
 from langext.models import loading
 from langext.models.loading import Reference
-from langext.spec import ConfigError, RunFailed
 from langext.stages import evaluate
 from langext.stages.evaluate import Evaluate
 from langext.summaries import EvaluateSummary, TaskFile
@@ -45,6 +46,7 @@ def own(tmp_path):
         ({"fr": ["a"], "fra_Latn": ["b"]}, "a language is named twice: fr, fra_Latn"),
         ({"fr": ["a"], "en": ["a"]}, "'a' is there twice"),
         ({"fr": [" "]}, "an entry is empty"),
+        ({"fr": ["le \ud800 chat"]}, "has half a character"),
         ({"frr": ["a"]}, "unknown language 'frr'"),
     ],
 )
@@ -52,6 +54,47 @@ def test_tasks_by_language_are_checked(value, expected):
     for key in ("tasks", "prompts"):
         with pytest.raises((ValidationError, ConfigError), match=expected):
             Evaluate(uses="evaluate", **{key: value})
+
+
+def test_texts_are_shorter_than_the_base_has_positions():
+    config = SimpleNamespace(max_position_embeddings=64)
+    Evaluate(uses="evaluate", sample_tokens=63).check_model((), config)
+    Evaluate(uses="evaluate").check_model((), SimpleNamespace(max_position_embeddings=32))  # the default is nobody's mistake
+    with pytest.raises(ConfigError, match="sample_tokens is 64, and the base has 64 positions"):
+        Evaluate(uses="evaluate", sample_tokens=64).check_model((), config)
+
+
+def test_prompts_that_are_too_long_are_refused_before_anything_is_measured(ctx, pico, monkeypatch):
+    live = extended.LiveModel(loading.load_base(pico, torch.float32), loading.load_tokenizer(pico), None)
+    live.net.config.max_position_embeddings = 24
+    monkeypatch.setattr(loading, "load", lambda *_: live)
+    stage = Evaluate(uses="evaluate", prompts={"fr": ["le chat", "le chat dort dans la rue " * 9]})
+    with pytest.raises(ConfigError, match=r"prompts: 'le chat dort .*tokens, and the model 24 positions"):
+        stage.run(ctx, Model(ctx.out), None)  # and nothing to measure on
+
+
+def test_a_folder_of_tasks_is_read_when_planning(ctx, own):
+    (own / "broken.yaml").write_text("task: [")
+    with pytest.raises(ConfigError, match=r"include_path: .*broken.yaml: cannot be read as an lm-eval task") as caught:
+        Evaluate(uses="evaluate", include_path=own).check(ctx)
+    assert caught.value.at == ("include_path",)
+    with pytest.raises(ValidationError, match="include_path: .* cannot be a path here"):
+        Evaluate(uses="evaluate", include_path="a\0b")
+
+
+def test_a_set_that_is_only_white_space_is_left_out(pico, capsys):
+    live = extended.LiveModel(loading.load_base(pico, torch.float32), loading.load_tokenizer(pico), None)
+    assert Evaluate(uses="evaluate")._bits(live, "fra_Latn/book", [" \n\n "]) is None
+    assert "fra_Latn/book: its held-out text is only white space; left out" in capsys.readouterr().out
+
+
+def test_the_scores_of_a_task_are_kept_whatever_its_name(ctx, own, pico):
+    mine = json.loads((own / "mine.yaml").read_text()) | {"task": "../mine/a"}
+    (own / "mine.yaml").write_text(json.dumps(mine))
+    live = extended.LiveModel(loading.load_base(pico, torch.float32), loading.load_tokenizer(pico), ())
+    stage = Evaluate(uses="evaluate", include_path=own, tasks=["../mine/a"], continuation_items=0)
+    assert stage._tasks(ctx, live, "base", ["../mine/a"], {})["../mine/a"]["acc"].items == 1
+    assert [path.name for path in (ctx.out / "checkpoints").iterdir()] == ["..%2Fmine%2Fa.json"]
 
 
 def test_only_languages_of_the_run_have_tasks_and_prompts(ctx):
@@ -92,6 +135,8 @@ def test_changed_tasks_of_ones_own_are_noticed(own):
     )
     (own / "items.jsonl").write_text('{"good": "a", "bad": "b"}\n')
     assert "items.jsonl has changed since it was measured with" in stage.outdated(manifest)
+    (own / "items.jsonl").unlink()
+    assert "items.jsonl is gone since it was measured with" in stage.outdated(manifest)
 
 
 def test_prompts_are_gone_on_from_after_the_start_token(pico):
@@ -146,6 +191,16 @@ def test_a_task_that_keeps_its_own_number_of_examples_is_told(ctx, own, pico, ca
     stage = Evaluate(uses="evaluate", include_path=own, tasks=["mine"], continuation_items=0, num_fewshot=3)
     assert stage._tasks(ctx, live, "base", ["mine"], {})["mine"]["acc"].shots == 0
     assert "mine: with 0 examples, which the task itself sets" in capsys.readouterr().out
+
+
+def test_a_prompt_that_only_the_model_has_room_for_is_not_timed_on_the_base(pico):
+    live = extended.LiveModel(loading.load_base(pico, torch.float32), loading.load_tokenizer(pico), ())
+    small = loading.load_base(pico, torch.float32)
+    small.config.max_position_embeddings = 2
+    samples, speed = generation.write_samples(
+        live, lambda: Reference(small, live.tokenizer), {"fra_Latn": ["le chat dort dans la rue"]}, 4
+    )
+    assert len(samples) == 1 and speed.of_base == []
 
 
 def test_the_speed_is_beside_that_of_the_base(pico):

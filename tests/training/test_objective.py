@@ -27,6 +27,29 @@ def test_chunked_cross_entropy_equals_the_plain_one(tokens):
     assert (each[::7] == 0).all() and each.sum().item() / 100 == pytest.approx(total.item(), rel=1e-6)
 
 
+def test_no_tokens_have_no_loss():
+    x, weight = torch.zeros(0, 8, requires_grad=True), torch.randn(10, 8, requires_grad=True)
+    total, each = cross_entropy.cross_entropy(x, weight, torch.zeros(0, dtype=torch.long), 1.0)
+    total.backward()
+    assert total.item() == 0 and each.shape == (0,) and x.grad.shape == (0, 8) and not weight.grad.any()
+
+
+def test_the_scale_is_not_rounded_to_the_precision_of_the_activations():
+    """1/773 in bf16 is 0.26 % too large, and the sizes here are such that a gradient as wrong as that is another bf16 number.
+
+    softmax - onehot is exactly 1/2 and -1/2, since every logit is zero.
+    """
+    scale, zeros = 1 / 773, torch.zeros(1540, dtype=torch.long)
+    x = torch.ones(1540, 4, dtype=torch.bfloat16)
+    head = torch.zeros(2, 4, dtype=torch.bfloat16, requires_grad=True)
+    cross_entropy.cross_entropy(x, head, zeros, scale)[0].backward()
+    assert head.grad[1].tolist() == [torch.tensor(1540 / 2 * scale).bfloat16().item()] * 4
+    one = torch.zeros(1, 4, dtype=torch.bfloat16, requires_grad=True)
+    weight = torch.tensor([[0.0], [1536.0]], dtype=torch.bfloat16).expand(2, 4).contiguous()
+    cross_entropy.cross_entropy(one, weight, zeros[:1], scale)[0].backward()
+    assert one.grad[0].tolist() == [torch.tensor(1536 / 2 * scale).bfloat16().item()] * 4
+
+
 def test_a_frozen_head_gets_no_gradient():
     x = torch.randn(4, 8, requires_grad=True)
     weight = torch.randn(10, 8)

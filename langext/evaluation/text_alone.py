@@ -1,0 +1,45 @@
+"""How lm-eval's models read text here: as all of langext does. Rule: text that spells a special token stays text."""
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+from langext.data import documents
+
+
+class TextAlone:
+    """Comes before lm-eval's class of models, HFLM, in a class of both, and takes over its two ways to encode text."""
+
+    tokenizer: Any
+    add_bos_token: bool | None
+    """False leaves the start token out; None does as the tokenizer does."""
+
+    def tok_encode(
+        self, string: str, add_special_tokens: bool | None = None, left_truncate_len: int | None = None, **_: Any
+    ) -> list[int]:
+        """Token ids of a text, after the tokenizer's own start token if it has one; the last `left_truncate_len` if given."""
+        wanted = self.add_bos_token if add_special_tokens is None else add_special_tokens
+        ids = self.tokenizer(string, add_special_tokens=False, split_special_tokens=True).input_ids
+        if not self.special.isdisjoint(ids):
+            (ids,) = documents.encode_text(self.tokenizer, [string])
+        first = [] if wanted is False else self.first
+        return [*first, *ids][-(left_truncate_len or 0) :]
+
+    def tok_batch_encode(
+        self, strings: Sequence[str], padding_side: str = "left", left_truncate_len: int | None = None, **_: Any
+    ) -> tuple[Any, Any]:
+        """Token ids (B, T) and attention mask (B, T) of several texts, padded to the longest."""
+        rows = [self.tok_encode(text, left_truncate_len=left_truncate_len) for text in strings]
+        padded = self.tokenizer.pad({"input_ids": rows}, padding_side=padding_side, return_tensors="pt")
+        return padded["input_ids"], padded["attention_mask"]
+
+    @cached_property
+    def special(self) -> set[int]:
+        """Ids of special tokens, found once: `encode_text` finds them at each call, and lm-eval encodes one text at a time."""
+        return documents.special_ids(self.tokenizer)
+
+    @cached_property
+    def first(self) -> list[int]:
+        """The start token, if the tokenizer itself puts one before a text. An end token that it puts behind is not taken."""
+        plain, whole = (self.tokenizer("a", add_special_tokens=special).input_ids for special in (False, True))
+        return whole[:1] if whole[:1] != plain[:1] else []

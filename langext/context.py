@@ -1,5 +1,11 @@
 """What a stage may know and touch while it runs: its context, and where and how fast it runs."""
 
+import codecs
+import os
+import re
+import shutil
+import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -7,7 +13,48 @@ from typing import Literal
 
 from pydantic import Field
 
-from langext.spec import ConfigError, Spec
+from langext.errors import ConfigError, read_text, user_path
+from langext.spec import Spec
+
+HOST = re.compile(r"(\w[\w.@:-]*)\s+slots=(\d{1,4})(\s+#.*)?", re.ASCII)
+"""A line of a host file. DeepSpeed writes the name into a command of a shell, so nothing else than a name may be there."""
+LAUNCHED = re.compile(
+    r"(LOCAL_|GROUP_|ROLE_|NODE_|CROSS_)?(RANK|WORLD_SIZE)|(CROSS|LOCAL)_SIZE|MASTER_(ADDR|PORT)|ROLE_NAME|TORCHELASTIC_.*"
+    r"|OMPI_(COMM_WORLD|UNIVERSE)_.*|PMI_.*|PMIX_.*|MV2_COMM_WORLD_.*|SLURM_(PROCID|LOCALID|NTASKS|STEP_NUM_TASKS)"
+)
+"""Environment variables by which torchrun, DeepSpeed, mpirun and srun tell a process which of several it is."""
+
+
+def without_launcher(env: Mapping[str, str]) -> dict[str, str]:
+    """The environment variables `env` without those of a launcher: a process with these is alone, whoever started it."""
+    return {name: value for name, value in env.items() if not LAUNCHED.fullmatch(name)}
+
+
+def compiler() -> str | None:
+    """Path of the C++ compiler that torch.compile takes for a CPU; None when it is not there."""
+    return shutil.which(os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++"))
+
+
+def hosts(path: Path) -> dict[str, int]:
+    """Name of each machine in a host file -> its number of GPUs, in their order there. Raises ConfigError, with the line."""
+    at = ("runtime", "hostfile")
+    path = user_path(path, "runtime.hostfile")
+    if not path.is_file():
+        raise ConfigError(f"runtime.hostfile: {path}: no such file", at=at)
+    if path.read_bytes().startswith(codecs.BOM_UTF8):
+        raise ConfigError(f"runtime.hostfile: {path}: begins with a byte order mark, which DeepSpeed takes for a name", at=at)
+    found: dict[str, int] = {}
+    for number, line in enumerate(read_text(path, "host names").splitlines(), 1):
+        text = line.strip()
+        if not text or text.startswith("#"):
+            continue
+        match = HOST.fullmatch(text)
+        if match is None:
+            raise ConfigError(f"runtime.hostfile: {path}: line {number}: expected name slots=N (got {text!r:.60})", at=at)
+        if match[1] in found:
+            raise ConfigError(f"runtime.hostfile: {path}: line {number}: {match[1]} is there twice", at=at)
+        found[match[1]] = int(match[2])
+    return found
 
 
 class Runtime(Spec):
@@ -39,12 +86,10 @@ class Runtime(Spec):
     """Processes for reading and filtering text."""
 
     def check(self) -> None:
-        """Raise ConfigError for machines or GPUs that are not there."""
-        if self.nodes > 1 and self.hostfile is None:
-            raise ConfigError("runtime.nodes > 1 needs runtime.hostfile", at=("runtime", "nodes"))
-        if self.nodes > 1 and not self.gpus:
-            raise ConfigError("runtime.nodes > 1 needs runtime.gpus, the number on each node", at=("runtime", "gpus"))
-        if self.hostfile and not self.hostfile.is_file():
+        """Raise ConfigError for machines, GPUs or programs that are not there."""
+        if self.nodes > 1:
+            self._check_nodes()
+        elif self.hostfile and not user_path(self.hostfile, "runtime.hostfile").is_file():
             raise ConfigError(f"runtime.hostfile: {self.hostfile}: no such file", at=("runtime", "hostfile"))
         for name in self.monitor:
             if find_spec(name) is None:
@@ -53,12 +98,40 @@ class Runtime(Spec):
             raise ConfigError(
                 "runtime.attention: flash_attention_2 needs a GPU and the package flash-attn", at=("runtime", "attention")
             )
+        if self.compile and not self.gpus and compiler() is None:
+            raise ConfigError(
+                "runtime.compile: a CPU needs a C++ compiler for it, and there is none (g++ or clang++); install one, or "
+                "leave it out",
+                at=("runtime", "compile"),
+            )
         if self.gpus and self.nodes == 1:
             import torch
 
             if self.gpus > torch.cuda.device_count():
                 here = torch.cuda.device_count()
                 raise ConfigError(f"runtime.gpus: {self.gpus} asked for, {here} on this machine", at=("runtime", "gpus"))
+
+    def _check_nodes(self) -> None:
+        """Raise ConfigError unless DeepSpeed can start processes on all nodes: what it needs, and what the host file says."""
+        if self.hostfile is None:
+            raise ConfigError("runtime.nodes > 1 needs runtime.hostfile", at=("runtime", "nodes"))
+        if not self.gpus:
+            raise ConfigError("runtime.nodes > 1 needs runtime.gpus, the number on each node", at=("runtime", "gpus"))
+        listed, at = hosts(self.hostfile), ("runtime", "hostfile")
+        if len(listed) < self.nodes:
+            raise ConfigError(
+                f"runtime.nodes: {self.nodes} asked for, and {self.hostfile} lists {len(listed)}", at=("runtime", "nodes")
+            )
+        for name, slots in list(listed.items())[: self.nodes]:  # DeepSpeed takes the first ones
+            if slots < self.gpus:
+                raise ConfigError(f"runtime.gpus: {self.gpus} asked for, and {self.hostfile} gives {name} {slots}", at=at)
+        for program in ("pdsh", "ssh"):
+            if shutil.which(program) is None:
+                raise ConfigError(
+                    f"runtime.nodes > 1 needs the program {program}, with which DeepSpeed starts processes on other machines; "
+                    f"install it (apt install {program if program == 'pdsh' else 'openssh-client'})",
+                    at=("runtime", "nodes"),
+                )
 
     @property
     def processes(self) -> int:

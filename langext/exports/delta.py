@@ -7,20 +7,24 @@ The folder holds:
 - earlier-<k>.safetensors: what extension k before it learnt, counted from 0,
 - vocabulary/: the extended tokenizer, if there is one.
 
-The one rule: a delta comes from a stranger. Only these files are read, and delta.json is checked like any other input.
+The one rule: a delta comes from a stranger. Only these files are read, each is checked like any other input, and weights are
+judged by the headers of their files before anything of their size is built.
 """
 
 import hashlib
+import re
 import shutil
 import time
+from math import prod
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import Field, ValidationError
-from safetensors import SafetensorError, safe_open
+from pydantic import AfterValidator, Field, NonNegativeInt, TypeAdapter, ValidationError, model_validator
+from safetensors import safe_open
 from safetensors.torch import save_file
 
+from langext import languages
 from langext.architectures import precision
 from langext.artifacts import (
     BASE,
@@ -31,19 +35,22 @@ from langext.artifacts import (
     Manifest,
     Model,
     fingerprint,
+    first_problem,
     link_or_copy,
     list_files,
     read_as,
     read_base,
-    read_json,
     sha256_file,
     write_json,
 )  # fmt: skip
+from langext.console import say
 from langext.data import assets
+from langext.errors import ConfigError, reading
 from langext.exports import modelcard
 from langext.methods import AnyMethod, extended
-from langext.models import bases, loading
-from langext.spec import ConfigError, Spec
+from langext.methods.base import Method
+from langext.models import base_files, bases, loading
+from langext.spec import Spec
 from langext.summaries import History, HistorySummary
 
 DELTA_FILE = "delta.json"
@@ -55,6 +62,23 @@ TOKENIZER_FILES = (".json", ".txt", ".model", ".jinja")
 """File name endings in vocabulary/tokenizer that are copied; nothing else there is, code least of all."""
 NAME = r"(asset:)?[\w.-]+(/[\w.-]+)?"
 """What the name of a base looks like: a hub repository, an asset or the name of a folder, but no path."""
+HUB = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9_][\w.-]*", re.ASCII)
+"""What the name of a hub repository looks like."""
+COMMIT = re.compile(r"[0-9a-f]{40}")
+MAX_JSON_BYTES = {DELTA_FILE: 10_000_000, NEW_TOKENS.name: 200_000_000}
+"""Largest JSON files that are read."""
+SIZES = ("rank", "width")
+"""Settings of methods that decide how large a model becomes."""
+
+
+def _code(value: str) -> str:
+    if languages.find(value).code != value:
+        raise ValueError(f"expected the code of a language, such as fra_Latn (got {value!r:.40})")
+    return value
+
+
+Code = Annotated[str, AfterValidator(_code)]
+"""The FLORES-200 code of a language."""
 
 
 class Base(Spec):
@@ -68,12 +92,20 @@ class Base(Spec):
     weights: str
     """`digest` of the base's folder."""
 
+    @model_validator(mode="after")
+    def _place(self) -> "Base":
+        """A public base is fetched by its name alone, so the name must not be a path or stand for changing weights."""
+        fixed = HUB.fullmatch(self.name) and COMMIT.fullmatch(self.commit or "")
+        if self.public and not fixed and not self.name.startswith(assets.PREFIX):
+            raise ValueError("a public base is owner/name with its commit, or asset:<name>")
+        return self
+
 
 class Earlier(Spec):
     """An earlier extension of the same base. Its weights are in earlier-<k>.safetensors, k being its place in the list."""
 
     method: AnyMethod
-    language: str = Field(pattern=r"^\w+$")
+    language: Code
 
 
 class DeltaFile(Spec):
@@ -81,12 +113,12 @@ class DeltaFile(Spec):
 
     format: Literal["langext delta 1"] = "langext delta 1"
     base: Base
-    language: str = Field(pattern=r"^\w+$")
-    original_languages: list[str]
+    language: Code
+    original_languages: list[Code]
     method: AnyMethod
-    earlier: list[Earlier]
+    earlier: list[Earlier] = Field(max_length=100)
     history: History
-    files: dict[str, str]
+    files: dict[Annotated[str, Field(pattern=r"^[\w./-]{1,200}$")], str]
     """Path of every other file in the delta's folder -> its sha256."""
 
 
@@ -96,7 +128,7 @@ def digest(folder: Path) -> str:
     It stays the same when the same tensors are split into files in another way.
     """
     file_of = {}
-    for path in folder.glob("*.safetensors"):
+    for path in base_files.weight_files(folder):
         with safe_open(path, "pt") as file:
             file_of |= dict.fromkeys(file.keys(), path)
     weights_hash = hashlib.sha256()
@@ -157,12 +189,8 @@ def read(folder: Path) -> DeltaFile:
     """
     if not (folder / DELTA_FILE).is_file():
         raise ConfigError(f"{folder}: no {DELTA_FILE} here, so this is no delta that `langext export --format delta` wrote")
-    try:
-        content = DeltaFile.model_validate(read_json(folder / DELTA_FILE))
-    except (ValidationError, ValueError) as error:
-        problem = error.errors()[0] if isinstance(error, ValidationError) else {"loc": (), "msg": str(error)}
-        where = ".".join(map(str, problem["loc"]))
-        raise ConfigError(f"{folder / DELTA_FILE}: {where + ': ' if where else ''}{problem['msg']}") from None
+    _small(folder / DELTA_FILE)
+    content = read_as(folder / DELTA_FILE, DeltaFile)
     missing = [name for name in (extended.DELTA, *map(_earlier, range(len(content.earlier)))) if name not in content.files]
     if missing:
         raise ConfigError(f"{folder / DELTA_FILE}: says nothing of {missing[0]}")
@@ -171,10 +199,66 @@ def read(folder: Path) -> DeltaFile:
         # Names in delta.json are a stranger's: "../" or a link could name any file of this machine.
         inside = path.resolve().is_relative_to(folder.resolve()) and ".." not in Path(name).parts
         if not inside or path.is_symlink() or not path.is_file():
-            raise ConfigError(f"{folder}: {name} is missing, or no plain file in this folder")
+            raise ConfigError(f"{folder}: {name!r:.200} is missing, or no plain file in this folder")
         if sha256_file(path) != expected:
             raise ConfigError(f"{path}: damaged or changed since it was written (its sha256 is another); copy the delta again")
     return content
+
+
+def _small(path: Path) -> None:
+    """Raise ConfigError for a JSON file that is larger than such a file can be."""
+    if path.stat().st_size > MAX_JSON_BYTES[path.name]:
+        raise ConfigError(f"{path}: too large for what it should hold ({path.stat().st_size:,} bytes)")
+
+
+def check(folder: Path, content: DeltaFile, base: Path) -> None:
+    """Check that the weights and the tokenizer of a delta can belong to the base in the folder `base`.
+
+    Reads the headers of the weights alone, and builds nothing: a record that asks for a billion rows must not be believed.
+    Raises ConfigError.
+    """
+    hidden = loading.load_config(base).hidden_size
+    for k, extension in enumerate(content.earlier):
+        _check_weights(folder / _earlier(k), extension.method, hidden)
+    _check_weights(folder / extended.DELTA, content.method, hidden)
+    if str(NEW_TOKENS) in content.files:
+        _check_tokens(folder, base)
+
+
+def _check_weights(path: Path, method: Method, hidden: int) -> None:
+    """Raise ConfigError unless the file holds as many numbers as the settings of the method ask for, in `precision.WEIGHTS`.
+
+    Every method learns at least `hidden` (width of the base) numbers for each unit of its size, in some matrix.
+    """
+    numbers = 0
+    with reading(path, "safetensors"), safe_open(path, "pt") as file:
+        for name in file.keys():  # noqa: SIM118 (no mapping)
+            part = file.get_slice(name)
+            if part.get_dtype() != "BF16":
+                raise ConfigError(f"{path}: {name!r:.200} is {part.get_dtype()}, and a delta is BF16")
+            numbers += prod(part.get_shape())
+    for setting in SIZES:
+        size = getattr(method, setting, None)
+        if size is not None and (size - 1) * hidden > numbers:
+            raise ConfigError(
+                f"{path}: holds {numbers:,} numbers, too few for {setting} {size:,} of {method.name} on a base of width "
+                f"{hidden:,}"
+            )
+
+
+def _check_tokens(folder: Path, base: Path) -> None:
+    """Raise ConfigError unless new_tokens.json spells the tokens behind those of the base's tokenizer, in its tokens."""
+    path = folder / NEW_TOKENS
+    _small(path)
+    try:
+        spelt = TypeAdapter(dict[NonNegativeInt, list[NonNegativeInt]]).validate_json(path.read_bytes())
+    except ValidationError as error:
+        raise ConfigError(f"{path}: {first_problem(error)}") from None
+    first, size = (max(loading.load_tokenizer(of).get_vocab().values()) + 1 for of in (base, folder / VOCABULARY))
+    if sorted(spelt) != list(range(first, size)):
+        raise ConfigError(f"{path}: must spell tokens {first} to {size - 1}, those that the tokenizer of the base has not")
+    if not all(pieces and max(pieces) < first for pieces in spelt.values()):
+        raise ConfigError(f"{path}: spells a token with others than the {first} of the base")
 
 
 def rebuilt(folder: Path, base: Path, out: Path) -> Model:
@@ -207,10 +291,12 @@ def apply(folder: Path, base: str | None, out: Path) -> Model:
     that the delta was trained on.
     """
     content = read(folder)
-    if out.exists():
-        raise ConfigError(f"{out} exists already; name another folder")
     if base is None and not content.base.public:
         raise ConfigError(f"{folder}: its base, {content.base.name}, is no public one; give its folder with --base")
+    try:
+        out.mkdir(parents=True)  # so that a second `apply` to the same folder is refused, whenever it begins
+    except FileExistsError:
+        raise ConfigError(f"{out} exists already; name another folder") from None
     try:
         return _unpacked(folder, content, base, out)
     except BaseException:
@@ -219,15 +305,15 @@ def apply(folder: Path, base: str | None, out: Path) -> Model:
 
 
 def _unpacked(folder: Path, content: DeltaFile, base: str | None, out: Path) -> Model:
+    if base is None:
+        say(f"base: {content.base.name}, which the delta names")
     prepared = bases.prepare(base or content.base.name, None if base else content.base.commit, out / BASE)
     base_folder = loading.read_record(prepared).base
     if digest(base_folder) != content.base.weights:
         raise ConfigError(f"{base or content.base.name}: its weights are not those of {content.base.name}, the delta's base")
+    check(folder, content, base_folder)
     model = rebuilt(folder, base_folder, out / f"01-{USES}")
-    try:
-        loading.on_disk(model)  # opened once here, so that damaged weights do not first fail in a later stage
-    except SafetensorError as error:
-        raise ConfigError(f"{folder}: damaged weights ({error})") from None
+    loading.on_disk(model)  # opened once here, so that damaged weights do not first fail in a later stage
     # Job and manifest are those of a stage, so that later stages can build on this model like on any other.
     stage, printed = {"uses": USES}, fingerprint(content.files)
     common: dict[str, Any] = {"stage": stage, "inputs": {}, "seed": 0, "fingerprint": printed, "identity": content.files}

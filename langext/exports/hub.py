@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from langext.spec import ConfigError
+from langext.errors import ConfigError
 
 
 def check(repo: str) -> None:

@@ -90,7 +90,8 @@ def compare(net: Any, tokenizer: Any, job: dict[str, Any]) -> dict[str, Any]:
     worst, cached_worst, std = [0.0], [0.0], [0.0]
     for i, got in enumerate(logits(net, ids)):
         want = load_file(job["logits"][i])["logits"]
-        tokenized_equal += tokenizer(job["texts"][i], add_special_tokens=False).input_ids[: job["cut"]] == ids[i]
+        plain = tokenizer(job["texts"][i], add_special_tokens=False, split_special_tokens=True).input_ids
+        tokenized_equal += plain[: job["cut"]] == ids[i]
         half = max(1, len(ids[i]) // 2)
         if len(ids[i]) > half:  # a text of one token has nothing after its first half
             cached_worst.append((cached(net, ids[i], half) - want[half:]).abs().max().item())

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from langext.architectures import families, folding
+from langext.errors import ConfigError
 from langext.exports.formats import FORMATS
 from langext.methods import gates
 from langext.methods.base import Method
-from langext.spec import ConfigError
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from langext.architectures import precision
+from langext.errors import RunFailed
 from langext.exports import reload
-from langext.spec import RunFailed
 from langext.summaries import LogitDifference
 
 MAX_DIFFERENCE = 1e-3
@@ -50,13 +50,13 @@ class Expected:
 def expect(net: Any, tokenizer: Any, texts: list[str], scratch: Path) -> Expected:
     """Return what `net` computes on these texts. The logits are written to files in `scratch`."""
     ids = encode(tokenizer, texts)
-    whole = [list(tokenizer(unicodedata.normalize("NFC", text)).input_ids) for text in texts]
+    whole = [list(tokenizer(unicodedata.normalize("NFC", text), split_special_tokens=True).input_ids) for text in texts]
     return Expected(texts, ids, whole, logits(net, ids, scratch), reload.greedy(net, ids, NEW_TOKENS))
 
 
 def encode(tokenizer: Any, texts: list[str]) -> list[list[int]]:
-    """Token ids of each text without special tokens, at most `TOKENS`."""
-    return [tokenizer(text, add_special_tokens=False).input_ids[:TOKENS] for text in texts]
+    """Token ids of each text without special tokens, also where it spells one, at most `TOKENS`."""
+    return [tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids[:TOKENS] for text in texts]
 
 
 def logits(net: Any, ids: list[list[int]], scratch: Path) -> list[Path]:

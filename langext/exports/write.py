@@ -3,18 +3,20 @@
 The one rule: the folder gets its final name only after the comparison has passed.
 """
 
+import fcntl
 import os
 import shutil
-import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psutil
 
 from langext.artifacts import Corpus, Model, read_json, write_json
+from langext.errors import ConfigError, RunFailed, disk_problem
 from langext.exports.formats import GGUF
 from langext.exports.targets import TARGETS, architecture, choose
-from langext.spec import ConfigError
 from langext.summaries import ExportSummary
 
 if TYPE_CHECKING:
@@ -24,11 +26,15 @@ if TYPE_CHECKING:
     from langext.methods.extended import LiveModel
 
 
+LOCK = ".lock"
+"""File in the folder next to an export, which whoever writes it holds locked."""
+
+
 def write(model: Model, out: Path, form: str, texts: list[str], card: "Card", gguf: GGUF | None = None) -> ExportSummary:
     """Write the folder `out`, compare it with the trained model, add the model card; return what export.json holds.
 
     The models are compared on `texts`. If there are none, the trained model writes its own texts first. All files are written
-    to a temporary folder next to `out`, which is renamed at the end: a failure leaves nothing behind.
+    next to `out`, in a folder that gets its name at the end: a failure leaves nothing behind.
 
     There are three comparisons of logits:
 
@@ -36,54 +42,89 @@ def write(model: Model, out: Path, form: str, texts: list[str], card: "Card", gg
     2. the trained model and the form whose weights are rounded for storage; this difference is only recorded,
     3. the rounded form and the written folder, loaded again in a fresh process (a delta: put on its base in this process).
 
-    Raises RunFailed when the models of 1 or 3 differ, and ConfigError when `out` exists or the model cannot be exported.
+    Raises RunFailed when the models of 1 or 3 differ or the disk fails, and ConfigError when `out` exists, another export is
+    being written to it, or the model cannot be exported.
     """
     from langext.exports import modelcard
     from langext.models import loading
 
-    if out.exists():
-        raise ConfigError(f"{out} exists already; name another folder")
+    _refuse(out)
     source = loading.read_record(model)
     methods = (*(e.method for e in source.earlier), *([source.method] if source.method else []))
     if not methods:
         raise ConfigError("the model is the untouched base; there is nothing to export")
     config = loading.load_config(source.base)
     form = choose(config, methods, form, gguf.pre if gguf else None)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    # Next to `out`, so that both are on one file system: only there is the rename one step.
-    temporary = Path(tempfile.mkdtemp(dir=out.parent, prefix=f"{out.name}.", suffix=".tmp"))
     try:
-        results = _write(model, temporary, form, texts, gguf or GGUF(), card.title)
-        record = ExportSummary(**results, format=form, architecture=architecture(config, methods, form), base=card.public)
-        write_json(temporary / "export.json", record)
-        modelcard.write(temporary, record, card)
-        modelcard.keep_licences(source.base, temporary)
-        _readable(temporary)
-        os.replace(temporary, out)
-    except BaseException:  # also on Ctrl-C: a half-written export must not look like a finished one
-        shutil.rmtree(temporary)
+        with workplace(out) as place:
+            folder = place / "export"
+            results = _write(model, folder, place / "scratch", form, texts, gguf or GGUF(), card.title)
+            record = ExportSummary(**results, format=form, architecture=architecture(config, methods, form), base=card.public)
+            write_json(folder / "export.json", record)
+            modelcard.write(folder, record, card)
+            modelcard.keep_licences(source.base, folder)
+            _readable(folder)
+            _refuse(out)
+            os.replace(folder, out)
+    except Exception as error:
+        if problem := disk_problem(error):
+            raise RunFailed(problem) from None
         raise
     return record
 
 
+def _refuse(out: Path) -> None:
+    """Raise ConfigError when there is something at `out`."""
+    if out.exists() or out.is_symlink():
+        raise ConfigError(f"{out} exists already; name another folder")
+
+
+@contextmanager
+def workplace(out: Path) -> Iterator[Path]:
+    """An empty folder next to `out` that this process alone writes to while the context lasts.
+
+    Both are on one file system, because only there is a rename one step. What a killed export has left there is removed. Raises
+    ConfigError while another process holds it, when that one has made `out` meanwhile, and when somebody else made the folder.
+    """
+    place = out.with_name(f".{out.name[:200]}.export.tmp")
+    place.mkdir(parents=True, exist_ok=True)
+    if place.is_symlink() or place.stat().st_uid != os.getuid():
+        raise ConfigError(f"{place}: is another user's, or a link; name another folder than {out}")
+    with os.fdopen(os.open(place / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600), "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(f"{out}: another export is being written to it; wait for it, or name another folder") from None
+        _refuse(out)
+        for name in ("export", "scratch"):
+            shutil.rmtree(place / name, ignore_errors=True)
+            (place / name).mkdir(parents=True)
+        try:
+            yield place
+        finally:  # also on Ctrl-C: a half-written export must not look like a finished one
+            shutil.rmtree(place, ignore_errors=True)
+
+
 def _readable(folder: Path) -> None:
-    """Let others read an export: temporary folders, and the files of the safetensors library, are for their owner alone."""
+    """Let others read an export: the files of the safetensors library are for their owner alone."""
     folder.chmod(0o755)
     for path in folder.rglob("*"):
         path.chmod(0o755 if path.is_dir() else 0o644)
 
 
-def _write(model: Model, out: Path, form: str, texts: list[str], gguf: GGUF, title: str) -> dict[str, Any]:
-    """Write the format `form` into the empty folder `out`; return the results of the comparisons, by field of ExportSummary."""
+def _write(model: Model, out: Path, scratch: Path, form: str, texts: list[str], gguf: GGUF, title: str) -> dict[str, Any]:
+    """Write the format `form` into the empty folder `out`; return the results of the comparisons, by field of ExportSummary.
+
+    `scratch` is an empty folder for files that are no part of the export.
+    """
     from langext.exports.gguf import check
 
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f"{out.name}.") as scratch:
-        # GGUF files are converted from a Hugging Face checkpoint, which is not part of the export itself.
-        stored = Path(scratch) / "checkpoint" if form == "gguf" else out
-        stored.mkdir(exist_ok=True)
-        results, expected = _checkpoint(model, form, stored, texts, Path(scratch))
-        if form == "gguf":
-            results["files"] = check.write(stored, out, expected, gguf, title)
+    # GGUF files are converted from a Hugging Face checkpoint, which is not part of the export itself.
+    stored = scratch / "checkpoint" if form == "gguf" else out
+    stored.mkdir(exist_ok=True)
+    results, expected = _checkpoint(model, form, stored, texts, scratch)
+    if form == "gguf":
+        results["files"] = check.write(stored, out, expected, gguf, title)
     return results
 
 
@@ -147,31 +188,38 @@ def save(live: "LiveModel", stock: "Stock | None", out: Path) -> None:
     else:
         shards.save(stock, out)
     live.tokenizer.save_pretrained(out)
-    _tokenizer_of_both(out / "tokenizer_config.json")
+    _tokenizer_of_both(out / "tokenizer_config.json", live.tokenizer.chat_template)
     if live.net.generation_config is not None:
         live.net.generation_config.save_pretrained(out)
-    _both_rope_keys(out / "config.json")
+    _config_of_both(out / "config.json")
 
 
-def _tokenizer_of_both(path: Path) -> None:
+def _tokenizer_of_both(path: Path, templates: str | dict[str, str] | None) -> None:
     """Rewrite tokenizer_config.json so that transformers 4 and 5 both read it.
 
-    Version 5 writes a class name and a list of special tokens that version 4 cannot read. It still reads the old ones.
+    Version 5 writes a class name and a list of special tokens that version 4 cannot read. It still reads the old ones. It
+    writes chat templates into files of their own, and what was made for version 4 looks for them here.
     """
     config = read_json(path)
     if config.get("tokenizer_class") == "TokenizersBackend":
         config["tokenizer_class"] = "PreTrainedTokenizerFast"
     if isinstance(config.get("extra_special_tokens"), list):
         config["additional_special_tokens"] = config.pop("extra_special_tokens")
+    if isinstance(templates, dict):
+        config["chat_template"] = [{"name": name, "template": template} for name, template in templates.items()]
+    elif templates:
+        config["chat_template"] = templates
     write_json(path, config)
 
 
-def _both_rope_keys(path: Path) -> None:
-    """Add the rope keys of transformers 4 to config.json.
+def _config_of_both(path: Path) -> None:
+    """Add the keys of transformers 4 to config.json.
 
-    Version 5 writes only `rope_parameters`. Version 4 ignores that key and uses a wrong rope_theta without any warning.
+    Version 5 writes `dtype`, which version 4 calls `torch_dtype`, and of the rope only `rope_parameters`: version 4 ignores
+    that key and uses a wrong rope_theta without any warning.
     """
     config = read_json(path)
+    config["torch_dtype"] = config["dtype"]
     rope = dict(config.get("rope_parameters") or {})
     if "full_attention" in rope:  # Gemma 3: a rope for each type of layer
         config["rope_local_base_freq"] = rope["sliding_attention"]["rope_theta"]
@@ -182,7 +230,7 @@ def _both_rope_keys(path: Path) -> None:
         config["rope_scaling"] = None if scaling.get("rope_type", "default") == "default" else scaling
         if "partial_rotary_factor" in rope:
             config["partial_rotary_factor"] = rope["partial_rotary_factor"]
-        write_json(path, config)
+    write_json(path, config)
 
 
 def verification_texts(corpus: Corpus, languages: tuple[str, ...]) -> list[str]:

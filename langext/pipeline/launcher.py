@@ -1,4 +1,4 @@
-"""Starts the processes that run one stage, and asks them to stop.
+"""Starts the processes that run one stage, asks them to stop, and sees to it that none stays behind.
 
 The one rule: a stage runs in its own processes, never in the process of `langext run`.
 """
@@ -8,11 +8,15 @@ import signal
 import socket
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from langext.artifacts import STOP
-from langext.context import Runtime
+from langext.console import warn
+from langext.context import Runtime, without_launcher
+from langext.errors import ConfigError
+from langext.pipeline import lifeline
 
 MALLOC = {
     "MALLOC_MMAP_THRESHOLD_": str(8 << 30),
@@ -21,38 +25,55 @@ MALLOC = {
 }
 """Environment variables that make training on a CPU faster. Without them glibc returns large freed blocks to the system at
 once, and the next allocation has to map each small page again."""
+COUNTS = {
+    "WORLD_SIZE": "torchrun", "SLURM_STEP_NUM_TASKS": "srun", "OMPI_COMM_WORLD_SIZE": "mpirun", "PMI_SIZE": "mpirun",
+    "MV2_COMM_WORLD_SIZE": "mpirun",
+}  # fmt: skip
+"""Environment variable that holds the number of processes of a launcher -> the launcher."""
+ENDING_SECONDS = 1.0
+"""How long the processes of a stage may still run when its worker has ended."""
+
+
+def check_alone() -> None:
+    """Raise ConfigError when another launcher has started this process as one of several: each would do the whole run."""
+    for name, program in COUNTS.items():
+        count = os.environ.get(name, "")
+        if count.isdigit() and int(count) > 1:
+            raise ConfigError(
+                f"{name} is {count}: {program} would start {count} runs. langext starts its own processes: call it once, and "
+                f"set runtime.gpus (or cpu_processes, or nodes) of the stage; if {name} is left over, unset it"
+            )
 
 
 def launch(out: Path, runtime: Runtime, lock: int, *, only_prepare: bool = False) -> int:
     """Run the worker of the stage folder `out`, as one process or under the DeepSpeed launcher, and return its exit code.
 
     With `only_prepare` the worker only does `Stage.prepare`. The worker inherits the file descriptor `lock`, so that it holds
-    the run folder even when this process is killed. Raises KeyboardInterrupt when Ctrl-C has stopped the worker.
+    the run folder until it has ended, even when this process is killed. Raises KeyboardInterrupt when Ctrl-C has stopped the
+    worker.
 
     Several processes are asked to stop by a file that all of them see, at the first Ctrl-C or SIGTERM: the launcher would not
-    pass the signal on, and would kill the processes while they save. A second signal kills them at once.
+    pass the signal on, and would kill the processes while they save. A second signal kills all at once, on other machines by
+    the same file. When this returns, no process of the stage is left on this machine.
     """
     # A stop file from an earlier attempt would stop this one as well.
     (out / STOP).unlink(missing_ok=True)
-    command = [sys.executable, "-m", "langext.pipeline.worker", *(["--prepare"] if only_prepare else []), str(out)]
-    env = os.environ | {"TOKENIZERS_PARALLELISM": "true"}
-    if runtime.gpus == 0:
-        env = {"DS_ACCELERATOR": "cpu"} | MALLOC | env  # `env` last: what the user has set wins
-        env["CUDA_VISIBLE_DEVICES"] = ""  # runtime asks for no GPU, so libraries must not find one
-        if runtime.processes > 1:  # else each process starts a thread on every core, and threads that wait keep cores busy
-            env.setdefault("OMP_NUM_THREADS", str(max(1, cores() // runtime.processes)))
-    if runtime.processes > 1:
-        command = [sys.executable, "-m", "deepspeed.launcher.runner", *_placement(runtime), "--module", *command[2:]]
-    # In a separate session: otherwise Ctrl-C in the terminal would reach the worker directly as well.
-    worker = subprocess.Popen(command, env=env, start_new_session=True, pass_fds=[lock])
+    worker = subprocess.Popen(
+        _command(out, runtime, only_prepare),
+        env=_environment(runtime),
+        start_new_session=True,  # otherwise Ctrl-C in the terminal would reach the worker directly as well
+        pass_fds=[lock],
+    )
     asked: list[int] = []
 
     def stop(number: int, _frame: Any) -> None:
-        if runtime.processes == 1:
+        if asked:
+            with suppress(ProcessLookupError):
+                os.killpg(worker.pid, signal.SIGKILL)
+            (out / STOP).write_text(str(int(signal.SIGKILL)), encoding="utf-8")  # for what runs on other machines
+        elif runtime.processes == 1:
             # The worker handles only SIGINT and SIGTERM; SIGHUP would end it before it can save.
             worker.send_signal(signal.SIGTERM if number == signal.SIGHUP else number)
-        elif asked:
-            os.killpg(worker.pid, signal.SIGKILL)
         else:
             (out / STOP).write_text(str(number), encoding="utf-8")
         asked.append(number)
@@ -63,6 +84,9 @@ def launch(out: Path, runtime: Runtime, lock: int, *, only_prepare: bool = False
     try:
         code = worker.wait()
     finally:
+        # A worker that ended by a signal leaves the processes that it has started, and these would hold the lock.
+        if left := lifeline.end_group(worker.pid, 0.0 if len(asked) > 1 else ENDING_SECONDS):
+            warn(f"processes {', '.join(map(str, left))} of {out.name} do not end; the run folder is held until they do")
         for number, handler in before.items():
             signal.signal(number, handler)
     if only_prepare and asked:
@@ -77,6 +101,29 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def _command(out: Path, runtime: Runtime, only_prepare: bool) -> list[str]:
+    arguments = [
+        "langext.pipeline.worker",
+        lifeline.OPTION,
+        lifeline.address(),
+        *(["--prepare"] if only_prepare else []),
+        str(out),
+    ]
+    if runtime.processes > 1:
+        return [sys.executable, "-m", "deepspeed.launcher.runner", *_placement(runtime), "--module", *arguments]
+    return [sys.executable, "-m", *arguments]
+
+
+def _environment(runtime: Runtime) -> dict[str, str]:
+    env = without_launcher(os.environ) | {"TOKENIZERS_PARALLELISM": "true"}
+    if runtime.gpus == 0:
+        env = {"DS_ACCELERATOR": "cpu"} | MALLOC | env  # `env` last: what the user has set wins
+        env["CUDA_VISIBLE_DEVICES"] = ""  # runtime asks for no GPU, so libraries must not find one
+        if runtime.processes > 1:  # else each process starts a thread on every core, and threads that wait keep cores busy
+            env.setdefault("OMP_NUM_THREADS", str(max(1, cores() // runtime.processes)))
+    return env
+
+
 def _placement(runtime: Runtime) -> list[str]:
     """Arguments that tell the DeepSpeed launcher where to start processes.
 
@@ -84,7 +131,8 @@ def _placement(runtime: Runtime) -> list[str]:
     so that two runs never share a port.
     """
     if runtime.nodes > 1:
-        return ["--hostfile", str(runtime.hostfile), "--num_nodes", str(runtime.nodes), "--num_gpus", str(runtime.gpus)]
+        hosts = str(Path(str(runtime.hostfile)).expanduser())
+        return ["--hostfile", hosts, "--num_nodes", str(runtime.nodes), "--num_gpus", str(runtime.gpus)]
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])

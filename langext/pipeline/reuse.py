@@ -10,9 +10,9 @@ from pathlib import Path
 
 from langext.artifacts import BASE, CHECKPOINTS, MANIFEST, STOP, TOKENS, Artifact, link_or_copy, read_base
 from langext.data.tokens import DONE
+from langext.errors import ConfigError
 from langext.models import bases
 from langext.pipeline.plan import Step
-from langext.spec import ConfigError
 
 
 def check(others: Sequence[Path]) -> None:

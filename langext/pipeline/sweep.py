@@ -21,9 +21,10 @@ from typing import Any
 
 from langext.artifacts import BASE, MANIFEST, TOKENS, Scores
 from langext.console import duration, say
+from langext.errors import ConfigError, RunFailed
 from langext.pipeline import launcher, plan
 from langext.pipeline.plan import Pipeline, Step
-from langext.spec import ConfigError, RunFailed, load, located, parse
+from langext.spec import load, located, parse
 from langext.stages import makes
 
 LOG = "sweep.log"
@@ -189,6 +190,7 @@ def run(found: Sequence[Point], jobs: int | None) -> list[Point]:
 
     Ctrl-C or SIGTERM is passed on to the active runs, which save and end; then this raises KeyboardInterrupt.
     """
+    launcher.check_alone()
     check(found)
     return _Work(found, slots(found, jobs)).run()
 

@@ -1,9 +1,10 @@
 """Runs one stage from its job.json, as a single process or as each process under the DeepSpeed launcher.
 
-The one rule: the manifest is written last, so a stage with a manifest is complete. To debug a stage, run the same command as
-`langext run`: `python -m langext.pipeline.worker runs/x/04-train`. With `--prepare` it only does `Stage.prepare`.
+The one rule: the manifest is written last, so a stage with a manifest is complete. To debug a stage, run it by hand:
+`python -m langext.pipeline.worker runs/x/04-train`. With `--prepare` it only does `Stage.prepare`.
 """
 
+import argparse
 import fcntl
 import os
 import platform
@@ -18,8 +19,10 @@ from typing import Any, cast
 from pydantic import TypeAdapter
 
 from langext.artifacts import JOB, MANIFEST, Artifact, Job, Manifest, list_files, read_as, write_json
-from langext.context import Context
-from langext.spec import EXIT_CONFIG, EXIT_RUN_FAILED, ConfigError, RunFailed, disk_problem
+from langext.console import print_anything
+from langext.context import Context, without_launcher
+from langext.errors import EXIT_BUG, EXIT_CONFIG, EXIT_RUN_FAILED, ConfigError, RunFailed, bug, machine_problem
+from langext.pipeline import lifeline
 from langext.stages import AnyStage, makes, reads
 
 LOCK = ".workers.lock"
@@ -74,9 +77,21 @@ def _device() -> str:
 
 def main() -> None:
     """Entry point of the process that `langext run` starts for a stage. Turns known errors into one line and an exit code."""
-    only_prepare, out = "--prepare" in sys.argv[1:-1], Path(sys.argv[-1])
+    parser = argparse.ArgumentParser(prog="python -m langext.pipeline.worker", description=__doc__)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--prepare", action="store_true")
+    parser.add_argument(lifeline.OPTION, dest="run", help=argparse.SUPPRESS)
+    parser.add_argument("--local_rank", help=argparse.SUPPRESS)  # from the DeepSpeed launcher, which says it in LOCAL_RANK too
+    given = parser.parse_args()
+    out = given.out
+    print_anything()
     try:
-        execute(out, only_prepare=only_prepare)
+        if given.run:
+            lifeline.hold(out, given.run)
+        else:  # started by hand: what a launcher says here is not said to this process
+            for name in os.environ.keys() - without_launcher(os.environ).keys():
+                del os.environ[name]
+        execute(out, only_prepare=given.prepare)
         if "torch" in sys.modules and sys.modules["torch"].distributed.is_initialized():
             sys.modules["torch"].distributed.destroy_process_group()
     except KeyboardInterrupt:  # without a manifest nothing counts as done; the parent process says how to go on
@@ -86,9 +101,9 @@ def main() -> None:
     except RunFailed as error:
         _fail(out, error, EXIT_RUN_FAILED)
     except Exception as error:
-        if problem := disk_problem(error):
+        if problem := machine_problem(error):
             _fail(out, problem, EXIT_RUN_FAILED)
-        raise
+        _fail(out, bug(error), EXIT_BUG)
 
 
 def _fail(out: Path, what: object, code: int) -> None:

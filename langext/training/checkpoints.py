@@ -7,6 +7,7 @@ be on a disk that all nodes share.
 """
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -15,11 +16,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import Field
+from safetensors import SafetensorError
 from torch import distributed
 
 from langext.artifacts import FileRecord, list_files, read_as, sha256_file, write_json
 from langext.console import warn
-from langext.spec import ConfigError, RunFailed, Spec
+from langext.context import without_launcher
+from langext.errors import ConfigError, RunFailed, disk_problem
+from langext.spec import Spec
+from langext.training import pickles
 
 GiB = 2**30
 FILES = "files.json"
@@ -27,6 +33,8 @@ FILES = "files.json"
 STATE = "state"
 """Folder inside a checkpoint that DeepSpeed writes."""
 UNIVERSAL = "universal"
+WRITER = ("inline_container.cc", "iostream error", "PytorchStreamWriter", "PyTorchFileWriter")
+"""What torch.save names in the RuntimeError for a file that cannot be written. It does not say why."""
 AVERAGE = "average.safetensors"
 """File with the running average of the trainable weights; exists only when the training keeps one (`ema`)."""
 
@@ -34,8 +42,8 @@ AVERAGE = "average.safetensors"
 class CheckpointRecord(Spec):
     """Content of the files.json of a checkpoint."""
 
-    world_size: int
-    layout: str
+    world_size: int = Field(ge=1)
+    layout: str = Field(pattern=r"^zero[0-3](-fp32-sums)?$")
     """`zero<stage>`, followed by a suffix where DeepSpeed has several layouts for one stage."""
     files: list[FileRecord]
 
@@ -51,13 +59,13 @@ class Checkpoints:
     def steps(self) -> list[int]:
         """Steps that have a complete checkpoint, in ascending order."""
         names = [path.name.removeprefix("step-") for path in self.folder.glob("step-*")]
-        return sorted(int(name) for name in names if name.isdigit())
+        return sorted(int(name) for name in names if re.fullmatch("[0-9]{1,12}", name))
 
     def newest(self) -> Path | None:
         """Folder of the newest checkpoint whose files are all unchanged; None when there is no checkpoint at all.
 
         Rank 0 checks the files and all processes get its answer. Damaged checkpoints are named in a warning and skipped.
-        Raises RunFailed when every checkpoint is damaged.
+        Raises RunFailed when every checkpoint is damaged, and for one that holds more than `pickles` allows.
         """
         step = on_first(self._intact)
         return None if step is None else self.folder / f"step-{step}"
@@ -68,6 +76,7 @@ class Checkpoints:
             folder = self.folder / f"step-{step}"
             damaged = damage(folder)
             if not damaged:
+                pickles.check(folder / STATE)
                 return step
             warn(f"checkpoint of step {step}: {damaged}; going back to the one before")
             shutil.rmtree(folder.with_suffix(".damaged.tmp"), ignore_errors=True)
@@ -80,10 +89,12 @@ class Checkpoints:
     def write(self, step: int, fill: Callable[[Path], None], layout: str, needs_bytes: int) -> None:
         """Call `fill` with a new folder in every process, make it the checkpoint of `step`, and delete the oldest checkpoints.
 
-        Raises RunFailed when less than `needs_bytes` of disk are free; existing checkpoints then stay as they are.
+        Raises RunFailed when less than `needs_bytes` of disk are free, or when it cannot be written; existing checkpoints then
+        stay as they are.
         """
         target, beside = self.folder / f"step-{step}", self.folder / f"step-{step}.tmp"
-        if target.is_dir():  # after a resume, the state of this step is already on disk
+        # Asked of rank 0 alone: on a shared disk the processes can see different things for a while.
+        if on_first(target.is_dir):  # after a resume, the state of this step is already on disk
             return
 
         def clear() -> None:
@@ -93,7 +104,13 @@ class Checkpoints:
             beside.mkdir(parents=True)
 
         on_first(clear)
-        fill(beside)
+        try:
+            fill(beside)
+        except (OSError, RuntimeError, SafetensorError) as error:  # torch.save tells of a full disk with a RuntimeError
+            if not (problem := write_problem(error, beside)):
+                raise
+            shutil.rmtree(beside, ignore_errors=True)  # half a checkpoint would keep the disk full
+            raise RunFailed(problem) from None
         # Rank 0 lists and hashes the folder, so all processes must have written their parts before.
         distributed.barrier()
 
@@ -117,7 +134,8 @@ class Checkpoints:
 def on_first(work: Callable[[], Any]) -> Any:
     """Run `work` on rank 0 only and return its result in every process.
 
-    A ConfigError or RunFailed is raised in every process; an OSError becomes a RunFailed in every process.
+    A ConfigError or RunFailed is raised in every process; an OSError becomes a RunFailed in every process. All decisions about
+    files on a shared disk are taken so: processes that decide for themselves could decide differently, and wait for each other.
     """
     result: Any = None
     failure: tuple[type[Exception], str] | None = None
@@ -127,7 +145,8 @@ def on_first(work: Callable[[], Any]) -> Any:
         except (ConfigError, RunFailed) as error:
             failure = type(error), str(error)
         except OSError as error:
-            failure = RunFailed, f"{error.filename or ''}: {error.strerror or error}"
+            where = f"{error.filename}: " if error.filename else ""
+            failure = RunFailed, disk_problem(error) or f"{where}{error.strerror or error}"
     # The failure is shared too: if rank 0 just raised it, the other processes would wait in the broadcast until the timeout.
     shared = [result, failure]
     distributed.broadcast_object_list(shared)
@@ -136,6 +155,14 @@ def on_first(work: Callable[[], Any]) -> Any:
         kind, message = failure
         raise kind(message)
     return result
+
+
+def write_problem(error: Exception, folder: Path) -> str:
+    """What is wrong with the disk of `folder`, and what to do; empty when the error is of another kind."""
+    if isinstance(error, RuntimeError) and any(name in str(error) for name in WRITER):
+        free = shutil.disk_usage(folder.parent).free / GiB
+        return f"{folder}: cannot be written ({free:.2f} GiB are free); make room and run the same command again to go on"
+    return disk_problem(error)
 
 
 def damage(checkpoint: Path) -> str:
@@ -152,6 +179,10 @@ def damage(checkpoint: Path) -> str:
             return f"{file.name} is missing"
         if sha256_file(path) != file.sha256:
             return f"{file.name} is damaged"
+    known = {FILES, *(file.name for file in record.files)}
+    files = (str(path.relative_to(checkpoint)) for path in sorted(checkpoint.rglob("*")) if not path.is_dir())
+    if strange := next((name for name in files if name not in known), None):
+        return f"{strange} is not one of its files"
     return ""
 
 
@@ -202,19 +233,19 @@ def universal(checkpoint: Path) -> Path:
 def convert(checkpoint: Path, out: Path) -> None:
     """Write the universal form of a checkpoint into the folder `out`. Raises RunFailed when the conversion fails."""
     command = [
-        "-m", "deepspeed.checkpoint.ds_to_universal", "--inject_missing_state",
+        "-m", "langext.training.universal", "--inject_missing_state",
         "--input_folder", str(checkpoint / STATE), "--output_folder", str(out / STATE),
     ]  # fmt: skip
-    # A process of its own, because DeepSpeed offers the converter as a command.
-    done = subprocess.run([sys.executable, *command], capture_output=True, text=True, env=_alone())
+    # A process of its own, because DeepSpeed offers the converter as a command. It must not join the group of this training.
+    env = without_launcher(os.environ)
+    done = subprocess.run([sys.executable, *command], capture_output=True, text=True, errors="replace", env=env)
     if done.returncode:
-        raise RunFailed(f"{checkpoint}: cannot be converted to DeepSpeed's universal form:\n{done.stderr[-2000:]}")
-
-
-def _alone() -> dict[str, str]:
-    """The environment variables without those that would make a new process join the process group of this training."""
-    launched = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "CROSS_RANK", "CROSS_SIZE", "LOCAL_SIZE")
-    return {key: value for key, value in os.environ.items() if key not in launched}
+        free = shutil.disk_usage(out.parent).free / GiB
+        stopped = f"stopped by signal {-done.returncode}, as happens when memory is used up"
+        raise RunFailed(
+            f"{checkpoint}: cannot be converted to DeepSpeed's universal form ({free:.2f} GiB of disk are free): "
+            f"{stopped if done.returncode < 0 else pickles.reason(done.stderr)}. Run the same command again to go on"
+        )
 
 
 def _to_disk(path: Path) -> None:

@@ -4,32 +4,27 @@ DeepSpeed keeps float32 masters of the trainable weights, partitions them (and, 
 Everything else is done by langext.
 """
 
-import json
 import logging
 import os
-import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, distributed
 
-from langext import ready
 from langext.architectures import vocabulary
-from langext.spec import ConfigError
-from langext.training import checkpoints
+from langext.artifacts import first_problem
+from langext.errors import ConfigError, RunFailed, reading
+from langext.training import checkpoints, deepspeed_file, pickles
 
-# Keys that must not be in a DeepSpeed file: `EngineSettings.for_deepspeed` sets them, or langext does that work itself.
-OURS = (
-    "train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping",
-    "optimizer", "scheduler", "bf16", "fp16", "data_types", "checkpoint", "tensorboard", "wandb",
-)  # fmt: skip
 PATIENCE = timedelta(minutes=30)
 """How long processes wait for one another. Work that one process does alone, such as converting a checkpoint, takes less."""
 BYTES_PER_TRAINABLE = 14
@@ -38,29 +33,6 @@ BYTES_PER_TRAINABLE = 14
 
 class NotFinite(Exception):
     """A loss was infinite or not a number. The weights are still those from before the step."""
-
-
-def read_deepspeed(name: str) -> dict[str, Any]:
-    """Read a DeepSpeed configuration: `name` is one that comes with langext, or a file.
-
-    Raises ConfigError for invalid JSON, for a key that the train stage sets itself (`OURS`), and for an unknown ZeRO stage.
-    """
-    at = ("runtime", "deepspeed")
-    path = ready.find("deepspeed", name, ".json", at)
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"{path}: line {error.lineno}: not valid JSON: {error.msg}", at=at) from None
-    if clash := [key for key in OURS if key in config]:
-        raise ConfigError(f"{path}: {', '.join(clash)} must not be set here; the train stage decides it", at=at)
-    if zero_stage(config) not in (0, 1, 2, 3):
-        raise ConfigError(f"{path}: zero_optimization.stage must be 0, 1, 2 or 3 (got {zero_stage(config)})", at=at)
-    return config
-
-
-def zero_stage(config: dict[str, Any]) -> int:
-    """The ZeRO stage of a DeepSpeed configuration; 0 when it names none."""
-    return config.get("zero_optimization", {}).get("stage", 0)
 
 
 def join_processes() -> torch.device:
@@ -74,9 +46,9 @@ def join_processes() -> torch.device:
     # DeepSpeed would compile its own shared-memory all-reduce, which needs a C++ compiler; gloo does the same without one.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     backend = "nccl" if torch.cuda.is_available() else "gloo"
-    if "RANK" not in os.environ:  # a file instead of a port, so that two runs on one machine never share a port
-        store = Path(tempfile.mkdtemp(prefix="langext-")) / "store"
-        distributed.init_process_group(backend, init_method=f"file://{store}", rank=0, world_size=1)
+    pickles.restrict()
+    if "RANK" not in os.environ:  # alone: no port, which another run could take, and no file, which a kill would leave behind
+        distributed.init_process_group(backend, store=distributed.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]
         os.environ.setdefault("LOCAL_RANK", "0")
     deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False, timeout=PATIENCE)
     if backend == "gloo":
@@ -113,7 +85,7 @@ class EngineSettings:
     @property
     def layout(self) -> str:
         """Name of the layout of a checkpoint. Sums in float32 have one of their own: DeepSpeed then uses another optimizer."""
-        return f"zero{zero_stage(self.deepspeed)}" + ("-fp32-sums" if self.sums_in_fp32 else "")
+        return f"zero{deepspeed_file.zero_stage(self.deepspeed)}" + ("-fp32-sums" if self.sums_in_fp32 else "")
 
     @property
     def sums_in_fp32(self) -> bool:
@@ -127,7 +99,7 @@ class EngineSettings:
             "train_micro_batch_size_per_gpu": self.micro_batch,
             "gradient_accumulation_steps": self.accumulate,
             # Under ZeRO 0 `Engine.step` clips, because it needs the norm anyway.
-            "gradient_clipping": self.clip if zero_stage(self.deepspeed) else 0.0,
+            "gradient_clipping": self.clip if deepspeed_file.zero_stage(self.deepspeed) else 0.0,
             "bf16": {"enabled": self.bf16},
             "checkpoint": {"load_universal": universal},
             "steps_per_print": 10**9,  # langext prints its own progress
@@ -161,12 +133,17 @@ class Engine:
             [{"params": members} for members in groups.values()], lr=0.0, betas=settings.betas, weight_decay=0.0, fused=True
         )
         self.net, self.settings, self.ema = net, settings, settings.ema
-        self.zero_stage = zero_stage(settings.deepspeed)
+        self.zero_stage = deepspeed_file.zero_stage(settings.deepspeed)
         self.deepspeed: Any
         whole = settings.for_deepspeed(universal=universal)
-        self.deepspeed, *_ = deepspeed.initialize(model=objective, optimizer=optimizer, config=whole)
-        if self.zero_stage == 3:  # the loss uses the head's weight without calling the head as a module
-            for parameter in vocabulary.head_parameters(net):
+        try:
+            self.deepspeed, *_ = deepspeed.initialize(model=objective, optimizer=optimizer, config=whole)
+        except ValidationError as error:
+            raise ConfigError(f"{settings.deepspeed}: {first_problem(error)}", at=("runtime", "deepspeed")) from None
+        self.read_outside = [*vocabulary.head_parameters(net), *objective.method.read_outside(net)]
+        """Weights that loss and measurements read without calling the module that has them."""
+        if self.zero_stage == 3:
+            for parameter in self.read_outside:
                 deepspeed.zero.register_external_parameter(objective, parameter)
         self.average = [weights.detach().clone() for weights in self._flat()] if self.ema else []
 
@@ -226,26 +203,26 @@ class Engine:
 
     @contextmanager
     def gathered(self) -> Iterator[None]:
-        """A context in which every process has the whole output head. Changes something only under ZeRO 3.
+        """A context in which every process has the whole of the weights `read_outside`. Changes something only under ZeRO 3.
 
-        The head stays whole even after a module that shares its weights has run.
+        They stay whole even after a module that has or shares them has run.
         """
         if self.zero_stage != 3:
             yield
             return
         import deepspeed
 
-        head, reader = vocabulary.head_parameters(self.net), -1  # no module has this id
+        weights, reader = self.read_outside, -1  # no module has this id
         # DeepSpeed releases a weight when no module uses it any more. A tied head is released after the embedding has run,
         # unless it has one more user: this made-up id.
-        with deepspeed.zero.GatheredParameters(head):
-            for parameter in head:
-                parameter.ds_active_sub_modules.add(reader)  # type: ignore[attr-defined]
+        with deepspeed.zero.GatheredParameters(weights):
+            for parameter in weights:
+                parameter.ds_active_sub_modules.add(reader)
             try:
                 yield
             finally:
-                for parameter in head:
-                    parameter.ds_active_sub_modules.discard(reader)  # type: ignore[attr-defined]
+                for parameter in weights:
+                    parameter.ds_active_sub_modules.discard(reader)
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
@@ -320,10 +297,16 @@ class Engine:
         # The average is put into the weights, copied from there in this process's partition, and then load_checkpoint
         # overwrites the weights.
         if self.ema:
-            average = load_file(checkpoint / checkpoints.AVERAGE)
-            self._set(average)
+            with reading(checkpoint / checkpoints.AVERAGE, "safetensors"):
+                average = load_file(checkpoint / checkpoints.AVERAGE)
+            self._set({name: pickles.weight(average, name, like, checkpoint) for name, like in self._learning().items()})
             self.average = [weights.detach().clone() for weights in self._flat()]
-        _, client = self.deepspeed.load_checkpoint(str(state_from), tag=checkpoints.STATE, load_module_strict=False)
+        try:
+            _, client = self.deepspeed.load_checkpoint(str(state_from), tag=checkpoints.STATE, load_module_strict=False)
+        except UnpicklingError as error:
+            raise RunFailed(f"{state_from}: {pickles.reason(str(error))}. {pickles.MEND}") from None
+        if not isinstance(client, dict) or not isinstance(client.get("langext"), dict):
+            raise RunFailed(f"{checkpoint}: not written by a training of langext. {pickles.MEND}")
         return client["langext"]
 
     @torch.no_grad()
@@ -336,3 +319,10 @@ class Engine:
                 safe_set_full_fp32_param(parameter, value)
             else:
                 parameter.copy_(value)
+
+
+def convert_to_universal() -> None:
+    """Run DeepSpeed's converter of checkpoints, which takes its arguments from the command line of this process."""
+    from deepspeed.checkpoint import ds_to_universal
+
+    ds_to_universal.main(ds_to_universal.parse_arguments())

@@ -9,22 +9,23 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import torch
 
-from langext.artifacts import STOP, Corpus, Model
+from langext.artifacts import STOP, Corpus, Model, read_metrics
 from langext.console import Bar, duration
 from langext.context import Context
 from langext.data import documents
 from langext.data.mixture import Batch
+from langext.errors import RunFailed
 from langext.methods.penalties.base import MicroBatch
 from langext.models import loading
-from langext.spec import RunFailed
 from langext.summaries import TrainSummary
 from langext.training import engine
 from langext.training.metrics import Log, Tally
-from langext.training.selection import Evaluation, mean_ratio
+from langext.training.selection import Evaluation, Kept, least_forgotten, mean_ratio
 from langext.training.settings import Settings
 from langext.training.setup import Session, set_up
 
@@ -33,7 +34,7 @@ def train(settings: Settings, ctx: Context, model: Model, corpus: Corpus) -> Mod
     """Train the model, resume from a checkpoint if there is one, and write the delta. Returns the trained model.
 
     Raises ConfigError when the settings do not fit the text or the processes, and RunFailed when a loss or a gradient is not
-    finite. Ends the process with exit code 128 + signal when it is asked to stop.
+    finite, or when no evaluation can become the model. Ends the process with exit code 128 + signal when it is asked to stop.
     """
     loop = Loop(set_up(settings, ctx, model, corpus))
     loop.run()
@@ -90,20 +91,27 @@ class Loop:
         self.bar.close()
 
     def _evaluate(self, step: int) -> None:
-        """Measure held-out text. Keep the weights if they are the best so far; end training when the budget is used up."""
+        """Measure held-out text. Keep the weights if they are the best so far; end training when the budget is used up.
+
+        Raises RunFailed when the first measurement is not a finite number, because nothing can be compared with it.
+        """
         at = time.monotonic()
         with self.engine.averaged(), self.engine.gathered():
             measured: Evaluation = self.engine.from_first(self.session.watch.measure())
-        now = measured.bits_per_byte
+        now, broken = measured.bits_per_byte, measured.broken
+        if broken and self.start is None:
+            raise RunFailed(f"{broken} before any training: the weights overflow; with precision fp32 they may not")
         self.start, self.evaluation = self.start or now, measured
         tokens = step * self.session.step_tokens
         self.log.evaluation(step, tokens, measured)
         self.engine.report(tokens, {f"bits_per_byte/{name}": value for name, value in now.items()})
+        if broken:
+            self.log.say(f"  warning: {broken}; these weights cannot become the model. Try a lower lr.")
         budget = self.settings.forgetting_budget
         if budget and self._exceeds_budget(measured):
             if budget.then == "stop":
                 self.last = step
-        elif self.settings.result == "best" or budget:
+        elif (self.settings.result == "best" or budget) and not broken:
             score = mean_ratio(now, self.start, (self.ctx.language,))
             with self.engine.averaged():
                 self.session.best.offer(step, score, measured, self.engine.masters, self.ctx.rank)
@@ -172,23 +180,19 @@ class Loop:
         self.log.say(f"  step {step}/{session.steps}  {shown}  {speed:.0f} tokens/s  ETA {duration(left)}")
 
     def finish(self, model: Model) -> None:
-        """Write the delta, the record and the summary, of the last weights or of the best ones, as the settings say."""
+        """Write the delta, the record and the summary, of the last weights or of the best ones, as the settings say.
+
+        Raises RunFailed when there is no such evaluation, or when that of the last weights is not a finite number.
+        """
         settings, ctx, best = self.settings, self.ctx, self.session.best
-        selects = settings.result == "best" or settings.forgetting_budget is not None
-        chosen = best.kept if selects else None
+        chosen = self._chosen()
         # Before the other ranks leave: every process takes part in gathering the weights.
         with self.engine.averaged():
             delta = self.engine.masters()
         if ctx.rank:
             return
-        within = bool(chosen) if settings.forgetting_budget else None
         if chosen:
             delta = best.weights()
-            limit = " within the forgetting budget" if within else ""
-            self.log.say(f"  the model is that of step {chosen.step}, the best evaluation{limit}")
-        elif selects:
-            limit = " within the forgetting budget" if settings.forgetting_budget else ""
-            self.log.say(f"  warning: no evaluation was a number{limit}; the model is that of the last step")
         loading.save_delta(ctx.out, delta)
         loading.write_record(ctx.out, loading.read_record(model))
         result = chosen.evaluation if chosen else self.evaluation
@@ -197,13 +201,40 @@ class Loop:
         ctx.report(
             TrainSummary(
                 lr=settings.lr, penalties=[penalty.name for penalty in settings.penalties], steps=self.last,
-                result_step=chosen.step if chosen else self.last, within_budget=within,
+                result_step=chosen.step if chosen else self.last, within_budget=True if settings.forgetting_budget else None,
                 tokens=self.last * self.session.step_tokens, seconds=round(self.seconds, 1),
                 tokens_per_second=self.log.tokens_per_second, epochs=seen.epochs(), shares=seen.shares(),
                 bits_per_byte=result.bits_per_byte, kl_to_base=result.kl_to_base, dead_layers=result.dead_layers,
                 weights=result.weights,
             )
         )  # fmt: skip
+
+    def _chosen(self) -> Kept | None:
+        """The evaluation whose weights become the model; None for the last weights. Says which one it is.
+
+        Raises RunFailed when nothing can become the model.
+        """
+        settings = self.settings
+        if settings.result == "last" and not settings.forgetting_budget:
+            assert self.evaluation is not None, "the last step is always evaluated"
+            if self.evaluation.broken:
+                raise RunFailed(f"{self.evaluation.broken} at the last step; {self._saved()}. Try a lower lr with --redo.")
+            return None
+        chosen = self.session.best.kept
+        limit = " within the forgetting budget" if settings.forgetting_budget else ""
+        if chosen and chosen.step:
+            self.log.say(f"  the model is that of step {chosen.step}, the best evaluation{limit}")
+            return chosen
+        rows = [row for row in read_metrics(self.log.path) if row["kind"] == "eval" and (row["step"] or not chosen)]
+        assert self.start is not None
+        least = f"; smallest increase seen: {least_forgotten(rows, self.start, self.ctx.original_languages)}" if limit else ""
+        if chosen:
+            self.log.say(f"  warning: no training step made it better{limit}{least}; the model is the untrained one of step 0")
+            return chosen
+        raise RunFailed(
+            f"no evaluation is{limit or ' a finite number'}{least}; {self._saved()}. Allow more, or forget less (a lower lr, a "
+            "larger original_frac), with --redo."
+        )
 
     def _suspects(self, seen: list[tuple[Batch, torch.Tensor]]) -> str:
         """The documents of the sequences whose loss is not finite, one line per source.
@@ -223,11 +254,14 @@ class Loop:
         names = {source: documents.identifiers(self.session.corpus, source, sorted(n)) for source, n in named.items()}
         return "\n".join(f"{source}: {', '.join(ids)}" for source, ids in names.items())
 
-    def _not_finite(self, what: str, step: int, suspects: str) -> str:
+    def _saved(self) -> str:
         steps = self.session.checkpoints.steps()
-        saved = f"the last good checkpoint is of step {steps[-1]}" if steps else "there is no checkpoint yet"
+        return f"the last good checkpoint is of step {steps[-1]}" if steps else "there is no checkpoint yet"
+
+    def _not_finite(self, what: str, step: int, suspects: str) -> str:
         read = f"\nDocuments in it:\n{suspects}" if suspects else ""
-        return f"the {what} is not finite at step {step + 1}; {saved}. Try a lower lr with --redo, or look at the text.{read}"
+        advice = "Try a lower lr with --redo, or look at the text."
+        return f"the {what} is not finite at step {step + 1}; {self._saved()}. {advice}{read}"
 
 
 def _peak_memory(device: torch.device) -> int:
@@ -253,5 +287,6 @@ class Stop:
     def asked(self) -> int:
         """The number of the signal that asks to stop; 0 while there is none."""
         if not self.signal and self.file.is_file():
-            return int(self.file.read_text(encoding="utf-8") or signal.SIGTERM)
+            with suppress(FileNotFoundError):  # `langext run` removes it when it starts anew
+                return int(self.file.read_text(encoding="utf-8") or signal.SIGTERM)
         return self.signal

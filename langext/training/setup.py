@@ -15,12 +15,12 @@ from langext.console import say
 from langext.context import Context
 from langext.data import documents, mixture, tokens
 from langext.data.mixture import Mixture, Phase
+from langext.errors import ConfigError
 from langext.evaluation import bpb
 from langext.methods.base import Method
 from langext.methods.extended import LiveModel
 from langext.models import loading
-from langext.spec import ConfigError
-from langext.training import checkpoints, engine, flops
+from langext.training import checkpoints, deepspeed_file, engine, flops
 from langext.training.checkpoints import Checkpoints
 from langext.training.engine import Engine, EngineSettings
 from langext.training.objective import Objective
@@ -71,22 +71,22 @@ def set_up(settings: Settings, ctx: Context, model: Model, corpus: Corpus) -> Se
     if ctx.world_size != settings.runtime.processes:
         raise ConfigError(f"{ctx.world_size} processes were started, and runtime asks for {settings.runtime.processes}")
     device = engine.join_processes()
-    deepspeed = engine.read_deepspeed(settings.runtime.deepspeed)
+    deepspeed = deepspeed_file.read(settings.runtime.deepspeed)
     torch.manual_seed(ctx.seed)
     dtype = torch.bfloat16 if settings.precision == "bf16" else torch.float32
     # ZeRO 3 partitions each weight before it moves it to the device, where the whole model may not fit.
-    home = "cpu" if engine.zero_stage(deepspeed) == 3 else str(device)
+    home = "cpu" if deepspeed_file.zero_stage(deepspeed) == 3 else str(device)
     live = loading.load(model, dtype, home, attention=settings.runtime.attention)
     method = live.method
     assert method is not None and loading.read_record(model).method is not None, "refused when planning"
     live.freeze()
+    settings.check_length(live.net.config)
     order, steps = _mixture(settings, ctx, corpus, live)
 
     def base() -> Any:
         return loading.load(model, dtype, str(device), trained=False).net.requires_grad_(False)
 
-    # Measurements and penalties look at the model as it was loaded, so they come before `_install` changes it.
-    watch = _watch(settings, ctx, corpus, live, loading.load_tokenizer(loading.read_record(model).base), base)
+    # Penalties look at the model as it was loaded, so they come before `_install` changes it.
     terms = {p.name: (p.weight, p.attach(live.net, method, base)) for p in settings.penalties}
     _install(settings, live, device)
     engine_settings = EngineSettings(
@@ -96,24 +96,28 @@ def set_up(settings: Settings, ctx: Context, model: Model, corpus: Corpus) -> Se
     )  # fmt: skip
     kept = Checkpoints(ctx.out / CHECKPOINTS, settings.keep_checkpoints)
     newest = kept.newest()
-    fits = newest is None or checkpoints.fits(newest, ctx.world_size, engine_settings.layout)
+    # One process decides for all: on a shared disk they can see different things for a while.
+    fits = newest is None or checkpoints.on_first(lambda: checkpoints.fits(newest, ctx.world_size, engine_settings.layout))
     source = newest if fits or newest is None else checkpoints.universal(newest)
     # Counted before the engine takes over: under ZeRO 3 it leaves only empty tensors behind.
     learns = sum(p.numel() for p in live.net.parameters() if p.requires_grad)
     total = sum(p.numel() for p in live.net.parameters())
     cost = flops.per_token(total, learns, live.net.config, settings.sequence_length)
-    # DeepSpeed comes last: it may partition the weights, and nothing above could read them then.
+    # DeepSpeed may partition the weights, and nothing above could read them then.
     objective = Objective(live.net, method, terms)
     runner = Engine(
         objective, live.net, engine_settings, lambda name: method.own_lr(name) or settings.lr, universal=source != newest
     )
+    # After DeepSpeed has moved the model to its device, because the base runs there; before the weights of a checkpoint come.
+    with runner.gathered():
+        watch = _watch(settings, ctx, corpus, live, loading.load_tokenizer(loading.read_record(model).base), base)
     state: dict[str, Any] = {"step": 0, "seconds": 0.0, "start": None}
     if newest is not None and source is not None:
         state = runner.load(newest, source)
     on_gpu = device.type == "cuda"
     return Session(
         settings, ctx, corpus, live, method, device, order, steps, settings.rates(steps), watch, runner, kept,
-        BestWeights(ctx.out / CHECKPOINTS), state, cost,
+        checkpoints.on_first(lambda: BestWeights(ctx.out / CHECKPOINTS)), state, cost,
         (flops.peak(torch.cuda.get_device_name()) or 0) * ctx.world_size if on_gpu else 0,
     )  # fmt: skip
 
@@ -122,25 +126,22 @@ def _install(settings: Settings, live: LiveModel, device: torch.device) -> None:
     """Change how the model computes, to save memory or time; its results stay the same."""
     if settings.runtime.activation_checkpointing:
         live.net.activation_checkpointing_enable({"use_reentrant": False})
-    if device.type == "cpu" and live.net.config._attn_implementation == "sdpa":
+    on_cpu = device.type == "cpu"  # nobody has measured on a GPU what these two do there
+    if on_cpu and live.net.config._attn_implementation == "sdpa":
         attention.install(live.net)
     if settings.runtime.compile:
         for block in families.blocks(live.net):
             block.compile()
-    else:
+    elif on_cpu:
         recompute.install(live.net)
 
 
 def _watch(settings: Settings, ctx: Context, corpus: Corpus, live: LiveModel, tokenizer: Any, base: Callable[[], Any]) -> Watch:
-    """The measurements on held-out text. Raises ConfigError for a forgetting budget without text to measure forgetting."""
+    """The measurements on held-out text. Raises ConfigError when something in the settings needs text that is not there."""
     heldout = documents.heldout(corpus, ctx.languages)
-    probes = {name: bpb.passages(texts, 1000, settings.eval_bytes) for name, texts in heldout.items()}
-    originals = {name.split("/")[0] for name, passages in probes.items() if passages} & set(ctx.original_languages)
-    if settings.forgetting_budget and not originals:
-        raise ConfigError(
-            f"forgetting_budget: there is no held-out text of {', '.join(ctx.original_languages)} to measure what is forgotten",
-            at=("forgetting_budget",),
-        )
+    chosen = {name: bpb.passages(texts, 1000, settings.eval_bytes) for name, texts in heldout.items()}
+    probes = {name: passages for name, passages in chosen.items() if passages}
+    settings.check_heldout(ctx, probes)
     return Watch(ctx, live, tokenizer, base, probes)
 
 
@@ -160,17 +161,12 @@ def _mixture(settings: Settings, ctx: Context, corpus: Corpus, live: LiveModel) 
     codes = {name.split("/")[0] for name in sizes}
     if ctx.language not in codes:
         raise ConfigError(f"less than one sequence of {length} tokens of {ctx.language} to train on")
-    originals = [code for code in ctx.original_languages if code in codes]
-    if (settings.original_frac or settings.original_first_frac) and not originals:
-        raise ConfigError(
-            f"original_frac is {settings.original_frac}, but there is no training text of {', '.join(ctx.original_languages)}; "
-            "add a source or set original_frac to 0"
-        )
     batch = settings.batch_sequences
     total = settings.steps * batch
+    mixture.check_size(total)
     early = round(FIRST_FRAC * settings.steps) * batch if settings.original_first_frac else 0
     phases = [
-        Phase(count, mixture.shares(sizes, ctx.language, originals, frac, settings.shares))
+        Phase(count, mixture.shares(sizes, ctx.language, ctx.original_languages, frac, settings.shares))
         for count, frac in ((early, settings.original_first_frac or 0.0), (total - early, settings.original_frac))
         if count
     ]
@@ -183,6 +179,8 @@ def _mixture(settings: Settings, ctx: Context, corpus: Corpus, live: LiveModel) 
             raise ConfigError(f"exhaustion is stop, and {name} is not enough for one step")
         if ctx.rank == 0:
             say(f"  {name} is read once after {steps} of {settings.steps} steps; training ends there (exhaustion: stop)")
+            if steps < settings.warmup_steps:
+                say(f"  warning: warmup_steps is {settings.warmup_steps}, so the learning rate does not reach its peak")
         order = order.cut(steps * batch)
     if ctx.rank == 0:
         epochs, part = order.epochs(), order.shares()

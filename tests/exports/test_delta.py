@@ -1,16 +1,17 @@
 """Deltas: what was learnt without the base, put on the base again."""
 
 import shutil
+import struct
 from pathlib import Path
 
 import pytest
 import torch
 from bench import Bench, extend, train
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from toy import make_llama, make_tokenizer
 from typer.testing import CliRunner
 
-from langext.artifacts import read_json, write_json
+from langext.artifacts import read_json, sha256_file, write_json
 from langext.cli.app import app
 from langext.models import loading
 
@@ -116,13 +117,96 @@ def test_the_same_base_in_other_files_is_the_base(bench: Bench, delta: Path, tmp
         ({"files": {}}, "says nothing of delta.safetensors"),
         ({"files": {"../secret": "0"}}, "says nothing of delta"),
         ({"files": None}, "files: Input should be a valid dictionary"),
+        (
+            {"base": {"name": "../x", "public": True, "commit": "a" * 40, "weights": "0"}},
+            "a public base is owner/name with",
+        ),
+        ({"base": {"name": "a/b", "public": True, "commit": "main", "weights": "0"}}, "a public base is owner/name with"),
+        ({"base": {"name": "https://a.b/c", "public": True, "commit": "a" * 40, "weights": "0"}}, "base.name: String should"),
+        ({"language": "xx"}, "language: Value error, unknown language 'xx'"),
+        ({"original_languages": ["eng_Latn", "x\ny"]}, "original_languages.1: Value error, unknown language"),
+        ({"method": RESIDUES | {"width": 60_000}}, "numbers, too few for width 60,000 of neutral_residues on a base of width"),
+        ({"method": {"name": "lora", "rank": 60_000}}, "numbers, too few for rank 60,000 of lora"),
+        ({"method": {"name": "selective_lora", "rank": 60_000}}, "numbers, too few for rank 60,000 of selective_lora"),
+        ({"method": {"name": "lora", "rank": 10**9}}, "method.lora.rank: Input should be less than or equal to"),
+        ({"method": {"name": "grow", "k": 10**9}}, "method.grow.k: Input should be less than or equal to"),
+        ({"method": {"name": "grow", "layers": {"top": 10**9}}}, "layers: top 1000000000 asked for, the base has"),
+        ({"method": {"name": "expansion_blocks", "positions": [10**9]}}, "positions: no layer 1000000000"),
+        ({"method": {"name": "adapter", "width": 24}}, "delta.safetensors"),
     ],
 )
 def test_a_changed_record_is_refused(bench: Bench, delta: Path, tmp_path: Path, change, message):
     shutil.copytree(delta, tmp_path / "changed")
     write_json(tmp_path / "changed" / "delta.json", read_json(delta / "delta.json") | change)
-    assert message in refused("apply", tmp_path / "changed", "--to", tmp_path / "x", "--base", bench.pico)
+    printed = refused("apply", tmp_path / "changed", "--to", tmp_path / "x", "--base", bench.pico)
+    assert message in printed and len(printed.splitlines()) == 1
     assert not (tmp_path / "x").exists()
+
+
+def sealed(folder: Path, name: str) -> None:
+    """Write the sha256 of a changed file into delta.json, as a stranger can."""
+    content = read_json(folder / "delta.json")
+    content["files"][name] = sha256_file(folder / name)
+    write_json(folder / "delta.json", content)
+
+
+def header(text: str, length: int | None = None) -> bytes:
+    """The beginning of a safetensors file: the length of the header, and the header."""
+    return struct.pack("<Q", len(text) if length is None else length) + text.encode()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("delta.safetensors", b"", "delta.safetensors: cannot be read as safetensors"),
+        ("delta.safetensors", header("{}", 2**63), "delta.safetensors: cannot be read as safetensors"),
+        ("delta.safetensors", header("{}", 10**9), "delta.safetensors: cannot be read as safetensors"),
+        (
+            "delta.safetensors",
+            header('{"w":{"dtype":"BF16","shape":[1000000000,1000000],"data_offsets":[0,8]}}') + bytes(8),
+            "delta.safetensors: cannot be read as safetensors",
+        ),
+        (
+            "delta.safetensors",
+            header('{"../../w":{"dtype":"BF16","shape":[1000000000,0],"data_offsets":[0,0]}}'),
+            "holds 0 numbers, too few for width 24",
+        ),
+        ("earlier-0.safetensors", header('{"w":{"dtype":"F64","shape":[1],"data_offsets":[0,8]}}') + bytes(8), "is F64"),
+        ("vocabulary/new_tokens.json", b"[]", "new_tokens.json: "),
+        ("vocabulary/new_tokens.json", b'{"x": [1]}', "new_tokens.json: x"),
+        ("vocabulary/new_tokens.json", b'{"999999999": [1]}', "new_tokens.json: must spell tokens"),
+        ("vocabulary/tokenizer/tokenizer.json", b"{}", "tokenizer"),
+    ],
+)
+def test_files_of_a_stranger_are_judged_before_anything_is_built(bench, delta, tmp_path, monkeypatch, name, content, message):
+    shutil.copytree(delta, tmp_path / "changed")
+    (tmp_path / "changed" / name).write_bytes(content)
+    sealed(tmp_path / "changed", name)
+    monkeypatch.setattr("langext.methods.extended.build", lambda *_: pytest.fail("a model is built"))
+    printed = refused("apply", tmp_path / "changed", "--to", tmp_path / "x", "--base", bench.pico)
+    assert message in printed and len(printed.splitlines()) == 1
+    assert not (tmp_path / "x").exists()
+
+
+def test_tokens_that_are_spelt_with_no_tokens_of_the_base_are_refused(bench, delta, tmp_path):
+    shutil.copytree(delta, tmp_path / "changed")
+    path = tmp_path / "changed" / "vocabulary" / "new_tokens.json"
+    spelt = read_json(path)
+    write_json(path, spelt | {next(iter(spelt)): [10**9]})
+    sealed(tmp_path / "changed", "vocabulary/new_tokens.json")
+    printed = refused("apply", tmp_path / "changed", "--to", tmp_path / "x", "--base", bench.pico)
+    assert "new_tokens.json: spells a token with others than the" in printed
+
+
+def test_tensors_of_other_shapes_are_refused(bench, delta, tmp_path):
+    path = shutil.copytree(delta, tmp_path / "changed") / "delta.safetensors"
+    tensors = load_file(path)
+    for name in (min(tensors), max(tensors)):
+        save_file(tensors | {name: tensors[name].flatten()}, path)
+        sealed(tmp_path / "changed", path.name)
+        assert f"{name} is ({tensors[name].numel()},), the model has" in refused(
+            "apply", tmp_path / "changed", "--to", tmp_path / "x", "--base", bench.pico
+        )
 
 
 def test_files_that_are_not_those_of_the_record_are_refused_or_left(bench: Bench, delta: Path, tmp_path: Path):
@@ -141,7 +225,7 @@ def test_files_that_are_not_those_of_the_record_are_refused_or_left(bench: Bench
     link.symlink_to(delta / "vocabulary" / "new_tokens.json")
     assert "no plain file" in apply(tmp_path / "link")
     (changed("page") / "delta.json").write_text("<html>404</html>")
-    assert "delta.json: Expecting value" in apply(tmp_path / "page")
+    assert "delta.json: line 1, column 1: not valid JSON: Expecting value" in apply(tmp_path / "page")
     (changed("more") / "checkpoints").mkdir()
     (tmp_path / "more" / "checkpoints" / "evil.pt").write_text("")
     langext("apply", tmp_path / "more", "--to", tmp_path / "x", "--base", bench.pico)

@@ -7,17 +7,19 @@ from pathlib import Path
 
 import pytest
 import torch
+from forks import reloaded
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from toy import make_base, make_tokenizer
 
 from langext.architectures import precision
 from langext.artifacts import Model, write_json
+from langext.errors import ConfigError, RunFailed
 from langext.exports import hub, modelcard, shards, targets, verify, write
 from langext.exports.modelcard import Card
 from langext.methods import Full, Grow, Lora, NeutralResidues, extended
 from langext.methods.residue import stacks
 from langext.models import loading
-from langext.spec import ConfigError, RunFailed
 from langext.summaries import History, Training
 
 TEXTS = ["The small cat sleeps in the house with a dog. " * 4, "Le petit chat dort dans la maison avec un chien. " * 4]
@@ -47,6 +49,13 @@ def extended_model(tmp_path: Path, pico: Path, method) -> Model:
     loading.save_delta(out, live.delta())
     write_json(out / "x.json", {})
     return loading.write_record(out, loading.Record(pico, method))
+
+
+@pytest.fixture(autouse=True)
+def reloaded_in_a_fork(request, monkeypatch):
+    """Exports are reloaded in a fork, but for those of the first test: by a new interpreter, as for users."""
+    if request.node.originalname != "test_export_equals_the_trained_model":
+        monkeypatch.setattr(verify, "run", reloaded)
 
 
 @pytest.mark.parametrize(
@@ -202,6 +211,35 @@ def test_relu_has_no_native_form():
     with pytest.raises(ConfigError, match=r"a block with a relu gate \(a regate stage .*\); possible: remote"):
         targets.choose(None, [method], "native")
     assert targets.choose(None, [method], "auto") == "remote"
+
+
+def test_of_two_exports_to_one_folder_the_second_is_refused(tmp_path, pico):
+    model, out = extended_model(tmp_path, pico, Full(name="full")), tmp_path / "out"
+    with write.workplace(out) as place:
+        (place / "export" / "half.txt").write_text("")
+        with pytest.raises(ConfigError, match="another export is being written to it"):
+            write.write(model, out, "auto", TEXTS, CARD)
+        assert (place / "export" / "half.txt").exists() and not out.exists()
+        out.mkdir()  # made by somebody else meanwhile
+    left = out.with_name(place.name) / "export"
+    left.mkdir(parents=True)  # as a kill leaves it
+    (left / "half.txt").write_text("")
+    with pytest.raises(ConfigError, match="exists already"):
+        write.write(model, out, "auto", TEXTS, CARD)
+    out.rmdir()
+    write.write(model, out, "auto", TEXTS, CARD)
+    assert not (out / "half.txt").exists() and {path.name for path in tmp_path.iterdir()} == {"model", "out"}
+
+
+def test_an_export_to_a_full_disk_says_what_to_do(tmp_path, pico, monkeypatch):
+    def full(*_):
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    model = extended_model(tmp_path, pico, Full(name="full"))
+    monkeypatch.setattr(shards, "save", full)
+    with pytest.raises(RunFailed, match="the disk is full; mend that and run the same command again"):
+        write.write(model, tmp_path / "out", "auto", TEXTS, CARD)
+    assert {path.name for path in tmp_path.iterdir()} == {"model"}
 
 
 def test_an_existing_folder_is_not_overwritten(tmp_path, pico):

@@ -9,14 +9,15 @@ import torch
 from cases import CASES, method, stir
 from safetensors.torch import load_file, save_file
 from test_exports import CARD, TEXTS, extended_model
+from tokenizers import processors
 from toy import FAMILIES, make_base, make_tokenizer
 
 from langext.artifacts import read_json, write_json
+from langext.errors import ConfigError, RunFailed
 from langext.exports import formats, targets, verify, write
 from langext.exports.gguf import check, file, reload, vocabulary
 from langext.methods import NeutralResidues, extended
 from langext.models import loading
-from langext.spec import ConfigError, RunFailed
 
 BY_GATE = {case["gate"]: case for case in CASES if case["name"] == "neutral_residues"}
 PAIRS = {
@@ -56,6 +57,21 @@ def test_llama_cpp_computes_what_transformers_computes(family, tmp_path):
         found = check.compare(path, precision, expected)
         assert abs(found["kl_per_token_nats"]) < most and found["tokenized_equal"] == len(TEXTS)
         assert precision == "q8_0" or found["top1_agreement"] > 0.9
+
+
+def test_a_file_whose_tokenizer_ends_every_text_can_be_run(tmp_path):
+    tokenizer = make_tokenizer()
+    ends = processors.TemplateProcessing(single="$A <|end|>", special_tokens=[("<|end|>", tokenizer.eos_token_id)])
+    tokenizer._tokenizer.post_processor = ends
+    make_base("llama", len(tokenizer)).save_pretrained(tmp_path / "stock")
+    tokenizer.save_pretrained(tmp_path / "stock")
+    net = loading.load_base(tmp_path / "stock", torch.float32)
+    text = f"{TEXTS[0][:60]} <|end|>"  # and what spells a special token is text there, too
+    expected = verify.expect(net, loading.load_tokenizer(tmp_path / "stock"), [text], tmp_path / "logits")
+    assert expected.whole[0] == [*expected.ids[0], 0] and 0 not in expected.ids[0]
+    file.write(tmp_path / "stock", tmp_path / "f32.gguf", "f32")
+    found = check.compare(tmp_path / "f32.gguf", "f32", expected)
+    assert found["tokenized_equal"] == 1 and abs(found["kl_per_token_nats"]) < 1e-5
 
 
 def test_an_export_of_two_files_with_card_and_modelfile(tmp_path, pico):

@@ -1,6 +1,7 @@
 """Training through the command line that is killed or asked to stop, with one process and with two, and goes on."""
 
 import json
+import re
 import signal
 import subprocess
 import time
@@ -10,10 +11,10 @@ import pytest
 from bench import Bench, extend, train
 from processes import kill_worker, running, start, wait_for
 
-from langext.spec import EXIT_RUN_FAILED
+from langext.errors import EXIT_RUN_FAILED
 
 METHOD = extend(name="neutral_residues", gate="hard_sigmoid", init="lecun", width=32)
-STEPS = {"steps": 120, "eval_every": 60, "save_every": 24, "log_every": 10}
+STEPS = {"steps": 60, "eval_every": 30, "save_every": 12, "log_every": 5}
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +36,7 @@ def test_killed_training_ends_with_the_same_weights(bench: Bench, undisturbed: P
     run = bench.root / "killed"
     for number in (signal.SIGKILL, signal.SIGTERM):
         process = start("run", str(bench.file("killed", "fra_Latn", ["eng_Latn"], stages)), "--out", str(run))
-        wait_for(process, "step 30/120" if number == signal.SIGKILL else "step 90/120")
+        wait_for(process, "step 15/60" if number == signal.SIGKILL else "step 45/60")
         kill_worker(run, number)
         process.wait(timeout=120)
         assert process.returncode != 0
@@ -51,7 +52,7 @@ def test_two_processes_are_stopped_go_on_and_train_like_one(bench: Bench, undist
     stages = [METHOD, train(**STEPS, runtime={"cpu_processes": 2, "micro_batch": 2})]
     run = bench.root / "two"
     process = start("run", str(bench.file("two", "fra_Latn", ["eng_Latn"], stages)), "--out", str(run))
-    wait_for(process, "step 50/120")
+    wait_for(process, "step 25/60")
     process.send_signal(signal.SIGTERM)  # the launcher alone would not tell its processes
     assert process.stdout is not None
     rest = process.stdout.read()
@@ -61,7 +62,7 @@ def test_two_processes_are_stopped_go_on_and_train_like_one(bench: Bench, undist
     assert exported.wait(timeout=120) == 0, exported.communicate()
     record = json.loads((bench.root / "half way" / "export.json").read_text())
     assert record["loads_as"] == "Glm4MoeForCausalLM" and record["max_abs_difference"] < 1e-4
-    assert "a training that had not ended, at step 5" in (bench.root / "half way" / "README.md").read_text()
+    assert re.search(r"a training that had not ended, at step [23]\d", (bench.root / "half way" / "README.md").read_text())
     process = start("run", str(bench.file("two", "fra_Latn", ["eng_Latn"], stages)), "--out", str(run))
     wait_for(process, "resuming at step")
     assert process.stdout is not None

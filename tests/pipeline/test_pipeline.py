@@ -9,9 +9,9 @@ from run_folders import begun, done
 from langext import spec
 from langext.context import Runtime
 from langext.data.tokens import TokenFile
+from langext.errors import ConfigError
 from langext.pipeline import launcher, plan, reuse, run
 from langext.pipeline.plan import Pipeline
-from langext.spec import ConfigError
 from langext.summaries import EvaluateSummary, FilterSummary
 
 ROOT = Path(__file__).parent.parent.parent
@@ -22,9 +22,9 @@ def make(*stages, **more) -> Pipeline:
     return Pipeline(**{"name": "x", "language": "fr", "base_model": "./m", "stages": list(stages), **more})
 
 
-FILTER = {"uses": "filter", "sources": [{"language": "fr", "path": "a.txt"}]}
+FILTER = {"uses": "filter", "sources": [{"language": "fr", "path": "a.txt"}], "lid_model": "lid.bin"}
 EXTEND = {"uses": "extend", "method": {"name": "full"}}
-TRAIN = {"uses": "train", "steps": 1, "lr": 1}
+TRAIN = {"uses": "train", "steps": 1, "lr": 1, "sequence_length": 64}
 
 
 def wiring(*stages):
@@ -119,7 +119,7 @@ def test_a_stage_that_failed_starts_over_when_its_recipe_is_mended(tmp_path, pic
     english = {"language": "en", "path": str(texts / "en.jsonl.gz")}
     with pytest.raises(SystemExit):
         run.run(make({**stage, "sources": [source, english]}, base_model=str(pico)), tmp_path)
-    assert "01-filter: fr.jsonl.gz: entry 1 has no 'body'" in capfd.readouterr().err
+    assert f"01-filter: {texts / 'fr.jsonl.gz'}: line 1: no 'body'" in capfd.readouterr().err
     right = make({**stage, "sources": [{**source, "text_column": "text"}, english]}, base_model=str(pico))
     steps = run.run(right, tmp_path)
     assert steps[0].state == "done"
@@ -212,6 +212,8 @@ def test_processes_on_one_cpu_share_its_cores(processes, threads, monkeypatch, t
     started = {}
 
     class Popen:
+        pid = 1 << 30  # no process has this number
+
         def __init__(self, command, env, **more):
             started.update(env)
 

@@ -8,16 +8,17 @@ from pathlib import Path
 
 import pytest
 from bench import ROOT, Bench, extend, train
+from forks import langext
 from processes import start, wait_for
 from ruamel.yaml import YAML
 from run_folders import manifest_of
 
 from langext.artifacts import InputRecord, read_json, sha256_file, write_json
+from langext.errors import ConfigError, RunFailed
 from langext.pipeline import plan, reuse, run, sweep
-from langext.spec import ConfigError, RunFailed
 from langext.summaries import FilterSummary
 
-EVALUATE = {"uses": "evaluate", "bpb_bytes": 2000, "kl_bytes": 0, "continuation_items": 0, "samples": 0}
+EVALUATE = {"uses": "evaluate", "bpb_bytes": 2000, "kl_bytes": 0, "continuation_items": 0, "samples": 0, "precision": "fp32"}
 
 
 @pytest.fixture(scope="module")
@@ -188,10 +189,9 @@ def test_a_run_takes_what_another_has_done(swept, file, tmp_path):
 
 
 def _printed(*command: str) -> str:
-    process = start(*command)
-    printed = process.communicate(timeout=300)[0]
-    assert process.returncode == 0, printed
-    return printed
+    done = langext(*command)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
 
 
 def test_a_stage_is_taken_whole_or_not_at_all(file, tmp_path):
@@ -205,7 +205,8 @@ def test_a_stage_is_taken_whole_or_not_at_all(file, tmp_path):
     source = next(file.parent.glob("fra_Latn.jsonl.gz"))
     was = source.read_bytes()
     lid = sha256_file(Path(step.stage.lid_model))
-    summary = FilterSummary(funnel=[], source_files=step.stage._read_files(), lid_sha256=lid)
+    read = [file for source in step.stage.sources for file in source.record().files]
+    summary = FilterSummary(funnel=[], source_files=read, lid_sha256=lid)
     right = manifest_of(summary, fingerprint=step.fingerprint)
     others = [file.model_copy(update={"sha256": "of other text", "modified_ns": 0}) for file in summary.source_files]
     elsewhere = summary.model_copy(update={"source_files": others})  # what the same relative path is in another project

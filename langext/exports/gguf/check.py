@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from langext.console import warn
+from langext.errors import RunFailed
 from langext.exports import verify
 from langext.exports.gguf import file, reload
-from langext.spec import RunFailed
 from langext.summaries import ExportSummary, GGUFFile
 
 if TYPE_CHECKING:

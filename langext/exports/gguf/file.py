@@ -17,9 +17,9 @@ from safetensors import safe_open
 from torch import Tensor
 
 from langext.artifacts import read_json
+from langext.errors import ConfigError
 from langext.exports.formats import Precision
 from langext.exports.gguf import vocabulary
-from langext.spec import ConfigError
 
 KINDS = {"f32": Kind.F32, "f16": Kind.F16, "bf16": Kind.BF16, "q8_0": Kind.Q8_0}
 FILE_TYPES = {

@@ -32,7 +32,7 @@ class Runner:
         params.warmup, params.verbosity = False, -1
         self.server = xllamacpp.Server(params)
         self.direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # never through a proxy
-        self.letter = self.tokens("a")[-1]  # an ordinary token, for `next`
+        self.letter = self.tokens("a", special=False)[-1]  # an ordinary token, for `next`
 
     def ask(self, path: str, **body: Any) -> Any:
         """Send one request with the JSON `body`; return the decoded JSON answer."""
@@ -41,9 +41,9 @@ class Runner:
         with self.direct.open(request, timeout=TIMEOUT_S) as answer:
             return json.load(answer)
 
-    def tokens(self, text: str) -> list[int]:
-        """All token ids of a text, with the special tokens that the model's tokenizer adds."""
-        return self.ask("/tokenize", content=text, add_special=True, parse_special=False)["tokens"]
+    def tokens(self, text: str, *, special: bool = True) -> list[int]:
+        """All token ids of a text; if `special`, with the start and end tokens that the model's tokenizer adds."""
+        return self.ask("/tokenize", content=text, add_special=special, parse_special=False)["tokens"]
 
     def next(self, ids: list[int], top: int) -> dict[int, float]:
         """Return the `top` most likely next tokens after `ids`, most likely first: token id -> log-probability in nats."""

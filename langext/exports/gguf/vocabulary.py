@@ -11,7 +11,7 @@ from typing import Any
 import gguf
 from transformers import AutoTokenizer
 
-from langext.spec import ConfigError
+from langext.errors import ConfigError
 
 LLAMA3 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 WORDS = {

@@ -1,0 +1,38 @@
+"""The DeepSpeed configuration that a stage names. Rule: what decides the result is the stage's, and must not be in the file."""
+
+from typing import Any
+
+from langext import ready
+from langext.artifacts import read_object
+from langext.errors import ConfigError
+
+OURS = (
+    "train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping",
+    "optimizer", "scheduler", "bf16", "fp16", "data_types", "checkpoint", "tensorboard", "wandb",
+)  # fmt: skip
+"""Keys that must not be in the file: `EngineSettings.for_deepspeed` sets them, or langext does that work itself."""
+
+
+def read(name: str) -> dict[str, Any]:
+    """Read a DeepSpeed configuration: `name` is one that comes with langext, or a file.
+
+    Raises ConfigError for invalid JSON, for a key that the train stage sets itself (`OURS`), and for an unknown ZeRO stage.
+    """
+    at = ("runtime", "deepspeed")
+    path = ready.find("deepspeed", name, ".json", at)
+    try:
+        config = read_object(path)
+    except ConfigError as error:
+        raise ConfigError(str(error), at=at) from None
+    if clash := [key for key in OURS if key in config]:
+        raise ConfigError(f"{path}: {', '.join(clash)} must not be set here; the train stage decides it", at=at)
+    zero = config.get("zero_optimization", {})
+    stage = zero.get("stage", 0) if isinstance(zero, dict) else zero
+    if type(stage) is not int or stage not in (0, 1, 2, 3):
+        raise ConfigError(f"{path}: zero_optimization.stage must be 0, 1, 2 or 3 (got {stage!r:.40})", at=at)
+    return config
+
+
+def zero_stage(config: dict[str, Any]) -> int:
+    """The ZeRO stage of a DeepSpeed configuration; 0 when it names none."""
+    return config.get("zero_optimization", {}).get("stage", 0)

@@ -1,0 +1,66 @@
+"""ZeRO 3 without small weights that stay whole, and what the start of a training leaves behind."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+from forks import Fork
+from toy import make_base, make_tokenizer
+
+from langext.architectures import families
+from langext.methods import SelectiveLora, extended
+from langext.methods.penalties.base import MicroBatch
+from langext.training import engine, setup
+from langext.training.objective import Objective
+
+ZERO3 = {
+    "zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0},
+    "zero_allow_untested_optimizer": True,
+    "zero_force_ds_cpu_optimizer": False,
+}
+
+
+def two_steps() -> None:
+    """Train selective LoRA under ZeRO 3, and print what its penalty and its figures were."""
+    engine.join_processes()
+    torch.manual_seed(1)
+    method = SelectiveLora(name="selective_lora", rank=2, warmup_frac=0.0, sparsity=1.0, s_lr=0.01)
+    live = extended.build(make_base("llama", 320).float(), make_tokenizer(), method)
+    live.freeze()
+    settings = engine.EngineSettings(ZERO3, 2, 1, 1.0, False, (0.9, 0.95), 0.0, None, (), Path("run/train"))
+    runner = engine.Engine(Objective(live.net, method, {}), live.net, settings, lambda name: method.own_lr(name) or 0.01)
+    ids, seen = torch.randint(0, 320, (2, 16)), []
+    for step in range(2):
+        micro_batch = MicroBatch(torch.zeros(2, 16, dtype=torch.bool), 0, 32, step / 2)
+        loss, _, penalties = runner(ids, ids, torch.arange(16).expand(2, 16), micro_batch)
+        seen.append(float(penalties["sparsity"]))
+        runner.step(iter([loss]), 1.0)
+    with runner.gathered():
+        figures = method.figures(live.net)
+    s = [float(value) for name, value in runner.masters().items() if name.endswith(".s")]
+    print(json.dumps({"sparsity": seen, "figures": figures, "s": s}))
+
+
+def test_selective_lora_reads_its_indicators_where_weights_are_shared_out(tmp_path):
+    with (tmp_path / "out").open("w+") as out, (tmp_path / "err").open("w+") as err:
+        code = Fork(two_steps, out, err, {"TMPDIR": str(tmp_path)}).wait()
+    assert code == 0, (tmp_path / "err").read_text()[-3000:]
+    found = json.loads((tmp_path / "out").read_text().splitlines()[-1])
+    blocks = found["figures"]["blocks"]
+    assert found["figures"] == {"active_blocks": blocks, "blocks": blocks} and len(found["s"]) == blocks > 0
+    # lambda mean |s|: all start at 0.15, and the cost alone pulls all of them down, by about s_lr in each step.
+    assert abs(found["sparsity"][0] - 0.15) < 1e-6 and 0.13 < found["sparsity"][1] < 0.145
+    assert all(0.12 < value < 0.14 for value in found["s"])
+    assert {path.name for path in tmp_path.iterdir()} == {"out", "err"}  # the processes of a training meet without files
+
+
+def test_what_was_measured_on_cpus_alone_is_used_there_alone():
+    settings = SimpleNamespace(runtime=SimpleNamespace(activation_checkpointing=False, compile=False))
+    changed = []
+    for device in ("cpu", "cuda"):
+        net = make_base("llama", 320)
+        before = net.config._attn_implementation, families.ffns(net)[0].forward
+        setup._install(settings, SimpleNamespace(net=net), torch.device(device))
+        changed.append([before[0] != net.config._attn_implementation, before[1] != families.ffns(net)[0].forward])
+    assert changed == [[True, True], [False, False]]

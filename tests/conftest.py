@@ -1,14 +1,21 @@
 """What the tests share: a pico model, a language identifier and texts, as files."""
 
 import os
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: two tests run at a time, on two cores
+# Before torch and DeepSpeed are imported: two tests run at a time, on two cores, and none of them on a GPU.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("DS_ACCELERATOR", "cpu")
+os.environ.setdefault("LANGEXT_BUGS", tempfile.mkdtemp(prefix="bugs-"))
 
 from toy import ENGLISH, FRENCH, documents, make_llama, make_tokenizer, sentences, write_fasttext, write_jsonl
 
+BUGS = Path(os.environ["LANGEXT_BUGS"])
+"""Where langext saves the traceback of an error that it does not know."""
 LONGEST = ("test_sequence", "test_resume", "test_end_to_end", "test_interrupted", "test_exports", "test_sweep", "test_delta")
 """Files that take minutes: begun first, so that no process is left with one of them alone at the end."""
 
@@ -17,6 +24,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put the longest files first."""
     order = {name: number for number, name in enumerate(LONGEST)}
     items.sort(key=lambda item: order.get(item.path.stem, len(order)))
+
+
+@pytest.fixture(autouse=True)
+def no_bug() -> Iterator[None]:
+    """Fails a test in which langext has met an error that it does not know."""
+    yield
+    found = [path.read_text() for path in sorted(BUGS.iterdir())]
+    for path in BUGS.iterdir():
+        path.unlink()
+    assert not found, found[0]
 
 
 @pytest.fixture(scope="session")

@@ -1,50 +1,44 @@
-"""Runs train stages one after another in one process (or one group of them): `python legs.py <plan.json>`.
+"""Runs train stages one after another in one process, or in one group of them.
 
-The plan is a list of {"out", "job", "stage", "runtime", "stop_at"}; `stop_at` asks for a stop at that step, as SIGTERM would.
-Ranks come from the environment as under a launcher. Starting a process costs far more than a few steps of a pico model, so that
-many cases share one.
+A leg is {"out", "job", "stage", "runtime", "stop_at"}; `stop_at` asks for a stop at that step, as SIGTERM would. Ranks come
+from the environment as under a launcher.
 """
 
-import json
 import os
 import signal
 import socket
-import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
-TESTS = Path(__file__).parent
+from forks import Fork
 
 
 def launch(root, legs, world_size=1):
     """Run `legs` in `world_size` processes; returns what the first one printed."""
-    plan = root / "plan.json"
-    plan.write_text(json.dumps(legs))
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
-    shared = {
-        "WORLD_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "DS_ACCELERATOR": "cpu",
-        "OMP_NUM_THREADS": "1",
-    }  # fmt: skip
-    processes = [
-        subprocess.Popen(
-            [sys.executable, __file__, str(plan)], cwd=TESTS.parent, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            env=os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-        )
-        for rank in range(world_size)
-    ]  # fmt: skip
-    printed = [process.communicate()[0] for process in processes]
-    for process, text in zip(processes, printed, strict=True):
-        assert process.returncode == 0, text[-4000:]
+    shared = {"WORLD_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    outputs = [(root / f"printed-{rank}.txt").open("w+") for rank in range(world_size)]
+    ranks = [
+        Fork(partial(work, legs), output, output, shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)})
+        for rank, output in enumerate(outputs)
+    ]
+    codes = [rank.wait() for rank in ranks]
+    printed = []
+    for output in outputs:
+        with output:
+            output.seek(0)
+            printed.append(output.read())
+    assert not any(codes), "\n".join(text[-4000:] for text in printed)
     return printed[0]
 
 
 def run(leg):
     from langext.artifacts import JOB, Corpus, Model, read_json, write_json
     from langext.context import Context
-    from langext.spec import ConfigError, RunFailed
+    from langext.errors import ConfigError, RunFailed
     from langext.stages.train import Train
     from langext.training import loop
 
@@ -79,14 +73,10 @@ def run(leg):
         write_json(out / "summary.json", ctx.summary[-1])
 
 
-def main():
+def work(legs):
     from torch import distributed
 
-    for leg in json.loads(Path(sys.argv[1]).read_text()):
+    for leg in legs:
         print("leg", Path(leg["out"]).name, flush=True)
         run(leg)
     distributed.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main()

@@ -1,13 +1,11 @@
 """docs/design.md is true: a toy method, stage and gate, added to a copy of langext word by word as the page says, work."""
 
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
+from forks import langext
 from ruamel.yaml import YAML
 
 ROOT = Path(__file__).parent.parent
@@ -16,7 +14,7 @@ RUN = """
   - uses: count
   - {uses: extend, method: {name: %s}}
   - {uses: train, steps: 2, sequence_length: 64, batch_sequences: 2, lr: 1e-2, original_frac: 0, eval_bytes: 2000,
-     runtime: {micro_batch: 2}}
+     precision: fp32, runtime: {micro_batch: 2}}
   - {uses: export, format: %s}
 """
 
@@ -48,7 +46,6 @@ def test_what_the_page_adds_works(tmp_path, pico, lid, texts):
     add(gates, 'GateName = Literal["relu", ', '"softplus", ')
     add(gates, "GATES: dict[GateName, Gate] = {\n", block("In `langext/methods/gates.py`"))
     add(package / "exports" / "modeling_neutral_residue.py", "GATES = {\n", block("and in `langext/exports/modeling"))
-    env = os.environ | {"PYTHONPATH": os.pathsep.join([str(package.parent), str(ROOT)])}
     gated = "neutral_residues, gate: softplus, width: 16, local_loss: none"
     for method, form in (("bias", "delta"), (gated, "remote")):
         source = {"language": "fr", "path": str(texts / "fr.jsonl.gz"), "name": "book"}
@@ -57,8 +54,7 @@ def test_what_the_page_adds_works(tmp_path, pico, lid, texts):
         stages_ = YAML(typ="safe", pure=True).load(RUN % (method, form))
         file, out = tmp_path / "toy.yaml", tmp_path / method.split(",")[0]
         YAML(typ="safe", pure=True).dump(spec | {"stages": [first, *stages_]}, file)
-        command = [sys.executable, "-m", "langext.cli", "run", str(file), "--out", str(out)]
-        done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
+        done = langext("run", str(file), "--out", str(out), package=package.parent)
         assert done.returncode == 0, done.stdout + done.stderr
         counted = json.loads((out / "02-count" / "manifest.json").read_text())["summary"]
         assert counted["of"] == "count" and counted["words"] > 100

@@ -9,12 +9,14 @@ import copy
 import heapq
 import itertools
 import json
+import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from tokenizers import Tokenizer
+from tokenizers.decoders import ByteLevel
 from transformers import PreTrainedTokenizerBase
 
 
@@ -33,19 +35,42 @@ class NewToken:
         return self.left + self.right
 
 
+def obstacle(tokenizer: Tokenizer) -> str:
+    """Why the merges of this tokenizer cannot be continued; empty when they can."""
+    state = json.loads(tokenizer.to_str())
+    kind = state["model"].get("type")
+    if kind != "BPE":
+        return f"merges can be continued for byte-level BPE only, this is {kind}"
+    if '"ByteLevel"' not in json.dumps(state["pre_tokenizer"]):
+        return "its pre-tokenizer is not byte-level; BPE of SentencePiece is not extended"
+    return ""
+
+
 def word_counts(tokenizer: Tokenizer, texts: Iterable[str]) -> Counter[str]:
     """Number of times that each pre-token (roughly a word) occurs in the texts, keyed by its byte-level characters.
 
-    Raises ValueError if the tokenizer has no pre-tokenizer.
+    Raises ValueError if the tokenizer is not a byte-level BPE tokenizer.
     """
-    if tokenizer.pre_tokenizer is None:
-        raise ValueError("the tokenizer has no pre-tokenizer, so it is not byte-level BPE")
+    if reason := obstacle(tokenizer):
+        raise ValueError(reason)
+    assert tokenizer.pre_tokenizer is not None
     counts: Counter[str] = Counter()
     for text in texts:
         if tokenizer.normalizer is not None:
             text = tokenizer.normalizer.normalize_str(text)
         counts.update(piece for piece, _ in tokenizer.pre_tokenizer.pre_tokenize_str(text))
     return counts
+
+
+def cut_before_marks(words: Counter[str]) -> float:
+    """The share of pre-tokens, as counted by `word_counts`, that begin with a combining mark: parts of words that were cut.
+
+    Scripts of India write most vowels as such marks (category M of https://www.unicode.org/reports/tr44/), and a pre-tokenizer
+    that takes only letters for parts of words cuts before each of them.
+    """
+    decoder = ByteLevel()
+    cut = sum(count for word, count in words.items() if unicodedata.category(decoder.decode([word])[:1] or " ")[0] == "M")
+    return cut / max(1, words.total())
 
 
 def continue_merges(tokenizer: Tokenizer, words: Counter[str], num_new: int, min_count: int) -> list[NewToken]:
@@ -55,9 +80,8 @@ def continue_merges(tokenizer: Tokenizer, words: Counter[str], num_new: int, min
     the counts alone. A pair is skipped if its text is already a base token: joining it would let merges of the base apply where
     they did not apply before. Raises ValueError if the tokenizer is not a byte-level BPE tokenizer.
     """
-    state = json.loads(tokenizer.to_str())
-    if state["model"]["type"] != "BPE" or '"ByteLevel"' not in json.dumps(state["pre_tokenizer"]):
-        raise ValueError(f"merges can be continued for byte-level BPE only, this is {state['model']['type']}")
+    if reason := obstacle(tokenizer):
+        raise ValueError(reason)
     base_vocab = tokenizer.get_vocab(with_added_tokens=True)
     ids_of: dict[str, tuple[int, ...]] = {}
     split: list[list[str]] = []
@@ -116,11 +140,18 @@ def _join(pair: Any, joined: str, split: Any, counts: Any, pairs: Any, where: An
 
 
 def extended(base: PreTrainedTokenizerBase, found: list[NewToken]) -> PreTrainedTokenizerBase:
-    """A copy of a tokenizer with new tokens: their ids follow the last id of the base, their merges follow all its merges."""
+    """A copy of a tokenizer with new tokens: their ids follow the last id of the base, their merges follow all its merges.
+
+    Raises ValueError when a token of the base would get another id.
+    """
     backend = getattr(base, "backend_tokenizer", None)
     assert backend is not None, "continue_merges has accepted the tokenizer, so it has a backend"
     state = json.loads(backend.to_str())
-    first = len(base)
+    first = first_new(base)
+    # Added tokens outside of the vocabulary are numbered after it when a tokenizer is read. A larger vocabulary would move
+    # them, so they become part of it: without merges nothing else leads to them.
+    for token in state["added_tokens"]:
+        state["model"]["vocab"].setdefault(token["content"], token["id"])
     merges = state["model"]["merges"]
     as_text = bool(merges) and isinstance(merges[0], str)  # older files write a merge as one string, newer ones as a pair
     for i, token in enumerate(found):
@@ -128,4 +159,12 @@ def extended(base: PreTrainedTokenizerBase, found: list[NewToken]) -> PreTrained
         merges.append(f"{token.left} {token.right}" if as_text else [token.left, token.right])
     bigger = copy.deepcopy(base)
     bigger._tokenizer = Tokenizer.from_str(json.dumps(state))  # type: ignore[attr-defined]
+    had, has = base.get_vocab(), bigger.get_vocab()
+    if moved := next((text for text, i in had.items() if has.get(text) != i), None):
+        raise ValueError(f"the token {moved!r} would get another id ({had[moved]} -> {has.get(moved)})")
     return bigger
+
+
+def first_new(base: PreTrainedTokenizerBase) -> int:
+    """The id of the first new token: one more than the largest id of the base, which can have holes below."""
+    return max(base.get_vocab().values()) + 1

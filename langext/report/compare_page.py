@@ -8,11 +8,11 @@ from typing import Any
 from markupsafe import Markup
 
 from langext import console
+from langext.errors import ConfigError
 from langext.evaluation.significance import Mean
 from langext.report import comparison, plots
 from langext.report.comparison import Comparison, Entry
 from langext.report.page import PAGE, put, render, shown
-from langext.spec import ConfigError
 
 HTML = "compare.html"
 CSV = "compare.csv"

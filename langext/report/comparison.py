@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from langext.artifacts import BASE, is_run
+from langext.errors import ConfigError
 from langext.evaluation import significance
 from langext.evaluation.significance import Mean
 from langext.report import run_folder
 from langext.report.run_folder import Run
-from langext.spec import ConfigError
 
 FULL = "full"
 """The method that the others are compared with: full fine-tuning."""

@@ -17,10 +17,11 @@ from collections.abc import Sequence
 from math import isnan, nan
 from typing import Any
 
+from langext.errors import ConfigError
 from langext.evaluation import significance
 from langext.evaluation.significance import Change
 from langext.report.run_folder import Run
-from langext.spec import ConfigError, near
+from langext.spec import near
 
 COMPARE = {">": operator.gt, ">=": operator.ge, "<": operator.lt, "<=": operator.le}
 _NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?"

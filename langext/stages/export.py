@@ -7,10 +7,9 @@ from pydantic import Field
 from langext.artifacts import BASE, Checkpoint, Corpus, Model, Scores
 from langext.console import say, warn
 from langext.context import Context
+from langext.errors import ConfigError
 from langext.exports import formats, targets, write
-from langext.exports.gguf import check
 from langext.methods.base import Method
-from langext.spec import ConfigError
 from langext.stages.base import Stage
 
 
@@ -48,6 +47,7 @@ class Export(Stage):
         import shutil
 
         from langext.exports import modelcard
+        from langext.exports.gguf import check
 
         folder = ctx.out / "checkpoint"
         for left in ctx.out.glob("checkpoint*"):  # left by an interrupted attempt: a finished stage never runs again

@@ -11,9 +11,9 @@ from pydantic import Field, field_validator
 from langext.artifacts import Model, Tokenizer
 from langext.console import say
 from langext.context import Context
+from langext.errors import ConfigError
 from langext.methods import AnyMethod
 from langext.methods.base import Method
-from langext.spec import ConfigError
 from langext.stages.base import Stage
 from langext.summaries import ExtendSummary
 

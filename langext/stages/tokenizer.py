@@ -1,6 +1,7 @@
 """Stage extend_tokenizer: adds tokens for the new language. The one rule: every token id of the base stays the same."""
 
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field
@@ -8,9 +9,13 @@ from pydantic import Field
 from langext.artifacts import Corpus, Model, Tokenizer, write_json
 from langext.console import say
 from langext.context import Context
-from langext.spec import ConfigError
+from langext.errors import ConfigError
+from langext.methods.base import Method
 from langext.stages.base import Stage
 from langext.summaries import TokenizerSummary, VocabularyGain
+
+MANY_CUTS = 0.02
+"""Share of the parts of words that begin with a combining mark, from which on it is told."""
 
 
 class ExtendTokenizer(Stage):
@@ -24,6 +29,23 @@ class ExtendTokenizer(Stage):
     min_count: int = Field(10, ge=2)
     """A pair of tokens that occurs less often than this does not become a token. Raise it to avoid rare tokens."""
 
+    def check_model(self, given: tuple[Method, ...], config: Any) -> None:
+        """Raise ConfigError when the vocabulary of the base cannot be extended."""
+        from langext.models import loading
+        from tokenizer_tools.merges import first_new, obstacle
+
+        if config is None:  # the base is not on this machine yet
+            return
+        folder = Path(config.name_or_path)
+        tokenizer = loading.load_tokenizer(folder)
+        if reason := obstacle(tokenizer.backend_tokenizer):
+            raise ConfigError(f"{folder}: the vocabulary cannot be extended: {reason}. Leave {self.uses} out")
+        if (first := first_new(tokenizer)) > config.vocab_size:
+            raise ConfigError(
+                f"{folder}: the vocabulary cannot be extended: the tokenizer has ids up to {first - 1}, the model "
+                f"{config.vocab_size} rows"
+            )
+
     def run(self, ctx: Context, model: Model, corpus: Corpus) -> Tokenizer:
         """Write tokenizer/ and new_tokens.json; record the gain in every language in the manifest.
 
@@ -31,7 +53,7 @@ class ExtendTokenizer(Stage):
         """
         from langext.data import documents
         from langext.models import loading
-        from tokenizer_tools.merges import continue_merges, extended, word_counts
+        from tokenizer_tools.merges import continue_merges, cut_before_marks, extended, first_new, word_counts
 
         folder = loading.tokenizer_folder(model)
         if loading.new_tokens(model):
@@ -47,10 +69,18 @@ class ExtendTokenizer(Stage):
         if not added:
             raise ConfigError(f"no pair of tokens occurs {self.min_count} times in the text; give more text or lower min_count")
         if len(added) < self.new_tokens:
-            say(f"  only {len(added)} of {self.new_tokens} tokens: the rest would be rarer than min_count {self.min_count}")
-        bigger = extended(base, added)
+            say(f"  only {len(added)} of {self.new_tokens} tokens: no other pair occurs {self.min_count} times within a word")
+        if (cut := cut_before_marks(words)) > MANY_CUTS:
+            say(
+                f"  the base's pre-tokenizer cuts words of this script: {cut:.0%} of the parts begin with a combining mark (a "
+                "vowel sign, for example), and no new token crosses such a cut"
+            )
+        try:
+            bigger = extended(base, added)
+        except ValueError as error:
+            raise ConfigError(f"{folder}: {error}") from None
         bigger.save_pretrained(ctx.out / "tokenizer")
-        first = len(base)
+        first = first_new(base)
         write_json(ctx.out / "new_tokens.json", {str(first + i): token.base_ids for i, token in enumerate(added)})
         gains = {c: _gain(base, bigger, documents.heldout(corpus, [c])) for c in ctx.languages}
         ctx.report(TokenizerSummary(new_tokens=len(added), heldout=gains))
@@ -73,9 +103,10 @@ def _first_bytes(batches: Iterable[list[str]], sample_bytes: int) -> Iterator[st
 
 
 def _gain(base: Any, bigger: Any, heldout: dict[str, list[str]]) -> VocabularyGain:
+    from langext.data import documents
+
     texts = [text for texts in heldout.values() for text in texts]
-    before = [base(t, add_special_tokens=False).input_ids for t in texts]
-    after = [bigger(t, add_special_tokens=False).input_ids for t in texts]
+    before, after = documents.encode_text(base, texts), documents.encode_text(bigger, texts)
     size = sum(len(t.encode()) for t in texts)
     return VocabularyGain(
         bytes_per_token_before=size / max(1, sum(map(len, before))),

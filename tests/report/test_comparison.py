@@ -11,9 +11,9 @@ from typer.testing import CliRunner
 
 from langext.artifacts import read_json, write_json
 from langext.cli.app import app
+from langext.errors import ConfigError
 from langext.evaluation.significance import unbeaten
 from langext.report import compare_page, comparison, page, run_folder
-from langext.spec import ConfigError
 from langext.summaries import FilterSummary, TokenizerSummary
 
 

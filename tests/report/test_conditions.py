@@ -11,8 +11,8 @@ from typer.testing import CliRunner
 
 from langext.artifacts import read_json, write_json
 from langext.cli.app import app
+from langext.errors import ConfigError
 from langext.report import conditions, page, run_folder
-from langext.spec import ConfigError
 
 
 @pytest.fixture

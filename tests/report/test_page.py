@@ -6,9 +6,9 @@ import re
 import pytest
 from run_folders import bits, change, evaluation, stage
 
+from langext.errors import ConfigError
 from langext.report import page
 from langext.report.run_folder import gather
-from langext.spec import ConfigError
 from langext.summaries import FilterSummary, FunnelRow, TrainSummary
 
 EVIL = "<script>alert('x')</script> & <b>"

@@ -1,15 +1,16 @@
 """Continued merges: every base id stays, texts survive the round trip, and the result is what plain BPE would give."""
 
 import itertools
+import json
 import subprocess
 import sys
 
 import pytest
 import torch
-from tokenizers import Tokenizer, models
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from toy import ENGLISH, FRENCH, make_tokenizer, sentences
 
-from tokenizer_tools.merges import continue_merges, extended, word_counts
+from tokenizer_tools.merges import continue_merges, cut_before_marks, extended, first_new, obstacle, word_counts
 from tokenizer_tools.rows import subtoken_mean
 
 
@@ -95,3 +96,38 @@ def test_rows_are_means_of_their_parts():
 def test_it_does_not_import_langext():
     code = "import sys, tokenizer_tools.merges, tokenizer_tools.rows; sys.exit('langext' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+@pytest.mark.parametrize("layout", ["after the vocabulary", "a hole in it"])
+def test_added_tokens_and_holes_keep_their_ids(tmp_path, layout):
+    """As in Llama 3 and Qwen, whose special tokens follow the vocabulary and are not part of it."""
+    from transformers import AutoTokenizer
+
+    base = make_tokenizer()
+    if layout == "after the vocabulary":
+        base.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+    else:
+        state = json.loads(base.backend_tokenizer.to_str())
+        state["model"]["vocab"] = {text: i + (i > 300) for text, i in state["model"]["vocab"].items()}
+        base._tokenizer = Tokenizer.from_str(json.dumps(state))
+    words = word_counts(base.backend_tokenizer, sentences(FRENCH, 300, 9))
+    found = continue_merges(base.backend_tokenizer, words, 20, 5)
+    extended(base, found).save_pretrained(tmp_path)
+    bigger = AutoTokenizer.from_pretrained(tmp_path)
+    before, after = base.get_vocab(), bigger.get_vocab()
+    assert {text: after[text] for text in before} == before
+    first = max(before.values()) + 1
+    assert first_new(base) == first and [after[token.text] for token in found] == list(range(first, first + 20))
+    assert all(bigger(name).input_ids == [i] for name, i in before.items() if name.startswith("<|"))
+    text = " ".join(sentences(FRENCH, 5, 14))
+    assert bigger.decode(bigger(text).input_ids) == text and len(bigger(text).input_ids) < len(base(text).input_ids)
+
+
+def test_parts_of_words_that_begin_with_a_vowel_sign_are_counted():
+    backend = make_tokenizer().backend_tokenizer
+    letters = pre_tokenizers.Split(Regex(r"\p{L}+|[^\p{L}]"), "isolated")
+    backend.pre_tokenizer = pre_tokenizers.Sequence([letters, pre_tokenizers.ByteLevel(False, use_regex=False)])
+    assert cut_before_marks(word_counts(backend, ["हिन्दी में किताब"])) > 0.2
+    assert cut_before_marks(word_counts(backend, ["a forêt in summer"])) == 0
+    whole = make_tokenizer().backend_tokenizer
+    assert obstacle(whole) == "" and "not byte-level" in obstacle(Tokenizer(models.BPE()))

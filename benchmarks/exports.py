@@ -23,7 +23,7 @@ from cases import CASES, label, method, stir
 from toy import FAMILIES, make_base, make_tokenizer
 
 from langext.errors import ConfigError
-from langext.exports import targets, verify, write
+from langext.exports import checkpoint, targets, verify
 from langext.exports.gguf import check, file
 from langext.methods import extended
 from langext.models import loading
@@ -73,7 +73,7 @@ def export(out: Path, source: Path, family: str, case: Any, tokenizer: Any) -> d
     expected = verify.expect(compared, tokenizer, TEXTS, out / "logits")
     folder = out / "checkpoint"
     folder.mkdir(parents=True)
-    write.save(live, live.methods[-1].fold(live.net) if targets.TARGETS[form].folds else None, folder)
+    checkpoint.save(live, live.methods[-1].fold(live.net) if targets.TARGETS[form].folds else None, folder)
     files: dict[str, Any] = {}
     for precision in ("f32", "q8_0"):
         path = out / f"{precision}.gguf"

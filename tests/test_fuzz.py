@@ -22,7 +22,7 @@ from langext.models import loading
 from langext.pipeline.plan import Pipeline
 
 FUZZ = settings(
-    max_examples=int(os.environ.get("FUZZ_EXAMPLES", "60")), deadline=None, derandomize=True, database=None,
+    max_examples=int(os.environ.get("FUZZ_EXAMPLES", "30")), deadline=None, derandomize=True, database=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )  # fmt: skip
 PIECES = st.sampled_from([b"[", b"{", b": ", b"&a", b"*a", b"\n", b"\xff", b"\\ud83d", b"9" * 5000, b"0x" + b"f" * 5000])

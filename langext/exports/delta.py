@@ -47,6 +47,7 @@ from langext.console import say
 from langext.data import assets
 from langext.errors import ConfigError, reading
 from langext.exports import modelcard
+from langext.exports.formats import Order
 from langext.methods import AnyMethod, extended
 from langext.methods.base import Method
 from langext.models import base_files, bases, loading
@@ -138,6 +139,16 @@ def digest(folder: Path) -> str:
         weights_hash.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
         weights_hash.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)  # numpy has no bfloat16
     return weights_hash.hexdigest()
+
+
+def export(order: Order) -> dict[str, Any]:
+    """Write the delta, put it on its base in this process and compare. Returns the comparison, by field of ExportSummary."""
+    from langext.exports import verify
+
+    write(order.model, order.out)
+    again = loading.on_disk(rebuilt(order.out, loading.read_record(order.model).base, order.scratch / "rebuilt"))
+    precision.in_float32(precision.parts(again.net), order.whole)
+    return verify.compare_live(again, order.expected)
 
 
 def write(model: Model, out: Path) -> None:

@@ -11,7 +11,8 @@ from typing import Any
 
 from langext.architectures import families, folding
 from langext.errors import ConfigError
-from langext.exports.formats import FORMATS
+from langext.exports import checkpoint
+from langext.exports.formats import FORMATS, Order
 from langext.methods import gates
 from langext.methods.base import Method
 
@@ -24,6 +25,8 @@ class Target:
     """(config, methods, llama.cpp's name of the pre-tokenizer) -> why the export cannot be exact; empty when it can."""
     architecture: Callable[[Any, Sequence[Method]], str]
     """(config, methods) -> what the checkpoint will be, in words."""
+    write: Callable[[Order], dict[str, Any]]
+    """Writes the export, loads it again and compares; returns the comparison by field of `ExportSummary`."""
     folds: bool = True
     """True if the export is made from the stock form that the method folds to."""
     own_code: bool = False
@@ -72,13 +75,29 @@ def _remote_architecture(config: Any, methods: Sequence[Method]) -> str:
     return f"{prefix} with neutral residues (remote code in the folder)"
 
 
+def _gguf_architecture(config: Any, methods: Sequence[Method]) -> str:
+    return f"{_stock_architecture(config, methods)}, for llama.cpp"
+
+
+def _gguf_write(order: Order) -> dict[str, Any]:
+    from langext.exports.gguf import check  # imports slowly
+
+    return check.export(order)
+
+
+def _delta_write(order: Order) -> dict[str, Any]:
+    from langext.exports import delta
+
+    return delta.export(order)
+
+
 TARGETS: dict[str, Target] = {
-    "native": Target(_stock_obstacle, _stock_architecture),
-    "dense": Target(_dense_obstacle, _stock_architecture),
-    "remote": Target(_remote_obstacle, _remote_architecture, folds=False, own_code=True),
-    "gguf": Target(_gguf_obstacle, lambda config, methods: f"{_stock_architecture(config, methods)}, for llama.cpp"),
+    "native": Target(_stock_obstacle, _stock_architecture, checkpoint.write),
+    "dense": Target(_dense_obstacle, _stock_architecture, checkpoint.write),
+    "remote": Target(_remote_obstacle, _remote_architecture, checkpoint.write, folds=False, own_code=True),
+    "gguf": Target(_gguf_obstacle, _gguf_architecture, _gguf_write),
     "delta": Target(
-        lambda *_: "", lambda *_: "what was learnt, without the base", folds=False, chosen_by_auto=False
+        lambda *_: "", lambda *_: "what was learnt, without the base", _delta_write, folds=False, chosen_by_auto=False
     ),
 }  # fmt: skip
 

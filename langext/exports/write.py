@@ -13,17 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
-from langext.artifacts import Corpus, Model, read_json, write_json
+from langext.artifacts import Corpus, Model, write_json
 from langext.errors import ConfigError, RunFailed, disk_problem
-from langext.exports.formats import GGUF
+from langext.exports.formats import GGUF, Order
 from langext.exports.targets import TARGETS, architecture, choose
 from langext.summaries import ExportSummary
 
 if TYPE_CHECKING:
-    from langext.architectures.stock import Stock
-    from langext.exports import verify
     from langext.exports.modelcard import Card
-    from langext.methods.extended import LiveModel
 
 
 LOCK = ".lock"
@@ -117,23 +114,8 @@ def _write(model: Model, out: Path, scratch: Path, form: str, texts: list[str], 
 
     `scratch` is an empty folder for files that are no part of the export.
     """
-    from langext.exports.gguf import check
-
-    # GGUF files are converted from a Hugging Face checkpoint, which is not part of the export itself.
-    stored = scratch / "checkpoint" if form == "gguf" else out
-    stored.mkdir(exist_ok=True)
-    results, expected = _checkpoint(model, form, stored, texts, scratch)
-    if form == "gguf":
-        results["files"] = check.write(stored, out, expected, gguf, title)
-    return results
-
-
-def _checkpoint(
-    model: Model, form: str, out: Path, texts: list[str], scratch: Path
-) -> "tuple[dict[str, Any], verify.Expected]":
-    """Write a Hugging Face folder (or a delta) and compare it. Returns the results, and what the stored weights compute."""
     from langext.architectures import precision
-    from langext.exports import delta, verify
+    from langext.exports import verify
     from langext.models import loading
 
     live, target = loading.on_disk(model), TARGETS[form]
@@ -155,15 +137,8 @@ def _checkpoint(
         precision.in_float32(precision.parts(rounded), whole, lambda parameter: target.own_code or parameter in learnt)
     expected = verify.expect(rounded, live.tokenizer, texts, scratch / "rounded")
     rounding = verify.difference(trained, expected.logits)
-    if form == "delta":
-        delta.write(model, out)
-        rebuilt = loading.on_disk(delta.rebuilt(out, loading.read_record(model).base, scratch / "rebuilt"))
-        precision.in_float32(precision.parts(rebuilt.net), whole)
-        comparison = verify.compare_live(rebuilt, expected)
-    else:
-        save(live, stock, out)
-        comparison = verify.compare(out, expected, own_code=target.own_code, whole=whole)
-    return {"rounding": rounding} | comparison, expected
+    order = Order(model, live, stock, expected, out, scratch, whole=whole, own_code=target.own_code, gguf=gguf, title=title)
+    return {"rounding": rounding} | target.write(order)
 
 
 def fits(trained: Any, stored: Any) -> bool:
@@ -174,63 +149,6 @@ def fits(trained: Any, stored: Any) -> bool:
     # Four times the logits of a batch, because comparing them makes copies.
     logits = 4 * reload.BATCH * verify.TOKENS * trained.config.vocab_size
     return 4 * (sum(weights) + logits) < available()
-
-
-def save(live: "LiveModel", stock: "Stock | None", out: Path) -> None:
-    """Write weights, config, tokenizer and generation config into `out`.
-
-    The weights are those of the stock form. Where `stock` is None, they are the model's own, written with its modeling code.
-    """
-    from langext.exports import remote, shards
-
-    if stock is None:
-        remote.write(live.net, out)
-    else:
-        shards.save(stock, out)
-    live.tokenizer.save_pretrained(out)
-    _tokenizer_of_both(out / "tokenizer_config.json", live.tokenizer.chat_template)
-    if live.net.generation_config is not None:
-        live.net.generation_config.save_pretrained(out)
-    _config_of_both(out / "config.json")
-
-
-def _tokenizer_of_both(path: Path, templates: str | dict[str, str] | None) -> None:
-    """Rewrite tokenizer_config.json so that transformers 4 and 5 both read it.
-
-    Version 5 writes a class name and a list of special tokens that version 4 cannot read. It still reads the old ones. It
-    writes chat templates into files of their own, and what was made for version 4 looks for them here.
-    """
-    config = read_json(path)
-    if config.get("tokenizer_class") == "TokenizersBackend":
-        config["tokenizer_class"] = "PreTrainedTokenizerFast"
-    if isinstance(config.get("extra_special_tokens"), list):
-        config["additional_special_tokens"] = config.pop("extra_special_tokens")
-    if isinstance(templates, dict):
-        config["chat_template"] = [{"name": name, "template": template} for name, template in templates.items()]
-    elif templates:
-        config["chat_template"] = templates
-    write_json(path, config)
-
-
-def _config_of_both(path: Path) -> None:
-    """Add the keys of transformers 4 to config.json.
-
-    Version 5 writes `dtype`, which version 4 calls `torch_dtype`, and of the rope only `rope_parameters`: version 4 ignores
-    that key and uses a wrong rope_theta without any warning.
-    """
-    config = read_json(path)
-    config["torch_dtype"] = config["dtype"]
-    rope = dict(config.get("rope_parameters") or {})
-    if "full_attention" in rope:  # Gemma 3: a rope for each type of layer
-        config["rope_local_base_freq"] = rope["sliding_attention"]["rope_theta"]
-        rope = rope["full_attention"]
-    if "rope_theta" in rope:
-        config["rope_theta"] = rope["rope_theta"]
-        scaling = {k: v for k, v in rope.items() if k not in ("rope_theta", "partial_rotary_factor")}
-        config["rope_scaling"] = None if scaling.get("rope_type", "default") == "default" else scaling
-        if "partial_rotary_factor" in rope:
-            config["partial_rotary_factor"] = rope["partial_rotary_factor"]
-    write_json(path, config)
 
 
 def verification_texts(corpus: Corpus, languages: tuple[str, ...]) -> list[str]:

@@ -14,7 +14,7 @@ from toy import FAMILIES, make_base, make_tokenizer
 
 from langext.artifacts import read_json, write_json
 from langext.errors import ConfigError, RunFailed
-from langext.exports import formats, targets, verify, write
+from langext.exports import checkpoint, formats, targets, verify, write
 from langext.exports.gguf import check, file, reload, vocabulary
 from langext.methods import NeutralResidues, extended
 from langext.models import loading
@@ -42,7 +42,7 @@ def made(family, gate, folder):
     net = live.methods[-1].fold(live.net).model(whole=True, rounded=True)
     expected = verify.expect(net, tokenizer, TEXTS, folder / "logits")
     (folder / "stock").mkdir()
-    write.save(live, live.methods[-1].fold(live.net), folder / "stock")
+    checkpoint.save(live, live.methods[-1].fold(live.net), folder / "stock")
     return folder / "stock", expected
 
 

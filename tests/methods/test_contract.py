@@ -14,7 +14,7 @@ from toy import ENGLISH, FAMILIES, FRENCH, make_base, make_tokenizer, sentences
 
 from langext.architectures import cross_entropy
 from langext.artifacts import Model
-from langext.exports import targets, write
+from langext.exports import checkpoint, targets
 from langext.methods import extended
 from langext.methods.base import Method
 from langext.methods.penalties import LDIFS
@@ -233,7 +233,7 @@ def exported(bases, tmp_path_factory):
                 assert torch.allclose(trained[name], folded, atol=5e-5), (name, (trained[name] - folded).abs().max())
             if case["name"] in ("lora", "selective_lora"):  # merged weights are rounded
                 trained[name] = logits(stock.model(whole=True, rounded=True))
-        write.save(live, stock, folder)
+        checkpoint.save(live, stock, folder)
     (root / "reload.py").write_text(RELOAD)
     done = subprocess.run([sys.executable, "-I", str(root / "reload.py"), str(root)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]

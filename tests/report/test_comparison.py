@@ -134,7 +134,7 @@ def test_a_setting_that_only_some_runs_have_sets_them_apart(tmp_path):
 def test_damaged_scores_are_told(runs):
     path = runs / "b" / "05-evaluate" / "scores.json"
     write_json(path, read_json(path) | {"more": 1})
-    assert any("scores.json: damaged: more: " in reason for reason in comparison.gather([runs]).left_out)
+    assert any("scores.json: more: " in reason for reason in comparison.gather([runs]).left_out)
 
 
 def test_names_tell_runs_apart(runs, tmp_path, monkeypatch):

@@ -7,12 +7,14 @@ import importlib.util
 import json
 import tempfile
 import unicodedata
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from langext.console import warn
 from langext.errors import RunFailed
-from langext.exports import verify
+from langext.exports import checkpoint, verify
+from langext.exports.formats import Order
 from langext.exports.gguf import file, reload
 from langext.summaries import ExportSummary, GGUFFile
 
@@ -26,6 +28,14 @@ TOP = 512
 MAX_KL = {"f32": 1e-3, "f16": 1e-3, "bf16": 1e-2, "q8_0": 5e-2}
 """Precision -> largest KL in nats per token that passes. SmolLM2-135M, without an extension, measures 7e-6 with f32, 1e-4 with
 bf16 and 5e-3 with q8_0; a wrong rope, a wrong order of rows or a wrong router measures 1 or more."""
+
+
+def export(order: Order) -> dict[str, Any]:
+    """Write a checkpoint folder, which is no part of the export, and convert it. Returns the fields of ExportSummary."""
+    stored = order.scratch / "checkpoint"
+    stored.mkdir()
+    compared = checkpoint.write(replace(order, out=stored))
+    return compared | {"files": write(stored, order.out, order.expected, order.gguf, order.title)}
 
 
 def write(stock: Path, out: Path, expected: verify.Expected, asked: "GGUF", title: str) -> list[GGUFFile]:

@@ -16,7 +16,8 @@ test: install
 smoke: install
 	$(BIN)/langext fetch quickstart
 	$(BIN)/langext run pipelines/quickstart.yaml --out runs/smoke \
-		--set train.steps=3 --set train.log_every=1 --set train.eval_every=3 --set train.eval_bytes=2000 \
+		--set train.steps=3 --set train.warmup_steps=1 --set train.sequence_length=64 --set train.log_every=1 \
+		--set train.eval_every=3 --set train.eval_bytes=2000 --set evaluate.kl_bytes=2000 \
 		--set evaluate_base.bpb_bytes=3000 --set evaluate_base.continuation_items=4 --set evaluate_base.sample_tokens=8 \
 		--set evaluate.bpb_bytes=3000 --set evaluate.continuation_items=4 --set evaluate.sample_tokens=8
 

@@ -12,7 +12,7 @@ demo: install
 test: install
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-# The quickstart on the real model with a few training steps: every stage of the main job, in two or three minutes.
+# The quickstart on the real model with a few training steps: every stage of the main job, in minutes.
 smoke: install
 	$(BIN)/langext fetch quickstart
 	$(BIN)/langext run pipelines/quickstart.yaml --out runs/smoke \

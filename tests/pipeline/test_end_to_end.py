@@ -36,6 +36,7 @@ def overrides(pico: Path, lid: Path, texts: Path) -> list[str]:
         "evaluate_base.continuation_items": 8, "evaluate_base.sample_tokens": 8,
         "evaluate.tasks": "[]", "evaluate.runtime.gpus": 0, "evaluate.bpb_bytes": 3000, "evaluate.continuation_items": 8,
         "evaluate.sample_tokens": 8, "extend.method.init": "lecun",
+        "evaluate_base.precision": "fp32", "evaluate.precision": "fp32", "train.precision": "fp32",
         "train.steps": 30, "train.sequence_length": 64, "train.batch_sequences": 8, "train.lr": 1e-2, "train.warmup_steps": 2,
         "train.eval_every": 15, "train.eval_bytes": 3000, "train.save_every": 10, "train.log_every": 5,
         "train.runtime": "{gpus: 0, deepspeed: cpu, micro_batch: 4}",

@@ -11,6 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gguf import GGUFReader
+
 from langext.console import warn
 from langext.errors import RunFailed
 from langext.exports import checkpoint, verify
@@ -64,7 +66,26 @@ def job(scratch: Path, path: Path, expected: verify.Expected) -> Path:
     # llama.cpp does not apply a tokenizer's Unicode normalization, so its texts are normalized beforehand.
     texts = [unicodedata.normalize("NFC", text) for text in expected.texts]
     longest = max(map(len, expected.greedy))
-    return verify.prepare(scratch, expected, file=str(path), texts=texts, whole=expected.whole, top=TOP, new_tokens=longest)
+    return verify.prepare(
+        scratch,
+        expected,
+        file=str(path),
+        texts=texts,
+        whole=expected.whole,
+        top=TOP,
+        new_tokens=longest,
+        context=_context(path),
+    )
+
+
+def _context(path: Path) -> int:
+    """Number of positions of the model in a GGUF file: llama.cpp takes no longer context, whatever it is asked for."""
+    reader = GGUFReader(path)
+    name, length = reader.get_field("general.architecture"), None
+    if name is not None:
+        length = reader.get_field(f"{name.contents()}.context_length")
+    assert length is not None, "`file.write` has written both"
+    return int(length.contents())
 
 
 def run(jobs: list[Path]) -> list[dict[str, Any]]:

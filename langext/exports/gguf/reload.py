@@ -8,6 +8,7 @@ import importlib
 import json
 import math
 import sys
+import urllib.error
 import urllib.request
 from pathlib import Path
 from typing import Any
@@ -38,8 +39,11 @@ class Runner:
         """Send one request with the JSON `body`; return the decoded JSON answer."""
         data = json.dumps(body).encode()
         request = urllib.request.Request(self.server.listening_address + path, data, {"Content-Type": "application/json"})
-        with self.direct.open(request, timeout=TIMEOUT_S) as answer:
-            return json.load(answer)
+        try:
+            with self.direct.open(request, timeout=TIMEOUT_S) as answer:
+                return json.load(answer)
+        except urllib.error.HTTPError as error:
+            raise RuntimeError(f"llama.cpp refuses {path}: {error.read()[:300]!r}") from None
 
     def tokens(self, text: str, *, special: bool = True) -> list[int]:
         """All token ids of a text; if `special`, with the start and end tokens that the model's tokenizer adds."""
@@ -88,7 +92,8 @@ def main(job_file: Path) -> None:
         logits = load_file(job["logits"][i])["logits"]
         tokens_equal += runner.tokens(job["texts"][i]) == job["whole"][i]
         for k in range(1, POSITIONS + 1):
-            end = max(1, len(ids) * k // POSITIONS)  # the first `end` tokens are given, the next one is predicted
+            # The first `end` tokens are given, the next one is predicted, and it needs a position too.
+            end = max(1, min(len(ids), job["context"] - 1) * k // POSITIONS)
             want = logits[end - 1].log_softmax(-1)
             got = runner.next(ids[:end], min(job["top"], len(want)))
             chosen = torch.tensor(list(got))

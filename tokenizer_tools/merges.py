@@ -19,6 +19,8 @@ from tokenizers import Tokenizer
 from tokenizers.decoders import ByteLevel
 from transformers import PreTrainedTokenizerBase
 
+from tokenizer_tools.rows import next_id
+
 
 @dataclass(frozen=True)
 class NewToken:
@@ -147,7 +149,7 @@ def extended(base: PreTrainedTokenizerBase, found: list[NewToken]) -> PreTrained
     backend = getattr(base, "backend_tokenizer", None)
     assert backend is not None, "continue_merges has accepted the tokenizer, so it has a backend"
     state = json.loads(backend.to_str())
-    first = first_new(base)
+    first = next_id(base)
     # Added tokens outside of the vocabulary are numbered after it when a tokenizer is read. A larger vocabulary would move
     # them, so they become part of it: without merges nothing else leads to them.
     for token in state["added_tokens"]:
@@ -163,8 +165,3 @@ def extended(base: PreTrainedTokenizerBase, found: list[NewToken]) -> PreTrained
     if moved := next((text for text, i in had.items() if has.get(text) != i), None):
         raise ValueError(f"the token {moved!r} would get another id ({had[moved]} -> {has.get(moved)})")
     return bigger
-
-
-def first_new(base: PreTrainedTokenizerBase) -> int:
-    """The id of the first new token: one more than the largest id of the base, which can have holes below."""
-    return max(base.get_vocab().values()) + 1

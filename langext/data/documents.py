@@ -54,8 +54,14 @@ def start_token(tokenizer: Any) -> int:
 
     Raises ConfigError when the tokenizer has neither.
     """
+    own = own_start(tokenizer)
+    return own[0] if own else end_token(tokenizer)
+
+
+def own_start(tokenizer: Any) -> list[int]:
+    """The start token that the tokenizer itself puts before a text, alone in a list; [] when it puts none there."""
     plain, whole = tokenizer("a", add_special_tokens=False).input_ids, tokenizer("a").input_ids
-    return whole[0] if whole[0] != plain[0] else end_token(tokenizer)
+    return whole[:1] if whole[:1] != plain[:1] else []
 
 
 def end_token(tokenizer: Any) -> int:
@@ -73,12 +79,15 @@ def encode(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
     return [[start, *ids] for ids in encode_text(tokenizer, texts)]
 
 
-def encode_text(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
-    """Token ids of each text alone, without a start token. Text that spells a special token does not become that token."""
+def encode_text(tokenizer: Any, texts: Sequence[str], special: set[int] | None = None) -> list[list[int]]:
+    """Token ids of each text alone, without a start token. Text that spells a special token does not become that token.
+
+    `special` are the `special_ids` of the tokenizer, for callers that know them already.
+    """
     if not texts:
         return []
     rows: list[list[int]] = tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True).input_ids
-    special = special_ids(tokenizer)
+    special = special_ids(tokenizer) if special is None else special
     return [row if special.isdisjoint(row) else _spelled_out(tokenizer, row, special) for row in rows]
 
 

@@ -11,6 +11,7 @@ import json
 import re
 import unicodedata
 import zlib
+from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -94,9 +95,9 @@ class FileReader(Reader):
         super().__init__()
         self.files, self.column, self.limit = files, column, limit
 
+    @abstractmethod
     def read_file(self, name: str, path: Path) -> Iterator[Document]:
         """Yield the documents of one file. Raises ConfigError with file and line when something cannot be read."""
-        raise NotImplementedError
 
     def begin(self, names: Sequence[str]) -> None:
         """Called before the files `names` of a task are read."""

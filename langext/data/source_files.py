@@ -33,6 +33,7 @@ SHOWN, RECORDED = 5, 1000
 """Most names of unread files in a message, and in the manifest."""
 
 LFS = b"version https://git-lfs.github.com/spec/"
+"""Beginning of a file that Git LFS has put in place of a large one: https://github.com/git-lfs/git-lfs/blob/main/docs/spec.md"""
 PARQUET_MARK = b"PAR1"
 KINDS = {b"\x1f\x8b": "gzip (then its name must end in .gz)", b"\x28\xb5\x2f\xfd": "Zstandard", b"PK\x03\x04": "a zip archive",
          b"%PDF-1": "a PDF document", b"\xfd7zXZ": "xz"}  # fmt: skip

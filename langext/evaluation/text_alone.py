@@ -19,9 +19,7 @@ class TextAlone:
     ) -> list[int]:
         """Token ids of a text, after the tokenizer's own start token if it has one; the last `left_truncate_len` if given."""
         wanted = self.add_bos_token if add_special_tokens is None else add_special_tokens
-        ids = self.tokenizer(string, add_special_tokens=False, split_special_tokens=True).input_ids
-        if not self.special.isdisjoint(ids):
-            (ids,) = documents.encode_text(self.tokenizer, [string])
+        (ids,) = documents.encode_text(self.tokenizer, [string], self.special)
         first = [] if wanted is False else self.first
         return [*first, *ids][-(left_truncate_len or 0) :]
 
@@ -35,11 +33,10 @@ class TextAlone:
 
     @cached_property
     def special(self) -> set[int]:
-        """Ids of special tokens, found once: `encode_text` finds them at each call, and lm-eval encodes one text at a time."""
+        """Ids of special tokens, found once: lm-eval encodes one text at a time."""
         return documents.special_ids(self.tokenizer)
 
     @cached_property
     def first(self) -> list[int]:
         """The start token, if the tokenizer itself puts one before a text. An end token that it puts behind is not taken."""
-        plain, whole = (self.tokenizer("a", add_special_tokens=special).input_ids for special in (False, True))
-        return whole[:1] if whole[:1] != plain[:1] else []
+        return documents.own_start(self.tokenizer)

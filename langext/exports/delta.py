@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import AfterValidator, Field, NonNegativeInt, TypeAdapter, ValidationError, model_validator
+from pydantic import AfterValidator, Field, model_validator
 from safetensors import safe_open
 from safetensors.torch import save_file
 
@@ -34,8 +34,8 @@ from langext.artifacts import (
     Job,
     Manifest,
     Model,
+    Tokenizer,
     fingerprint,
-    first_problem,
     link_or_copy,
     list_files,
     read_as,
@@ -53,6 +53,7 @@ from langext.methods.base import Method
 from langext.models import base_files, bases, loading
 from langext.spec import Spec
 from langext.summaries import History, HistorySummary
+from tokenizer_tools.rows import next_id
 
 DELTA_FILE = "delta.json"
 USES = "apply"
@@ -261,11 +262,8 @@ def _check_tokens(folder: Path, base: Path) -> None:
     """Raise ConfigError unless new_tokens.json spells the tokens behind those of the base's tokenizer, in its tokens."""
     path = folder / NEW_TOKENS
     _small(path)
-    try:
-        spelt = TypeAdapter(dict[NonNegativeInt, list[NonNegativeInt]]).validate_json(path.read_bytes())
-    except ValidationError as error:
-        raise ConfigError(f"{path}: {first_problem(error)}") from None
-    first, size = (max(loading.load_tokenizer(of).get_vocab().values()) + 1 for of in (base, folder / VOCABULARY))
+    spelt = loading.read_new_tokens(Tokenizer(path.parent))
+    first, size = (next_id(loading.load_tokenizer(of)) for of in (base, folder / VOCABULARY))
     if sorted(spelt) != list(range(first, size)):
         raise ConfigError(f"{path}: must spell tokens {first} to {size - 1}, those that the tokenizer of the base has not")
     if not all(pieces and max(pieces) < first for pieces in spelt.values()):

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from langext.architectures import vocabulary
 from langext.errors import ConfigError, reading
 from langext.methods.base import Method
+from tokenizer_tools.rows import next_id
 
 DELTA = "delta.safetensors"
 
@@ -78,7 +79,7 @@ def build(net: Any, tokenizer: Any, method: Method | None, num_new: int = 0, ear
     # Taken first: everything that is added below is not the base's.
     base_names = frozenset(name for name, _ in net.named_parameters())
     if num_new:
-        vocabulary.extend(net, first_new=max(tokenizer.get_vocab().values()) + 1 - num_new, num_new=num_new)
+        vocabulary.extend(net, first_new=next_id(tokenizer) - num_new, num_new=num_new)
     fixed: set[str] = set()
     for extension in earlier:
         extension.method.extend(net)

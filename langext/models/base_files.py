@@ -12,13 +12,12 @@ from typing import Any
 
 from langext.architectures import families
 from langext.artifacts import read_object
+from langext.data.source_files import LFS
 from langext.errors import ConfigError, reading
 from langext.spec import near
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
-LFS = b"version https://git-lfs"
-"""Beginning of a file that Git LFS has put in place of a large one: https://github.com/git-lfs/git-lfs/blob/main/docs/spec.md"""
 BUFFERS = re.compile(r"rotary_emb\.inv_freq$")
 """Tensors that older versions of transformers wrote and that every model computes by itself."""
 HEAD = "lm_head.weight"
@@ -203,8 +202,7 @@ def _same_head(folder: Path, embedding: str) -> None:
 
 
 def _meant(name: str, others: Iterable[str]) -> str:
-    close = near(name, others).replace(" Did you mean", "; is it")
-    return close.rstrip("?") + "?" if close else ""
+    return near(name, others).replace(" Did you mean", "; is it")
 
 
 def _some(names: list[str]) -> str:

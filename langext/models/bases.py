@@ -29,7 +29,7 @@ from langext.artifacts import (
 )
 from langext.console import say
 from langext.data import assets
-from langext.errors import ConfigError, reading, user_path
+from langext.errors import ConfigError, user_path
 from langext.models import gguf_base
 
 if TYPE_CHECKING:
@@ -238,8 +238,8 @@ def plain_name(base: str) -> str:
     return re.sub(r"[^\w.-]", "-", Path(base).name) or "base"
 
 
-def config_if_here(base: str, revision: str | None) -> Any:
-    """The transformers config of a base from local files only; None when it would have to be downloaded."""
+def place_if_here(base: str, revision: str | None) -> Path | None:
+    """The local file or folder of a base; None when its config would have to be downloaded."""
     try:
         path = _local(base)
     except ConfigError:  # an asset that has not been fetched
@@ -249,18 +249,20 @@ def config_if_here(base: str, revision: str | None) -> Any:
 
         cached = try_to_load_from_cache(base, "config.json", revision=revision)
         path = Path(cached).parent if isinstance(cached, str) else None
-    if path is None or not path.exists():
+    return path if path is not None and path.exists() else None
+
+
+def config_if_here(base: str, revision: str | None) -> Any:
+    """The transformers config of a base from local files only; None when it would have to be downloaded."""
+    path = place_if_here(base, revision)
+    if path is None:
         return None
     if model := extended(base):
         from langext.models.loading import read_record
 
         path = read_record(model).base
     if path.suffix == ".gguf":
-        from transformers import AutoConfig
-
-        check(base)
-        with reading(path, "GGUF"):
-            return AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
+        return gguf_base.load_config(path)
     from langext.models import loading
 
     return loading.load_config(path)

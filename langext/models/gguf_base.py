@@ -1,8 +1,11 @@
 """Bases that are GGUF files: checks them, and converts them into folders of the Hugging Face kind."""
 
+import copy
+import functools
 import json
 import os
 import shutil
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +20,14 @@ def convert(path: Path, out: Path) -> Path:
     if not torch.cuda.is_available():
         # transformers imports DeepSpeed, which would search for a GPU and warn.
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
     check(path)
     source: dict[str, Any] = {"pretrained_model_name_or_path": path.parent, "gguf_file": path.name}
     with reading(path, "GGUF"):
         tensors = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32).state_dict()
-        config = AutoConfig.from_pretrained(**source)
         tokenizer = AutoTokenizer.from_pretrained(**source)
+    config = load_config(path)
     config.__dict__.pop("quantization_config", None)  # no longer true, and saving refuses a model that has it
     config.dtype = torch.bfloat16
     with torch.device("meta"):  # no memory for weights that the next lines replace
@@ -44,15 +47,31 @@ def convert(path: Path, out: Path) -> Path:
 
 
 def check(path: Path) -> None:
-    """Raise ConfigError when the file is no GGUF file, or is shorter than its header says."""
-    from gguf import GGUFReader
-
+    """Raise ConfigError when the file is no GGUF file, is cut off, or holds no model that transformers knows."""
     with reading(path, "GGUF"):
         with path.open("rb") as file:
             if file.read(4) != b"GGUF":
                 raise ConfigError(f"base_model: {path}: not a GGUF file")
-        if not GGUFReader(path).tensors:  # reads the header, and maps every tensor
+            _version, num_tensors = struct.unpack("<IQ", file.read(12))
+        if not num_tensors:
             raise ConfigError(f"base_model: {path}: a GGUF file without weights")
+    load_config(path)
+
+
+def load_config(path: Path) -> Any:
+    """The transformers config of the model in a GGUF file. Raises ConfigError when the file cannot be read.
+
+    transformers reads the whole header for it, which takes seconds, and maps every tensor. So it is done once for a file.
+    """
+    with reading(path, "GGUF"):
+        return copy.deepcopy(_config(path, path.stat().st_mtime_ns, path.stat().st_size))
+
+
+@functools.cache
+def _config(path: Path, _modified_ns: int, _size: int) -> Any:
+    from transformers import AutoConfig
+
+    return AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
 
 
 def _split_digits(tokenizer_json: Path, gguf: Path) -> None:

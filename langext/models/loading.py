@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import TypeAdapter
+from pydantic import NonNegativeInt, TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -21,7 +21,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as hf_logging
 
 from langext.architectures import vocabulary
-from langext.artifacts import BASE, Model, Tokenizer, read_as, read_object, write_json
+from langext.artifacts import BASE, Model, Tokenizer, first_problem, read_as, read_object, write_json
 from langext.errors import ConfigError, reading, user_path
 from langext.methods import AnyMethod
 from langext.methods.base import Method
@@ -226,8 +226,10 @@ def new_tokens(model: Model) -> dict[int, list[int]]:
 def read_new_tokens(tokenizer: Tokenizer) -> dict[int, list[int]]:
     """The new tokens of an extended tokenizer, in the form of `new_tokens`. Raises ConfigError when the file is damaged."""
     path = tokenizer.path / "new_tokens.json"
-    with reading(path, "new tokens"):
-        return TypeAdapter(dict[int, list[int]]).validate_python(read_object(path))
+    try:
+        return TypeAdapter(dict[NonNegativeInt, list[NonNegativeInt]]).validate_python(read_object(path))
+    except ValidationError as error:
+        raise ConfigError(f"{path}: {first_problem(error)}") from None
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,7 @@ def run(
             reuse.tokens(root, others)
         taken = _taken(todo, redone, others)
         todo = [step for step in todo if step.out not in taken]
-        known = bases.config_if_here(pipeline.base_model, pipeline.revision) is not None
+        known = bases.place_if_here(pipeline.base_model, pipeline.revision) is not None
         if todo:
             check(pipeline, steps, todo)
         for path in redone:

@@ -32,7 +32,8 @@ class ExtendTokenizer(Stage):
     def check_model(self, given: tuple[Method, ...], config: Any) -> None:
         """Raise ConfigError when the vocabulary of the base cannot be extended."""
         from langext.models import loading
-        from tokenizer_tools.merges import first_new, obstacle
+        from tokenizer_tools.merges import obstacle
+        from tokenizer_tools.rows import next_id
 
         if config is None:  # the base is not on this machine yet
             return
@@ -40,7 +41,7 @@ class ExtendTokenizer(Stage):
         tokenizer = loading.load_tokenizer(folder)
         if reason := obstacle(tokenizer.backend_tokenizer):
             raise ConfigError(f"{folder}: the vocabulary cannot be extended: {reason}. Leave {self.uses} out")
-        if (first := first_new(tokenizer)) > config.vocab_size:
+        if (first := next_id(tokenizer)) > config.vocab_size:
             raise ConfigError(
                 f"{folder}: the vocabulary cannot be extended: the tokenizer has ids up to {first - 1}, the model "
                 f"{config.vocab_size} rows"
@@ -53,7 +54,8 @@ class ExtendTokenizer(Stage):
         """
         from langext.data import documents
         from langext.models import loading
-        from tokenizer_tools.merges import continue_merges, cut_before_marks, extended, first_new, word_counts
+        from tokenizer_tools.merges import continue_merges, cut_before_marks, extended, word_counts
+        from tokenizer_tools.rows import next_id
 
         folder = loading.tokenizer_folder(model)
         if loading.new_tokens(model):
@@ -80,7 +82,7 @@ class ExtendTokenizer(Stage):
         except ValueError as error:
             raise ConfigError(f"{folder}: {error}") from None
         bigger.save_pretrained(ctx.out / "tokenizer")
-        first = first_new(base)
+        first = next_id(base)
         write_json(ctx.out / "new_tokens.json", {str(first + i): token.base_ids for i, token in enumerate(added)})
         gains = {c: _gain(base, bigger, documents.heldout(corpus, [c])) for c in ctx.languages}
         ctx.report(TokenizerSummary(new_tokens=len(added), heldout=gains))

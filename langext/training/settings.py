@@ -18,11 +18,11 @@ from langext.training.selection import ForgettingBudget
 class Settings(Spec):
     """What a training reads, how long it runs, how it learns, and what it measures meanwhile."""
 
-    steps: int = Field(gt=0, lt=2**63)
+    steps: int = Field(gt=0)
     """Number of optimizer steps. More steps train longer on more text."""
-    sequence_length: int = Field(1024, ge=16, lt=2**63)
+    sequence_length: int = Field(1024, ge=16)
     """Tokens in a packed sequence. Documents in one sequence do not see each other. Longer sequences need more memory."""
-    batch_sequences: int = Field(64, ge=1, lt=2**63)
+    batch_sequences: int = Field(64, ge=1)
     """Sequences in one optimizer step, over all processes. More give a steadier gradient and take longer per step."""
     lr: float = Field(gt=0)
     """Peak learning rate. New blocks need far more (1e-3 to 1e-2) than full fine-tuning (1e-5 to 1e-4)."""

@@ -10,8 +10,8 @@ import torch
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from toy import ENGLISH, FRENCH, make_tokenizer, sentences
 
-from tokenizer_tools.merges import continue_merges, cut_before_marks, extended, first_new, obstacle, word_counts
-from tokenizer_tools.rows import subtoken_mean
+from tokenizer_tools.merges import continue_merges, cut_before_marks, extended, obstacle, word_counts
+from tokenizer_tools.rows import next_id, subtoken_mean
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +117,7 @@ def test_added_tokens_and_holes_keep_their_ids(tmp_path, layout):
     before, after = base.get_vocab(), bigger.get_vocab()
     assert {text: after[text] for text in before} == before
     first = max(before.values()) + 1
-    assert first_new(base) == first and [after[token.text] for token in found] == list(range(first, first + 20))
+    assert next_id(base) == first and [after[token.text] for token in found] == list(range(first, first + 20))
     assert all(bigger(name).input_ids == [i] for name, i in before.items() if name.startswith("<|"))
     text = " ".join(sentences(FRENCH, 5, 14))
     assert bigger.decode(bigger(text).input_ids) == text and len(bigger(text).input_ids) < len(base(text).input_ids)

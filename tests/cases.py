@@ -14,6 +14,7 @@ PICO: dict[str, list[dict[str, Any]]] = {
         {"gate": "relu", "width": 24, "init": "he", "alpha": 1.0, "layers": [1, 3]},
         {"gate": "elu", "width": 24, "init": "lecun", "alpha": 1.0},
         {"gate": "sigmoid", "width": 24, "init": "lecun", "alpha": 1.0, "local_loss": "domain_ce"},
+        {"gate": "threshold", "width": 24, "init": "lecun", "alpha": 1.0, "local_loss": "l1"},
         {"gate": "none", "width": 24, "init": "low_variance", "alpha": 1.0},
     ],
     "adapter": [{"width": 24, "init": "lecun"}],
@@ -35,6 +36,17 @@ CASES = [{"name": name, **settings} for name in NAMES for settings in PICO.get(n
 
 def method(settings: dict[str, Any]) -> Method:
     return TypeAdapter(AnyMethod).validate_python(settings)
+
+
+def calibrate(live):
+    """Rows and thresholds of both signs, in numbers that bf16 has: each gate is open for some inputs and closed for others."""
+    torch.manual_seed(4)
+    for name, parameter in live.held().items():
+        if live.constant(name):
+            drawn = torch.randn(parameter.shape)
+            value = 0.25 * drawn.sign() if name.endswith("bias") else drawn * parameter.shape[-1] ** -0.5
+            parameter.data = value.bfloat16().to(parameter.dtype)
+    return live
 
 
 def stir(live, size=0.1):

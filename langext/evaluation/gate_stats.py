@@ -15,7 +15,7 @@ class Observer:
     def __init__(self, live: "LiveModel"):
         self.live = live
         self.sums: dict[str, torch.Tensor] = {}
-        self.tokens, self.as_base = 0, 0
+        self.tokens, self.as_base, self.own = 0, 0, 0
         self.more_tokens = isinstance(live.net.get_output_embeddings(), vocabulary.ExtendedHead)  # they change every softmax
 
     def __call__(self, mask_BT: torch.Tensor) -> None:
@@ -28,7 +28,12 @@ class Observer:
             self.sums[name] = self.sums.get(name, torch.zeros_like(total_L)) + total_L
         if "open" in diagnostics:
             self.as_base += int((_as_base(diagnostics["open"]) & mask_BT).sum())
+            self.own += int(((diagnostics["open"] == 0).all(0) & mask_BT).sum())
         self.tokens += int(mask_BT.sum())
+
+    def own_closed(self) -> float:
+        """Share of the tokens whose own gates are all closed, whatever attention brings from tokens before them."""
+        return self.own / self.tokens
 
     def layers(self) -> dict[str, Any]:
         """Mean of each diagnostic per layer, and `all_closed`: the share of tokens that are computed exactly as in the base.

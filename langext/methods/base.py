@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from langext.architectures.stock import Stock
+    from langext.methods.calibrate import Calibrate
     from langext.methods.extension import Extension
     from langext.methods.gates import GateName
     from langext.methods.penalties.base import MicroBatch
@@ -54,6 +55,11 @@ class Method(Spec):
     @property
     def block_gate(self) -> "GateName | None":
         """The gate of the blocks that this method adds; None if it adds no blocks."""
+        return None
+
+    @property
+    def calibration(self) -> "Calibrate | None":
+        """How the gates are calibrated before the training; None if the method has none that are."""
         return None
 
     @property

@@ -4,15 +4,17 @@ Talla, Grave and Jegou, "Neutral Residues: Revisiting Adapters for Model Extensi
 The base is frozen. A local loss, the L1 norm of what a block adds on original-language tokens, keeps that addition near zero.
 """
 
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from langext.methods.calibrate import Calibrate
 from langext.methods.gates import GATES, GateName
 from langext.methods.penalties import domain_ce, local
 from langext.methods.penalties.base import MicroBatch
 from langext.methods.residue import Parallel, Residue
+from langext.spec import LATER
 
 LocalLoss = Literal["l1", "domain_ce", "none"]
 
@@ -38,13 +40,22 @@ class NeutralResidues(Parallel):
     add little to those original-language tokens that it opens for."""
     alpha: float = Field(0.01, ge=0)
     """Weight of the local loss. Raise it for less forgetting and less learning."""
+    calibrate: Annotated[Calibrate, LATER] = Calibrate()
+    """How rows and thresholds are found before the training, for the gate threshold."""
 
     @model_validator(mode="after")
     def _gate_and_loss(self) -> "NeutralResidues":
         if self.local_loss == "domain_ce" and not GATES[self.gate].is_probability:
             probable = ", ".join(name for name, gate in GATES.items() if gate.is_probability)
             raise ValueError(f"local_loss domain_ce needs a gate that is a probability ({probable}), not {self.gate}")
+        if "calibrate" in self.model_fields_set and not GATES[self.gate].threshold:
+            raise ValueError(f"calibrate is for the gate threshold, not {self.gate}")
         return self
+
+    @property
+    def calibration(self) -> Calibrate | None:
+        """`calibrate`, for a gate with a threshold."""
+        return self.calibrate if GATES[self.gate].threshold else None
 
     @property
     def own_penalties(self) -> tuple[str, ...]:

@@ -161,9 +161,12 @@ class RescaleSummary(Summary):
     """Of stage rescale."""
 
     of: Literal["rescale"] = "rescale"
-    alpha: float
+    alpha: float | None
+    """None when layers were reverted instead."""
     curve: list[dict[str, Any]]
     """For each alpha that was tried: bits per byte, learning, retention and score."""
+    reverted: list[int] = []
+    """Numbers, from 0, of the layers that have their weights from before the training."""
 
 
 class RegateSummary(Summary):

@@ -21,11 +21,12 @@ PICO: dict[str, list[dict[str, Any]]] = {
     "selective_lora": [{"rank": 4}],
     "grow": [{}, {"train": "all_mlp", "layers": {"top": 2}}, {"k": 3, "layers": [1, 2]}],
     "expansion_blocks": [{"every": 2}],
+    "full": [{}, {"freeze": "middle"}],
 }
 
 
 def label(settings: dict[str, Any]) -> str:
-    told = [str(settings[key]) for key in ("gate", "train", "k") if key in settings]
+    told = [str(settings[key]) for key in ("gate", "train", "k", "freeze") if key in settings]
     return " ".join([settings["name"], *told])
 
 

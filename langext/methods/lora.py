@@ -33,7 +33,7 @@ class LowRank(Method):
     targets: list[Linear] = Field(list(families.LINEARS), min_length=1)
     """Which linear maps of a block change; all seven if not given."""
     layers: Layers = "all"
-    """Which blocks change: all, a list of layer numbers from 0, or {top: n} for the n layers nearest to the output."""
+    """Which blocks change: all, middle, a list of layer numbers from 0, or {top: n} for the n layers nearest to the output."""
 
     @property
     def scale(self) -> float:

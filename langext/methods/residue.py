@@ -113,7 +113,8 @@ class Parallel(Method):
     width: int | None = Field(None, ge=1, le=2**20)
     """Number of hidden units of each block, instead of `extra_params_frac`. More learn more and cost more."""
     layers: Layers = "all"
-    """Which layers get a block: all, a list of layer numbers from 0, or {top: n} for the n layers nearest to the output."""
+    """Which layers get a block: all, middle, a list of layer numbers from 0, or {top: n} for the n layers nearest to the
+    output."""
     init: Literal["low_variance", "lecun", "he"] = "low_variance"
     """Variance of the random input weights: low_variance 1/(D L) (that of the paper), lecun 1/D (learns faster in short runs),
     he 2/D; D is the model width, L the number of layers. The output weights start at zero."""

@@ -392,6 +392,31 @@ def test_lines_scales_the_change_of_the_merged_weights(method):
     assert any(not np.allclose(rescaled[n], trained[n], atol=1e-3) for n in trained)
 
 
+@pytest.mark.parametrize("method", SCALABLE, ids=lambda m: m.name)
+def test_reverted_layers_compute_what_they_computed_before_training(method):
+    """Folded after reverting layers 1 and 2, their matrices are those of the start; all others are as trained."""
+
+    def folded(change):
+        net = make_base("llama", 320).float()
+        torch.manual_seed(1)
+        live = extended.build(net, None, method)
+        origin = {n: t.clone() for n, t in live.delta().items()}
+        torch.manual_seed(2)
+        delta = {n: t + 0.1 * torch.randn(t.shape) * (not n.endswith(".s")) for n, t in origin.items()} if change else origin
+        if change == "reverted":
+            by = layer_scaling.Reverted([1, 2])
+            delta = layer_scaling.rescaled(delta, origin, method, make_base("llama", 320).config, by)
+        extended.set_delta(live, delta)
+        return numbers(method.fold(net).model(whole=True, rounded=False))
+
+    start, trained, reverted = folded(None), folded("trained"), folded("reverted")
+    for name, now in reverted.items():
+        in_them = name.startswith(("model.layers.1.", "model.layers.2."))
+        assert np.array_equal(now, (start if in_them else trained)[name]), name
+    inside = [name for name in trained if name.startswith(("model.layers.1.", "model.layers.2."))]
+    assert any(not np.array_equal(start[name], trained[name]) for name in inside)
+
+
 def reference_ties(vectors, keep):
     flat = [np.concatenate([v[n].ravel() for n in sorted(v)]) for v in vectors]
     trimmed = []

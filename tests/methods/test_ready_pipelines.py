@@ -17,7 +17,7 @@ METHODS = sorted((ROOT / "pipelines" / "methods").glob("*.yaml"))
 def test_there_is_one_pipeline_for_every_method():
     used = {stage.method.name for path in METHODS for stage in load(path, Pipeline).stages if isinstance(stage, Extend)}
     assert used == set(NAMES)
-    assert {path.stem for path in METHODS} >= {*NAMES, "full_ldifs", "full_lines"}
+    assert {path.stem for path in METHODS} >= {*NAMES, "full_ldifs", "full_lines", "full_freeze", "full_revert"}
 
 
 def test_they_share_data_budget_and_seed():

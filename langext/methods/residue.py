@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 # What a feed-forward network's module calls its blocks, hence part of every parameter name in a delta.
 ATTRIBUTE = "residues"
+ROUTER = "router"
+"""What a block calls its gate."""
 MAX_FRAC = 2.0
 
 
@@ -184,6 +186,10 @@ class Parallel(Method):
     def trainable(self, name: str, config: Any) -> bool:
         """True for the parameters of blocks; the base does not learn."""
         return f".{ATTRIBUTE}." in name
+
+    def decays(self, name: str) -> bool:
+        """False for gates: a row that decays opens and closes for other tokens than it has learnt to."""
+        return f".{ROUTER}." not in name
 
     def diagnostics(self, model: Any) -> dict[str, Tensor]:
         """`gate`, the values of the gates, and `open`, 1.0 where a gate counts as open and else 0.0; each (L, B, T).

@@ -104,9 +104,9 @@ class SelectiveLora(LowRank):
         """True for the factors A and B and for s; the base does not learn."""
         return f".{ATTRIBUTE}." in name
 
-    def own_lr(self, name: str) -> float | None:
-        """`s_lr` for s; None for the factors, which have the learning rate of the training."""
-        return self.s_lr if name.endswith(f".{ATTRIBUTE}.s") else None
+    def peak_lr(self, name: str, lr: float) -> float:
+        """`s_lr` for s; the learning rate of the training for the factors."""
+        return self.s_lr if name.endswith(f".{ATTRIBUTE}.s") else lr
 
     def read_outside(self, model: Any) -> list[Tensor]:
         """The indicators' s, for the sparsity term and the number of active changes."""

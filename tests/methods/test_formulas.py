@@ -205,8 +205,8 @@ def test_selective_lora_pays_after_its_warmup_and_drops_what_is_off():
     paid = method.penalty(net, MicroBatch(original, 0, 8, done=0.2))["sparsity"].item()
     assert paid == pytest.approx(2.0 * (0.01 + 27 * 0.15) / 28 * 4 / 8, rel=1e-5)
     assert method.figures(net) == {"active_blocks": 27.0, "blocks": 28.0}
-    assert method.own_lr("model.layers.0.self_attn.q_proj.selective_lora.s") == 1e-3
-    assert method.own_lr("model.layers.0.self_attn.q_proj.selective_lora.lora_A") is None
+    assert method.peak_lr("model.layers.0.self_attn.q_proj.selective_lora.s", 0.5) == 1e-3
+    assert method.peak_lr("model.layers.0.self_attn.q_proj.selective_lora.lora_A", 0.5) == 0.5
     base = make_base("llama", 320).float()
     net = method.fold(net).model(whole=True, rounded=False)
     first, second = ("q_proj", "k_proj")

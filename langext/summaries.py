@@ -291,3 +291,12 @@ class HistorySummary(Summary):
 
     of: Literal["history"] = "history"
     history: History
+
+
+class TransplantSummary(Summary):
+    """Of stage transplant."""
+
+    of: Literal["transplant"] = "transplant"
+    method: str
+    history: History
+    """How the model came about in the run that gave it."""

@@ -33,6 +33,7 @@ from langext.summaries import (
     RescaleSummary,
     Training,
     TrainSummary,
+    TransplantSummary,
 )  # fmt: skip
 
 LIBRARIES = {"gguf": "llama.cpp", "delta": "langext"}
@@ -171,7 +172,7 @@ def history(model: Model) -> History:
     done: list[str] = []
     while True:
         manifest = model.manifest
-        if recorded := manifest.summary_as(HistorySummary):
+        if recorded := manifest.summary_as(HistorySummary) or manifest.summary_as(TransplantSummary):
             return History(training=recorded.history.training, afterwards=[*recorded.history.afterwards, *done])
         if trained := manifest.summary_as(TrainSummary):
             training = Training(**{key: getattr(trained, key) for key in Training.model_fields})

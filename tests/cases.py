@@ -19,6 +19,7 @@ PICO: dict[str, list[dict[str, Any]]] = {
     "adapter": [{"width": 24, "init": "lecun"}],
     "lora": [{"rank": 4}],
     "selective_lora": [{"rank": 4}],
+    "gated_lora": [{"rank": 4}],
     "grow": [{}, {"train": "all_mlp", "layers": {"top": 2}}, {"k": 3, "layers": [1, 2]}],
     "expansion_blocks": [{"every": 2}],
     "full": [{}, {"freeze": "middle"}],
@@ -36,6 +37,12 @@ CASES = [{"name": name, **settings} for name in NAMES for settings in PICO.get(n
 
 def method(settings: dict[str, Any]) -> Method:
     return TypeAdapter(AnyMethod).validate_python(settings)
+
+
+def exports(settings: dict[str, Any]) -> bool:
+    """Whether there is an export with the base in it, not a delta alone."""
+    made = method(settings)
+    return made.block_gate is not None or not made.obstacle(None)
 
 
 def stir(live, size=0.1):

@@ -8,13 +8,16 @@ import torch
 from toy import make_base
 
 from langext.architectures import families
-from langext.methods import Adapter, ExpansionBlocks, Full, Grow, Lora, NeutralResidues, SelectiveLora, extended
+from langext.errors import ConfigError
+from langext.exports import targets
+from langext.methods import Adapter, ExpansionBlocks, Full, GatedLora, Grow, Lora, NeutralResidues, SelectiveLora, extended
 from langext.methods.gates import GATES
 from langext.methods.penalties import L2SP, LDIFS
 from langext.methods.penalties.base import MicroBatch
 from langext.methods.residue import stacks
 from langext.methods.selective_lora import SelectiveLowRank
 from langext.models import layer_scaling, merging
+from langext.training import engine
 
 
 def sigmoid(x):
@@ -213,6 +216,33 @@ def test_selective_lora_pays_after_its_warmup_and_drops_what_is_off():
     at = net.model.layers[0].self_attn, base.model.layers[0].self_attn
     assert torch.equal(getattr(at[0], first).weight, getattr(at[1], first).weight)
     assert not torch.equal(getattr(at[0], second).weight, getattr(at[1], second).weight)
+
+
+def test_gated_lora_is_disel():
+    """W0 x + (alpha / r) B (sigmoid(W_g x + b_g) * A x), its gates nearly closed at the start and different for each token."""
+    method = GatedLora(name="gated_lora", rank=3, lora_alpha=6.0, targets=["down_proj"], layers={"top": 1})
+    live = extended.build(make_base("llama", 320).float(), None, method)
+    linear = live.net.model.layers[3].mlp.down_proj
+    start = numbers(linear.gated_lora)
+    assert (start["gate.bias"] == -3).all() and start["gate.weight"].std() > 0.01 and not start["lora_B.weight"].any()
+    torch.nn.init.normal_(linear.gated_lora.lora_B.weight)
+    torch.nn.init.normal_(linear.gated_lora.gate.weight)
+    w = numbers(linear)
+    x = np.random.default_rng(0).normal(size=(3, 96))
+    gates = sigmoid(x @ w["gated_lora.gate.weight"].T + w["gated_lora.gate.bias"])
+    change = 2.0 * (gates * (x @ w["gated_lora.lora_A.weight"].T)) @ w["gated_lora.lora_B.weight"].T
+    assert np.allclose(linear(torch.tensor(x).float()).detach().numpy(), x @ w["weight"].T + change, atol=1e-4)
+    found = engine.groups(live.net, method, lambda name: method.peak_lr(name, 0.01), weight_decay=0.1)
+    assert {key: len(members) for key, members in found.items()} == {(0.01, 0.1): 2, (0.05, 0.0): 2}
+
+
+def test_gated_lora_exports_as_a_delta_alone():
+    method = GatedLora(name="gated_lora")
+    assert targets.choose(None, [method], "delta") == "delta"
+    with pytest.raises(ConfigError, match="another amount for every token, which no stock architecture does; possible: delta"):
+        targets.choose(None, [method], "auto")
+    with pytest.raises(ConfigError, match="langext has no code for gated_lora"):
+        targets.choose(None, [method], "remote")
 
 
 def test_lora_is_w_plus_scaled_b_a():

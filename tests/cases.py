@@ -1,12 +1,17 @@
 """Every method with settings that fit a pico model. A method that is listed without any is tested with its defaults."""
 
+from pathlib import Path
 from typing import Any, get_args
 
 import torch
 from pydantic import TypeAdapter
+from run_folders import stage
 
-from langext.methods import AnyMethod
+from langext.artifacts import Model
+from langext.methods import AnyMethod, extended
 from langext.methods.base import Method
+from langext.models import bases, loading
+from langext.summaries import TrainSummary
 
 PICO: dict[str, list[dict[str, Any]]] = {
     "neutral_residues": [
@@ -55,3 +60,17 @@ def stir(live, size=0.1):
         if not name.endswith(".s"):
             moved = parameter.data + size * torch.randn(parameter.shape)
             parameter.data = moved.bfloat16().to(parameter.dtype)
+
+
+def trained(root: Path, base: Path, settings: dict[str, Any]) -> Model:
+    """The model of a run folder made by hand, in which a method has been trained on a base."""
+    record = loading.read_record(bases.prepare(str(base), None, root / "base"))
+    summary = TrainSummary(
+        lr=0.1, penalties=[], tokens=100, steps=2, result_step=2, seconds=3.0, tokens_per_second=None, bits_per_byte={},
+        kl_to_base=None, dead_layers=None, weights={}, shares={"fra_Latn/book": 1.0}, epochs={"fra_Latn/book": 1.0},
+    )  # fmt: skip
+    folder = stage(root, 2, "train", "Model", {"model": "extend"}, summary)
+    live = extended.build(loading.load_base(record.base, torch.bfloat16), None, method(settings))
+    stir(live)
+    loading.save_delta(folder, live.delta())
+    return loading.write_record(folder, loading.Record(record.base, method(settings)))

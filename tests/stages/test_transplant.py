@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from bench import Bench, extend, train
-from cases import label, method, stir
+from cases import label, trained
 from forks import langext
 from run_folders import stage
 from toy import make_llama, make_tokenizer
@@ -14,11 +14,9 @@ from langext.artifacts import Model
 from langext.context import Context
 from langext.errors import ConfigError
 from langext.exports import modelcard
-from langext.methods import extended
 from langext.methods.residue import stacks
 from langext.models import bases, loading
 from langext.stages.transplant import Transplant
-from langext.summaries import TrainSummary
 
 RESIDUES = {"name": "neutral_residues", "gate": "hard_sigmoid", "init": "lecun", "width": 16}
 MOVABLE = [RESIDUES, {"name": "adapter", "width": 16}, {"name": "lora", "rank": 4}, {"name": "expansion_blocks", "every": 2}]
@@ -37,20 +35,6 @@ def sibling(tmp_path_factory):
     return folder
 
 
-def donor(root, base, settings):
-    """A finished run of a method on a base."""
-    record = loading.read_record(bases.prepare(str(base), None, root / "base"))
-    seen = TrainSummary(
-        lr=0.1, penalties=[], tokens=100, steps=2, result_step=2, seconds=3.0, tokens_per_second=None, bits_per_byte={},
-        kl_to_base=None, dead_layers=None, weights={}, shares={"fra_Latn/book": 1.0}, epochs={"fra_Latn/book": 1.0},
-    )  # fmt: skip
-    folder = stage(root, 2, "train", "Model", {"model": "extend"}, seen)
-    live = extended.build(loading.load_base(record.base, torch.bfloat16), None, method(settings))
-    stir(live)
-    loading.save_delta(folder, live.delta())
-    return loading.write_record(folder, loading.Record(record.base, method(settings)))
-
-
 def context(out):
     out.mkdir()
     return Context(out, 17, "fra_Latn", ("eng_Latn",))
@@ -63,7 +47,7 @@ def logits(net):
 
 @pytest.mark.parametrize("settings", MOVABLE, ids=label)
 def test_switched_off_the_sibling_computes_as_itself(tmp_path, pico, sibling, settings):
-    given = donor(tmp_path / "run", pico, settings)
+    given = trained(tmp_path / "run", pico, settings)
     base = bases.prepare(str(sibling), None, tmp_path / "on" / "base")
     made = Transplant(uses="transplant", donor=str(tmp_path / "run")).run(context(tmp_path / "on" / "01-transplant"), base)
     plain = logits(loading.load_base(sibling, torch.float32))
@@ -75,7 +59,7 @@ def test_switched_off_the_sibling_computes_as_itself(tmp_path, pico, sibling, se
 
 
 def test_with_its_gates_shut_the_sibling_computes_as_itself(tmp_path, pico, sibling):
-    donor(tmp_path / "run", pico, RESIDUES)
+    trained(tmp_path / "run", pico, RESIDUES)
     base = bases.prepare(str(sibling), None, tmp_path / "on" / "base")
     ctx = context(tmp_path / "on" / "01-transplant")
     live = loading.load(Transplant(uses="transplant", donor=str(tmp_path / "run")).run(ctx, base), torch.float32)
@@ -88,7 +72,7 @@ def test_with_its_gates_shut_the_sibling_computes_as_itself(tmp_path, pico, sibl
 
 
 def test_the_card_tells_the_training_and_the_move(tmp_path, pico, sibling):
-    donor(tmp_path / "run", pico, RESIDUES)
+    trained(tmp_path / "run", pico, RESIDUES)
     base = bases.prepare(str(sibling), None, tmp_path / "on" / "base")
     root, ctx = tmp_path / "on", Context(tmp_path / "on" / "x", 17, "fra_Latn", ("eng_Latn",))
     ctx.out.mkdir()
@@ -105,14 +89,14 @@ def test_the_card_tells_the_training_and_the_move(tmp_path, pico, sibling):
     ],
 )
 def test_what_has_changed_its_base_cannot_move(tmp_path, pico, settings, expected):
-    donor(tmp_path / "run", pico, settings)
+    trained(tmp_path / "run", pico, settings)
     with pytest.raises(ConfigError) as caught:
         Transplant(uses="transplant", donor=str(tmp_path / "run")).methods(())
     assert expected in str(caught.value)
 
 
 def test_wrong_donors_bases_and_languages_are_refused_when_planning(tmp_path, pico, sibling):
-    donor(tmp_path / "run", pico, RESIDUES)
+    trained(tmp_path / "run", pico, RESIDUES)
     bench, move = Bench(tmp_path, sibling), {"uses": "transplant", "donor": str(tmp_path / "run")}
     assert "has learnt fra_Latn, and language is swh_Latn" in bench.refused("swh_Latn", ["eng_Latn"], [move])
     said = bench.refused("fra_Latn", ["eng_Latn"], [{**move, "donor": str(tmp_path / "nothing")}])

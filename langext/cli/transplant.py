@@ -24,6 +24,7 @@ def transplant(
         typer.Option(parser=edge.folder, metavar="FOLDER", help="Run folder to make. Default: runs/<run>-on-<base>."),
     ] = None,
     form: Annotated[str, typer.Option("--format", help="auto, native, dense, remote, gguf or delta.")] = "auto",
+    redo: Annotated[list[str] | None, typer.Option(help="Do this stage again, and what depends on it. Repeatable.")] = None,
 ) -> None:
     """Put what a run has trained on a sibling of its base, such as the instruct model; measure both languages and export.
 
@@ -37,7 +38,7 @@ def transplant(
         spec = pipeline(root, onto, form)
         folder = (out or Path("runs") / spec.name).resolve()
         # Nothing here is trained, so the token ids of the donor are not taken over.
-        run.run(spec, folder, others=[root], tokens=folder / TOKENS)
+        run.run(spec, folder, redo=redo or [], others=[root], tokens=folder / TOKENS)
         typer.echo("\n" + page.headline(folder, page.build(folder)))
 
 

@@ -129,7 +129,7 @@ def test_the_command_measures_and_exports_and_does_nothing_twice(tmp_path, pico,
     assert scores_of(moved / "03-evaluate_base")["bits_per_byte"] != scores_of(run / "04-evaluate_base")["bits_per_byte"]
     exported = json.loads((moved / "05-export" / "checkpoint" / "export.json").read_text())
     assert exported["loads_as"] == "Glm4MoeForCausalLM" and exported["greedy_equal"] == exported["texts"]
-    again = langext(*command)
-    assert again.returncode == 0 and "transplant: done already" in again.stdout
+    again = langext(*command, "--redo", "export")
+    assert again.returncode == 0 and "evaluate: done already" in again.stdout and "export: started" in again.stdout
     wide = langext("transplant", run, "--onto", tmp_path / "no-such", "--out", tmp_path / "x")
     assert wide.returncode == 2 and "no such file or folder" in wide.stderr

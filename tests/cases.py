@@ -19,6 +19,7 @@ PICO: dict[str, list[dict[str, Any]]] = {
         {"gate": "relu", "width": 24, "init": "he", "alpha": 1.0, "layers": [1, 3]},
         {"gate": "elu", "width": 24, "init": "lecun", "alpha": 1.0},
         {"gate": "sigmoid", "width": 24, "init": "lecun", "alpha": 1.0, "local_loss": "domain_ce"},
+        {"gate": "threshold", "width": 24, "init": "lecun", "alpha": 1.0, "local_loss": "l1"},
         {"gate": "none", "width": 24, "init": "low_variance", "alpha": 1.0},
     ],
     "adapter": [{"width": 24, "init": "lecun"}],
@@ -50,6 +51,17 @@ def exports(settings: dict[str, Any]) -> bool:
     return made.block_gate is not None or not made.obstacle(None)
 
 
+def calibrate(live):
+    """Rows and thresholds of both signs, in numbers that bf16 has: each gate is open for some inputs and closed for others."""
+    torch.manual_seed(4)
+    for name, parameter in live.held().items():
+        if live.constant(name):
+            drawn = torch.randn(parameter.shape)
+            value = 0.25 * drawn.sign() if name.endswith("bias") else drawn * parameter.shape[-1] ** -0.5
+            parameter.data = value.bfloat16().to(parameter.dtype)
+    return live
+
+
 def stir(live, size=0.1):
     """As after training: every parameter that learns is somewhere else (but the indicators, which would switch blocks off).
 
@@ -70,7 +82,7 @@ def trained(root: Path, base: Path, settings: dict[str, Any]) -> Model:
         kl_to_base=None, dead_layers=None, weights={}, shares={"fra_Latn/book": 1.0}, epochs={"fra_Latn/book": 1.0},
     )  # fmt: skip
     folder = stage(root, 2, "train", "Model", {"model": "extend"}, summary)
-    live = extended.build(loading.load_base(record.base, torch.bfloat16), None, method(settings))
+    live = calibrate(extended.build(loading.load_base(record.base, torch.bfloat16), None, method(settings)))
     stir(live)
     loading.save_delta(folder, live.delta())
     return loading.write_record(folder, loading.Record(record.base, method(settings)))

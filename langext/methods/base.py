@@ -44,6 +44,13 @@ class Method(Spec):
         """True if the parameter with this name learns. Not called for new vocabulary rows, which always learn."""
         return True
 
+    def constant(self, name: str) -> bool:
+        """True if the parameter with this name is part of the extension but does not learn.
+
+        It gets its value before the training, and a delta holds it beside the parameters that learn.
+        """
+        return False
+
     @property
     def block_gate(self) -> "GateName | None":
         """The gate of the blocks that this method adds; None if it adds no blocks."""

@@ -70,7 +70,7 @@ class Extend(Stage):
             vocabulary.fill(net, spelt)
         delta = live.delta()
         loading.save_delta(ctx.out, {name: tensor for name, tensor in delta.items() if name not in live.base_names})
-        learns = sum(t.numel() for t in delta.values())
+        learns = sum(p.numel() for p in live.learning().values())
         ctx.report(
             ExtendSummary(method=self.method.name, base_parameters=num_base, trainable_parameters=learns, new_tokens=len(spelt))
         )

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from cases import CASES, exports, label, method, stir
+from cases import CASES, calibrate, exports, label, method, stir
 from deepspeed.runtime.activation_checkpointing import checkpointing as deepspeed_checkpointing
 from safetensors.torch import load_file
 from torch.utils.checkpoint import checkpoint as torch_checkpoint
@@ -50,7 +50,7 @@ def point(request, record_property):
 
 def extended_model(folder, case, dtype=torch.float32):
     torch.manual_seed(3)
-    return extended.build(loading.load_base(folder, dtype), loading.load_tokenizer(folder), method(case))
+    return calibrate(extended.build(loading.load_base(folder, dtype), loading.load_tokenizer(folder), method(case)))
 
 
 def ids(seed=1, rows=2):

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from cases import calibrate
 from toy import make_base
 
 from langext.architectures import families
@@ -45,6 +46,7 @@ def gate_value(z, gate):
         "elu": np.where(z > 0, z, np.exp(z) - 1),
         "sigmoid": sigmoid(z),
         "hard_sigmoid": np.where(z > 0, sigmoid(z), 0),
+        "threshold": np.where(z > 0, 1, 0),
         "none": np.ones_like(z),
     }[gate]
 
@@ -52,7 +54,7 @@ def gate_value(z, gate):
 def build(family, method, seed=0, **more):
     net = make_base(family, 320, **more).float().eval()
     torch.manual_seed(seed)
-    live = extended.build(net, None, method)
+    live = calibrate(extended.build(net, None, method))
     for name, p in net.named_parameters():
         if live.trainable(name) and not name.endswith(".s"):
             p.data += 0.1 * torch.randn(p.shape)
@@ -69,7 +71,7 @@ def test_neutral_residue_forward(gate, family, training):
     with torch.set_grad_enabled(training):
         got = ffn(x).detach().numpy()
     d, w = x.double().numpy(), numbers(block)
-    g = gate_value(d @ w["router.weight"].T, gate) if gate != "none" else 1.0
+    g = gate_value(d @ w["router.weight"].T + w.get("router.bias", 0), gate) if gate != "none" else 1.0
     own = {name: value for name, value in numbers(ffn).items() if "residues" not in name}
     assert np.allclose(got, gated(d, own, family) + g * gated(d, w, family), atol=1e-5)
 
@@ -100,7 +102,7 @@ def test_both_local_losses():
         assert got == pytest.approx(0.5 * total / 4, rel=1e-4)
 
 
-@pytest.mark.parametrize("gate", ["relu", "hard_sigmoid"])
+@pytest.mark.parametrize("gate", ["relu", "hard_sigmoid", "threshold"])
 def test_tokens_whose_gates_are_closed_get_the_very_logits_of_the_base(gate):
     base = make_base("llama", 320).float().eval()
     ids = torch.randint(0, 320, (1, 20))
@@ -112,6 +114,8 @@ def test_tokens_whose_gates_are_closed_get_the_very_logits_of_the_base(gate):
     net = build("llama", NeutralResidues(name="neutral_residues", gate=gate, width=24))
     for block, x in zip(stacks(net)[0].values(), list(seen), strict=True):  # a row that is negative on exactly these tokens
         block.router.weight.data = torch.linalg.lstsq(x, -torch.ones(20, 1)).solution.T.clone()
+        if gate == "threshold":
+            block.router.bias.data.fill_(0.5)  # t = -1/2
     other = torch.randint(0, 320, (1, 20))
     with torch.no_grad():
         assert torch.equal(before, net(input_ids=ids).logits)
@@ -121,10 +125,11 @@ def test_tokens_whose_gates_are_closed_get_the_very_logits_of_the_base(gate):
         assert not torch.allclose(net(input_ids=other).logits, make_base("llama", 320).float()(input_ids=other).logits)
 
 
-def test_closed_tokens_cost_no_matrix_products():
+@pytest.mark.parametrize("gate", ["hard_sigmoid", "threshold"])
+def test_closed_tokens_cost_no_matrix_products(gate):
     from torch.utils.flop_counter import FlopCounterMode
 
-    block = stacks(build("llama", NeutralResidues(name="neutral_residues", gate="hard_sigmoid", width=24)))[0][0]
+    block = stacks(build("llama", NeutralResidues(name="neutral_residues", gate=gate, width=24)))[0][0]
     x = torch.randn(1, 8, 64)
 
     def flops():
@@ -135,8 +140,37 @@ def test_closed_tokens_cost_no_matrix_products():
     router = 2 * 8 * 64
     opened = int((block.router(x) > 0).sum())
     assert 0 < opened < 8 and flops() == router + opened * 3 * 2 * 64 * 24
-    block.router.weight.data.zero_()
+    for parameter in block.router.parameters():
+        parameter.data.zero_()
     assert flops() == router
+
+
+@pytest.mark.parametrize("t", [0.0, 0.75, -0.75, 1e-30, 3e4, -3e4, 1e15])
+def test_a_gate_opens_just_above_its_threshold_and_not_at_it(t):
+    block = stacks(build("llama", NeutralResidues(name="neutral_residues", gate="threshold", width=24)))[0][0]
+    t = torch.tensor(t)
+    block.router.weight.data = torch.eye(1, 64)
+    block.router.bias.data.fill_(-t)
+    x = torch.randn(1, 4, 64)
+    x[0, :, 0] = torch.stack([t, -t if t == 0 else t, t.nextafter(torch.tensor(1e38)), t.nextafter(torch.tensor(-1e38))])
+    out = block(x)
+    assert block.gate_BT.tolist() == [[0, 0, 1, 0]]
+    assert torch.equal(out[0, 2], block._block(x)[0, 2]) and not out[0, [0, 1, 3]].any()
+
+
+def test_a_gate_with_a_threshold_is_closed_until_it_is_calibrated_and_never_learns():
+    net = make_base("llama", 320).float()
+    live = extended.build(net, None, NeutralResidues(name="neutral_residues", gate="threshold", width=24))
+    block = stacks(net)[0][0]
+    block.down_proj.weight.data.normal_()
+    x = 1e6 * torch.randn(2, 7, 64, requires_grad=True)
+    assert not block(x).any()
+    routers = {name for name, _ in net.named_parameters() if ".router." in name}
+    assert len(routers) == 8 and live.held().keys() - live.learning().keys() == routers
+    calibrate(live)
+    block(x).sum().backward()
+    assert block.down_proj.weight.grad.any()
+    assert not any(p.requires_grad or p.grad is not None for p in block.router.parameters())
 
 
 @pytest.mark.parametrize("k", [2, 3, 4])
@@ -496,6 +530,7 @@ def test_gates_that_travel_with_exports_are_those_of_the_table():
     z = torch.linspace(-4, 4, 81)
     assert travelling.GATES.keys() == GATES.keys()
     assert set(travelling.CLOSING) == {name for name, gate in GATES.items() if gate.closes}
+    assert set(travelling.THRESHOLD) == {name for name, gate in GATES.items() if gate.threshold}
     for name, gate in GATES.items():
         assert torch.equal(travelling.GATES[name](z), gate.value(z)), name
         assert gate.closes == bool((gate.value(z[:40]) == 0).all()), name

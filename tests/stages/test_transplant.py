@@ -19,7 +19,14 @@ from langext.models import bases, loading
 from langext.stages.transplant import Transplant
 
 RESIDUES = {"name": "neutral_residues", "gate": "hard_sigmoid", "init": "lecun", "width": 16}
-MOVABLE = [RESIDUES, {"name": "adapter", "width": 16}, {"name": "lora", "rank": 4}, {"name": "expansion_blocks", "every": 2}]
+CALIBRATED = RESIDUES | {"gate": "threshold"}
+MOVABLE = [
+    RESIDUES,
+    CALIBRATED,
+    {"name": "adapter", "width": 16},
+    {"name": "lora", "rank": 4},
+    {"name": "expansion_blocks", "every": 2},
+]
 
 
 @pytest.fixture(scope="module")

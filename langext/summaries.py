@@ -186,9 +186,12 @@ class RescaleSummary(Summary):
     """Of stage rescale."""
 
     of: Literal["rescale"] = "rescale"
-    alpha: float
+    alpha: float | None
+    """None when layers were reverted instead."""
     curve: list[dict[str, Any]]
     """For each alpha that was tried: bits per byte, learning, retention and score."""
+    reverted: list[int] = []
+    """Numbers, from 0, of the layers that have their weights from before the training."""
 
 
 class RegateSummary(Summary):
@@ -348,3 +351,12 @@ class HistorySummary(Summary):
 
     of: Literal["history"] = "history"
     history: History
+
+
+class TransplantSummary(Summary):
+    """Of stage transplant."""
+
+    of: Literal["transplant"] = "transplant"
+    method: str
+    history: History
+    """How the model came about in the run that gave it."""

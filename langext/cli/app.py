@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from langext.cli import edge
+from langext.cli.transplant import transplant
 from langext.errors import EXIT_CONDITION, EXIT_CONFIG
 
 if TYPE_CHECKING:
@@ -161,6 +162,9 @@ def apply_(
 
         deltas.apply(delta, base, to.resolve())
         typer.echo(f"{to}: a run folder; export it with `langext export`, or give it as base_model to add a language")
+
+
+app.command()(transplant)
 
 
 @app.command()

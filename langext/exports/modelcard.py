@@ -33,6 +33,7 @@ from langext.summaries import (
     RescaleSummary,
     Training,
     TrainSummary,
+    TransplantSummary,
 )  # fmt: skip
 
 LIBRARIES = {"gguf": "llama.cpp", "delta": "langext"}
@@ -171,7 +172,7 @@ def history(model: Model) -> History:
     done: list[str] = []
     while True:
         manifest = model.manifest
-        if recorded := manifest.summary_as(HistorySummary):
+        if recorded := manifest.summary_as(HistorySummary) or manifest.summary_as(TransplantSummary):
             return History(training=recorded.history.training, afterwards=[*recorded.history.afterwards, *done])
         if trained := manifest.summary_as(TrainSummary):
             training = Training(**{key: getattr(trained, key) for key in Training.model_fields})
@@ -183,7 +184,9 @@ def history(model: Model) -> History:
             costs = ", ".join(f"{name} {before[name]:.4f} to {after[name]:.4f}" for name in before)
             done.insert(0, f"Its gates were turned into ones that stock architectures have; bits per byte went from {costs}")
         if rescaled := manifest.summary_as(RescaleSummary):
-            done.insert(0, f"Rescaled layer by layer (LiNeS), alpha {rescaled.alpha:g}")
+            scaled = rescaled.alpha is not None and f"Rescaled layer by layer (LiNeS), alpha {rescaled.alpha:g}"
+            numbers = ", ".join(map(str, rescaled.reverted))
+            done.insert(0, scaled or f"Reverted to what they were before the training: the layers {numbers}, counted from 0")
         model = Model(model.path.parent / Path(manifest.inputs["model"].path).name)
 
 

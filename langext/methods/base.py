@@ -67,9 +67,13 @@ class Method(Spec):
         """Names of those losses of `penalty` that need text in an original language."""
         return ()
 
-    def own_lr(self, name: str) -> float | None:
-        """Peak learning rate of the parameter with this name; None if it has the learning rate of the training."""
-        return None
+    def peak_lr(self, name: str, lr: float) -> float:
+        """Peak learning rate of the parameter with this name; `lr` is that of the training."""
+        return lr
+
+    def decays(self, name: str) -> bool:
+        """True if weight decay may pull the parameter with this name towards zero. Only matrices decay at all."""
+        return True
 
     @property
     def reversible(self) -> bool:

@@ -9,11 +9,12 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from langext.methods import gates
 from langext.methods.calibrate import Calibrate
 from langext.methods.gates import GATES, GateName
 from langext.methods.penalties import domain_ce, local
 from langext.methods.penalties.base import MicroBatch
-from langext.methods.residue import Parallel, Residue
+from langext.methods.residue import ROUTER, Parallel, Residue
 from langext.spec import LATER
 
 LocalLoss = Literal["l1", "domain_ce", "none"]
@@ -42,6 +43,9 @@ class NeutralResidues(Parallel):
     """Weight of the local loss. Raise it for less forgetting and less learning."""
     calibrate: Annotated[Calibrate, LATER] = Calibrate()
     """How rows and thresholds are found before the training, for the gate threshold."""
+    gate_lr_factor: Annotated[float, Field(gt=0), LATER] = 1.0
+    """Learning rate of the gates, as a multiple of that of the training. To tell languages apart is another task than to learn
+    one: https://arxiv.org/abs/2605.19028 takes 5 for gates that begin closed. Higher values open and close gates faster."""
 
     @model_validator(mode="after")
     def _gate_and_loss(self) -> "NeutralResidues":
@@ -50,7 +54,13 @@ class NeutralResidues(Parallel):
             raise ValueError(f"local_loss domain_ce needs a gate that is a probability ({probable}), not {self.gate}")
         if "calibrate" in self.model_fields_set and not GATES[self.gate].threshold:
             raise ValueError(f"calibrate is for the gate threshold, not {self.gate}")
+        if self.gate_lr_factor != 1 and (not gates.has(self.gate) or GATES[self.gate].threshold):
+            raise ValueError(f"gate_lr_factor is for gates that learn, and gate is {self.gate}")
         return self
+
+    def peak_lr(self, name: str, lr: float) -> float:
+        """`gate_lr_factor` times the learning rate of the training for the gates; that of the training for the rest."""
+        return lr * self.gate_lr_factor if f".{ROUTER}." in name else lr
 
     @property
     def calibration(self) -> Calibrate | None:

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 # What a feed-forward network's module calls its blocks, hence part of every parameter name in a delta.
 ATTRIBUTE = "residues"
+ROUTER = "router"
+"""What a block calls its gate."""
 MAX_FRAC = 2.0
 
 
@@ -118,7 +120,8 @@ class Parallel(Method):
     width: int | None = Field(None, ge=1, le=2**20)
     """Number of hidden units of each block, instead of `extra_params_frac`. More learn more and cost more."""
     layers: Layers = "all"
-    """Which layers get a block: all, a list of layer numbers from 0, or {top: n} for the n layers nearest to the output."""
+    """Which layers get a block: all, middle, a list of layer numbers from 0, or {top: n} for the n layers nearest to the
+    output."""
     init: Literal["low_variance", "lecun", "he"] = "low_variance"
     """Variance of the random input weights: low_variance 1/(D L) (that of the paper), lecun 1/D (learns faster in short runs),
     he 2/D; D is the model width, L the number of layers. The output weights start at zero."""
@@ -193,7 +196,11 @@ class Parallel(Method):
 
     def constant(self, name: str) -> bool:
         """True for the rows and thresholds of gates that have a threshold."""
-        return GATES[self.block_gate].threshold and f".{ATTRIBUTE}." in name and ".router." in name
+        return GATES[self.block_gate].threshold and f".{ATTRIBUTE}." in name and f".{ROUTER}." in name
+
+    def decays(self, name: str) -> bool:
+        """False for gates: a row that decays opens and closes for other tokens than it has learnt to."""
+        return f".{ROUTER}." not in name
 
     def diagnostics(self, model: Any) -> dict[str, Tensor]:
         """`gate`, the values of the gates, and `open`, 1.0 where a gate counts as open and else 0.0; each (L, B, T).

@@ -37,13 +37,14 @@ from langext.summaries import (
     Summary,
     TokenizerSummary,
     TrainSummary,
+    TransplantSummary,
 )  # fmt: skip
 
 FRACTIONS = ("acc_norm", "acc", "exact_match", "f1")
 """Metrics of tasks that lie between 0 and 1 and are better when higher; the preferred one first."""
 REAL_GAP = 4
 """The gap between two languages counts only if it is wider than this many standard errors."""
-MODEL_CHANGES = (TokenizerSummary, RescaleSummary, RegateSummary, MergeSummary)
+MODEL_CHANGES = (TokenizerSummary, RescaleSummary, RegateSummary, MergeSummary, TransplantSummary)
 """Summaries of the stages that change a model, apart from extending and training it."""
 
 S = TypeVar("S", bound=Summary)
@@ -157,7 +158,8 @@ class Run:
     @cached_property
     def method(self) -> str:
         """What was done to the base, in a few words, like "full + ldifs, rescale": method + penalties, later stages."""
-        names = [summary.method for _, manifest in self.stages if (summary := manifest.summary_as(ExtendSummary))]
+        made = [manifest.summary_as(ExtendSummary) or manifest.summary_as(TransplantSummary) for _, manifest in self.stages]
+        names = [summary.method for summary in made if summary]
         training = self.summary(TrainSummary)
         penalties = training.penalties if training else []
         later = [cls.model_fields["of"].default for cls in MODEL_CHANGES if self._last(cls)]
@@ -166,7 +168,7 @@ class Run:
     @cached_property
     def extension(self) -> str:
         """The name of the method alone; empty for a merged model."""
-        summary = self.summary(ExtendSummary)
+        summary = self.summary(ExtendSummary) or self.summary(TransplantSummary)
         return summary.method if summary else ""
 
     @cached_property

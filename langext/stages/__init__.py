@@ -18,9 +18,10 @@ from langext.stages.regate import Regate
 from langext.stages.rescale import Rescale
 from langext.stages.tokenizer import ExtendTokenizer
 from langext.stages.train import Train
+from langext.stages.transplant import Transplant
 
 AnyStage = Annotated[
-    Filter | ExtendTokenizer | Extend | Train | Recalibrate | Regate | Rescale | Merge | Evaluate | Export,
+    Filter | ExtendTokenizer | Extend | Train | Recalibrate | Regate | Rescale | Merge | Transplant | Evaluate | Export,
     Field(discriminator="uses"),
 ]
 

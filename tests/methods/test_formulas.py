@@ -9,13 +9,16 @@ from cases import calibrate
 from toy import make_base
 
 from langext.architectures import families
-from langext.methods import Adapter, ExpansionBlocks, Full, Grow, Lora, NeutralResidues, SelectiveLora, extended
+from langext.errors import ConfigError
+from langext.exports import targets
+from langext.methods import Adapter, ExpansionBlocks, Full, GatedLora, Grow, Lora, NeutralResidues, SelectiveLora, extended
 from langext.methods.gates import GATES
 from langext.methods.penalties import L2SP, LDIFS
 from langext.methods.penalties.base import MicroBatch
 from langext.methods.residue import stacks
 from langext.methods.selective_lora import SelectiveLowRank
 from langext.models import layer_scaling, merging
+from langext.training import engine
 
 
 def sigmoid(x):
@@ -239,14 +242,41 @@ def test_selective_lora_pays_after_its_warmup_and_drops_what_is_off():
     paid = method.penalty(net, MicroBatch(original, 0, 8, done=0.2))["sparsity"].item()
     assert paid == pytest.approx(2.0 * (0.01 + 27 * 0.15) / 28 * 4 / 8, rel=1e-5)
     assert method.figures(net) == {"active_blocks": 27.0, "blocks": 28.0}
-    assert method.own_lr("model.layers.0.self_attn.q_proj.selective_lora.s") == 1e-3
-    assert method.own_lr("model.layers.0.self_attn.q_proj.selective_lora.lora_A") is None
+    assert method.peak_lr("model.layers.0.self_attn.q_proj.selective_lora.s", 0.5) == 1e-3
+    assert method.peak_lr("model.layers.0.self_attn.q_proj.selective_lora.lora_A", 0.5) == 0.5
     base = make_base("llama", 320).float()
     net = method.fold(net).model(whole=True, rounded=False)
     first, second = ("q_proj", "k_proj")
     at = net.model.layers[0].self_attn, base.model.layers[0].self_attn
     assert torch.equal(getattr(at[0], first).weight, getattr(at[1], first).weight)
     assert not torch.equal(getattr(at[0], second).weight, getattr(at[1], second).weight)
+
+
+def test_gated_lora_is_disel():
+    """W0 x + (alpha / r) B (sigmoid(W_g x + b_g) * A x), its gates nearly closed at the start and different for each token."""
+    method = GatedLora(name="gated_lora", rank=3, lora_alpha=6.0, targets=["down_proj"], layers={"top": 1})
+    live = extended.build(make_base("llama", 320).float(), None, method)
+    linear = live.net.model.layers[3].mlp.down_proj
+    start = numbers(linear.gated_lora)
+    assert (start["gate.bias"] == -3).all() and start["gate.weight"].std() > 0.01 and not start["lora_B.weight"].any()
+    torch.nn.init.normal_(linear.gated_lora.lora_B.weight)
+    torch.nn.init.normal_(linear.gated_lora.gate.weight)
+    w = numbers(linear)
+    x = np.random.default_rng(0).normal(size=(3, 96))
+    gates = sigmoid(x @ w["gated_lora.gate.weight"].T + w["gated_lora.gate.bias"])
+    change = 2.0 * (gates * (x @ w["gated_lora.lora_A.weight"].T)) @ w["gated_lora.lora_B.weight"].T
+    assert np.allclose(linear(torch.tensor(x).float()).detach().numpy(), x @ w["weight"].T + change, atol=1e-4)
+    found = engine.groups(live.net, method, lambda name: method.peak_lr(name, 0.01), weight_decay=0.1)
+    assert {key: len(members) for key, members in found.items()} == {(0.01, 0.1): 2, (0.05, 0.0): 2}
+
+
+def test_gated_lora_exports_as_a_delta_alone():
+    method = GatedLora(name="gated_lora")
+    assert targets.choose(None, [method], "delta") == "delta"
+    with pytest.raises(ConfigError, match="another amount for every token, which no stock architecture does; possible: delta"):
+        targets.choose(None, [method], "auto")
+    with pytest.raises(ConfigError, match="langext has no code for gated_lora"):
+        targets.choose(None, [method], "remote")
 
 
 def test_lora_is_w_plus_scaled_b_a():
@@ -424,6 +454,31 @@ def test_lines_scales_the_change_of_the_merged_weights(method):
         factor = 0.3 + 0.7 * int(place[2]) / (depth - 1) if "layers" in place else 0.3
         assert np.allclose(rescaled[name], start[name] + factor * (theta - start[name]), atol=1e-5), name
     assert any(not np.allclose(rescaled[n], trained[n], atol=1e-3) for n in trained)
+
+
+@pytest.mark.parametrize("method", SCALABLE, ids=lambda m: m.name)
+def test_reverted_layers_compute_what_they_computed_before_training(method):
+    """Folded after reverting layers 1 and 2, their matrices are those of the start; all others are as trained."""
+
+    def folded(change):
+        net = make_base("llama", 320).float()
+        torch.manual_seed(1)
+        live = extended.build(net, None, method)
+        origin = {n: t.clone() for n, t in live.delta().items()}
+        torch.manual_seed(2)
+        delta = {n: t + 0.1 * torch.randn(t.shape) * (not n.endswith(".s")) for n, t in origin.items()} if change else origin
+        if change == "reverted":
+            by = layer_scaling.Reverted([1, 2])
+            delta = layer_scaling.rescaled(delta, origin, method, make_base("llama", 320).config, by)
+        extended.set_delta(live, delta)
+        return numbers(method.fold(net).model(whole=True, rounded=False))
+
+    start, trained, reverted = folded(None), folded("trained"), folded("reverted")
+    for name, now in reverted.items():
+        in_them = name.startswith(("model.layers.1.", "model.layers.2."))
+        assert np.array_equal(now, (start if in_them else trained)[name]), name
+    inside = [name for name in trained if name.startswith(("model.layers.1.", "model.layers.2."))]
+    assert any(not np.array_equal(start[name], trained[name]) for name in inside)
 
 
 def reference_ties(vectors, keep):

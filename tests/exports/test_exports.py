@@ -73,13 +73,15 @@ def reloaded_in_a_fork(request, monkeypatch):
     ],
 )
 def test_export_equals_the_trained_model(tmp_path, pico, gate, form, expected):
-    model = extended_model(tmp_path, pico, NeutralResidues(name="neutral_residues", gate=gate, width=40))
-    record = write.write(model, tmp_path / "out", form, TEXTS, CARD)
+    method = NeutralResidues(name="neutral_residues", gate=gate, width=40)
+    record = write.write(extended_model(tmp_path, pico, method), tmp_path / "out", form, TEXTS, replace(CARD, method=method))
     assert record.loads_as == expected
     assert max(record.max_abs_difference, record.max_abs_difference_cached) < 1e-4 < record.logit_std
     assert gate != "threshold" or record.rounding.max_abs_difference < 1e-4  # rows and thresholds lose nothing when stored
     assert record.top1_agreement == 1.0
-    assert (tmp_path / "out" / "README.md").read_text().startswith("---\nlanguage:\n- fr\n- en\n")
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert card.startswith("---\nlanguage:\n- fr\n- en\n")
+    assert ("routers and their biases in float32" in card) == (gate == "threshold")
 
 
 @pytest.mark.parametrize(

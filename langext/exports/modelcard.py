@@ -20,6 +20,7 @@ from langext.data import assets
 from langext.evaluation import scores, significance
 from langext.evaluation.scores import ScoresFile
 from langext.methods.base import Method
+from langext.methods.gates import GATES
 from langext.models import bases, loading
 from langext.summaries import (
     ExportSummary,
@@ -86,10 +87,11 @@ def write(out: Path, record: ExportSummary, card: Card) -> None:
         license=card.licence_id,
         tags=["langext", "language-extension"],
     )
-    settings = card.method.model_dump(mode="json")
+    settings, gate = card.method.model_dump(mode="json"), card.method.block_gate
     text = env.get_template("modelcard.md.j2").render(
-        card=card, record=record, named=named, settings=settings, metadata=metadata.to_yaml(), rows=_rows(card)
-    )
+        card=card, record=record, named=named, settings=settings, metadata=metadata.to_yaml(), rows=_rows(card),
+        fixed_gates=gate is not None and GATES[gate].threshold,
+    )  # fmt: skip
     (out / "README.md").write_text(text, encoding="utf-8")
 
 

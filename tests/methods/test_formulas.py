@@ -371,6 +371,37 @@ def test_no_gate_near_zero_scores_as_the_experts_of_zeros_do(extensions):
     assert torch.equal(weights[:, 0], z.sigmoid().where(opened, torch.tensor(0.5)))
 
 
+INF = float("inf")
+
+
+@pytest.mark.parametrize("t", [0.0, 1e-3, -1e-3, 0.75, -0.75, 3.9, -3.9, 300.0, -300.0, 2.0**40, -(2.0**40), INF, -INF])
+@pytest.mark.parametrize("size", [1.0, 2.0**-9])
+def test_the_router_of_transformers_opens_where_a_threshold_does(t, size):
+    """With a row of this size; on numbers around the threshold, as near as 1e-6 of it, and far away."""
+    net = make_base("llama", 320).float().eval()
+    method = NeutralResidues(name="neutral_residues", gate="threshold", width=16, layers=[0, 1])
+    extended.build(net, None, method)
+    block = stacks(net)[0][0]
+    block.router.weight.data = size * torch.eye(1, 64)
+    block.router.bias.data.fill_(-t)
+    routers = [layer.mlp.gate for layer in method.fold(net).model(whole=True, rounded=True).model.layers]
+    near = t if abs(t) < 1e9 else 0.0
+    away = torch.logspace(-6, 2, 200) * max(abs(near), size)
+    z = torch.cat([near + away, near - away, torch.tensor([near, -near, 1e3, -1e3])])
+    x = torch.zeros(len(z), 64)
+    x[:, 0] = z / size
+    with torch.no_grad():
+        block(x[None])
+        for number, router in enumerate(routers):
+            _, weights, chosen = router(x)
+            assert (weights == 1).all()
+            if number == 0:
+                assert torch.equal(chosen[:, 0] == 0, block.gate_BT[0] == 1)
+            if number == 1:  # closed for every input until it is calibrated; layers 2 and 3 have no block
+                assert (chosen == 1).all()
+    assert (block.gate_BT.sum() == 0) == (t > 1e9) and (block.gate_BT.min() == 1) == (t < -1e9)
+
+
 @pytest.mark.parametrize("extensions", [1, 2])
 def test_a_gate_that_is_closed_exactly_at_zero_is_closed_when_folded(extensions):
     """At z = 0 a block and the experts of zeros have the same score, 1/2, and nothing of the block may come through."""
@@ -534,3 +565,5 @@ def test_gates_that_travel_with_exports_are_those_of_the_table():
     for name, gate in GATES.items():
         assert torch.equal(travelling.GATES[name](z), gate.value(z)), name
         assert gate.closes == bool((gate.value(z[:40]) == 0).all()), name
+        low, high = gate.value(torch.tensor([-1e-6, 1e-6]))
+        assert gate.jumps == bool(high - low > 0.1), name

@@ -82,7 +82,7 @@ class TextFile(Spec):
 
 
 class MeasuredWith(Spec):
-    """How it was measured; in float32."""
+    """How it was measured."""
 
     batch: int
     """Passages in a forward pass. Both models get the same shapes."""
@@ -104,6 +104,8 @@ class Certificate(Summary):
     """Of neutrality.jsonl, which holds the passages, or would hold them."""
     passage_bytes: dict[str, int]
     """Set -> most UTF-8 bytes of a passage."""
+    dtype: Literal["float32"] = "float32"
+    """Precision of both models while they were measured, whatever they are stored in."""
     settings: MeasuredWith
     kept_kl: float = KEPT_KL
     """A language counts as kept up to this KL in nats per token."""

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from langext.evaluation.open_gates import Opened, as_base, gates
 
-CHUNK_TOKENS = 256
+CHUNK_TOKENS = 128
 """Tokens whose logits are in memory at once, of both models."""
 TEXT_CUT = 300
 """Most characters that are shown of a passage."""
@@ -76,6 +76,8 @@ class Passage:
     @property
     def same_ids(self) -> int:
         """Number of the base's tokens that are tokens of the model too, in the same order."""
+        if self.of_base == self.of_model:
+            return len(self.of_base)
         blocks = SequenceMatcher(None, self.of_base, self.of_model, autojunk=False).get_matching_blocks()
         return sum(block.size for block in blocks)
 

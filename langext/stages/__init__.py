@@ -8,6 +8,7 @@ from pydantic import Field
 
 from langext.artifacts import Artifact
 from langext.stages.base import Stage
+from langext.stages.certify import Certify
 from langext.stages.evaluate import Evaluate
 from langext.stages.export import Export
 from langext.stages.extend import Extend
@@ -19,7 +20,8 @@ from langext.stages.tokenizer import ExtendTokenizer
 from langext.stages.train import Train
 
 AnyStage = Annotated[
-    Filter | ExtendTokenizer | Extend | Train | Regate | Rescale | Merge | Evaluate | Export, Field(discriminator="uses")
+    Filter | ExtendTokenizer | Extend | Train | Regate | Rescale | Merge | Evaluate | Export | Certify,
+    Field(discriminator="uses"),
 ]
 
 

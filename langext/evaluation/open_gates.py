@@ -72,8 +72,10 @@ def gates(net: Any) -> Opened:
 
 def _of_block(found: list[tuple[int, Tensor]], layer: int, gate: Callable[[Tensor], Tensor]) -> Callable[..., None]:
     def note(block: Any, given: tuple[Any, ...]) -> None:
-        bias = None if block.router.bias is None else block.router.bias.float()
-        found.append((layer, gate(F.linear(given[0].float(), block.router.weight.float(), bias)) != 0))
+        z = F.linear(given[0].float(), block.router.weight.float())
+        if block.router.bias is not None:  # added afterwards, as the block does: a fused sum is rounded in another way
+            z = z + block.router.bias.float()
+        found.append((layer, gate(z) != 0))
 
     return note
 

@@ -92,8 +92,8 @@ class Run:
         """True if this row of `bits` is about the new language."""
         return row.name.split("/")[0] == self.new.code
 
-    def task_changes(self) -> dict[bool, list[Change]]:
-        """One change for each task whose language is known: True -> tasks of the new language, False -> those of the others.
+    def tasks_by_language(self) -> dict[str, list[Change]]:
+        """Code of a language -> one change for each of its tasks, for the tasks whose language is known.
 
         The figure of a task is the first of FRACTIONS that it has. Tasks without one are left out, because a mean over figures
         of different units means nothing.
@@ -103,12 +103,19 @@ class Run:
         for row in self.tasks:
             task, metric = row.name.split(", ")
             by_task.setdefault(task, {}).setdefault(metric.split("/")[0], row)  # of several filters, the first
-        changes: dict[bool, list[Change]] = {}
+        changes: dict[str, list[Change]] = {}
         for task, metrics in by_task.items():
             if task in known:
                 shares = [metrics[name] for name in FRACTIONS if name in metrics]
                 if shares and isfinite(shares[0].difference.value):
-                    changes.setdefault(known[task] == self.new.code, []).append(shares[0])
+                    changes.setdefault(known[task], []).append(shares[0])
+        return changes
+
+    def task_changes(self) -> dict[bool, list[Change]]:
+        """The same together: True -> tasks of the new language, False -> those of the others."""
+        changes: dict[bool, list[Change]] = {}
+        for code, rows in self.tasks_by_language().items():
+            changes.setdefault(code == self.new.code, []).extend(rows)
         return changes
 
     @cached_property
@@ -244,17 +251,6 @@ class Run:
         """The folder of the last exported model; None without an export."""
         last = self._last(ExportSummary)
         return last[0] / "checkpoint" if last else None
-
-    def title(self, row: Change) -> str:
-        """A row of `bits` in words, like "learned: French, handbook"."""
-        code, domain = row.name.split("/", 1)
-        if row.verdict in ("unknown", "unmeasured"):
-            verb = row.verdict
-        elif code == self.new.code:
-            verb = "learned" if row.verdict == "better" else "not learned"
-        else:
-            verb = "forgotten" if row.verdict == "worse" else "kept"
-        return f"{verb}: {languages.find(code).name}, {domain}"
 
 
 def gather(root: Path) -> Run:

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from langext.artifacts import Artifact
 from langext.stages.base import Stage
+from langext.stages.certify import Certify
 from langext.stages.evaluate import Evaluate
 from langext.stages.export import Export
 from langext.stages.extend import Extend
@@ -21,7 +22,18 @@ from langext.stages.train import Train
 from langext.stages.transplant import Transplant
 
 AnyStage = Annotated[
-    Filter | ExtendTokenizer | Extend | Train | Recalibrate | Regate | Rescale | Merge | Transplant | Evaluate | Export,
+    Filter
+    | ExtendTokenizer
+    | Extend
+    | Train
+    | Recalibrate
+    | Regate
+    | Rescale
+    | Merge
+    | Transplant
+    | Evaluate
+    | Export
+    | Certify,
     Field(discriminator="uses"),
 ]
 

@@ -8,7 +8,7 @@ from langext.spec import Spec
 class Calibrate(Spec):
     """How much stays closed on the original language, and how much text decides it."""
 
-    closed: float = Field(default=0.99, ge=0.5, lt=1)
+    closed: float = Field(default=0.995, ge=0.5, lt=1)
     """Share of the tokens of original and protected text for which the gates of all layers are closed. This is the dial between
     cautious and eager: 0.999 moves the original language less, 0.95 lets the new one learn more. It can be changed after
     training, without training again (stage recalibrate, `langext dial`)."""

@@ -52,7 +52,7 @@ class NeutralResidues(Parallel):
         if self.local_loss == "domain_ce" and not GATES[self.gate].is_probability:
             probable = ", ".join(name for name, gate in GATES.items() if gate.is_probability)
             raise ValueError(f"local_loss domain_ce needs a gate that is a probability ({probable}), not {self.gate}")
-        if "calibrate" in self.model_fields_set and not GATES[self.gate].threshold:
+        if self.calibrate != Calibrate() and not GATES[self.gate].threshold:
             raise ValueError(f"calibrate is for the gate threshold, not {self.gate}")
         if self.gate_lr_factor != 1 and (not gates.has(self.gate) or GATES[self.gate].threshold):
             raise ValueError(f"gate_lr_factor is for gates that learn, and gate is {self.gate}")

@@ -153,6 +153,12 @@ class Corpus(Artifact):
         """The document files of one language, sorted. `split` is "train" or "valid"."""
         return sorted((self.path / "documents" / split / language).glob("*.jsonl.gz"))
 
+    def languages(self, split: str) -> list[str]:
+        """Codes of the languages that have text in a split, sorted. With "train" they are those of the run, which are trained
+        on, and those that are protected; with "valid" also those that are only measured.
+        """
+        return sorted({path.parent.name for path in (self.path / "documents" / split).glob("*/*.jsonl.gz")})
+
 
 class Tokenizer(Artifact):
     """`tokenizer/` in Hugging Face format plus `new_tokens.json`: id -> the base ids that the token replaces."""

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from langext.architectures.stock import Stock
+    from langext.methods.calibrate import Calibrate
     from langext.methods.extension import Extension
     from langext.methods.gates import GateName
     from langext.methods.penalties.base import MicroBatch
@@ -57,13 +58,22 @@ class Method(Spec):
         return None
 
     @property
+    def calibration(self) -> "Calibrate | None":
+        """How the gates are calibrated before the training; None if the method has none that are."""
+        return None
+
+    @property
     def own_penalties(self) -> tuple[str, ...]:
         """Names of those losses of `penalty` that need text in an original language."""
         return ()
 
-    def own_lr(self, name: str) -> float | None:
-        """Peak learning rate of the parameter with this name; None if it has the learning rate of the training."""
-        return None
+    def peak_lr(self, name: str, lr: float) -> float:
+        """Peak learning rate of the parameter with this name; `lr` is that of the training."""
+        return lr
+
+    def decays(self, name: str) -> bool:
+        """True if weight decay may pull the parameter with this name towards zero. Only matrices decay at all."""
+        return True
 
     @property
     def reversible(self) -> bool:

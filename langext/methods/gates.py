@@ -31,6 +31,8 @@ class Gate:
     """The weight that a stock architecture gives to the block; None if no stock architecture computes this gate."""
     open_above: float = 0.0
     """The gate counts as open for a token if its value is above this."""
+    jumps: bool = False
+    """True if the value jumps at z = 0: there, rounding of z changes what a model computes."""
     is_probability: bool = False
     """True if the value comes from sigmoid(z), which can be trained as the probability that a token is in the new language."""
     regates_to: GateName | None = None
@@ -53,8 +55,8 @@ GATES: dict[GateName, Gate] = {
     "relu": Gate(F.relu, closes=True, folds_as=None, regates_to="hard_sigmoid"),
     "elu": Gate(F.elu, closes=False, folds_as=None),
     "sigmoid": Gate(torch.sigmoid, closes=False, folds_as=Weight.SIGMOID, open_above=0.5, is_probability=True),
-    "hard_sigmoid": Gate(hard_sigmoid, closes=True, folds_as=Weight.HARD_SIGMOID, is_probability=True),
-    "threshold": Gate(step, closes=True, folds_as=None, threshold=True),
+    "hard_sigmoid": Gate(hard_sigmoid, closes=True, folds_as=Weight.HARD_SIGMOID, jumps=True, is_probability=True),
+    "threshold": Gate(step, closes=True, folds_as=Weight.STEP, jumps=True, threshold=True),
     "none": Gate(torch.ones_like, closes=False, folds_as=Weight.ONE),
 }
 UNGATED: GateName = "none"

@@ -8,6 +8,7 @@ The one rule: every measure is better when it is smaller, and a measure that is 
 - `<language>.kl` and `original.kl` (the largest of them): KL(base || model) in nats per token. `<set>.kl`, of a set that is not
   of the run's languages; such sets count neither as `new` nor as `original`.
 - `<task>.<metric>_drop`: loss in a task, in the unit of the metric.
+- `certificate.<measure>`: of a run that was certified, the measures of `langext certify`, like `certificate.total.kl`.
 
 While an original language has no held-out text, `original.bpb_increase` and `original.worst_bpb_increase` are nan.
 """
@@ -21,6 +22,7 @@ from typing import Any
 from langext.errors import ConfigError
 from langext.evaluation import significance
 from langext.evaluation.significance import Change
+from langext.report import standing
 from langext.report.run_folder import Run
 from langext.spec import near
 
@@ -53,6 +55,8 @@ def measures(run: Run) -> dict[str, float]:
     for row in run.tasks:
         task, metric = row.name.split(", ")
         values[f"{task}.{metric}_drop"] = -row.difference.value if row.higher_is_better else row.difference.value
+    if found := standing.certified(run):
+        values |= {f"certificate.{name}": value for name, value in found.measures().items()}
     return values
 
 

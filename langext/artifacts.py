@@ -154,7 +154,9 @@ class Corpus(Artifact):
         return sorted((self.path / "documents" / split / language).glob("*.jsonl.gz"))
 
     def languages(self, split: str) -> list[str]:
-        """Codes of all languages that have text in this split, sorted."""
+        """Codes of the languages that have text in a split, sorted. With "train" they are those of the run, which are trained
+        on, and those that are protected; with "valid" also those that are only measured.
+        """
         return sorted({path.parent.name for path in (self.path / "documents" / split).glob("*/*.jsonl.gz")})
 
 

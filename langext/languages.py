@@ -69,9 +69,14 @@ _RIGHT_TO_LEFT = {"Arab", "Hebr", "Thaa", "Syrc", "Nkoo"}
 _CODE = re.compile(r"[a-z]{3}_[A-Z][a-z]{3}")
 
 
+MUL, ZXX = "mul_Zyyy", "zxx_Zyyy"
+"""Codes of text in many languages, and of text in none (code, formulas), as in ISO 639-2; Zyyy is any script (ISO 15924).
+See https://www.loc.gov/standards/iso639-2/php/code_list.php."""
+
+
 @dataclass(frozen=True)
 class Language:
-    """One language in one script."""
+    """One language in one script; or many, or none, see `MUL` and `ZXX`."""
 
     code: str
     """FLORES-200 code, for example fra_Latn."""
@@ -94,6 +99,11 @@ class Language:
         """Value of HTML's `dir` attribute, the writing direction: ltr or rtl."""
         return "rtl" if self.code[4:] in _RIGHT_TO_LEFT else "ltr"
 
+    @property
+    def single(self) -> bool:
+        """True of a language; False of many together, and of none."""
+        return self.code not in (MUL, ZXX)
+
 
 def _row(entry: str) -> Language:
     code, iso1, name = entry.strip().split(" ", 2)
@@ -101,6 +111,7 @@ def _row(entry: str) -> Language:
 
 
 LANGUAGES = {row.code: row for row in map(_row, _TABLE.strip().replace("\n", "|").split("|"))}
+_NOT_ONE = (Language(MUL, None, "Many languages"), Language(ZXX, None, "No language"))
 
 
 def find(code: str) -> Language:
@@ -111,7 +122,7 @@ def find(code: str) -> Language:
     if code in LANGUAGES:
         return LANGUAGES[code]
     wanted = code.strip().lower()
-    for language in LANGUAGES.values():  # one ISO code can stand for several scripts; the first in the table wins
+    for language in (*LANGUAGES.values(), *_NOT_ONE):  # one ISO code can stand for several scripts; the first in the table wins
         if wanted in (language.iso1, language.iso3, language.name.lower(), language.code.lower()):
             return language
     if _CODE.fullmatch(code):

@@ -9,6 +9,11 @@ from pydantic import ConfigDict, Field
 
 from langext.spec import Spec
 
+Role = Literal["train", "protect", "measure"]
+"""What a source is there for: text of a language of the run; text that the model is to be kept as it is on, which is never
+trained on; or text that is only measured."""
+ROLES: dict[Role, str] = {"train": "of the run", "protect": "protected", "measure": "only measured, not protected"}
+"""The same in words."""
 Line = Annotated[str, Field(pattern=r"^[^\n\r<>|`]*$")]
 """Text that stays what it is in a line or a table of Markdown."""
 
@@ -49,11 +54,26 @@ class FunnelRow(Spec):
     """What is in the source's folder and was not read."""
     commit: str | None = None
     """The commit of a hub data set that was read."""
+    role: Role = "train"
+    """What the source is there for."""
 
     @property
     def source(self) -> str:
         """`<language>/<domain>`."""
         return f"{self.language}/{self.domain}"
+
+    @property
+    def what(self) -> str:
+        """`role` in words."""
+        return ROLES[self.role]
+
+    @property
+    def used(self) -> str:
+        """How much of the text is used for what, in words."""
+        purpose = {"train": f"{self.train_bytes / 1e6:.2f} MB to train on",
+                   "protect": f"{self.what}: {self.train_bytes / 1e6:.2f} MB to calibrate gates on",
+                   "measure": self.what}[self.role]  # fmt: skip
+        return f"{purpose}, {self.valid_bytes / 1e6:.2f} MB held out"
 
     @property
     def kept(self) -> int:

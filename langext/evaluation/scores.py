@@ -9,6 +9,7 @@ from pydantic import ConfigDict
 from langext.artifacts import Scores, read_as, read_object
 from langext.errors import ConfigError
 from langext.spec import Spec
+from langext.summaries import Role
 
 FILE = "scores.json"
 FORMAT = "langext scores 5"
@@ -59,13 +60,23 @@ class Metric(Spec):
 
 
 class KL(Spec):
-    """Distance of the model from its base on held-out text of an original language."""
+    """Distance of the model from its base on held-out text."""
 
     value: float
     """KL(base || model), nats per token."""
     stderr: float | None = None
     """Standard error over passages; absent for a single passage."""
     tokens: int
+
+
+class OtherScore(Spec):
+    """What was measured on a set of held-out text that is not of a language of the run."""
+
+    role: Role
+    """protect: the model was to be kept as it is on such text; measure: it was not, this is only measured."""
+    bits_per_byte: BpbScore
+    kl_to_base: KL | None = None
+    """Absent for the base itself."""
 
 
 class Sample(Spec):
@@ -104,8 +115,15 @@ class ScoresFile(Spec):
     """Task -> code of the language that it measures; only tasks whose language is known."""
     kl_to_base: dict[str, KL] = {}
     """Original language -> distance from the base; empty for the base itself."""
+    others: dict[str, OtherScore] = {}
+    """`<language>/<domain>` -> what was measured, for text that is not of the languages of the run."""
     samples: list[Sample] = []
     generation: GenerationSpeed | None = None
+
+    @property
+    def sets(self) -> dict[str, BpbScore]:
+        """Bits per byte and gates of all sets of held-out text, those of the run first."""
+        return self.bits_per_byte | {name: other.bits_per_byte for name, other in self.others.items()}
 
 
 def read(scores: Scores) -> ScoresFile:

@@ -3,7 +3,7 @@
 Rule: measurements on the same passages or items are compared in pairs. Errors that are unknown are nan, never guessed.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from math import erfc, inf, isfinite, isnan, nan, sqrt
 
@@ -73,11 +73,21 @@ class Change:
 
 
 def bits(before: ScoresFile | None, after: ScoresFile | None) -> Iterator[Change]:
-    """Yield the change in bits per byte of every set that both files contain."""
-    if not (before and after):
-        return
-    for name, now in after.bits_per_byte.items():
-        if then := before.bits_per_byte.get(name):
+    """Yield the change in bits per byte of every set of the run's languages that both files contain."""
+    if before and after:
+        yield from _changes(before, after, after.bits_per_byte)
+
+
+def others(before: ScoresFile | None, after: ScoresFile | None) -> Iterator[Change]:
+    """Yield the same of every set that is not of the run's languages."""
+    if before and after:
+        yield from _changes(before, after, after.others)
+
+
+def _changes(before: ScoresFile, after: ScoresFile, names: Iterable[str]) -> Iterator[Change]:
+    for name in names:
+        now = after.sets[name]
+        if then := before.sets.get(name):
             difference = _of_bits(then, now)
             yield Change(name, then.value, _error(then), now.value, _error(now), difference, higher_is_better=False)
 

@@ -23,6 +23,7 @@ from langext.methods.base import Method
 from langext.methods.gates import GATES
 from langext.models import bases, loading
 from langext.summaries import (
+    ROLES,
     ExportSummary,
     FilterSummary,
     FunnelRow,
@@ -99,7 +100,10 @@ def _rows(card: Card) -> list[dict[str, str]]:
     """One table row for every figure that was measured of both the base and the model."""
     pair = card.base_scores, card.model_scores
     bits = sorted(significance.bits(*pair), key=lambda row: card.languages.index(row.name.split("/")[0]))
-    named = [(f"{row.name}, bits per byte", row) for row in bits] + [(row.name, row) for row in significance.tasks(*pair)]
+    named = [(f"{row.name}, bits per byte", row) for row in bits]
+    roles = {name: ROLES[other.role] for name, other in card.model_scores.others.items()} if card.model_scores else {}
+    named += [(f"{row.name} ({roles[row.name]}), bits per byte", row) for row in significance.others(*pair)]
+    named += [(row.name, row) for row in significance.tasks(*pair)]
     return [
         {
             "name": name,

@@ -19,8 +19,10 @@ from langext.pipeline.plan import Pipeline
 from langext.spec import located
 from langext.stages import makes
 from langext.stages.export import Export
+from langext.stages.filter import Filter
 from langext.stages.tokenizer import ExtendTokenizer
 from langext.stages.train import Train
+from langext.summaries import ROLES
 from langext.training import flops
 
 GiB = 2**30
@@ -114,6 +116,9 @@ def show(spec: Pipeline, root: Path, file: Path, overrides: Sequence[str]) -> bo
         wired = ", ".join(f"{arg} <- {name}" for arg, (name, _, _) in step.inputs.items()) or "-"
         rows.append((step.out.name, step.stage.uses, wired, makes(step.stage).__name__, step.state))
     console.table(f"run folder {root}", ("stage", "uses", "reads", "makes", "state"), rows)
+    for step in steps:
+        if isinstance(step.stage, Filter):
+            _show_text(step.name, step.stage)
     # Sizes are those of a model that is built; what was refused is not.
     config = None if problem else bases.config_if_here(spec.base_model, spec.revision)
     if config is None and not problem:
@@ -133,6 +138,14 @@ def show(spec: Pipeline, root: Path, file: Path, overrides: Sequence[str]) -> bo
             _show_export(step.name, step.stage.format, config, methods)
     console.say(f"not ready to run: {problem}" if problem else "ready to run")
     return not problem
+
+
+def _show_text(name: str, text: Filter) -> None:
+    rows = [
+        (source.domain, source.language, source.origin, ROLES[source.role] + ", held out" * source.heldout_only)
+        for source in text.sources
+    ]
+    console.table(f"text of {name}", ("source", "language", "from", "what it is"), rows)
 
 
 def _show_training(name: str, train: Train, config: Any, methods: Sequence[Method], new_tokens: int) -> None:

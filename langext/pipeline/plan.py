@@ -54,12 +54,12 @@ class Pipeline(Spec):
     @field_validator("language")
     @classmethod
     def _language(cls, value: str) -> str:
-        return languages.find(value).code
+        return _single(value)
 
     @field_validator("original_languages")
     @classmethod
     def _originals(cls, value: list[str]) -> list[str]:
-        codes = [languages.find(code).code for code in value]
+        codes = [_single(code) for code in value]
         if len(set(codes)) < len(codes):
             raise ValueError(f"a language is named twice: {', '.join(value)}")
         return codes
@@ -73,6 +73,14 @@ class Pipeline(Spec):
     def context(self, out: Path) -> Context:
         """What a stage of this pipeline may know, if it writes into `out`."""
         return Context(out, self.seed, self.language, tuple(self.original_languages), base_model=self.base_model)
+
+
+def _single(code: str) -> str:
+    language = languages.find(code)
+    if not language.single:
+        what = f"{language.code} ({language.name.lower()})"
+        raise ValueError(f"{what} is no language; it is for sources with protect or measure_only")
+    return language.code
 
 
 @dataclass(frozen=True)
@@ -200,7 +208,7 @@ def _check_text(pipeline: Pipeline, step: Step, steps: list[Step]) -> None:
     """Raise ConfigError when a training asks for text that the filter stage before it does not give."""
     text = next((other.stage for other in steps if other.name == step.inputs.get("corpus", ("",))[0]), None)
     if isinstance(step.stage, Train) and isinstance(text, Filter):
-        trained = [source.key for source in text.sources if not source.heldout_only]
+        trained = [source.key for source in text.sources if source.trained]
         step.stage.check_text(pipeline.context(step.out), trained, [source.key for source in text.sources])
 
 

@@ -5,7 +5,8 @@ The one rule: every measure is better when it is smaller, and a measure that is 
 - `<set>.bpb_increase`: relative increase of bits per byte, negative where the model is better than the base. <set> is
   `<language>/<domain>`, or a language, `new` or `original` for the mean over their sets.
 - `original.worst_bpb_increase`: the same for the set of the original languages that lost most, even if that may be noise.
-- `<language>.kl` and `original.kl` (the largest of them): KL(base || model) in nats per token.
+- `<language>.kl` and `original.kl` (the largest of them): KL(base || model) in nats per token. `<set>.kl`, of a set that is not
+  of the run's languages; such sets count neither as `new` nor as `original`.
 - `<task>.<metric>_drop`: loss in a task, in the unit of the metric.
 - `certificate.<measure>`: of a run that was certified, the measures of `langext certify`, like `certificate.total.kl`.
 
@@ -38,6 +39,9 @@ def measures(run: Run) -> dict[str, float]:
         code = row.name.split("/")[0]
         for name in (row.name, code, "new" if code == run.new.code else "original"):
             groups.setdefault(f"{name}.bpb_increase", []).append(row.relative)
+    for row in run.others:
+        for name in (row.name, row.name.split("/")[0]):
+            groups.setdefault(f"{name}.bpb_increase", []).append(row.relative)
     values |= {name: sum(group) / len(group) for name, group in groups.items()}
     if worst := significance.worst([row for row in run.bits if not run.is_new(row)]):
         values["original.worst_bpb_increase"] = worst.relative
@@ -46,6 +50,8 @@ def measures(run: Run) -> dict[str, float]:
     if run.model_scores and run.model_scores.kl_to_base:
         values |= {f"{code}.kl": kl.value for code, kl in run.model_scores.kl_to_base.items()}
         values["original.kl"] = significance.largest([kl.value for kl in run.model_scores.kl_to_base.values()])
+    others = run.model_scores.others if run.model_scores else {}
+    values |= {f"{name}.kl": other.kl_to_base.value for name, other in others.items() if other.kl_to_base}
     for row in run.tasks:
         task, metric = row.name.split(", ")
         values[f"{task}.{metric}_drop"] = -row.difference.value if row.higher_is_better else row.difference.value
@@ -90,6 +96,7 @@ def table(run: Run) -> dict[str, Any]:
         "measured_differently": run.measured_differently,
         "original_languages": [language.code for language in run.originals],
         "bits_per_byte": {change.name: row(change) for change in run.bits},
+        "others": {change.name: {"what": run.role(change.name), **row(change)} for change in run.others},
         "tasks": {change.name: row(change) for change in run.tasks},
         "measures": measures(run),
     }

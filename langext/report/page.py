@@ -48,7 +48,8 @@ def build(root: Path) -> Path:
     }
     # A section without content is left out, and so is its link at the top of the page.
     contents = {
-        "changes": run.bits or run.tasks, "distance": run.model_scores and run.model_scores.kl_to_base, "samples": run.samples,
+        "changes": run.bits or run.others or run.tasks, "samples": run.samples,
+        "distance": run.model_scores and run.model_scores.kl_to_base,
         "text": found["funnel"], "mixture": found["training"], "cost": True, "provenance": True, "configuration": True, **found,
     }  # fmt: skip
     sections = [(key, title) for key, title in SECTIONS.items() if contents.get(key)]
@@ -213,7 +214,7 @@ def _gates(run: Run) -> tuple[dict[str, list[float]], bool]:
     For gates that close, the value is the share of tokens whose gate is open; for others, the mean of the gate. The values come
     from the evaluation after training, or if there is none, from the last evaluation during training.
     """
-    sets = run.model_scores.bits_per_byte if run.model_scores else {}
+    sets = run.model_scores.sets if run.model_scores else {}
     if any(bits.open is not None for bits in sets.values()):
         return {name: bits.open for name, bits in sets.items() if bits.open is not None}, True
     if any(bits.gate is not None for bits in sets.values()):
@@ -239,10 +240,18 @@ def _lines(run: Run) -> list[tuple[str, str]]:
     return [*lines, *((f"not measured: {language.name}", "no held-out text") for language in run.unmeasured if run.bits)]
 
 
+def _other_lines(run: Run) -> Iterator[tuple[str, str]]:
+    """The same for sets that are not of the run's languages."""
+    for row in run.others:
+        kl = run.model_scores.others[row.name].kl_to_base if run.model_scores else None
+        distance = f"; KL to the base {kl.value:.4f} nats per token" if kl else ""
+        yield f"{run.role(row.name)}: {row.name}", f"{row.before:.3f} -> {row.after:.3f} bits per byte{distance}"
+
+
 def headline(root: Path, page: Path) -> str:
     """The last lines that `langext run` prints: what was learned and forgotten, and the paths of checkpoint and report."""
     run = gather(root)
-    lines = [f"{name + ' ':.<44} {text}" for name, text in _lines(run)]
+    lines = [f"{name + ' ':.<44} {text}" for name, text in [*_lines(run), *_other_lines(run)]]
     if run.checkpoint and (export := run.summary(ExportSummary)):
         lines.append(f"{'checkpoint ':.<44} {shown(run.checkpoint)} ({export.loads_as})")
     lines.append(f"{'report ':.<44} {shown(page)}")

@@ -28,6 +28,7 @@ from langext.evaluation import significance
 from langext.evaluation.scores import ScoresFile, read
 from langext.evaluation.significance import Change, Mean
 from langext.summaries import (
+    ROLES,
     EvaluateSummary,
     ExportSummary,
     ExtendSummary,
@@ -82,6 +83,16 @@ class Run:
     def bits(self) -> list[Change]:
         """Changes in bits per byte from base to model, one for each set `<language>/<domain>`, the new language first."""
         return sorted(significance.bits(self.base_scores, self.model_scores), key=lambda row: not self.is_new(row))
+
+    @cached_property
+    def others(self) -> list[Change]:
+        """The same for sets that are not of the run's languages: those that are protected, and those that are only measured."""
+        return list(significance.others(self.base_scores, self.model_scores))
+
+    def role(self, name: str) -> str:
+        """What a set of `others` is, in words: protected, or not."""
+        assert self.model_scores is not None, "it was measured"
+        return ROLES[self.model_scores.others[name].role]
 
     @cached_property
     def tasks(self) -> list[Change]:

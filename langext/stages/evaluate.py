@@ -1,6 +1,7 @@
 """Stage evaluate: measures bits per byte, multiple-choice tasks and text samples of one model.
 
-The one rule: it measures in every language of the run, so that learning and forgetting are seen together.
+The one rule: it measures in every language of the run, so that learning and forgetting are seen together, and on all other text
+that was given to be kept or watched.
 """
 
 import shutil
@@ -8,7 +9,6 @@ import time
 from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import islice
-from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from urllib.parse import quote
@@ -20,16 +20,15 @@ from langext.architectures import families
 from langext.artifacts import CHECKPOINTS, Corpus, Manifest, Model, Scores, read_json, sha256_file, write_json
 from langext.console import duration, say
 from langext.context import Context
-from langext.errors import ConfigError, RunFailed, user_path
-from langext.evaluation import benchmarks, scores
+from langext.errors import ConfigError, user_path
+from langext.evaluation import benchmarks, heldout, scores
 from langext.stages.base import Stage
-from langext.summaries import EvaluateSummary, TaskFile
+from langext.summaries import EvaluateSummary, FilterSummary, Role, TaskFile
 
 if TYPE_CHECKING:
     from langext.evaluation.harness import Harness
     from langext.methods.base import Method
     from langext.methods.extended import LiveModel
-    from langext.models.loading import Reference
 
 
 KEPT = TypeAdapter(dict[str, dict[str, scores.Metric]])
@@ -46,7 +45,8 @@ class Evaluate(Stage):
     bpb_bytes: int = Field(200_000, ge=1000)
     """Held-out bytes per language and domain for bits per byte. More give a smaller error and take longer."""
     kl_bytes: int = Field(20_000, ge=0)
-    """Held-out bytes of each original language for KL(base || model), which needs the base in memory as well; 0 skips it."""
+    """Held-out bytes of each original language, and of each domain of other languages, for KL(base || model), which needs the
+    base in memory as well; 0 skips it."""
     continuation_items: int = Field(200, ge=0)
     """Items per language of the continuation task (which of four second halves belongs to a paragraph); 0 skips it. More items
     give a smaller error and take longer."""
@@ -198,11 +198,12 @@ class Evaluate(Stage):
         generation.refuse_long(live.net, live.tokenizer, self.prompts)
         # loaded where it is needed, and dropped again
         base = None if live.method is None else partial(loading.reference, model, live)
-        heldout = documents.heldout(corpus, ctx.languages)
-        kl = self._kl(ctx, base(), live, heldout) if base and self.kl_bytes else {}
-        measured = {name: self._bits(live, name, texts) for name, texts in heldout.items()}
-        bits = {name: row for name, row in measured.items() if row}
-        by_language = {c: [t for name, ts in heldout.items() if name.startswith(f"{c}/") for t in ts] for c in ctx.languages}
+        ours = documents.heldout(corpus, ctx.languages)
+        others = documents.heldout(corpus, [code for code in corpus.languages("valid") if code not in ctx.languages])
+        by_language = {c: [t for name, ts in ours.items() if name.startswith(f"{c}/") for t in ts] for c in ctx.languages}
+        kept = {code: by_language[code] for code in ctx.original_languages} | others
+        kl = heldout.distances(base(), live, kept, self.kl_bytes) if base and self.kl_bytes else {}
+        bits = heldout.bits(live, ours | others, self.bpb_bytes)
         names = self._names(ctx)
         tasks = self._tasks(ctx, live, model.path.name, list(names), by_language)
         fits = partial(generation.fits, live.net, live.tokenizer)
@@ -211,14 +212,16 @@ class Evaluate(Stage):
         samples, speed = generation.write_samples(live, base, prompts, self.sample_tokens)
         items = {f"continuation_{code}": code for code in ctx.languages if f"continuation_{code}" in tasks}
         written = scores.ScoresFile(
-            bits_per_byte=bits, tasks=tasks, task_languages=self._task_languages(names | items, tasks), kl_to_base=kl,
-            samples=samples, generation=speed,
+            bits_per_byte={name: bits[name] for name in ours if name in bits}, tasks=tasks, samples=samples, generation=speed,
+            task_languages=self._task_languages(names | items, tasks),
+            kl_to_base={code: kl[code] for code in ctx.original_languages if code in kl},
+            others=_others(corpus, [name for name in others if name in bits], bits, kl),
         )  # fmt: skip
         write_json(ctx.out / scores.FILE, written.model_dump(mode="json", exclude_none=True))
         files = harness.files(list(names), self.include_path)
         ctx.report(
             EvaluateSummary(
-                bits_per_byte={name: row.value for name, row in bits.items()},
+                bits_per_byte={name: row.value for name, row in written.bits_per_byte.items()},
                 scores=scores.FORMAT,
                 task_files=_hashes(files),
                 measured_with={key: str(getattr(self, key)) for key in MEASURING},
@@ -278,49 +281,14 @@ class Evaluate(Stage):
         write_json(kept, {"format": scores.FORMAT, "by": by, "metrics": KEPT.dump_python(metrics, mode="json")})
         return metrics
 
-    def _kl(self, ctx: Context, base: "Reference", live: "LiveModel", heldout: dict[str, list[str]]) -> dict[str, scores.KL]:
-        """KL between the model before its newest extension and the model now, in nats per token, by original language."""
-        import numpy as np
 
-        from langext.evaluation import bpb
-        from langext.evaluation.kl import BaseKL
-
-        kls: dict[str, scores.KL] = {}
-        for code in ctx.original_languages:
-            texts = [text for name, texts in heldout.items() if name.startswith(f"{code}/") for text in texts]
-            passages = bpb.passages(texts, 1000, self.kl_bytes)
-            if not passages:
-                continue
-            with base.as_itself():
-                kl = BaseKL(base.net, base.tokenizer, passages)
-            spread = bpb.PassageBits(np.array(kl.each(live.net)), np.array([len(row) for row in kl.rows]))
-            _finite(f"{code}: KL to the base", spread.per_byte)
-            kls[code] = scores.KL(value=spread.per_byte, stderr=_known(spread.stderr()), tokens=int(spread.num_bytes.sum()))
-            say(f"  {code}: KL to the base {_pm(spread.per_byte, spread.stderr())} nats per token")
-        return kls
-
-    def _bits(self, live: "LiveModel", name: str, texts: list[str]) -> scores.BpbScore | None:
-        from langext.evaluation import bpb
-        from langext.evaluation.gate_stats import Observer
-
-        passages = bpb.passages(texts, 1000, self.bpb_bytes)
-        if not passages:
-            say(f"  {name}: its held-out text is only white space; left out")
-            return None
-        observer = Observer(live)
-        measured = bpb.measure(live.net, live.tokenizer, passages, observe=observer)
-        _finite(f"{name}: bits per byte", measured.per_byte)
-        spread = _pm(measured.per_byte, measured.stderr())
-        say(f"  {name}: {spread} bits per byte on {measured.num_bytes.sum():,} bytes")
-        return scores.BpbScore(
-            value=measured.per_byte,
-            stderr=_known(measured.stderr()),
-            bytes=int(measured.num_bytes.sum()),
-            passages=len(passages),
-            bits_each=[round(b, 3) for b in measured.bits.tolist()],
-            bytes_each=measured.num_bytes.tolist(),
-            **observer.layers(),
-        )
+def _others(
+    corpus: Corpus, names: Sequence[str], bits: Mapping[str, scores.BpbScore], kl: Mapping[str, scores.KL]
+) -> dict[str, scores.OtherScore]:
+    """The figures of the sets `names`, which are not of the run, with what each of them is there for."""
+    text = corpus.manifest.summary_as(FilterSummary)
+    roles: dict[str, Role] = {row.source: row.role for row in text.funnel} if text else {}
+    return {name: scores.OtherScore(role=roles[name], bits_per_byte=bits[name], kl_to_base=kl.get(name)) for name in names}
 
 
 def _hashes(files: Sequence[Path]) -> list[TaskFile]:
@@ -328,17 +296,4 @@ def _hashes(files: Sequence[Path]) -> list[TaskFile]:
 
 
 def _tell(task: str, metrics: Mapping[str, scores.Metric]) -> None:
-    say(f"  {task}: " + ", ".join(f"{name} {_pm(m.value, m.stderr, 3)}" for name, m in metrics.items()))
-
-
-def _pm(value: float, stderr: float | None, digits: int = 4) -> str:
-    return f"{value:.{digits}f}" + ("" if stderr is None or not isfinite(stderr) else f" ± {stderr:.{digits}f}")
-
-
-def _known(stderr: float) -> float | None:
-    return stderr if isfinite(stderr) else None
-
-
-def _finite(what: str, value: float) -> None:
-    if not isfinite(value):
-        raise RunFailed(f"{what} is {value}: the weights of this model overflow; with precision fp32 they may not")
+    say(f"  {task}: " + ", ".join(f"{name} {heldout.shown(m.value, m.stderr, 3)}" for name, m in metrics.items()))

@@ -34,7 +34,7 @@ class Filter(Stage):
 
     uses: Literal["filter"]
     sources: list[Source] = Field(min_length=1)
-    """Text of the new language and of every original language."""
+    """Text of the new language and of every original language, and of what else is to be kept (`protect`) or measured."""
     lid_model: str = "asset:lid.176"
     """fastText model for language identification: a file, asset:lid.176 or asset:glotlid."""
     threshold: float = Field(0.65, ge=0, le=1)
@@ -55,14 +55,12 @@ class Filter(Stage):
     def check(self, ctx: Context) -> None:
         """Raise ConfigError for files that are missing or damaged, languages without a label, and no text to train on."""
         for source in self.sources:
-            if source.language not in ctx.languages:
-                raise ConfigError(f"source {source.domain}: {source.language} is not of this run ({', '.join(ctx.languages)})")
+            source.check_role(ctx.language, ctx.original_languages)
             source.check()
             folder = source.folder()
             if folder and ctx.out.resolve().is_relative_to(folder.resolve()):
                 raise ConfigError(f"source {source.domain}: {one_line(folder)} holds this run too, which would read itself")
-        trained = {s.language for s in self.sources if not s.heldout_only}
-        if ctx.language not in trained:
+        if not any(source.trained and source.language == ctx.language for source in self.sources):
             raise ConfigError(f"sources: none has text of the new language {ctx.language} to train on")
         lid = self._lid()
         self._labels(lid, ctx)
@@ -112,7 +110,9 @@ class Filter(Stage):
         return LanguageId(path)
 
     def _labels(self, lid: "LanguageId", ctx: Context) -> dict[str, str]:
-        return {code: languages.label_of(languages.find(code), lid.labels()) for code in ctx.languages}
+        """The label of every language. Raises ConfigError when the model has none for one of them."""
+        every = map(languages.find, dict.fromkeys([*ctx.languages, *(source.language for source in self.sources)]))
+        return {language.code: languages.label_of(language, lid.labels()) for language in every if language.single}
 
     def run(self, ctx: Context) -> Corpus:
         """Write documents/<split>/<language>/<domain>.NNNNN.jsonl.gz and rejects/<language>/<domain>.NNNNN.jsonl.gz.
@@ -130,11 +130,11 @@ class Filter(Stage):
                     self._unchanged(source.difference(read_as(path, SourceRecord).files))
             for source in self.sources:
                 record = self._begin(ctx, source)
-                funnel.append(self._filter(ctx, source, record, lid, labels[source.language]))
+                funnel.append(self._filter(ctx, source, record, lid, labels))
                 files += record.files
-        trained = {source.language for source in self.sources if not source.heldout_only}
-        for code in ctx.languages:
-            _demand(code, [row for row in funnel if row.language == code], code in trained)
+        for code in dict.fromkeys([*ctx.languages, *(source.language for source in self.sources)]):
+            needed = any(source.language == code and (source.trained or source.protect) for source in self.sources)
+            _demand(code, [row for row in funnel if row.language == code], needed)
         if source_files.changed(lid.path, model):
             self._unchanged(f"lid_model {one_line(lid.path)} has changed since it was first used")
         ctx.report(FilterSummary(funnel=funnel, source_files=files, lid_sha256=model.sha256, lid_model=model))
@@ -170,9 +170,12 @@ class Filter(Stage):
             write_json(log / RECORD, record)
         return read_as(log / RECORD, SourceRecord)
 
-    def _filter(self, ctx: Context, source: Source, record: SourceRecord, lid: "LanguageId", label: str) -> FunnelRow:
+    def _filter(
+        self, ctx: Context, source: Source, record: SourceRecord, lid: "LanguageId", labels: dict[str, str]
+    ) -> FunnelRow:
         """Read and filter one source. Keeps nothing of it when reading shows a mistake in it, or when it changes meanwhile.
 
+        Text in many languages is kept but for what seems to be of the new language, and text in none whatever it seems to be.
         Raises ConfigError for the first, RunFailed for the second.
         """
         from langext.data.executor import Executor
@@ -182,10 +185,12 @@ class Filter(Stage):
         log = _log(ctx, source)
         file_name = f"{source.key}.${{rank}}.jsonl.gz"
         rejects = Writer(ctx.out / "rejects", file_name)
-        judge = LanguageFilter(lid, label, self.threshold, rejects)
+        unwanted = labels[ctx.language] if source.language == languages.MUL else None
+        judge = LanguageFilter(lid, labels.get(source.language), self.threshold, rejects, unwanted)
         keep = Writer(ctx.out / "documents", "${split}/" + file_name)
-        hold_out = HoldOut(1.0 if source.heldout_only else self.heldout_frac)
-        filters = [SplitParagraphs(), judge, JoinParagraphs()] if self.level == "paragraph" else [judge]
+        hold_out = HoldOut(1.0 if source.heldout_only or source.measure_only else self.heldout_frac)
+        whole = self.level == "document" or source.language == languages.ZXX  # blank lines of code are no paragraphs
+        filters = [judge] if whole else [SplitParagraphs(), judge, JoinParagraphs()]
         steps = [source.reader(record), *filters, hold_out, keep]
         workers = min(self.runtime.workers, record.tasks)
         with _forgetting(ctx, source):
@@ -271,16 +276,14 @@ def _count(source: Source, record: SourceRecord, log: Path) -> FunnelRow:
         dropped={k.removeprefix("dropped_"): n for k, n in total.most_common() if k.startswith("dropped_")},
         unread=record.unread,
         commit=record.commit,
+        role=source.role,
         **{name: total[name] for name in counts},
     )
 
 
 def _tell(row: FunnelRow) -> None:
     """Print what became of a source. Raises ConfigError when nothing of it is left."""
-    say(
-        f"  {row.domain} ({row.language}): {row.documents_read} documents read, {row.kept} kept, "
-        f"{row.train_bytes / 1e6:.2f} MB to train on, {row.valid_bytes / 1e6:.2f} MB held out"
-    )
+    say(f"  {row.domain} ({row.language}): {row.documents_read} documents read, {row.kept} kept; {row.used}")
     if row.mended:
         say(f"  {row.domain} ({row.language}): broken Unicode in {row.mended} document(s), mended with U+FFFD")
     if row.composed:
@@ -290,15 +293,19 @@ def _tell(row: FunnelRow) -> None:
         raise ConfigError(f"source {row.domain}: nothing of {row.language} is left ({reasons})")
 
 
-def _demand(code: str, rows: Sequence[FunnelRow], trained: bool) -> None:
-    """Raise ConfigError when a language has no held-out document, or none to train on; warn when it has no source at all."""
+def _demand(code: str, rows: Sequence[FunnelRow], needed: bool) -> None:
+    """Raise ConfigError when a language has no held-out document, or none to train or calibrate on, if these are `needed`.
+
+    Warn when it has no source at all.
+    """
     if not rows:
         warn(f"no source for the original language {code}: nothing replays it and nothing measures it")
         return
     if not any(row.valid_documents for row in rows):
         what, advice = f"no document of {code} fell into the held-out part", "raise heldout_frac or give more text"
-    elif trained and not any(row.train_documents for row in rows):
-        what, advice = f"no document of {code} is left to train on", "lower heldout_frac or give more text"
+    elif needed and not any(row.train_documents for row in rows):
+        purpose = "calibrate gates" if any(row.role == "protect" for row in rows) else "train"
+        what, advice = f"no document of {code} is left to {purpose} on", "lower heldout_frac or give more text"
     else:
         return
     if whole := [f"{row.undivided} in {one_line(row.origin)}" for row in rows if row.undivided]:

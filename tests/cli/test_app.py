@@ -35,7 +35,10 @@ def test_plan_needs_no_download_and_says_what_is_missing(tmp_path, monkeypatch):
     monkeypatch.setenv("LANGEXT_CACHE", str(tmp_path))
     result = langext("plan", "pipelines/quickstart.yaml", "--out", str(tmp_path / "run"))
     assert result.returncode == 2, result.stderr
-    for part in ("04-train", "model <- extend", "225,280 tokens", "Glm4Moe", "not ready to run", "langext fetch"):
+    for part in (
+        "04-train", "model <- extend", "text of filter", "of the run, held out", "225,280 tokens", "Glm4Moe",
+        "not ready to run", "langext fetch",
+    ):  # fmt: skip
         assert part in result.stdout
     assert not (tmp_path / "run").exists()
 

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from langext.data import assets, carriers
+from langext.data import assets, carriers, everything_else
 from langext.data.assets import Asset
-from langext.data.carriers import CarrierFailed, DebianPackage, Wheel
+from langext.data.carriers import CarrierFailed, DebianPackage, Installed, Together, Wheel
+from langext.data.sources import Source
 from langext.errors import ConfigError
 
 
@@ -101,6 +102,52 @@ def test_prose_of_a_handbook_page(tmp_path):
             f"<h2>Page {i}</h2><div class='para'>Le <code>chat</code>\n  {i} dort.<pre>ls -l</pre></div></body></html>"
         )
     assert list(pages(tmp_path, "fr-FR"))[0] == {"id": "fr-FR/p0", "text": "Page 0\n\nLe chat 0 dort."}
+
+
+def page(folder, stem, *paragraphs):
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{stem}.html").write_text("<body>" + "".join(f"<p>{text}</p>" for text in paragraphs) + "</body>")
+
+
+def test_of_the_translations_only_what_is_translated_is_taken(tmp_path):
+    from langext.data.handbook import ROOT
+
+    english = [f"Sentence {i} of the English book." for i in range(4)]
+    for i in range(12):
+        page(tmp_path / ROOT / "en-US", f"p{i}", *(f"{i}: {text}" for text in english))
+        page(
+            tmp_path / ROOT / "de-DE",
+            f"p{i}",
+            f"{i}: {english[0]}",
+            *(f"{i}: Satz {k} des Buchs auf Deutsch." for k in range(3)),
+        )
+        page(tmp_path / ROOT / "da-DK", f"p{i}", *(f"{i}: {text}" for text in english[:3]), f"{i}: Og en på dansk.")
+        page(tmp_path / ROOT / "zh-TW", f"p{i}", *(f"{i}: " + "繁體中文" * 300 for _ in range(3)))
+    found = list(everything_else.editions(tmp_path))
+    assert {row["language"] for row in found} == {"deu_Latn", "zho_Hant"}
+    german = [row for row in found if row["language"] == "deu_Latn"]
+    assert len(german) == 12 and not any("English" in row["text"] for row in german)
+    chinese = [row for row in found if row["language"] == "zho_Hant"]
+    assert 40_000 <= sum(len(row["text"].encode()) for row in chinese) < 44_000 and chinese[0]["id"].startswith("zh-TW/p")
+    assert list(everything_else.editions(tmp_path)) == found
+
+
+def test_code_is_spread_over_the_library_and_always_the_same():
+    found = list(everything_else.standard_library())
+    assert 400_000 <= sum(len(row["text"].encode()) for row in found) < 420_000
+    assert len({row["id"].split("#")[0] for row in found}) > 30 and {row["language"] for row in found} == {"zxx_Zyyy"}
+    assert found == list(everything_else.standard_library()) and len({row["id"] for row in found}) == len(found)
+
+
+def test_what_several_carriers_bring_is_one_text(monkeypatch, tmp_path):
+    texts = [Installed(name, lambda name=name: [{"id": name, "text": f"{name} é"}]) for name in ("one", "two")]
+    register(monkeypatch, Together((texts[0], Fails())), Together(tuple(texts)))
+    path = assets.fetch("thing") / "documents.jsonl.gz"
+    with gzip.open(path, "rt", encoding="utf-8") as file:
+        assert [json.loads(line)["text"] for line in file] == ["one é", "two é"]
+    source = Source(language="mul", path="asset:thing", protect=True)
+    assert [row.text for row in source.reader(source.record()).run()] == ["one é", "two é"]
+    assert "one 3." in (path.parent / "asset.json").read_text() and "; two 3." in (path.parent / "asset.json").read_text()
 
 
 def test_the_python_reference_needs_no_download():

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from forks import reloaded
+from run_folders import bits
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from toy import make_base, make_tokenizer
@@ -15,6 +16,7 @@ from toy import make_base, make_tokenizer
 from langext.architectures import precision
 from langext.artifacts import Model, write_json
 from langext.errors import ConfigError, RunFailed
+from langext.evaluation.scores import ScoresFile
 from langext.exports import hub, modelcard, shards, targets, verify, write
 from langext.exports.modelcard import Card
 from langext.methods import Full, Grow, Lora, NeutralResidues, extended
@@ -315,6 +317,20 @@ def test_the_base_s_licence_goes_with_the_export(tmp_path, pico):
     write.write(model, tmp_path / "out", "auto", TEXTS, named)
     assert (tmp_path / "out" / "LICENSE.txt").read_text() == "the text"
     assert "\nlicense: apache-2.0\n" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_the_card_says_which_text_was_protected():
+    sets = {
+        "swh_Latn/web": {"role": "measure", "bits_per_byte": bits(1.0)},
+        "deu_Latn/web": {"role": "protect", "bits_per_byte": bits(1.0)},
+    }
+    scores = ScoresFile.model_validate({"bits_per_byte": {"fra_Latn/web": bits(1.0)}, "tasks": {}, "others": sets})
+    names = [row["name"] for row in modelcard._rows(replace(CARD, base_scores=scores, model_scores=scores))]
+    assert names == [
+        "fra_Latn/web, bits per byte",
+        "swh_Latn/web (only measured, not protected), bits per byte",
+        "deu_Latn/web (protected), bits per byte",
+    ]
 
 
 def test_nothing_is_uploaded_without_a_repository_and_a_login(monkeypatch):

@@ -1,9 +1,11 @@
 """Wiring, identity, and what is refused before anything runs."""
 
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 from run_folders import begun, done
 
 from langext import spec
@@ -78,6 +80,24 @@ def test_identity_follows_what_matters_and_nothing_else():
 def test_a_language_cannot_be_new_and_original():
     with pytest.raises(ValueError, match="also in original_languages"):
         make(FILTER, language="en")
+
+
+@pytest.mark.parametrize("languages", [{"language": "mul"}, {"language": "fr", "original_languages": ["en", "zxx"]}])
+def test_many_languages_or_none_are_not_a_language(languages):
+    with pytest.raises(ValidationError, match=r"(mul|zxx)_Zyyy \((many languages|no language)\) is no language; it is for"):
+        Pipeline(name="x", base_model="./m", stages=[{"uses": "extend", "method": {"name": "full"}}], **languages)
+
+
+@pytest.mark.parametrize(("shares", "said"), [({"deu_Latn/de": 0.1}, "nothing to train on is called 'deu_Latn/de'"), ({}, "")])
+def test_protected_text_has_no_share_of_the_training(tmp_path, shares, said):
+    sources = [{"language": code, "path": f"{code}.txt"} for code in ("fr", "en")]
+    sources.append({"language": "de", "path": "de.txt", "protect": True})
+    train = {"uses": "train", "steps": 5, "lr": 1e-3, "shares": shares}
+    stages = [{"uses": "filter", "sources": sources}, {"uses": "extend", "method": {"name": "full"}}, train]
+    pipeline = Pipeline(name="x", language="fr", base_model="./m", stages=stages)
+    steps = plan.plan(pipeline, tmp_path)
+    with pytest.raises(ConfigError, match=said) if said else nullcontext():
+        plan._check_text(pipeline, steps[-1], steps)
 
 
 def test_a_stage_that_cannot_share_its_work_is_refused(tmp_path, pico, texts, lid):

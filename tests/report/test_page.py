@@ -8,7 +8,7 @@ from run_folders import bits, certificate, change, evaluation, stage
 
 from langext.artifacts import FileRecord, Manifest, read_as, write_json
 from langext.errors import ConfigError
-from langext.report import page, standing
+from langext.report import conditions, page, standing
 from langext.report.run_folder import gather
 from langext.summaries import FilterSummary, FunnelRow, TrainSummary
 
@@ -161,6 +161,33 @@ def test_a_task_that_is_surely_worse_is_named(run):
         scores["task_languages"] |= {"facts": "eng_Latn", "other": "eng_Latn"}
         path.write_text(json.dumps(scores))
     assert "worse: facts, acc<" in page.build(run).read_text()
+
+
+def test_text_that_is_not_of_the_run_is_called_protected_or_not_and_changes_no_headline(run):
+    path = run / "04-evaluate" / "scores.json"
+    kl = {"kl_to_base": {"eng_Latn": {"value": 0.002, "tokens": 9}}}
+    path.write_text(json.dumps(json.loads(path.read_text()) | kl))
+    before = page.headline(run, run).splitlines()
+    roles = {"deu_Latn/web": ("protect", 1.0, 1.001), "slk_Latn/web": ("measure", 1.0, 1.5)}
+    for number, name in enumerate(("02-evaluate_base", "04-evaluate"), 1):
+        others = {key: {"role": row[0], "bits_per_byte": bits(row[number])} for key, row in roles.items()}
+        if number == 2:
+            others["slk_Latn/web"]["kl_to_base"] = {"value": 1.03, "tokens": 9}
+        written = json.loads((run / name / "scores.json").read_text()) | {"others": others}
+        (run / name / "scores.json").write_text(json.dumps(written))
+    html = page.build(run).read_text()
+    for part in ("deu_Latn/web (protected)", "slk_Latn/web (only measured, not protected)", "1.0300", "of the run"):
+        assert part in html
+    tiles = html.split("<h2")[0]
+    assert "nothing beyond noise" in tiles and "slk_Latn" not in tiles and "Slovak" not in tiles
+    after = page.headline(run, run).splitlines()
+    assert [line for line in after if line in before] == before
+    (slovak,) = [line for line in after if "slk_Latn" in line]
+    assert "only measured, not protected: slk_Latn/web" in slovak and "1.500 bits per byte; KL to the base 1.0300" in slovak
+    values = conditions.measures(gather(run))
+    assert values["slk_Latn.bpb_increase"] == pytest.approx(0.5) and values["slk_Latn/web.kl"] == 1.03
+    assert values["original.kl"] == 0.002 and values["original.worst_bpb_increase"] < 0.01
+    assert conditions.table(gather(run))["others"]["deu_Latn/web"]["what"] == "protected"
 
 
 def test_sections_are_there(run):

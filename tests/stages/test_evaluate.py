@@ -6,21 +6,24 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from cases import method
 from pydantic import ValidationError
 from run_folders import manifest_of
+from toy import ENGLISH, FRENCH, GERMAN, SWAHILI, write_jsonl
+from toy import documents as toy_documents
 
-from langext.artifacts import Model, sha256_file
+from langext.artifacts import Corpus, Model, sha256_file, write_json
 from langext.context import Context
 from langext.data import documents
 from langext.errors import ConfigError, RunFailed
-from langext.evaluation import generation, harness
+from langext.evaluation import generation, harness, heldout, scores
 from langext.evaluation.scores import FORMAT
 from langext.methods import extended
 from langext.models import loading
 from langext.models.loading import Reference
 from langext.stages import evaluate
 from langext.stages.evaluate import Evaluate
-from langext.summaries import EvaluateSummary, TaskFile
+from langext.summaries import EvaluateSummary, FilterSummary, FunnelRow, TaskFile
 
 FORMATS = Path(__file__).parent.parent.parent / "configs" / "lm_eval"
 
@@ -84,7 +87,7 @@ def test_a_folder_of_tasks_is_read_when_planning(ctx, own):
 
 def test_a_set_that_is_only_white_space_is_left_out(pico, capsys):
     live = extended.LiveModel(loading.load_base(pico, torch.float32), loading.load_tokenizer(pico), None)
-    assert Evaluate(uses="evaluate")._bits(live, "fra_Latn/book", [" \n\n "]) is None
+    assert heldout.bits(live, {"fra_Latn/book": [" \n\n "]}, 1000) == {}
     assert "fra_Latn/book: its held-out text is only white space; left out" in capsys.readouterr().out
 
 
@@ -211,9 +214,35 @@ def test_the_speed_is_beside_that_of_the_base(pico):
     assert speed.weights_bytes == sum(p.numel() for p in live.net.parameters()) * 4 and speed.peak_bytes is None
 
 
+def test_text_of_other_languages_is_measured_and_kept_apart(tmp_path, pico, monkeypatch):
+    """One that is protected and one that is not: bits per byte and KL of each, and nothing of them where the run's own are."""
+    rows = {"fra_Latn/a": (FRENCH, "train"), "eng_Latn/a": (ENGLISH, "train"), "deu_Latn/a": (GERMAN, "protect"),
+            "swh_Latn/a": (SWAHILI, "measure")}  # fmt: skip
+    funnel = []
+    for name, (words, role) in rows.items():
+        write_jsonl(tmp_path / "text" / "documents" / "valid" / f"{name}.00000.jsonl.gz", toy_documents(words, 3, 1))
+        counts = dict.fromkeys(set(FunnelRow.model_fields) - {"unread", "commit", "role", "dropped"}, 1)
+        funnel.append(FunnelRow(**counts | {"language": name[:8], "domain": "a", "origin": "", "dropped": {}, "role": role}))
+    write_json(tmp_path / "text" / "manifest.json", manifest_of(FilterSummary(funnel=funnel, source_files=[], lid_sha256="")))
+    base, tokenizer = loading.load_base(pico, torch.float32), loading.load_tokenizer(pico)
+    net = loading.load_base(pico, torch.float32)
+    net.model.norm.weight.data *= 1.1
+    monkeypatch.setattr(loading, "load", lambda *_: extended.LiveModel(net, tokenizer, (method({"name": "full"}),)))
+    monkeypatch.setattr(loading, "reference", lambda *_: Reference(base, tokenizer))
+    ctx = Context(tmp_path / "out", 1, "fra_Latn", ("eng_Latn",))
+    ctx.out.mkdir()
+    stage = Evaluate(uses="evaluate", continuation_items=0, samples=0, bpb_bytes=1000, kl_bytes=1000)
+    found = scores.read(stage.run(ctx, Model(ctx.out), Corpus(tmp_path / "text")))
+    assert set(found.bits_per_byte) == {"fra_Latn/a", "eng_Latn/a"} and set(found.kl_to_base) == {"eng_Latn"}
+    assert {name: other.role for name, other in found.others.items()} == {"deu_Latn/a": "protect", "swh_Latn/a": "measure"}
+    for other in found.others.values():
+        assert other.bits_per_byte.value > 1 and other.kl_to_base.value > 1e-4 and other.kl_to_base.tokens > 100
+    assert set(ctx.summary[-1].bits_per_byte) == set(found.bits_per_byte)
+
+
 def test_what_is_no_number_ends_the_evaluation():
     with pytest.raises(RunFailed, match="fra_Latn/book: bits per byte is nan: the weights of this model overflow"):
-        evaluate._finite("fra_Latn/book: bits per byte", float("nan"))
+        heldout.require_finite("fra_Latn/book: bits per byte", float("nan"))
 
 
 def test_scores_of_other_items_are_not_taken(own):

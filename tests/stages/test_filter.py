@@ -9,19 +9,21 @@ import pytest
 from datasets.data_files import EmptyDatasetError
 from datasets.exceptions import DataFilesNotFoundError
 from deadly import Dies
+from pydantic import ValidationError
 from run_folders import manifest_of
-from toy import ENGLISH, FRENCH, documents, sentences, write_fasttext, write_jsonl
+from toy import ENGLISH, FRENCH, GERMAN, documents, sentences, write_fasttext, write_jsonl
 
-from langext.artifacts import sha256_file
+from langext.artifacts import sha256_file, write_json
 from langext.context import Context
-from langext.data import hub
+from langext.data import hub, tokens
 from langext.data.executor import Executor
 from langext.data.language_id import LanguageId, unit_hash
 from langext.data.sources import Source
 from langext.errors import ConfigError, RunFailed
+from langext.models import loading
 from langext.stages import filter as filter_stage
 from langext.stages.filter import Filter
-from langext.summaries import FilterSummary
+from langext.summaries import FilterSummary, FunnelRow
 
 FR, EN = documents(FRENCH, 40, 1), documents(ENGLISH, 40, 2)
 
@@ -282,9 +284,82 @@ def test_a_folder_that_holds_the_run_itself(tmp_path, lid):
         run(tmp_path, lid, two(tmp_path, tmp_path))
 
 
-def test_a_language_that_is_not_of_the_run(tmp_path, lid):
-    with pytest.raises(ConfigError, match="deu_Latn is not of this run"):
-        run(tmp_path, lid, [{"language": "de", "path": str(write_jsonl(tmp_path / "d.jsonl", FR))}])
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ({"language": "de"}, "d: deu_Latn is not of this run .fra_Latn, eng_Latn.; set protect, .* or measure_only"),
+        ({"language": "zxx", "heldout_only": True}, "zxx_Zyyy is not of this run"),
+        ({"language": "fr", "protect": True}, "protect is not for fra_Latn, which is to be learnt"),
+        ({"language": "en", "protect": True}, "eng_Latn is an original one.*shares: {eng_Latn/d: 0}"),
+        ({"language": "fr", "measure_only": True}, "measure_only is for other languages.*set heldout_only"),
+        ({"language": "en", "measure_only": True}, "measure_only is for other languages.*set heldout_only"),
+        ({"language": "de", "protect": True, "measure_only": True}, "protect and measure_only: a source has one"),
+        ({"language": "de", "protect": True, "heldout_only": True}, "heldout_only and protect: a source has one"),
+        ({"language": "de", "measure_only": True, "heldout_only": True}, "heldout_only and measure_only: a source has one"),
+        ({"language": "de", "protect": True}, "no label for deu_Latn"),
+    ],
+)
+def test_what_text_is_for_must_be_said_and_fit_the_run(tmp_path, lid, source, said):
+    path = {"path": str(write_jsonl(tmp_path / "d.jsonl", FR))}
+    with pytest.raises((ConfigError, ValidationError), match=said):
+        run(tmp_path, lid, [*two(tmp_path, write_jsonl(tmp_path / "fr.jsonl", FR)), source | path])
+
+
+CODE = [f"def f_{i}(x):\n\n\n\n    return x  # le chat dort" for i in range(40)]
+
+
+@pytest.fixture(scope="module")
+def three(tmp_path_factory):
+    """A model that knows the toy German too."""
+    return write_fasttext(tmp_path_factory.mktemp("lid") / "lid.bin", {"fr": FRENCH, "en": ENGLISH, "de": GERMAN})
+
+
+@pytest.mark.parametrize("level", ["document", "paragraph"])
+def test_text_that_is_not_of_the_run_is_calibrated_on_or_measured_and_never_trained_on(tmp_path, three, pico, level):
+    """Of many languages the new one is left out, code is kept as it is, another language is that language."""
+    german, mixed = documents(GERMAN, 40, 3), [*EN, *documents(GERMAN, 40, 4), *FR[:5]]
+    others = [
+        {"language": "de", "path": str(write_jsonl(tmp_path / "de.jsonl", [*german, *EN[:3]])), "protect": True},
+        {"language": "mul", "path": str(write_jsonl(tmp_path / "all.jsonl", mixed)), "protect": True, "max_documents": 85},
+        {"language": "zxx", "path": str(write_jsonl(tmp_path / "code.jsonl", [*CODE, " "])), "protect": True},
+        {"language": "de", "path": str(tmp_path / "de.jsonl"), "name": "more", "measure_only": True},
+    ]
+    sources = [*two(tmp_path, write_jsonl(tmp_path / "fr.jsonl", FR)), *others]
+    corpus, summary = run(tmp_path, three, sources, level=level)
+    rows = {row.source: row for row in summary.funnel}
+    assert [row.role for row in rows.values()] == ["train"] * 2 + ["protect"] * 3 + ["measure"]
+    per = 1 if level == "document" else 3  # paragraphs in a document
+    assert rows["deu_Latn/de"].dropped == rows["deu_Latn/more"].dropped == {"language_en": 3 * per}
+    assert rows["mul_Zyyy/all"].dropped == {"language_fr": 5 * per} and rows["zxx_Zyyy/code"].dropped == {"empty": 1}
+    assert rows["deu_Latn/more"].train_documents == 0 and rows["deu_Latn/more"].valid_documents == 40
+    assert all(rows[name].train_documents and rows[name].valid_documents for name in ("deu_Latn/de", "mul_Zyyy/all"))
+    assert sorted(texts(corpus.files("train", "zxx_Zyyy")) + texts(corpus.files("valid", "zxx_Zyyy"))) == sorted(CODE)
+    assert "protected: " in rows["zxx_Zyyy/code"].used and "not protected" in rows["deu_Latn/more"].used
+    known = ["deu_Latn", "eng_Latn", "fra_Latn", "mul_Zyyy", "zxx_Zyyy"]
+    assert corpus.languages("train") == corpus.languages("valid") == known
+    # What training reads: the languages of the run, whatever else has training text.
+    write_json(corpus.path / "manifest.json", manifest_of(summary))
+    tokenizer = loading.load_tokenizer(pico)
+    tokens.tokenise(tmp_path / "tokens", corpus, tokenizer, ("fra_Latn", "eng_Latn"))
+    read = tokens.token_files(tmp_path / "tokens", corpus, tokenizer, ("fra_Latn", "eng_Latn"))
+    assert list(read) == ["fra_Latn/fr", "eng_Latn/en"]
+    assert {path.parent.name for path in (tmp_path / "tokens").glob("*/*/*")} == {"fra_Latn", "eng_Latn"}
+
+
+def test_protected_text_that_is_all_held_out_calibrates_nothing(tmp_path, three):
+    (text,) = [text for text in documents(GERMAN, 40, 3) if unit_hash(text) < 0.2][:1]
+    source = {"language": "de", "path": str(write_jsonl(tmp_path / "de.jsonl", [text])), "protect": True}
+    with pytest.raises(ConfigError, match="no document of deu_Latn is left to calibrate gates on; lower heldout_frac"):
+        run(tmp_path, three, [*two(tmp_path, write_jsonl(tmp_path / "fr.jsonl", FR)), source])
+
+
+def test_a_funnel_of_an_earlier_version_is_read():
+    row = FunnelRow(
+        language="fra_Latn", domain="a", origin="a", documents_read=1, judged=1, bytes_read=1, dropped={}, train_documents=1,
+        train_bytes=2_000_000, valid_documents=0, valid_bytes=0,
+    )  # fmt: skip
+    assert FunnelRow.model_validate(row.model_dump(exclude={"role"})) == row
+    assert row.used == "2.00 MB to train on, 0.00 MB held out"
 
 
 def read_by(stage, lid):

@@ -22,7 +22,7 @@ from langext.models import loading
 BY_GATE = {case["gate"]: case for case in CASES if case["name"] == "neutral_residues"}
 PAIRS = {
     "llama": ("sigmoid", "GraniteMoeSharedForCausalLM"),
-    "mistral": ("hard_sigmoid", "Glm4MoeForCausalLM"),
+    "mistral": ("sigmoid", "GraniteMoeHybridForCausalLM"),
     "qwen2": ("sigmoid", "Qwen2MoeForCausalLM"),
     "qwen3": ("hard_sigmoid", "Glm4MoeForCausalLM"),
     "gemma": ("none", "GemmaForCausalLM"),

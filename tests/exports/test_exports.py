@@ -199,7 +199,7 @@ def test_full_fine_tuning_keeps_the_architecture(tmp_path, pico):
     ],
 )
 def test_the_config_is_one_that_every_program_reads(tmp_path, family, gate, written):
-    """transformers 4 knows `torch_dtype`, `rope_theta` and `rope_scaling` only, and MLX wants the last one even if it is null."""
+    """transformers 4 knows `torch_dtype`, `rope_theta` and `rope_scaling` alone; MLX wants the last one even if it is null."""
     tokenizer = make_tokenizer()
     tokenizer.chat_template = "{{ messages }}"
     make_base(family, len(tokenizer)).save_pretrained(tmp_path / "base")

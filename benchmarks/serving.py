@@ -113,8 +113,9 @@ def column(name: str, python: str, made: list[tuple[str, str, str, runners.Expor
     cells = []
     # Several in one process, because starting vLLM takes longer than all the rest.
     for _, group in itertools.groupby(made, lambda one: (one[0], one[-1].own_code)):
-        cells += told(name, python, [export for *_, export in group])
-        print(f"{name}: {cells[-1]}", file=sys.stderr, flush=True)
+        said = told(name, python, [export for *_, export in group])
+        print(f"{name}: {'; '.join(said)}", file=sys.stderr, flush=True)
+        cells += said
     return cells
 
 

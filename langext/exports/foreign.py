@@ -30,8 +30,7 @@ def vllm(job: dict[str, Any]) -> Program:
     positions = json.loads(Path(job["folder"], "config.json").read_text())["max_position_embeddings"]
     net = LLM(
         job["folder"], dtype="float32", skip_tokenizer_init=True, enforce_eager=True, logprobs_mode="raw_logprobs",
-        max_logprobs=TOP, max_num_seqs=1, max_model_len=min(positions, job["cut"] + 1), trust_remote_code=job["remote"],
-        enable_prefix_caching=False,
+        max_logprobs=TOP, max_num_seqs=1, max_model_len=min(positions, job["cut"] + 1), enable_prefix_caching=False,
     )  # fmt: skip
     size = net.llm_engine.model_config.get_vocab_size()
     top = min(TOP, size)

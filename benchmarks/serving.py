@@ -21,7 +21,7 @@ import torch
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
 
-from cases import CASES, label, method, stir
+from cases import CASES, calibrate, label, method, stir
 from toy import FAMILIES, make_base, make_tokenizer
 
 from langext.errors import ConfigError, RunFailed
@@ -93,13 +93,14 @@ def export(base: Path, case: Any, form: str, out: Path, stirred: float) -> tuple
     """Write a checkpoint; return its class, and what langext computes."""
     torch.manual_seed(3)
     net = loading.load_base(base, torch.float32)
-    live = extended.build(net, loading.load_tokenizer(base), method(case))
+    live = calibrate(extended.build(net, loading.load_tokenizer(base), method(case)))
     stir(live, stirred)
+    texts = verify.decided(live, TEXTS)
     target, merged = TARGETS[form], case["name"] in ("lora", "selective_lora")
     stock = live.methods[-1].fold(net) if target.folds else None
     # Merged weights are rounded when they are written; all others are numbers that bf16 has.
     expected = verify.expect(
-        stock.model(whole=True, rounded=True) if stock and merged else net.eval(), live.tokenizer, TEXTS, out / "logits"
+        stock.model(whole=True, rounded=True) if stock and merged else net.eval(), live.tokenizer, texts, out / "logits"
     )
     folder = out / "checkpoint"
     folder.mkdir()

@@ -153,6 +153,10 @@ class Corpus(Artifact):
         """The document files of one language, sorted. `split` is "train" or "valid"."""
         return sorted((self.path / "documents" / split / language).glob("*.jsonl.gz"))
 
+    def languages(self, split: str) -> list[str]:
+        """Codes of all languages that have text in this split, sorted."""
+        return sorted({path.parent.name for path in (self.path / "documents" / split).glob("*/*.jsonl.gz")})
+
 
 class Tokenizer(Artifact):
     """`tokenizer/` in Hugging Face format plus `new_tokens.json`: id -> the base ids that the token replaces."""

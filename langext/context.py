@@ -144,7 +144,7 @@ class Context:
     """What a stage may know and touch besides its own fields and inputs."""
 
     out: Path
-    """The stage's own folder, the only place it writes to; but for `tokens`."""
+    """The stage's own folder, the only place it writes to; but for `tokens`, and stage certify for the export it measured."""
     seed: int
     language: str
     """The new language, FLORES style."""

@@ -84,7 +84,9 @@ def load(path: Path, cls: type[S], overrides: Sequence[str] = ()) -> S:
     try:
         return cls.model_validate(plain)
     except ValidationError as error:
-        problems = [_problem(e, cls, doc, set_at) for e in error.errors()]
+        # A default that depends on another key is not called when that key is wrong, and only the key is worth a line.
+        errors = [e for e in error.errors() if e["type"] != "default_factory_not_called"]
+        problems = [_problem(e, cls, doc, set_at) for e in errors]
         raise ConfigError(f"{path}: {len(problems)} problem(s)\n" + "\n".join(problems)) from None
 
 

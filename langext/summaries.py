@@ -114,6 +114,29 @@ class TokenizerSummary(Summary):
     """By language."""
 
 
+class GateShares(Spec):
+    """What gates do on some text."""
+
+    tokens: int
+    all_closed: float
+    """Share of the tokens for which the gates of all layers are closed."""
+    open: list[float]
+    """For each layer with a block, the share of the tokens whose gate is open."""
+
+
+class CalibrationRecord(Spec):
+    """Gates with thresholds, as they were calibrated on the activations of the base."""
+
+    closed: float
+    """The share of original tokens that was to have every gate closed."""
+    layers: list[int]
+    """Layers with a block, counted from 0."""
+    left_out: dict[int, float]
+    """Layers without a block because they separate badly -> share of the new language that would have opened the gate."""
+    heldout: dict[str, GateShares]
+    """Of text that did not calibrate the gates, by `<language>/<domain>`."""
+
+
 class ExtendSummary(Summary):
     """Of stage extend."""
 
@@ -122,6 +145,8 @@ class ExtendSummary(Summary):
     base_parameters: int
     trainable_parameters: int
     new_tokens: int
+    gates: CalibrationRecord | None = None
+    """Of a method whose gates are calibrated."""
 
 
 class Training(Spec):
@@ -161,9 +186,12 @@ class RescaleSummary(Summary):
     """Of stage rescale."""
 
     of: Literal["rescale"] = "rescale"
-    alpha: float
+    alpha: float | None
+    """None when layers were reverted instead."""
     curve: list[dict[str, Any]]
     """For each alpha that was tried: bits per byte, learning, retention and score."""
+    reverted: list[int] = []
+    """Numbers, from 0, of the layers that have their weights from before the training."""
 
 
 class RegateSummary(Summary):
@@ -176,6 +204,41 @@ class RegateSummary(Summary):
     """fitted or distilled."""
     kl_per_token: list[float]
     """Of each step of the distillation, in nats."""
+
+
+class DialPoint(Spec):
+    """A model with the thresholds of one setting of the dial, measured on held-out text."""
+
+    model_config = ConfigDict(allow_inf_nan=True)
+
+    closed: float
+    """The share of original tokens that was to have every gate closed."""
+    bits_per_byte: dict[str, float]
+    """By `<language>/<domain>`."""
+    kl_to_base: dict[str, float]
+    """KL(base || model) in nats per token, by `<language>/<domain>`, of all text that is not of the new language."""
+    all_closed: dict[str, float]
+    """Share of the tokens for which the gates of all layers are closed, by `<language>/<domain>`."""
+    gain: float
+    """Mean over the domains of the new language of 1 - bits per byte / those of the base."""
+    drift: float
+    """Mean of `kl_to_base` over the domains of the original languages."""
+    score: float
+    """What the best point is chosen by."""
+
+
+class RecalibrateSummary(Summary):
+    """Of stage recalibrate."""
+
+    of: Literal["recalibrate"] = "recalibrate"
+    base: dict[str, float]
+    """Bits per byte of the base, by `<language>/<domain>`."""
+    curve: list[DialPoint]
+    """From cautious to eager."""
+    max_kl: float | None
+    """The most `drift` that was allowed."""
+    gates: CalibrationRecord
+    """Of the point that was chosen."""
 
 
 class MergeSummary(Summary):
@@ -311,3 +374,12 @@ class HistorySummary(Summary):
 
     of: Literal["history"] = "history"
     history: History
+
+
+class TransplantSummary(Summary):
+    """Of stage transplant."""
+
+    of: Literal["transplant"] = "transplant"
+    method: str
+    history: History
+    """How the model came about in the run that gave it."""

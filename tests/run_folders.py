@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from langext.artifacts import InputRecord, Job, Manifest, read_json, write_json
+from langext.evaluation.certificate import Certificate
 from langext.evaluation.scores import FORMAT
 from langext.pipeline.plan import Step
 from langext.summaries import EvaluateSummary, ExtendSummary, FilterSummary, TrainSummary
@@ -73,6 +74,24 @@ def compared(root: Path, method: str, lr: float, french: float, english: float, 
     kl = {"eng_Latn": {"value": 0.1, "stderr": 0.01, "tokens": 9}}
     evaluation(root, 5, "evaluate", "train", french, english, kl_to_base=kl)
     return root
+
+
+def certificate(kl: float, text: str = "", closed: float | None = 0.99, **more: Any) -> Certificate:
+    """A certificate of one set of English that has this KL everywhere."""
+    row = {
+        "passages": 2, "bytes": 100, "tokens": 30, "compared": 30, "same_ids": 1.0, "closed": closed, "as_base": closed,
+        "hidden_identical": 0.9, "logits_identical": 0.9, "as_base_logit_difference": 0.0, "kl": kl, "kl_p99": kl,
+        "worst_kl": kl, "worst_text": text, "bits_per_byte_of_base": 1.0, "bits_per_byte": 1.0, "continuations": 2,
+        "continuations_identical": 0.5,
+    }  # fmt: skip
+    common = {
+        "model": {"name": "mine", "architecture": "Llama", "files": []},
+        "base": {"name": "pico", "architecture": "Llama", "files": []},
+        "text": [], "passages_sha256": "", "passage_bytes": {}, "settings": {"batch": 4, "continuations": 2, "new_tokens": 8},
+        "machine": {}, "langext": "0", "seconds": 1.0,
+    }  # fmt: skip
+    rows = {"sets": {"eng_Latn/news": row | {"role": "original"}}, "languages": {"eng_Latn": row}, "total": row}
+    return Certificate.model_validate(common | rows | more)
 
 
 def begun(step: Step, **changes: Any) -> None:

@@ -16,7 +16,7 @@ FLOORS = {
 }  # fmt: skip
 APART = ({"data", "architectures"},)
 """Rooms of different floors that do not know each other; rooms of one floor never do."""
-READERS = {"report": ("langext.evaluation.scores", "langext.evaluation.significance")}
+READERS = {"report": ("langext.evaluation.certificate", "langext.evaluation.scores", "langext.evaluation.significance")}
 """Rooms that see nothing above floor 2 but these."""
 ONLY = {"deepspeed": "langext.training.engine", "lm_eval": "langext.evaluation.harness", "rich": "langext.console"}
 MOST_LINES, MOST_LINES_OF_A_FUNCTION = 350, 60

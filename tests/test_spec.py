@@ -49,7 +49,7 @@ def test_yaml_1_2_and_language_codes(tmp_path):
         (
             "gate: sigmoid",
             "gate: sigmoidal",
-            ["line 11", "'elu', 'sigmoid', 'hard_sigmoid' or 'none'", "got 'sigmoidal'"],
+            ["line 11", "'sigmoid', 'hard_sigmoid', 'threshold' or 'none'", "got 'sigmoidal'"],
         ),
         ("name: neutral_residues", "name: neutral_residue", ["line 9", "unknown name", "Did you mean neutral_residues"]),
         ("uses: train", "uses: trian", ["line 12", "unknown uses 'trian'", "Did you mean train", "filter"]),

@@ -18,6 +18,9 @@ network, A is a block, z = w . x is the input of its gate, and K is the number o
   A scores exactly as an expert of zeros, where the choice would depend on the program. Float32 cannot tell sigmoid(z) from 1/2
   for z of at most 2^-23 = 1.2e-7: there the folded gate is closed, and one that is trained is open. The chance of such a z is
   about 1e-7 for a token and layer.
+- One threshold: Glm4Moe. FFN is the shared expert. There are two routed experts, of which the better one is chosen, with weight
+  sigmoid(z) / sigmoid(z) = 1: A with router row s w, and one of zeros with a zero router row, which scores 1/2. The score of A
+  is sigmoid(s w . x) + 1/2 - sigmoid(s t), so that A is chosen when w . x > t; `_threshold` chooses s.
 
 Shapes: D model width, H width of the widest block, F width of the feed-forward network, E experts.
 """
@@ -57,6 +60,7 @@ class Weight(Enum):
     ONE = "1"
     SIGMOID = "sigmoid(z)"
     HARD_SIGMOID = "sigmoid(z) where z > 0, else 0"
+    STEP = "1 where z > 0, else 0, with z = w . x - t"
 
 
 def architecture(weights: Sequence[Weight], config: Any) -> str:
@@ -85,6 +89,8 @@ def obstacle(weights: Sequence[Weight], config: Any) -> str:
 
     All entries of `weights` must be equal.
     """
+    if len(weights) > 1 and set(weights) == {Weight.STEP}:
+        return "the chosen experts of a stock mixture share a weight of 1, and several blocks with thresholds need one each"
     if set(weights) == {Weight.ONE} or config is None:
         return ""
     if families.of(config).norm_plus:
@@ -125,7 +131,7 @@ def fold(net: Any, stacks: Sequence[Mapping[int, Any]], weights: Sequence[Weight
         return wider(net, stacks)
     makers = {"GraniteMoeHybrid": _granite, "GraniteMoeShared": _granite, "Qwen2Moe": _qwen, "Glm4Moe": _glm}
     make = makers[architecture(weights, net.config)]
-    return make(net, stacks, weights[0] is Weight.HARD_SIGMOID)
+    return make(net, stacks, weights[0])
 
 
 def wider(net: Any, stacks: Sequence[Mapping[int, Any]], kept: Mapping[int, float] | None = None) -> Stock:
@@ -190,10 +196,10 @@ def _moe(net: Any, stacks: Sequence[Mapping[int, Any]], config: Any, ffn: Callab
     return replace(folded, ends=ends)
 
 
-def _granite(net: Any, stacks: Sequence[Mapping[int, Any]], hard: bool) -> Stock:
+def _granite(net: Any, stacks: Sequence[Mapping[int, Any]], weight: Weight) -> Stock:
     from transformers import GraniteMoeHybridConfig, GraniteMoeSharedConfig
 
-    assert not hard and len(stacks) == 1, "softmax over two experts is one sigmoid"
+    assert weight is Weight.SIGMOID and len(stacks) == 1, "softmax over two experts is one sigmoid"
     hidden = _width(stacks)
 
     def change(ffn: Any, blocks: list[Any]) -> Tensors:
@@ -224,10 +230,10 @@ def _granite(net: Any, stacks: Sequence[Mapping[int, Any]], hard: bool) -> Stock
     return _moe(net, stacks, GraniteMoeHybridConfig(**_common(net), **own, **hybrid), change)
 
 
-def _qwen(net: Any, stacks: Sequence[Mapping[int, Any]], hard: bool) -> Stock:
+def _qwen(net: Any, stacks: Sequence[Mapping[int, Any]], weight: Weight) -> Stock:
     from transformers import Qwen2MoeConfig
 
-    assert not hard and len(stacks) == 1, "there is one shared expert, with a sigmoid"
+    assert weight is Weight.SIGMOID and len(stacks) == 1, "there is one shared expert, with a sigmoid"
     hidden = _width(stacks)
 
     def change(ffn: Any, blocks: list[Any]) -> Tensors:
@@ -252,20 +258,23 @@ def _qwen(net: Any, stacks: Sequence[Mapping[int, Any]], hard: bool) -> Stock:
     return _moe(net, stacks, Qwen2MoeConfig(**(_common(net) | own)), change)
 
 
-def _glm(net: Any, stacks: Sequence[Mapping[int, Any]], hard: bool) -> Stock:
+def _glm(net: Any, stacks: Sequence[Mapping[int, Any]], weight: Weight) -> Stock:
     from transformers import Glm4MoeConfig
 
-    hidden, chosen = _width(stacks), len(stacks)
-    empty = chosen if hard else int(chosen == 1)  # the router needs at least two experts
+    hidden, chosen, choice = _width(stacks), len(stacks), weight is not Weight.SIGMOID
+    empty = chosen if choice else int(chosen == 1)  # the router needs at least two experts
     experts = chosen + empty
     # All experts of Glm4Moe have the width `hidden`, so the base's network is padded to a whole number of shared experts.
     num_shared = -(-net.config.intermediate_size // hidden)
-    # Added to the scores when experts are chosen, not to their weights. At z = 0 a block scores 1/2 as the experts of zeros do,
-    # and its gate is closed, so these must be chosen. Without `hard` all experts are chosen.
-    bias = torch.cat([torch.full((chosen,), BEHIND if hard else 0.0), torch.zeros(empty)])
 
     def change(ffn: Any, blocks: list[Any]) -> Tensors:
         gate_up, down, rows = _experts(ffn, blocks, hidden, empty)
+        bias = torch.zeros(experts)  # added to the scores when experts are chosen, not to their weights
+        if weight is Weight.HARD_SIGMOID:
+            # At z = 0 a block scores 1/2 as the experts of zeros do, and its gate is closed, so these must be chosen.
+            bias[:chosen] = BEHIND
+        if weight is Weight.STEP and blocks[0] is not None:
+            rows[0], bias[0] = _threshold(rows[0], -blocks[0].router.bias.detach())
         return {
             f"mlp.shared_experts.{name}.weight": _pad(getattr(ffn, name).weight.detach(), dim, num_shared * hidden)
             for name, dim in MATRICES
@@ -281,12 +290,24 @@ def _glm(net: Any, stacks: Sequence[Mapping[int, Any]], hard: bool) -> Stock:
     family = families.of(net.config)
     own: dict[str, Any] = dict(
         head_dim=_head_dim(net.config), intermediate_size=num_shared * hidden, moe_intermediate_size=hidden,
-        n_shared_experts=num_shared, n_routed_experts=experts, num_experts_per_tok=chosen if hard else experts, n_group=1,
-        topk_group=1, first_k_dense_replace=0, norm_topk_prob=False, routed_scaling_factor=1.0,
+        n_shared_experts=num_shared, n_routed_experts=experts, num_experts_per_tok=chosen if choice else experts, n_group=1,
+        topk_group=1, first_k_dense_replace=0, norm_topk_prob=weight is Weight.STEP, routed_scaling_factor=1.0,
         attention_bias=family.qkv_bias, use_qk_norm=family.qk_norm, num_nextn_predict_layers=0,
         tie_word_embeddings=False,  # vLLM's glm4_moe can read an untied head only
     )  # fmt: skip
     return _moe(net, stacks, Glm4MoeConfig(**(kept | own)), change)
+
+
+def _threshold(w: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+    """The router row s w (D,) of a block with row w (D,) and threshold t (1,), and what is added to its score (1,).
+
+    s is a power of two, which changes no digit of w, and makes the larger of |t| and the largest |w| 1 to 2: there the sigmoid
+    is steep, so that float32 tells w . x from t when they differ by a millionth of that. One more step of float32 below 1/2
+    closes the gate at w . x = t, also for a row of zeros with t = 0, which would score as the expert of zeros does.
+    """
+    size = torch.maximum(t.abs(), w.abs().max()).clamp(2.0**-64, 2.0**64)  # so that s w is a number also where t is infinite
+    s = torch.ldexp(torch.ones_like(size), 1 - torch.frexp(size).exponent)
+    return s * w, (0.5 - torch.sigmoid((s * t).double()) - 2.0**-24).float()
 
 
 def _width(stacks: Sequence[Mapping[int, Any]]) -> int:

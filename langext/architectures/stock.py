@@ -17,6 +17,9 @@ from langext.architectures import families, precision, vocabulary
 WEIGHTS = precision.WEIGHTS
 """Precision of exported weights."""
 
+EXACT = "e_score_correction_bias"
+"""End of the names of tensors that decide which experts are chosen. They are in float32 in exports and in every program."""
+
 Tensors = dict[str, Tensor]
 
 
@@ -109,8 +112,14 @@ def ends(net: Any) -> Tensors:
     return tensors if head is None else tensors | {"lm_head.weight": head}
 
 
+def stored(tensors: Tensors) -> Tensors:
+    """The tensors in the precision in which exports store them."""
+    return {name: tensor.to(torch.float32 if name.endswith(EXACT) else WEIGHTS) for name, tensor in tensors.items()}
+
+
 def _fill(block: nn.Module, tensors: Tensors, rounded: bool) -> None:
-    block.load_state_dict({n: t.to(WEIGHTS).float() if rounded else t for n, t in tensors.items()}, assign=True)
+    made = stored(tensors) if rounded else tensors
+    block.load_state_dict({name: tensor.float() for name, tensor in made.items()}, assign=True)
     block.requires_grad_(False)
 
 

@@ -3,15 +3,14 @@
 The one rule: modules that import slowly are imported inside the commands, so that --help is instant.
 """
 
-import json
-from math import isfinite
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from langext.cli import edge
-from langext.errors import EXIT_CONDITION, EXIT_CONFIG
+from langext.cli.transplant import transplant
+from langext.errors import EXIT_CONFIG
 
 if TYPE_CHECKING:
     from langext.pipeline.plan import Pipeline
@@ -88,7 +87,7 @@ def report_(root: RunFolder, as_json: Json = False) -> None:
         from langext.report import conditions, page, run_folder
 
         written = page.build(root)
-        typer.echo(_json(conditions.table(run_folder.gather(root))) if as_json else page.headline(root, written))
+        typer.echo(edge.json_text(conditions.table(run_folder.gather(root))) if as_json else page.headline(root, written))
 
 
 @app.command()
@@ -107,14 +106,11 @@ def scores(
         values = conditions.measures(run)
         true = conditions.met(fail_if or [], values)
         if as_json:
-            typer.echo(_json(conditions.table(run) | {"failed": true}))
+            typer.echo(edge.json_text(conditions.table(run) | {"failed": true}))
         else:
             for name, value in values.items():
                 typer.echo(f"{name + ' ':.<52} {value:+.6f}")
-        for condition in true:
-            typer.secho(f"failed: {condition}", fg="red", err=True)
-        if true:
-            raise typer.Exit(EXIT_CONDITION)
+        edge.fail(true)
 
 
 @app.command()
@@ -171,6 +167,9 @@ def apply_(
         typer.echo(f"{to}: a run folder; export it with `langext export`, or give it as base_model to add a language")
 
 
+app.command()(transplant)
+
+
 @app.command()
 def chat(
     where: Annotated[Path, typer.Argument(parser=edge.path, metavar="FOLDER", help="Run folder, or an exported model.")],
@@ -195,6 +194,55 @@ def chat(
 
 
 @app.command()
+def certify(
+    where: Annotated[Path, typer.Argument(parser=edge.path, metavar="FOLDER", help="Run folder, or an exported model.")],
+    against: Annotated[
+        str | None,
+        typer.Option(
+            help="The base: a folder, a hub id, a .gguf file, asset:<name> or a run. Default: what the run began with."
+        ),
+    ] = None,
+    text: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Text to measure on, as <language>/<domain>=<file or folder>. Repeatable. Default: the run's held-out text, "
+            "but that of its new language."
+        ),
+    ] = None,
+    text_bytes: Annotated[int, typer.Option("--bytes", min=1000, help="Bytes of each text that are measured.")] = 40_000,
+    continuations: Annotated[int, typer.Option(min=0, help="Passages of each text that both models continue greedily.")] = 32,
+    keep_text: Annotated[
+        bool, typer.Option("--keep-text/--drop-text", help="Whether the passages go into the folder, for others to check.")
+    ] = True,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run the Python code that an exported model brings. Read it before.")
+    ] = False,
+    fail_if: Annotated[
+        list[str] | None, typer.Option(help="Exit with 3 if this is true, e.g. 'total.kl > 0.005'. Repeatable.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Measure, token by token in float32, how far a model has moved from its base on text that it should not have touched.
+
+    Writes neutrality.json into the folder; into an exported model also a section of its model card and certify.py, with which
+    anybody can measure again.
+    """
+    with edge.clean():
+        from langext.cli import certify as certifying
+        from langext.evaluation.neutrality import Settings
+        from langext.report import conditions
+
+        settings = Settings(continuations=continuations)
+        asked = certifying.Asked(against, text or [], text_bytes, settings, keep_text, trust_remote_code, fail_if or [])
+        with edge.only_json(as_json):
+            found = certifying.certify(where, asked)
+        true = conditions.met(asked.fail_if, found.measures())
+        if as_json:
+            typer.echo(edge.json_text(found.model_dump(mode="json") | {"measures": found.measures(), "failed": true}))
+        edge.fail(true)
+
+
+@app.command()
 def compare(
     roots: Annotated[
         list[Path], typer.Argument(parser=edge.path, metavar="FOLDERS", help="Run folders, or the folder of a sweep.")
@@ -215,7 +263,7 @@ def compare(
         found = comparison.gather(roots)
         written = page.build(found, out or comparison.folder(roots))
         if as_json:
-            typer.echo(_json(comparison.table(found)))
+            typer.echo(edge.json_text(comparison.table(found)))
         else:
             page.show(found, written)
 
@@ -312,19 +360,6 @@ def doctor(
         from langext.cli import doctor
 
         raise typer.Exit(doctor.fields() if fields else doctor.show())
-
-
-def _json(value: Any) -> str:
-    """JSON text of `value`; NaN and infinity, which JSON does not have, become null."""
-
-    def plain(part: Any) -> Any:
-        if isinstance(part, dict):
-            return {key: plain(entry) for key, entry in part.items()}
-        if isinstance(part, list):
-            return [plain(entry) for entry in part]
-        return None if isinstance(part, float) and not isfinite(part) else part
-
-    return json.dumps(plain(value), indent=2, ensure_ascii=False, allow_nan=False)
 
 
 def _load(file: str, overrides: list[str] | None, out: Path | None) -> "tuple[Pipeline, Path]":

@@ -10,13 +10,10 @@ from pydantic import ValidationError
 
 from langext import console
 from langext.artifacts import BASE, MANIFEST, Model, first_problem, read_object
-from langext.errors import ConfigError, reading
+from langext.errors import ConfigError
 from langext.summaries import PublicBase
 
 HELP = "/new starts over, /quit leaves"
-TRUST = "--trust-remote-code"
-OWN_CODE = "modeling_neutral_residue.py"
-"""The file of code in exports of format `remote`."""
 
 
 @dataclass
@@ -121,30 +118,11 @@ def _no_model(where: Path) -> str:
 def _exported(name: str, folder: Path, trust: bool) -> Speaker:
     """The model in a Hugging Face folder. Raises ConfigError when it brings code and `trust` is False."""
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from langext.models import loading
+    from langext.models import exported
 
-    code = _code(folder)
-    if code and not trust:
-        more = " (or give the run folder, which needs no such code)" if (folder / OWN_CODE).is_file() else ""
-        raise ConfigError(f"{folder}: brings Python code of its own ({code}); read it, and say {TRUST} to run it{more}")
-    if not code:
-        return Speaker(name, loading.load_base(folder, torch.bfloat16).to(_device()), loading.load_tokenizer(folder))
-    local: dict[str, Any] = {"local_files_only": True, "trust_remote_code": True}
-    with reading(folder, "a model with code of its own"):
-        net: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16, use_safetensors=True, **local)
-        return Speaker(name, net.eval().to(_device()), AutoTokenizer.from_pretrained(folder, **local))
-
-
-def _code(folder: Path) -> str:
-    """What in a model's folder makes transformers run code: a Python file, or `auto_map` in a JSON file; "" for nothing."""
-    if path := next(iter(sorted(folder.rglob("*.py"))), None):
-        return str(path.relative_to(folder))
-    for path in sorted(folder.glob("*config.json")):
-        if "auto_map" in read_object(path):
-            return f"auto_map in {path.name}"
-    return ""
+    net = exported.load(folder, torch.bfloat16, _device(), trust=trust)
+    return Speaker(name, net, exported.load_tokenizer(folder, trust=trust))
 
 
 def _device() -> str:

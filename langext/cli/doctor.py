@@ -112,7 +112,7 @@ def _tag(cls: Any) -> str:
 def _default(info: Any) -> str:
     if info.is_required():
         return "required"
-    return "see there" if isinstance(info.default, Spec) else str(info.default)
+    return "see there" if info.default_factory or isinstance(info.default, Spec) else str(info.default)
 
 
 def _type(annotation: Any) -> str:

@@ -1,15 +1,28 @@
 """Between a command and the terminal: errors become one message and an exit code, and words become paths."""
 
+import json
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, redirect_stdout
+from math import isfinite
 from pathlib import Path
+from typing import Any
 
 import typer
 
 from langext.console import print_anything
-from langext.errors import EXIT_BUG, EXIT_CONFIG, EXIT_RUN_FAILED, ConfigError, RunFailed, bug, machine_problem, user_path
+from langext.errors import (
+    EXIT_BUG,
+    EXIT_CONDITION,
+    EXIT_CONFIG,
+    EXIT_RUN_FAILED,
+    ConfigError,
+    RunFailed,
+    bug,
+    machine_problem,
+    user_path,
+)
 from langext.spec import located
 
 
@@ -64,3 +77,31 @@ def folder(text: str) -> Path:
     if found.exists() and not found.is_dir():
         raise typer.BadParameter(f"{text} is a file; name a folder")
     return found
+
+
+@contextmanager
+def only_json(as_json: bool) -> Iterator[None]:
+    """A context in which what is printed goes to stderr, if standard output is for JSON alone."""
+    with redirect_stdout(sys.stderr) if as_json else nullcontext():
+        yield
+
+
+def fail(true: list[str]) -> None:
+    """Print the conditions that are true, and exit with 3 if there is one."""
+    for condition in true:
+        typer.secho(f"failed: {condition}", fg="red", err=True)
+    if true:
+        raise typer.Exit(EXIT_CONDITION)
+
+
+def json_text(value: Any) -> str:
+    """JSON text of `value`; NaN and infinity, which JSON does not have, become null."""
+
+    def plain(part: Any) -> Any:
+        if isinstance(part, dict):
+            return {key: plain(entry) for key, entry in part.items()}
+        if isinstance(part, list):
+            return [plain(entry) for entry in part]
+        return None if isinstance(part, float) and not isfinite(part) else part
+
+    return json.dumps(plain(value), indent=2, ensure_ascii=False, allow_nan=False)

@@ -5,8 +5,11 @@ from typing import Any
 import torch
 
 from langext.architectures import vocabulary
+from langext.evaluation.open_gates import Opened, as_base
+from langext.methods import extension
 from langext.methods.extended import LiveModel
 from langext.methods.gates import GATES
+from langext.methods.residue import Residue
 
 
 class Observer:
@@ -15,7 +18,7 @@ class Observer:
     def __init__(self, live: "LiveModel"):
         self.live = live
         self.sums: dict[str, torch.Tensor] = {}
-        self.tokens, self.as_base = 0, 0
+        self.tokens, self.as_base, self.own = 0, 0, 0
         self.more_tokens = isinstance(live.net.get_output_embeddings(), vocabulary.ExtendedHead)  # they change every softmax
 
     def __call__(self, mask_BT: torch.Tensor) -> None:
@@ -27,8 +30,14 @@ class Observer:
             total_L = (values_LBT * mask_BT).sum((1, 2)).cpu()
             self.sums[name] = self.sums.get(name, torch.zeros_like(total_L)) + total_L
         if "open" in diagnostics:
-            self.as_base += int((_as_base(diagnostics["open"]) & mask_BT).sum())
+            opened_LBT = diagnostics["open"] > 0
+            self.as_base += int((as_base(opened_LBT) & mask_BT).sum())
+            self.own += int((~opened_LBT.any(0) & mask_BT).sum())
         self.tokens += int(mask_BT.sum())
+
+    def own_closed(self) -> float:
+        """Share of the tokens whose own gates are all closed, whatever attention brings from tokens before them."""
+        return self.own / self.tokens
 
     def layers(self) -> dict[str, Any]:
         """Mean of each diagnostic per layer, and `all_closed`: the share of tokens that are computed exactly as in the base.
@@ -44,18 +53,24 @@ class Observer:
         return means
 
 
-def _as_base(open_LBT: torch.Tensor) -> torch.Tensor:
-    """(B, T) True for tokens that no open gate has influenced.
-
-    A token is influenced by its own open gates, and by open gates of earlier tokens: attention in the layers above carries
-    them on. Above the last layer there is no attention, so an open gate there influences only its own token.
-    """
-    opened_LBT = open_LBT > 0
-    reached_BT = opened_LBT[:-1].any(0).cumsum(1) > 0
-    return ~(reached_BT | opened_LBT[-1])
-
-
 def _closes(live: LiveModel) -> bool:
     """True when the gate is exactly zero, with no gradient, for some of its inputs."""
     gate = live.method.block_gate if live.method else None
     return gate is not None and GATES[gate].closes
+
+
+def opened(net: Any, earlier: int = 0) -> Opened:
+    """The reader of the open gates of an extended model, without its first `earlier` extensions."""
+    added = [module for module in extension.extensions(net) if module.stack >= earlier]
+    blocks = [module for module in added if isinstance(module, Residue) and GATES[module.gate].closes]
+
+    def read(num_passages: int, num_tokens: int) -> torch.Tensor | None:
+        if not added or len(blocks) < len(added):  # what has no gate, or one that never closes, is at work on every token
+            return None
+        open_LBT = torch.zeros(net.config.num_hidden_layers, num_passages, num_tokens, dtype=torch.bool)
+        for block in blocks:
+            assert block.gate_BT is not None, "there was a forward pass"
+            open_LBT[block.layer] |= (block.gate_BT != 0).cpu()
+        return open_LBT
+
+    return read

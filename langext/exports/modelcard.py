@@ -20,6 +20,7 @@ from langext.data import assets
 from langext.evaluation import scores, significance
 from langext.evaluation.scores import ScoresFile
 from langext.methods.base import Method
+from langext.methods.gates import GATES
 from langext.models import bases, loading
 from langext.summaries import (
     ExportSummary,
@@ -33,6 +34,7 @@ from langext.summaries import (
     RescaleSummary,
     Training,
     TrainSummary,
+    TransplantSummary,
 )  # fmt: skip
 
 LIBRARIES = {"gguf": "llama.cpp", "delta": "langext"}
@@ -85,10 +87,11 @@ def write(out: Path, record: ExportSummary, card: Card) -> None:
         license=card.licence_id,
         tags=["langext", "language-extension"],
     )
-    settings = card.method.model_dump(mode="json")
+    settings, gate = card.method.model_dump(mode="json"), card.method.block_gate
     text = env.get_template("modelcard.md.j2").render(
-        card=card, record=record, named=named, settings=settings, metadata=metadata.to_yaml(), rows=_rows(card)
-    )
+        card=card, record=record, named=named, settings=settings, metadata=metadata.to_yaml(), rows=_rows(card),
+        fixed_gates=gate is not None and GATES[gate].threshold,
+    )  # fmt: skip
     (out / "README.md").write_text(text, encoding="utf-8")
 
 
@@ -171,7 +174,7 @@ def history(model: Model) -> History:
     done: list[str] = []
     while True:
         manifest = model.manifest
-        if recorded := manifest.summary_as(HistorySummary):
+        if recorded := manifest.summary_as(HistorySummary) or manifest.summary_as(TransplantSummary):
             return History(training=recorded.history.training, afterwards=[*recorded.history.afterwards, *done])
         if trained := manifest.summary_as(TrainSummary):
             training = Training(**{key: getattr(trained, key) for key in Training.model_fields})
@@ -183,7 +186,9 @@ def history(model: Model) -> History:
             costs = ", ".join(f"{name} {before[name]:.4f} to {after[name]:.4f}" for name in before)
             done.insert(0, f"Its gates were turned into ones that stock architectures have; bits per byte went from {costs}")
         if rescaled := manifest.summary_as(RescaleSummary):
-            done.insert(0, f"Rescaled layer by layer (LiNeS), alpha {rescaled.alpha:g}")
+            scaled = rescaled.alpha is not None and f"Rescaled layer by layer (LiNeS), alpha {rescaled.alpha:g}"
+            numbers = ", ".join(map(str, rescaled.reverted))
+            done.insert(0, scaled or f"Reverted to what they were before the training: the layers {numbers}, counted from 0")
         model = Model(model.path.parent / Path(manifest.inputs["model"].path).name)
 
 

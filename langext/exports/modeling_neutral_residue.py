@@ -27,11 +27,14 @@ GATES = {
     "elu": F.elu,
     "sigmoid": torch.sigmoid,
     "hard_sigmoid": lambda z: torch.sigmoid(z) * (z > 0),
+    "threshold": lambda z: (z > 0).to(z.dtype),
     "none": torch.ones_like,
 }
 """Name of a gate -> its value for z = w . x, where w is the row of the router."""
-CLOSING = ("relu", "hard_sigmoid")
+CLOSING = ("relu", "hard_sigmoid", "threshold")
 """Gates that are exactly zero for some inputs. A block does nothing for a token whose gate is zero."""
+THRESHOLD = ("threshold",)
+"""Gates of z = w . x - t, where -t is the bias of the router."""
 
 
 class NeutralResidue(nn.Module):
@@ -44,7 +47,7 @@ class NeutralResidue(nn.Module):
         self.up_proj = nn.Linear(width, hidden, bias=False)
         self.down_proj = nn.Linear(hidden, width, bias=False)
         if gate != "none":
-            self.router = nn.Linear(width, 1, bias=False)
+            self.router = nn.Linear(width, 1, bias=gate in THRESHOLD)
 
     def forward(self, x: torch.Tensor, act: nn.Module) -> torch.Tensor:
         """(..., width) -> (..., width): the gated output of the block.
@@ -54,7 +57,10 @@ class NeutralResidue(nn.Module):
         if self.kind == "none":
             return self.block(x, act)
         # In float32, because rounding z to a lower precision could open or close a gate.
-        gate = GATES[self.kind](F.linear(x.float(), self.router.weight.float())).to(x.dtype)
+        z = F.linear(x.float(), self.router.weight.float())
+        if self.router.bias is not None:
+            z = z + self.router.bias.float()
+        gate = GATES[self.kind](z).to(x.dtype)
         # The shortcut below has shapes that depend on the data: a compiler cannot trace it.
         if self.kind not in CLOSING or torch.is_grad_enabled() or torch.compiler.is_compiling():
             return gate * self.block(x, act)

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers.core_model_loading import revert_weight_conversion
 
 from langext.architectures.precision import WEIGHTS
-from langext.architectures.stock import Stock, Tensors
+from langext.architectures.stock import Stock, Tensors, stored
 from langext.artifacts import write_json
 
 LIMIT = 500_000_000
@@ -64,4 +64,4 @@ def save(stock: Stock, out: Path) -> None:
 
 def _as_stored(shell: Any, tensors: Tensors) -> Tensors:
     """Undo the changes that transformers makes while loading, such as fusing the experts of a layer into one tensor."""
-    return revert_weight_conversion(shell, {name: tensor.to(WEIGHTS) for name, tensor in tensors.items()})
+    return revert_weight_conversion(shell, stored(tensors))

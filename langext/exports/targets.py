@@ -67,7 +67,9 @@ def _gguf_obstacle(config: Any, methods: Sequence[Method], pre: str | None) -> s
 
 def _remote_obstacle(config: Any, methods: Sequence[Method], pre: str | None) -> str:
     plain = next((method for method in methods if method.block_gate is None), None)
-    return f"{plain.name} needs no code of its own" if plain else ""
+    if plain is None:
+        return ""
+    return f"langext has no code for {plain.name}" if plain.obstacle(config) else f"{plain.name} needs no code of its own"
 
 
 def _remote_architecture(config: Any, methods: Sequence[Method]) -> str:

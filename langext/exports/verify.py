@@ -17,15 +17,22 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.nn import functional as F
 
 from langext.architectures import precision
+from langext.console import warn
 from langext.errors import RunFailed
 from langext.exports import reload
+from langext.methods.gates import GATES
+from langext.methods.residue import stacks
 from langext.summaries import LogitDifference
 
 MAX_DIFFERENCE = 1e-3
 """Largest logit difference that passes, in standard deviations of the logits. Exact mappings measure 1e-6 to 1e-5. Both models
 compute in float32, so rounding cannot explain a larger difference."""
+NEAR = 2.0**-20
+"""What rounding can change z = w . x - t by, as a share of sum |w_i x_i| + |t|: sums in another order, by programs whose states
+differ in their last digits, and what float32 can tell apart behind a sigmoid."""
 NEW_TOKENS = 16
 """Length of each greedy continuation."""
 TOKENS = 256
@@ -52,6 +59,40 @@ def expect(net: Any, tokenizer: Any, texts: list[str], scratch: Path) -> Expecte
     ids = encode(tokenizer, texts)
     whole = [list(tokenizer(unicodedata.normalize("NFC", text), split_special_tokens=True).input_ids) for text in texts]
     return Expected(texts, ids, whole, logits(net, ids, scratch), reload.greedy(net, ids, NEW_TOKENS))
+
+
+def decided(live: Any, texts: list[str]) -> list[str]:
+    """Those texts in which every gate is clearly open or clearly closed for every token; all texts if there are none.
+
+    Within rounding of a jump (z = 0), one exact program may open a gate and another may close it, and then they differ by a
+    whole block. Says how many texts are left out.
+    """
+    near = _near_a_jump(live.net, encode(live.tokenizer, texts))
+    if all(near) or not any(near):
+        return texts
+    warn(f"{sum(near)} of {len(texts)} texts are not compared: a gate there is within rounding of its threshold")
+    return [text for text, left_out in zip(texts, near, strict=True) if not left_out]
+
+
+@torch.no_grad()
+def _near_a_jump(net: Any, ids: list[list[int]]) -> list[bool]:
+    """For each text: True if, for some token and gate that jumps, z = w . x - t is below `NEAR` (sum |w_i x_i| + |t|)."""
+    near: list[bool] = []
+
+    def look(router: Any, given: tuple[Tensor], z: Tensor) -> None:
+        size = F.linear(given[0].float().abs(), router.weight.float().abs())
+        size = size if router.bias is None else size + router.bias.float().abs()
+        near[-1] |= bool((z.abs() < NEAR * size).any())
+
+    blocks = [block for stack in stacks(net) for block in stack.values() if GATES[block.gate].jumps]
+    hooks = [block.router.register_forward_hook(look) for block in blocks if block.router is not None]
+    for row in ids:
+        near.append(False)
+        if hooks and row:
+            net(input_ids=torch.tensor([row]), use_cache=False)
+    for hook in hooks:
+        hook.remove()
+    return near
 
 
 def encode(tokenizer: Any, texts: list[str]) -> list[list[int]]:

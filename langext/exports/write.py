@@ -131,7 +131,7 @@ def _write(
     whole = fits(live.net, stock.shell() if stock else live.net)
     # In float32 a difference means a wrong mapping. In bfloat16 rounding alone would make differences.
     precision.in_float32(precision.parts(live.net), whole)
-    texts = texts or verify.own_texts(live)
+    texts = verify.decided(live, texts or verify.own_texts(live))
     ids = verify.encode(live.tokenizer, texts)
     trained = verify.logits(live.net, ids, scratch / "trained")
     if stock:

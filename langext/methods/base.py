@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from langext.architectures.stock import Stock
+    from langext.methods.calibrate import Calibrate
     from langext.methods.extension import Extension
     from langext.methods.gates import GateName
     from langext.methods.penalties.base import MicroBatch
@@ -44,9 +45,21 @@ class Method(Spec):
         """True if the parameter with this name learns. Not called for new vocabulary rows, which always learn."""
         return True
 
+    def constant(self, name: str) -> bool:
+        """True if the parameter with this name is part of the extension but does not learn.
+
+        It gets its value before the training, and a delta holds it beside the parameters that learn.
+        """
+        return False
+
     @property
     def block_gate(self) -> "GateName | None":
         """The gate of the blocks that this method adds; None if it adds no blocks."""
+        return None
+
+    @property
+    def calibration(self) -> "Calibrate | None":
+        """How the gates are calibrated before the training; None if the method has none that are."""
         return None
 
     @property
@@ -54,9 +67,13 @@ class Method(Spec):
         """Names of those losses of `penalty` that need text in an original language."""
         return ()
 
-    def own_lr(self, name: str) -> float | None:
-        """Peak learning rate of the parameter with this name; None if it has the learning rate of the training."""
-        return None
+    def peak_lr(self, name: str, lr: float) -> float:
+        """Peak learning rate of the parameter with this name; `lr` is that of the training."""
+        return lr
+
+    def decays(self, name: str) -> bool:
+        """True if weight decay may pull the parameter with this name towards zero. Only matrices decay at all."""
+        return True
 
     @property
     def reversible(self) -> bool:

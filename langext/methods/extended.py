@@ -1,6 +1,7 @@
 """A base model with its extensions in memory: which of its parameters learn, and how to save and load them.
 
-Rule: a delta (the saved form of an extension) holds the trainable parameters and nothing else.
+Rule: a delta (the saved form of an extension) holds the parameters that learn and those of the extension that are constant
+(rows and thresholds of calibrated gates), and nothing else.
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,7 +27,7 @@ class Earlier:
 
     method: Method
     delta: Path
-    """File with the parameters that the earlier run trained."""
+    """File with the parameters of the earlier run's extension."""
     language: str
 
 
@@ -56,6 +57,10 @@ class LiveModel:
             return False
         return name.endswith(vocabulary.NEW_ROWS) or self.method.trainable(name, self.net.config)
 
+    def constant(self, name: str) -> bool:
+        """True if the parameter with this name is part of the newest extension but does not learn."""
+        return self.method is not None and name not in self.fixed and self.method.constant(name)
+
     def freeze(self) -> None:
         """Make the trainable parameters require gradients, and all others not."""
         for name, parameter in self.net.named_parameters():
@@ -65,16 +70,20 @@ class LiveModel:
         """Name -> trainable parameter. Tied parameters appear once, under the name that comes first."""
         return {n: p for n, p in self.net.named_parameters() if self.trainable(n)}
 
+    def held(self) -> dict[str, nn.Parameter]:
+        """Name -> parameter that a delta holds: those that learn, and the constants of the newest extension."""
+        return {n: p for n, p in self.net.named_parameters() if self.trainable(n) or self.constant(n)}
+
     def delta(self) -> dict[str, Tensor]:
-        """Name -> present value of every trainable parameter, without gradients. Not a copy: training changes it."""
-        return {n: p.detach() for n, p in self.learning().items()}
+        """Name -> present value of every parameter that a delta holds, without gradients. Not a copy: training changes it."""
+        return {n: p.detach() for n, p in self.held().items()}
 
 
 def build(net: Any, tokenizer: Any, method: Method | None, num_new: int = 0, earlier: Sequence[Earlier] = ()) -> LiveModel:
     """Extend a base in place, and return it as a LiveModel.
 
-    Adds, in this order: rows for the last `num_new` tokens of the tokenizer, the earlier extensions with their trained values,
-    and the modules of `method` (None adds none). Raises ConfigError if an earlier delta does not fit.
+    Adds, in this order: rows for the last `num_new` tokens of the tokenizer, the earlier extensions with the values of their
+    deltas, and the modules of `method` (None adds none). Raises ConfigError if an earlier delta does not fit.
     """
     # Taken first: everything that is added below is not the base's.
     base_names = frozenset(name for name, _ in net.named_parameters())
@@ -100,7 +109,7 @@ def load_delta(live: LiveModel, path: Path) -> None:
 
     Raises ConfigError if a name or a shape does not fit the model, or if a parameter that the base lacks is not in the delta.
     """
-    saved, wanted = _read(path), live.learning()
+    saved, wanted = _read(path), live.held()
     # Only parameters of the base may be missing: stage extend leaves them out of its delta, because they have not changed yet.
     odd = sorted((saved.keys() - wanted.keys()) | (wanted.keys() - saved.keys() - live.base_names))
     if odd:
@@ -114,11 +123,11 @@ def _read(path: Path) -> dict[str, Tensor]:
 
 
 def set_delta(live: LiveModel, delta: Mapping[str, Tensor]) -> None:
-    """Copy these values into trainable parameters of the live model; it may be some or all of them.
+    """Copy these values into the parameters that a delta of the live model holds; it may be some or all of them.
 
     Raises ConfigError if a name or a shape does not fit.
     """
-    _put(live.net, live.learning(), delta, Path(DELTA))
+    _put(live.net, live.held(), delta, Path(DELTA))
 
 
 @torch.no_grad()

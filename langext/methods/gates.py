@@ -1,8 +1,8 @@
 """The gates of residual blocks, all in one table. No other file of langext compares the names of gates.
 
-A gate is a function of z = w . x, one scalar for each token. To add a gate, add a row here, its name to `GateName`, and the
-same row to exports/modeling_neutral_residue.py (a copy of that file is part of exports). If a stock architecture can compute
-the gate, add the mapping to architectures/folding.py.
+A gate is a function of z = w . x (with a threshold t: z = w . x - t), one scalar for each token. To add a gate, add a row here,
+its name to `GateName`, and the same row to exports/modeling_neutral_residue.py (a copy of that file is part of exports). If a
+stock architecture can compute the gate, add the mapping to architectures/folding.py.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from langext.architectures import folding
 from langext.architectures.folding import Weight
 
-GateName = Literal["relu", "elu", "sigmoid", "hard_sigmoid", "none"]
+GateName = Literal["relu", "elu", "sigmoid", "hard_sigmoid", "threshold", "none"]
 
 
 @dataclass(frozen=True)
@@ -31,10 +31,14 @@ class Gate:
     """The weight that a stock architecture gives to the block; None if no stock architecture computes this gate."""
     open_above: float = 0.0
     """The gate counts as open for a token if its value is above this."""
+    jumps: bool = False
+    """True if the value jumps at z = 0: there, rounding of z changes what a model computes."""
     is_probability: bool = False
     """True if the value comes from sigmoid(z), which can be trained as the probability that a token is in the new language."""
     regates_to: GateName | None = None
     """The gate that the stage regate replaces this one by; None if that stage cannot replace it."""
+    threshold: bool = False
+    """True if z = w . x - t, and neither w nor t learns: they are calibrated before the training, and the delta holds them."""
 
 
 def hard_sigmoid(z: Tensor) -> Tensor:
@@ -42,11 +46,17 @@ def hard_sigmoid(z: Tensor) -> Tensor:
     return torch.sigmoid(z) * (z > 0)
 
 
+def step(z: Tensor) -> Tensor:
+    """1 where z > 0, else 0. It has no gradient."""
+    return (z > 0).to(z.dtype)
+
+
 GATES: dict[GateName, Gate] = {
     "relu": Gate(F.relu, closes=True, folds_as=None, regates_to="hard_sigmoid"),
     "elu": Gate(F.elu, closes=False, folds_as=None),
     "sigmoid": Gate(torch.sigmoid, closes=False, folds_as=Weight.SIGMOID, open_above=0.5, is_probability=True),
-    "hard_sigmoid": Gate(hard_sigmoid, closes=True, folds_as=Weight.HARD_SIGMOID, is_probability=True),
+    "hard_sigmoid": Gate(hard_sigmoid, closes=True, folds_as=Weight.HARD_SIGMOID, jumps=True, is_probability=True),
+    "threshold": Gate(step, closes=True, folds_as=Weight.STEP, jumps=True, threshold=True),
     "none": Gate(torch.ones_like, closes=False, folds_as=Weight.ONE),
 }
 UNGATED: GateName = "none"

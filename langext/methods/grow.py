@@ -85,7 +85,7 @@ class Grow(Method):
     k: int = Field(2, ge=2, le=64)
     """Number of copies of each feed-forward network, including the original. More copies learn more and cost more."""
     layers: Layers = "all"
-    """Which layers grow: all, a list of layer numbers from 0, or {top: n} for the n layers nearest to the output."""
+    """Which layers grow: all, middle, a list of layer numbers from 0, or {top: n} for the n layers nearest to the output."""
     train: Literal["new_copy", "all_mlp"] = "new_copy"
     """new_copy keeps the original frozen. all_mlp trains it too, which learns more and forgets more."""
 

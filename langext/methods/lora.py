@@ -14,7 +14,9 @@ from langext.methods.extension import Extension
 from langext.methods.layers import Layers
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from collections.abc import Callable
+
+    from torch import Tensor, nn
 
     from langext.architectures.stock import Stock
 
@@ -33,7 +35,7 @@ class LowRank(Method):
     targets: list[Linear] = Field(list(families.LINEARS), min_length=1)
     """Which linear maps of a block change; all seven if not given."""
     layers: Layers = "all"
-    """Which blocks change: all, a list of layer numbers from 0, or {top: n} for the n layers nearest to the output."""
+    """Which blocks change: all, middle, a list of layer numbers from 0, or {top: n} for the n layers nearest to the output."""
 
     @property
     def scale(self) -> float:
@@ -49,6 +51,16 @@ class LowRank(Method):
         """Raise ConfigError if the base has no such layer."""
         super().check(config)
         layers.chosen(self.layers, config)
+
+    def hang(self, model: Any, attribute: str, make: "Callable[[int, nn.Linear], Extension]") -> None:
+        """Add what `make` makes of (stack, linear map) to every target, as `attribute`; outputs of both are added."""
+        self.check(model.config)
+        stack, blocks = extension.next_stack(model), families.blocks(model)
+        for layer in layers.chosen(self.layers, model.config):
+            for linear in families.linears(blocks[layer], tuple(self.targets)).values():
+                change = make(stack, linear)
+                linear.add_module(attribute, change)
+                change.hang(linear, lambda _, inputs, output, change=change: output + change(inputs[0]))
 
 
 class Lora(LowRank):

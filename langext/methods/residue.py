@@ -2,7 +2,8 @@
 
     out = FFN(x) + g(x) * A(x)      A(x) = W_down( act(W_gate x) * (W_up x) )      g(x) = gate(w . x), one scalar per token
 
-`act` is the activation of the base's own feed-forward network: SiLU, or GELU in Gemma.
+`act` is the activation of the base's own feed-forward network: SiLU, or GELU in Gemma. A gate with a threshold t is
+g(x) = gate(w . x - t); its w and t do not learn.
 Shapes: B batch, T tokens, D model width, H block width, L layers.
 """
 
@@ -26,18 +27,24 @@ if TYPE_CHECKING:
 
 # What a feed-forward network's module calls its blocks, hence part of every parameter name in a delta.
 ATTRIBUTE = "residues"
+ROUTER = "router"
+"""What a block calls its gate."""
 MAX_FRAC = 2.0
 
 
 class Router(nn.Linear):
-    """Computes w . x in float32, as the routers of the export targets do.
+    """Computes z = w . x, or z = w . x - t with a threshold t, in float32, as the routers of the export targets do.
 
-    In bf16, rounding near z = 0 would open the gate for other tokens than in an export.
+    The weight is w, the bias -t. In bf16, rounding near z = 0 would open the gate for other tokens than in an export. A
+    training in bf16, and every export, rounds w and t to bf16: whoever sets them must choose numbers that bf16 has exactly.
     """
 
     def forward(self, input: Tensor) -> Tensor:
         """(B, T, D) -> (B, T, 1) in float32."""
-        return recompute.score(input, self.weight)
+        if self.bias is None:
+            return recompute.score(input, self.weight)
+        # Detached: neither w nor t learns. Added behind the product: in float32, w . x - t > 0 exactly where w . x > t.
+        return recompute.score(input.detach(), self.weight) + self.bias.float()
 
 
 class Residue(Extension):
@@ -51,7 +58,7 @@ class Residue(Extension):
         self.gate_proj = nn.Linear(width, hidden, bias=False)
         self.up_proj = nn.Linear(width, hidden, bias=False)
         self.down_proj = nn.Linear(hidden, width, bias=False)
-        self.router = Router(width, 1, bias=False) if gates.has(gate) else None
+        self.router = Router(width, 1, bias=GATES[gate].threshold) if gates.has(gate) else None
         self.z_BT: Tensor | None = None
         """(B, T) input z of the gate in the last forward pass, with gradients; kept only if `watched`."""
         self.gate_BT: Tensor | None = None
@@ -113,7 +120,8 @@ class Parallel(Method):
     width: int | None = Field(None, ge=1, le=2**20)
     """Number of hidden units of each block, instead of `extra_params_frac`. More learn more and cost more."""
     layers: Layers = "all"
-    """Which layers get a block: all, a list of layer numbers from 0, or {top: n} for the n layers nearest to the output."""
+    """Which layers get a block: all, middle, a list of layer numbers from 0, or {top: n} for the n layers nearest to the
+    output."""
     init: Literal["low_variance", "lecun", "he"] = "low_variance"
     """Variance of the random input weights: low_variance 1/(D L) (that of the paper), lecun 1/D (learns faster in short runs),
     he 2/D; D is the model width, L the number of layers. The output weights start at zero."""
@@ -169,6 +177,8 @@ class Parallel(Method):
             for name, weight in block.named_parameters():
                 if name == "down_proj.weight":
                     nn.init.zeros_(weight)  # a new block adds exactly zero
+                elif self.constant(f".{ATTRIBUTE}.{name}"):  # closed for every input until it is calibrated: w = 0, t = 1
+                    nn.init.constant_(weight, -1.0 if name == "router.bias" else 0.0)
                 elif weight.device.type != "meta":
                     with torch.no_grad():  # drawn in float32, so that the draw does not depend on the base's precision
                         weight.copy_(torch.randn(weight.shape) * variance**0.5)
@@ -181,8 +191,16 @@ class Parallel(Method):
         """Choose what a new block keeps of its forward passes. A hook for subclasses; here it keeps nothing more."""
 
     def trainable(self, name: str, config: Any) -> bool:
-        """True for the parameters of blocks; the base does not learn."""
-        return f".{ATTRIBUTE}." in name
+        """True for the parameters of blocks, but for calibrated gates; the base does not learn."""
+        return f".{ATTRIBUTE}." in name and not self.constant(name)
+
+    def constant(self, name: str) -> bool:
+        """True for the rows and thresholds of gates that have a threshold."""
+        return GATES[self.block_gate].threshold and f".{ATTRIBUTE}." in name and f".{ROUTER}." in name
+
+    def decays(self, name: str) -> bool:
+        """False for gates: a row that decays opens and closes for other tokens than it has learnt to."""
+        return f".{ROUTER}." not in name
 
     def diagnostics(self, model: Any) -> dict[str, Tensor]:
         """`gate`, the values of the gates, and `open`, 1.0 where a gate counts as open and else 0.0; each (L, B, T).

@@ -15,8 +15,6 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from langext.architectures import families
-from langext.methods import extension, layers
 from langext.methods.extension import Extension
 from langext.methods.lora import LowRank
 from langext.methods.penalties.base import MicroBatch
@@ -92,21 +90,15 @@ class SelectiveLora(LowRank):
 
     def extend(self, model: Any) -> None:
         """Attach a change to every target with a forward hook."""
-        self.check(model.config)
-        stack, blocks = extension.next_stack(model), families.blocks(model)
-        for layer in layers.chosen(self.layers, model.config):
-            for linear in families.linears(blocks[layer], tuple(self.targets)).values():
-                change = SelectiveLowRank(stack, linear, self.rank, self.scale, self.tau)
-                linear.add_module(ATTRIBUTE, change)
-                change.hang(linear, lambda _, inputs, output, change=change: output + change(inputs[0]))
+        self.hang(model, ATTRIBUTE, lambda stack, linear: SelectiveLowRank(stack, linear, self.rank, self.scale, self.tau))
 
     def trainable(self, name: str, config: Any) -> bool:
         """True for the factors A and B and for s; the base does not learn."""
         return f".{ATTRIBUTE}." in name
 
-    def own_lr(self, name: str) -> float | None:
-        """`s_lr` for s; None for the factors, which have the learning rate of the training."""
-        return self.s_lr if name.endswith(f".{ATTRIBUTE}.s") else None
+    def peak_lr(self, name: str, lr: float) -> float:
+        """`s_lr` for s; the learning rate of the training for the factors."""
+        return self.s_lr if name.endswith(f".{ATTRIBUTE}.s") else lr
 
     def read_outside(self, model: Any) -> list[Tensor]:
         """The indicators' s, for the sparsity term and the number of active changes."""

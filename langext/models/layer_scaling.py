@@ -1,14 +1,19 @@
-"""LiNeS: shrink the change of the weights by training, more in early layers than in late ones. https://arxiv.org/abs/2410.17146.
+"""Shrink the change of the weights by training, layer by layer.
 
-    theta = theta_0 + f(l) (theta_trained - theta_0)      f(l) = alpha + beta (l - 1) / (L - 1),  l = 1 .. L
+    theta = theta_0 + f(l) (theta_trained - theta_0)      l = 1 .. L
 
-theta_0 are the weights before training, L is the number of layers. Parameters outside the layers get alpha, as in the authors'
-code. New vocabulary rows have no theta_0 and are never scaled.
+theta_0 are the weights before training, L is the number of layers. Two choices of f:
+
+- LiNeS, https://arxiv.org/abs/2410.17146: f(l) = alpha + beta (l - 1) / (L - 1), less in early layers than in late ones.
+  Parameters outside the layers get alpha, as in the authors' code.
+- Train, then revert, https://arxiv.org/abs/2606.00284: f(l) = 0 in some layers, 1 in the others and outside the layers.
+
+New vocabulary rows have no theta_0 and are never scaled.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from torch import Tensor
 
@@ -18,9 +23,29 @@ from langext.methods.base import Method
 Head = Literal["alpha", "last"]
 
 
+class Factors(Protocol):
+    """A choice of f."""
+
+    def factor(self, place: tuple[int, int] | None, name: str) -> float:
+        """The factor of the parameter `name`. `place` is (layer index from 0, number of layers), None outside the layers."""
+        ...
+
+
+@dataclass(frozen=True)
+class Reverted:
+    """The weights of some layers become again what they were before training."""
+
+    layers: Collection[int]
+    """Layer numbers from 0."""
+
+    def factor(self, place: tuple[int, int] | None, name: str) -> float:
+        """As in `Factors`."""
+        return 0.0 if place is not None and place[0] in self.layers else 1.0
+
+
 @dataclass(frozen=True)
 class Lines:
-    """The scaling factors for one choice of alpha and beta."""
+    """The scaling factors of LiNeS for one choice of alpha and beta."""
 
     alpha: float
     beta: float
@@ -28,7 +53,7 @@ class Lines:
     """Factor of an untied output head and of the last norm: `alpha`, or with `last` that of the last layer (alpha + beta)."""
 
     def factor(self, place: tuple[int, int] | None, name: str) -> float:
-        """The factor of the parameter `name`. `place` is (layer index from 0, number of layers), None outside the layers."""
+        """As in `Factors`."""
         if name.endswith(vocabulary.NEW_ROWS):
             return 1.0
         if place is None:
@@ -39,7 +64,7 @@ class Lines:
 
 
 def rescaled(
-    delta: Mapping[str, Tensor], origin: Mapping[str, Tensor], method: Method, config: Any, lines: Lines
+    delta: Mapping[str, Tensor], origin: Mapping[str, Tensor], method: Method, config: Any, factors: Factors
 ) -> dict[str, Tensor]:
     """A copy of a trained `delta` with every change scaled by its factor.
 
@@ -50,7 +75,7 @@ def rescaled(
     assert parts is not None, f"{method.name} cannot be scaled layer by layer"
     out = {}
     for name, tensor in delta.items():
-        by = lines.factor(method.layer(name, config), name)
+        by = factors.factor(method.layer(name, config), name)
         if name.endswith(vocabulary.NEW_ROWS) or (parts and not name.endswith(parts)):
             out[name] = tensor  # new rows, or the other matrix of a low-rank product
         elif parts:

@@ -1,4 +1,4 @@
-"""Write and load Model artifacts. Rule: only safetensors are read and written, and a delta holds only trainable parameters.
+"""Write and load Model artifacts. Rule: only safetensors are read and written, and a delta holds what `extended` says.
 
 A live model is built from the base folder, new vocabulary rows, earlier extensions, the method's modules and the delta.
 """
@@ -175,8 +175,8 @@ def load(model: Model, dtype: torch.dtype, device: str = "cpu", *, trained: bool
 def on_disk(model: Model, *, trained: bool = True) -> LiveModel:
     """The live model of an artifact with every weight memory-mapped from its file, in the precision of the file.
 
-    It takes almost no memory until its weights are read. With `trained` False the trainable parameters have shapes but no
-    values (they are on the meta device).
+    It takes almost no memory until its weights are read. With `trained` False the parameters that a delta holds have shapes but
+    no values (they are on the meta device).
     """
     record = read_record(model)
     net = load_base(record.base, _stored(record.base))
@@ -208,6 +208,13 @@ def learnt(model: Model) -> set[str]:
         with safe_open(path, "pt") as file:
             names |= set(file.keys())
     return names
+
+
+def constants(model: Model) -> dict[str, Tensor]:
+    """Name -> value of those parameters in the delta of an artifact that do not learn, see `Method.constant`."""
+    path, method = model.path / DELTA, read_record(model).method
+    with reading(path, "safetensors"), safe_open(path, "pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys() if method is not None and method.constant(name)}  # noqa: SIM118
 
 
 def save_delta(out: Path, delta: dict[str, Tensor]) -> None:

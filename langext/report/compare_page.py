@@ -122,6 +122,8 @@ def show(found: Comparison, page: Path) -> None:
         console.say(f"not measured: {', '.join(language.name for language in first.unmeasured)}")
     if found.left_out:
         console.say("left out: " + "; ".join(found.left_out))
+    for line in found.open_ended:
+        console.say(f"{line}: it may not be at its best here")
     console.say(f"* no other run learned more and forgot less. Forgotten: the loss in the {kept} set that lost most")
     console.say(f"{shown(page)}, {shown(page.with_name(CSV))}")
 

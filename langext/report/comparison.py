@@ -110,6 +110,22 @@ class Comparison:
         measured = [(e, e.learned.value, e.forgot.value) for e in self.entries if e.learned and e.forgot and e.alike]
         return [measured[k][0] for k in significance.unbeaten([(learned, forgot) for _, learned, forgot in measured])]
 
+    @cached_property
+    def open_ended(self) -> list[str]:
+        """A line for each curve whose run that learned most has the lowest or the highest of at least two learning rates.
+
+        Such a method may learn more at a rate that was not tried, so it is not compared at its best.
+        """
+        lines = []
+        for curve in dict.fromkeys(entry.curve for entry in self.entries):
+            tried = [e for e in self.entries if e.curve == curve and e.run.rate and e.learned and e.alike]
+            rates = sorted({e.run.rate[1] for e in tried if e.run.rate})
+            best = max(tried, key=lambda e: e.learned.value if e.learned else 0.0, default=None)
+            if len(rates) > 1 and best and best.run.rate and best.run.rate[1] in (rates[0], rates[-1]):
+                end = "highest" if best.run.rate[1] == rates[-1] else "lowest"
+                lines.append(f"{best.label} learned most at the {end} learning rate that was tried, {best.run.rate[1]:g}")
+        return lines
+
     def of_full(self, entry: Entry) -> float | None:
         """What a run learned as a share of what the best full fine-tuning of the same base learned (0.8 is 80 %).
 

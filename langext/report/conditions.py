@@ -7,6 +7,7 @@ The one rule: every measure is better when it is smaller, and a measure that is 
 - `original.worst_bpb_increase`: the same for the set of the original languages that lost most, even if that may be noise.
 - `<language>.kl` and `original.kl` (the largest of them): KL(base || model) in nats per token.
 - `<task>.<metric>_drop`: loss in a task, in the unit of the metric.
+- `certificate.<measure>`: of a run that was certified, the measures of `langext certify`, like `certificate.total.kl`.
 
 While an original language has no held-out text, `original.bpb_increase` and `original.worst_bpb_increase` are nan.
 """
@@ -20,6 +21,7 @@ from typing import Any
 from langext.errors import ConfigError
 from langext.evaluation import significance
 from langext.evaluation.significance import Change
+from langext.report import standing
 from langext.report.run_folder import Run
 from langext.spec import near
 
@@ -47,6 +49,8 @@ def measures(run: Run) -> dict[str, float]:
     for row in run.tasks:
         task, metric = row.name.split(", ")
         values[f"{task}.{metric}_drop"] = -row.difference.value if row.higher_is_better else row.difference.value
+    if found := standing.certified(run):
+        values |= {f"certificate.{name}": value for name, value in found.measures().items()}
     return values
 
 

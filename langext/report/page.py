@@ -17,13 +17,14 @@ from markupsafe import Markup
 from langext.console import duration
 from langext.evaluation import significance
 from langext.evaluation.significance import Mean
-from langext.report import plots
+from langext.report import plots, standing
 from langext.report.run_folder import Run, gather
 from langext.summaries import ExportSummary, ExtendSummary, FilterSummary, TokenizerSummary, TrainSummary
 
 PAGE = "report.html"
 SECTIONS = {
-    "curves": "Learning curves", "changes": "Before and after", "distance": "Distance to the base", "gates": "Gates",
+    "curves": "Learning curves", "changes": "Before and after", "distance": "Distance to the base",
+    "neutrality": "Neutrality", "gates": "Gates",
     "samples": "Samples", "text": "Text", "vocabulary": "Vocabulary", "mixture": "What was trained on", "cost": "Cost",
     "export": "Export", "provenance": "Provenance", "configuration": "Configuration",
 }  # fmt: skip
@@ -43,6 +44,7 @@ def build(root: Path) -> Path:
         "vocabulary": run.summary(TokenizerSummary),
         "training": run.summary(TrainSummary),
         "export": run.summary(ExportSummary),
+        "neutrality": standing.certified(run),
     }
     # A section without content is left out, and so is its link at the top of the page.
     contents = {
@@ -50,7 +52,8 @@ def build(root: Path) -> Path:
         "text": found["funnel"], "mixture": found["training"], "cost": True, "provenance": True, "configuration": True, **found,
     }  # fmt: skip
     sections = [(key, title) for key, title in SECTIONS.items() if contents.get(key)]
-    page = render("report.html.j2", run=run, sections=sections, tiles=list(_tiles(run)), costs=list(_costs(run)),
+    titles = {row.name: standing.title(run, row) for row in run.bits}
+    page = render("report.html.j2", run=run, titles=titles, sections=sections, tiles=list(_tiles(run)), costs=list(_costs(run)),
                   provenance=list(_provenance(run)), **found)  # fmt: skip
     return put(root / PAGE, page)
 
@@ -98,11 +101,13 @@ def _tiles(run: Run) -> Iterator[dict[str, Any]]:
     kept = [row for row in run.bits if not run.is_new(row)]
     worst, mean = significance.worst(kept), significance.mean(kept)
     if worst and mean:
-        figure, tone = _forgot(kept)
+        figure, tone = _forgot(run, kept)
         lines = [f"bits per byte {percent(mean)}" + (" over all sets" if len(kept) > 1 else "")]
         if len(kept) > 1:
             chance = f" (p {worst.difference.p:.3f})" if isfinite(worst.difference.p) else ""
             lines.append(f"most in {worst.name}: {100 * worst.relative:+.1f} %{chance}")
+        several = len(run.originals) > 1
+        lines += [f"{language.name}: " * several + standing.distance(run, language.code) for language in run.originals]
         yield {
             "title": f"{run.kept}: forgot",
             "figure": figure,
@@ -114,10 +119,11 @@ def _tiles(run: Run) -> Iterator[dict[str, Any]]:
         yield {"title": f"{missing}: forgot", "figure": "not measured", "tone": "bad", "lines": ["no held-out text"]}
 
 
-def _forgot(kept: Sequence[significance.Change]) -> tuple[str, str]:
+def _forgot(run: Run, kept: Sequence[significance.Change]) -> tuple[str, str]:
     """How much the original languages lost, in words, and the tone of it ("good", "bad" or "").
 
-    The figure is that of the set that lost most, among those whose loss is certain although several sets were tested.
+    The figure is that of the set that lost most, among those whose loss is certain although several sets were tested. "Nothing"
+    is only said of languages that are `standing.KEPT`.
     """
     sure = significance.worst(significance.surely_worse(kept))
     if sure:
@@ -125,11 +131,12 @@ def _forgot(kept: Sequence[significance.Change]) -> tuple[str, str]:
     perhaps = significance.worst([row for row in kept if row.verdict == "worse"])
     if perhaps:
         return f"perhaps {100 * perhaps.relative:.1f} %: one of {len(kept)} sets can be so by chance", "bad"
-    if all(row.verdict == "better" for row in kept):
-        return "nothing", "good"
-    # Missing errors or values are no proof that nothing was lost.
-    not_known = next((row.verdict for row in kept if row.verdict in ("unknown", "unmeasured")), None)
-    return (not_known, "bad") if not_known else ("nothing beyond noise", "")
+    # Missing errors, values or KL are no proof that nothing was lost.
+    measured = {language.code: language.name for language in run.originals if language not in run.unmeasured}
+    lost = {name: found for code, name in measured.items() if (found := standing.of(run, code)) != standing.KEPT}
+    if lost:
+        return "; ".join(f"{name} {found}" if len(measured) > 1 else found for name, found in lost.items()), "bad"
+    return ("nothing", "good") if all(row.verdict == "better" for row in kept) else ("nothing beyond noise", "")
 
 
 def _task_line(by_language: dict[bool, list[significance.Change]], new: bool) -> list[str]:
@@ -225,7 +232,10 @@ def _lines(run: Run) -> list[tuple[str, str]]:
         low, high = (x / row.before for x in (row.difference.low, row.difference.high))
         interval = f"95 % between {low:+.1%} and {high:+.1%}" if isfinite(low + high) else "error unknown"
         text = f"{row.before:.3f} -> {row.after:.3f} bits per byte ({change}; {interval})"
-        lines.append((run.title(row), text))
+        lines.append((standing.title(run, row), text))
+    for language in run.originals:
+        if run.bits or standing.kl(run, language.code) is not None:
+            lines.append((f"distance: {language.name}", standing.distance(run, language.code)))
     return [*lines, *((f"not measured: {language.name}", "no held-out text") for language in run.unmeasured if run.bits)]
 
 

@@ -37,13 +37,14 @@ from langext.summaries import (
     Summary,
     TokenizerSummary,
     TrainSummary,
+    TransplantSummary,
 )  # fmt: skip
 
 FRACTIONS = ("acc_norm", "acc", "exact_match", "f1")
 """Metrics of tasks that lie between 0 and 1 and are better when higher; the preferred one first."""
 REAL_GAP = 4
 """The gap between two languages counts only if it is wider than this many standard errors."""
-MODEL_CHANGES = (TokenizerSummary, RescaleSummary, RegateSummary, MergeSummary)
+MODEL_CHANGES = (TokenizerSummary, RescaleSummary, RegateSummary, MergeSummary, TransplantSummary)
 """Summaries of the stages that change a model, apart from extending and training it."""
 
 S = TypeVar("S", bound=Summary)
@@ -91,8 +92,8 @@ class Run:
         """True if this row of `bits` is about the new language."""
         return row.name.split("/")[0] == self.new.code
 
-    def task_changes(self) -> dict[bool, list[Change]]:
-        """One change for each task whose language is known: True -> tasks of the new language, False -> those of the others.
+    def tasks_by_language(self) -> dict[str, list[Change]]:
+        """Code of a language -> one change for each of its tasks, for the tasks whose language is known.
 
         The figure of a task is the first of FRACTIONS that it has. Tasks without one are left out, because a mean over figures
         of different units means nothing.
@@ -102,12 +103,19 @@ class Run:
         for row in self.tasks:
             task, metric = row.name.split(", ")
             by_task.setdefault(task, {}).setdefault(metric.split("/")[0], row)  # of several filters, the first
-        changes: dict[bool, list[Change]] = {}
+        changes: dict[str, list[Change]] = {}
         for task, metrics in by_task.items():
             if task in known:
                 shares = [metrics[name] for name in FRACTIONS if name in metrics]
                 if shares and isfinite(shares[0].difference.value):
-                    changes.setdefault(known[task] == self.new.code, []).append(shares[0])
+                    changes.setdefault(known[task], []).append(shares[0])
+        return changes
+
+    def task_changes(self) -> dict[bool, list[Change]]:
+        """The same together: True -> tasks of the new language, False -> those of the others."""
+        changes: dict[bool, list[Change]] = {}
+        for code, rows in self.tasks_by_language().items():
+            changes.setdefault(code == self.new.code, []).extend(rows)
         return changes
 
     @cached_property
@@ -157,7 +165,8 @@ class Run:
     @cached_property
     def method(self) -> str:
         """What was done to the base, in a few words, like "full + ldifs, rescale": method + penalties, later stages."""
-        names = [summary.method for _, manifest in self.stages if (summary := manifest.summary_as(ExtendSummary))]
+        made = [manifest.summary_as(ExtendSummary) or manifest.summary_as(TransplantSummary) for _, manifest in self.stages]
+        names = [summary.method for summary in made if summary]
         training = self.summary(TrainSummary)
         penalties = training.penalties if training else []
         later = [cls.model_fields["of"].default for cls in MODEL_CHANGES if self._last(cls)]
@@ -166,7 +175,7 @@ class Run:
     @cached_property
     def extension(self) -> str:
         """The name of the method alone; empty for a merged model."""
-        summary = self.summary(ExtendSummary)
+        summary = self.summary(ExtendSummary) or self.summary(TransplantSummary)
         return summary.method if summary else ""
 
     @cached_property
@@ -242,17 +251,6 @@ class Run:
         """The folder of the last exported model; None without an export."""
         last = self._last(ExportSummary)
         return last[0] / "checkpoint" if last else None
-
-    def title(self, row: Change) -> str:
-        """A row of `bits` in words, like "learned: French, handbook"."""
-        code, domain = row.name.split("/", 1)
-        if row.verdict in ("unknown", "unmeasured"):
-            verb = row.verdict
-        elif code == self.new.code:
-            verb = "learned" if row.verdict == "better" else "not learned"
-        else:
-            verb = "forgotten" if row.verdict == "worse" else "kept"
-        return f"{verb}: {languages.find(code).name}, {domain}"
 
 
 def gather(root: Path) -> Run:

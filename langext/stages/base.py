@@ -45,6 +45,10 @@ class Stage(Spec):
         """The fields of `identity` that decide what a model learns. The comparison of runs shows these."""
         return {key: value for key, value in self.identity().items() if key != "uses"}
 
+    def needs(self, argument: str) -> bool | None:
+        """Whether this stage, with its settings, needs an optional input of `run`. None: it takes it where there is one."""
+        return None
+
     def check(self, ctx: Context) -> None:
         """Raise ConfigError for every mistake that shows before anything runs, such as missing files or unknown tasks."""
 

@@ -4,11 +4,11 @@ The one rule: after this stage the model still computes the same as the base.
 """
 
 from dataclasses import replace
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
-from langext.artifacts import Model, Tokenizer
+from langext.artifacts import Corpus, Model, Tokenizer
 from langext.console import say
 from langext.context import Context
 from langext.errors import ConfigError
@@ -16,6 +16,12 @@ from langext.methods import AnyMethod
 from langext.methods.base import Method
 from langext.stages.base import Stage
 from langext.summaries import ExtendSummary
+
+if TYPE_CHECKING:
+    from langext.methods.calibrate import Calibrate
+    from langext.methods.extended import LiveModel
+    from langext.models.loading import Record
+    from langext.stages.calibrating import Calibrated
 
 
 class Extend(Stage):
@@ -48,31 +54,70 @@ class Extend(Stage):
             except ConfigError as error:
                 raise ConfigError(str(error), at=("method", *error.at)) from None
 
-    def run(self, ctx: Context, model: Model, tokenizer: Tokenizer | None = None) -> Model:
-        """Write the untrained weights that the base does not have. The row of a new token is the mean of its base tokens."""
+    def needs(self, argument: str) -> bool | None:
+        """The text is needed for gates that are calibrated, and else not read."""
+        return self.method.calibration is not None if argument == "corpus" else None
+
+    def run(self, ctx: Context, model: Model, tokenizer: Tokenizer | None = None, corpus: Corpus | None = None) -> Model:
+        """Write the untrained weights that the base does not have. The row of a new token is the mean of its base tokens.
+
+        Gates with thresholds are calibrated on `corpus` first, which decides which layers get a block.
+        """
         import torch
 
-        from langext.architectures import vocabulary
-        from langext.methods import extended
         from langext.models import loading
 
         torch.manual_seed(ctx.seed)
         record = loading.read_record(model)
         assert record.method is None, "refused when planning"
-        folder = tokenizer.path / "tokenizer" if tokenizer else record.tokenizer
-        loading.write_record(ctx.out, replace(record, method=self.method, tokenizer=folder))
-        net = loading.load_base(record.base, torch.bfloat16)
-        num_base = net.num_parameters()
+        record = replace(record, tokenizer=tokenizer.path / "tokenizer" if tokenizer else record.tokenizer)
         spelt = loading.read_new_tokens(tokenizer) if tokenizer else {}
         num_new = len(spelt) or len(loading.new_tokens(model))
-        live = extended.build(net, loading.load_tokenizer(folder or record.base), self.method, num_new, record.earlier)
-        if spelt:
-            vocabulary.fill(net, spelt)
+        gates = None
+        if corpus and self.method.calibration:
+            gates = self._calibrated(ctx, corpus, _built(record, None, num_new, spelt), self.method.calibration)
+        method = gates.placed(self.method) if gates else self.method
+        loading.write_record(ctx.out, replace(record, method=method))
+        live = _built(record, method, num_new, spelt)
+        if gates:
+            gates.put(live.net)
         delta = live.delta()
         loading.save_delta(ctx.out, {name: tensor for name, tensor in delta.items() if name not in live.base_names})
-        learns = sum(t.numel() for t in delta.values())
+        learns = sum(p.numel() for p in live.learning().values())
+        num_base = sum(p.numel() for name, p in live.net.named_parameters() if name in live.base_names)
         ctx.report(
-            ExtendSummary(method=self.method.name, base_parameters=num_base, trainable_parameters=learns, new_tokens=len(spelt))
-        )
-        say(f"  {self.method.name}: {learns / 1e6:.1f} M trainable parameters on a base of {num_base / 1e6:.1f} M")
+            ExtendSummary(
+                method=method.name, base_parameters=num_base, trainable_parameters=learns, new_tokens=len(spelt),
+                gates=gates.record if gates else None,
+            )
+        )  # fmt: skip
+        say(f"  {method.name}: {learns / 1e6:.1f} M trainable parameters on a base of {num_base / 1e6:.1f} M")
         return Model(ctx.out)
+
+    def _calibrated(self, ctx: Context, corpus: Corpus, live: "LiveModel", settings: "Calibrate") -> "Calibrated":
+        """The gates of the blocks, fitted in the model that the blocks are going to be added to."""
+        from langext.methods import layers, residue
+        from langext.stages import calibrating
+
+        assert isinstance(self.method, residue.Parallel), "only their gates are calibrated"
+        live.net.to("cuda" if self.runtime.gpus else "cpu")
+        asked = layers.chosen(self.method.layers, live.net.config)
+        text = calibrating.pieces(ctx, corpus, live, settings)
+        calibrating.widen(live.net)
+        found = calibrating.fitted(live.net, asked, text, settings)
+        return calibrating.reported(ctx, live.net, found, text, settings)
+
+
+def _built(record: "Record", method: Method | None, num_new: int, spelt: dict[int, list[int]]) -> "LiveModel":
+    """The base of a record with its earlier extensions, its new vocabulary rows, and the untrained modules of `method`."""
+    import torch
+
+    from langext.architectures import vocabulary
+    from langext.methods import extended
+    from langext.models import loading
+
+    net = loading.load_base(record.base, torch.bfloat16)
+    live = extended.build(net, loading.load_tokenizer(record.tokenizer or record.base), method, num_new, record.earlier)
+    if spelt:
+        vocabulary.fill(net, spelt)
+    return live

@@ -74,7 +74,7 @@ class EngineSettings:
     bf16: bool
     betas: tuple[float, float]
     weight_decay: float
-    """AdamW's weight decay, for matrices only: there is no reason to pull a gain or a gate towards zero."""
+    """AdamW's weight decay, for matrices only, gates excepted: there is no reason to pull a gain or a gate towards zero."""
     ema: float | None
     """Decay per step of the running average of the weights; None keeps no average."""
     monitor: Sequence[str]
@@ -122,15 +122,11 @@ class Engine:
         """
         import deepspeed
 
-        groups: dict[tuple[float, float], list[Any]] = {}
-        for name, parameter in net.named_parameters():
-            if parameter.requires_grad:
-                key = (peak(name), settings.weight_decay if parameter.ndim > 1 else 0.0)
-                groups.setdefault(key, []).append(parameter)
-        self.groups = list(groups)
+        by_rates = groups(net, objective.method, peak, settings.weight_decay)
+        self.groups = list(by_rates)
         # Rate and decay are 0 here because `step` sets both before every step.
         optimizer = torch.optim.AdamW(
-            [{"params": members} for members in groups.values()], lr=0.0, betas=settings.betas, weight_decay=0.0, fused=True
+            [{"params": members} for members in by_rates.values()], lr=0.0, betas=settings.betas, weight_decay=0.0, fused=True
         )
         self.net, self.settings, self.ema = net, settings, settings.ema
         self.zero_stage = deepspeed_file.zero_stage(settings.deepspeed)
@@ -319,6 +315,16 @@ class Engine:
                 safe_set_full_fp32_param(parameter, value)
             else:
                 parameter.copy_(value)
+
+
+def groups(net: Any, method: Any, peak: Callable[[str], float], weight_decay: float) -> dict[tuple[float, float], list[Any]]:
+    """(peak learning rate, weight decay) -> the parameters that learn with them."""
+    found: dict[tuple[float, float], list[Any]] = {}
+    for name, parameter in net.named_parameters():
+        if parameter.requires_grad:
+            decays = parameter.ndim > 1 and method.decays(name)
+            found.setdefault((peak(name), weight_decay if decays else 0.0), []).append(parameter)
+    return found
 
 
 def convert_to_universal() -> None:

@@ -193,7 +193,8 @@ class Loop:
             return
         if chosen:
             delta = best.weights()
-        loading.save_delta(ctx.out, delta)
+        # Read from the input: the engine keeps only what learns whole, and constants are what they were.
+        loading.save_delta(ctx.out, delta | loading.constants(model))
         loading.write_record(ctx.out, loading.read_record(model))
         result = chosen.evaluation if chosen else self.evaluation
         assert result is not None, "the last step is always evaluated"

@@ -25,7 +25,8 @@ class Settings(Spec):
     batch_sequences: int = Field(64, ge=1)
     """Sequences in one optimizer step, over all processes. More give a steadier gradient and take longer per step."""
     lr: float = Field(gt=0)
-    """Peak learning rate. New blocks need far more (1e-3 to 1e-2) than full fine-tuning (1e-5 to 1e-4)."""
+    """Peak learning rate. New blocks need far more (1e-3 to 1e-2) than full fine-tuning (1e-5 to 1e-4); low-rank changes need
+    about 10 times as much as it, 15 times in less than 100 steps (https://thinkingmachines.ai/blog/lora/)."""
     schedule: Kind = "cosine"
     """How the learning rate falls after the warmup: cosine; wsd, which stays at the peak until the last decay_frac of the
     steps; or constant, which stays at the peak."""

@@ -106,7 +106,7 @@ def set_up(settings: Settings, ctx: Context, model: Model, corpus: Corpus) -> Se
     # DeepSpeed may partition the weights, and nothing above could read them then.
     objective = Objective(live.net, method, terms)
     runner = Engine(
-        objective, live.net, engine_settings, lambda name: method.own_lr(name) or settings.lr, universal=source != newest
+        objective, live.net, engine_settings, lambda name: method.peak_lr(name, settings.lr), universal=source != newest
     )
     # After DeepSpeed has moved the model to its device, because the base runs there; before the weights of a checkpoint come.
     with runner.gathered():

@@ -59,7 +59,8 @@ def model(root: Path, step: int | None) -> Iterator[Model]:
     out = Path(tempfile.mkdtemp(dir=root, prefix=f".step-{step}-"))
     try:
         checkpoint = _held(folders[-1] / f"step-{step}", out / "checkpoint")
-        loading.save_delta(out, weights(checkpoint, loading.on_disk(extended, trained=False).learning()))
+        trained = weights(checkpoint, loading.on_disk(extended, trained=False).learning())
+        loading.save_delta(out, trained | loading.constants(extended))
         made = loading.write_record(out, loading.read_record(extended))
         write_json(out / JOB, job)
         note = f"From a checkpoint of a training that had not ended, at step {step} of {job.stage['steps']}"

@@ -11,6 +11,7 @@ from langext.evaluation import bpb
 from langext.evaluation.gate_stats import Observer
 from langext.evaluation.kl import BaseKL
 from langext.methods import layers
+from langext.methods.gates import GATES
 from langext.training.selection import Evaluation, SetEvaluation
 
 if TYPE_CHECKING:
@@ -71,8 +72,10 @@ class Watch:
         say(f"  held-out bits per byte: {shown}{kl}{weights}")
         dead = evaluation.dead_layers or []
         if dead and dead != self.dead:  # warn once, not at every evaluation
-            name = languages.find(self.ctx.language).name
+            name, gate = languages.find(self.ctx.language).name, self.live.method.block_gate  # type: ignore[union-attr]
+            fixed = gate is not None and GATES[gate].threshold
+            advice = "Calibrate with a lower threshold." if fixed else "Use init lecun, a lower lr or a smaller alpha."
             say(
                 f"  warning: the gates of layers {', '.join(map(str, dead))} are closed for all held-out {name}; nothing opens "
-                "them again. Use init lecun, a lower lr or a smaller alpha."
+                f"them again. {advice}"
             )

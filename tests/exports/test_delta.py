@@ -77,9 +77,13 @@ def test_a_delta_and_its_base_give_the_export_of_the_run(bench: Bench, second: P
 
 def test_a_language_is_added_to_an_applied_delta(bench: Bench, delta: Path):
     langext("apply", delta, "--to", bench.root / "base of german", "--base", bench.pico)
-    stages = [extend(**RESIDUES), train(steps=2, eval_every=2)]
+    stages = [extend(**RESIDUES | {"gate": "threshold", "local_loss": "l1"}), train(steps=2, eval_every=2)]
     run = bench.run("german", "deu_Latn", ["eng_Latn", "fra_Latn", "swh_Latn"], stages, base=bench.root / "base of german")
     assert len(list((run / "base").glob("earlier-*.safetensors"))) == 2
+    langext("export", run, "--to", bench.root / "of german", "--format", "delta")
+    trained, sent = (load_file(path / "delta.safetensors") for path in (next(run.glob("*-train")), bench.root / "of german"))
+    gates = {name: tensor for name, tensor in sent.items() if ".router." in name}
+    assert trained.keys() == sent.keys() and len(gates) == 6 and all((trained[n] == t).all() for n, t in gates.items())
 
 
 def test_nothing_of_this_machine_is_in_a_delta(bench: Bench, delta: Path):

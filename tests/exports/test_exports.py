@@ -41,6 +41,8 @@ def extended_model(tmp_path: Path, pico: Path, method) -> Model:
             block.down_proj.weight.data.normal_(0, 0.3)
             if block.router is not None:
                 block.router.weight.data.normal_(0, 1)
+                if block.router.bias is not None:
+                    block.router.bias.data.normal_(0, 5)
     else:
         for parameter in net.parameters():
             parameter.data.add_(torch.randn_like(parameter) * 0.02)
@@ -63,26 +65,31 @@ def reloaded_in_a_fork(request, monkeypatch):
     [
         ("hard_sigmoid", "native", "Glm4MoeForCausalLM"),
         ("sigmoid", "native", "GraniteMoeHybridForCausalLM"),
+        ("threshold", "native", "Glm4MoeForCausalLM"),
         ("none", "native", "LlamaForCausalLM"),
+        ("threshold", "remote", "NeutralResidueForCausalLM"),
         ("relu", "remote", "NeutralResidueForCausalLM"),
         ("hard_sigmoid", "remote", "NeutralResidueForCausalLM"),
     ],
 )
 def test_export_equals_the_trained_model(tmp_path, pico, gate, form, expected):
-    model = extended_model(tmp_path, pico, NeutralResidues(name="neutral_residues", gate=gate, width=40))
-    record = write.write(model, tmp_path / "out", form, TEXTS, CARD)
+    method = NeutralResidues(name="neutral_residues", gate=gate, width=40)
+    record = write.write(extended_model(tmp_path, pico, method), tmp_path / "out", form, TEXTS, replace(CARD, method=method))
     assert record.loads_as == expected
-    assert record.max_abs_difference < 1e-4 < record.logit_std
+    assert max(record.max_abs_difference, record.max_abs_difference_cached) < 1e-4 < record.logit_std
+    assert gate != "threshold" or record.rounding.max_abs_difference < 1e-4  # rows and thresholds lose nothing when stored
     assert record.top1_agreement == 1.0
-    assert (tmp_path / "out" / "README.md").read_text().startswith("---\nlanguage:\n- fr\n- en\n")
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert card.startswith("---\nlanguage:\n- fr\n- en\n")
+    assert ("routers and their biases in float32" in card) == (gate == "threshold")
 
 
 @pytest.mark.parametrize(
-    ("form", "name"), [("native", "hard_sigmoid"), ("native", "lora"), ("native", "grow"), ("remote", "hard_sigmoid")]
+    ("form", "name"), [("native", "threshold"), ("native", "lora"), ("native", "grow"), ("remote", "hard_sigmoid")]
 )
 def test_a_model_that_does_not_fit_into_memory_is_exported_alike(tmp_path, pico, monkeypatch, form, name):
     methods = {"lora": Lora(name="lora", rank=4), "grow": Grow(name="grow")}
-    method = methods.get(name) or NeutralResidues(name="neutral_residues", gate="hard_sigmoid", width=40)
+    method = methods.get(name) or NeutralResidues(name="neutral_residues", gate=name, width=40)
     model = extended_model(tmp_path, pico, method)
     record, keep = write.write(model, tmp_path / "whole", form, TEXTS, CARD), precision.in_float32
     monkeypatch.setattr(write, "available", lambda: 0)
@@ -140,6 +147,30 @@ def test_what_is_no_number_and_what_only_the_cache_gets_wrong_is_refused(tmp_pat
     for one, other in ((files[:1] * 2, [files[1], files[0]]), (files[:1] * 2, [files[0], files[1]])):
         with pytest.raises(RunFailed, match="a logit by nan"):
             verify.same(one, other)
+
+
+def test_texts_in_which_rounding_decides_a_gate_are_not_compared(tmp_path, pico, capsys):
+    model = extended_model(tmp_path, pico, NeutralResidues(name="neutral_residues", gate="threshold", width=40))
+    live = loading.load(model, torch.float32)
+    assert verify.decided(live, TEXTS) == TEXTS
+    router = stacks(live.net)[0][0].router
+    seen = []
+    hook = router.register_forward_hook(lambda _, given, z: seen.append(z))
+    live.net(input_ids=torch.tensor(verify.encode(live.tokenizer, TEXTS[1:])))
+    hook.remove()
+    router.bias.data -= seen[0][0, 7]  # now z is 0, or all but 0, for a token of the second text
+    assert verify.decided(live, TEXTS) == TEXTS[:1] and "1 of 2 texts are not compared" in capsys.readouterr().err
+    assert verify.decided(live, TEXTS[1:]) == TEXTS[1:]
+
+
+def test_several_blocks_with_thresholds_have_no_stock_form(pico):
+    config = loading.load_config(pico)
+    one, other = (NeutralResidues(name="neutral_residues", gate=gate) for gate in ("threshold", "hard_sigmoid"))
+    assert targets.choose(config, [one], "auto") == "native" and targets.choose(config, [one, one], "auto") == "remote"
+    for given, reason in (([one, one], "several blocks with thresholds need one each"), ([one, other], "side by side")):
+        for known in (config, None):
+            with pytest.raises(ConfigError, match=f"{reason}; possible: remote, delta"):
+                targets.choose(known, given, "native")
 
 
 def test_weights_of_several_files_load_as_one_would(tmp_path, pico, monkeypatch):

@@ -6,11 +6,11 @@ import shutil
 import gguf
 import pytest
 import torch
-from cases import CASES, method, stir
+from cases import CASES, calibrate, method, stir
 from safetensors.torch import load_file, save_file
 from test_exports import CARD, TEXTS, extended_model
 from tokenizers import processors
-from toy import FAMILIES, make_base, make_tokenizer
+from toy import make_base, make_tokenizer
 
 from langext.artifacts import read_json, write_json
 from langext.errors import ConfigError, RunFailed
@@ -20,15 +20,16 @@ from langext.methods import NeutralResidues, extended
 from langext.models import loading
 
 BY_GATE = {case["gate"]: case for case in CASES if case["name"] == "neutral_residues"}
-PAIRS = {
-    "llama": ("sigmoid", "GraniteMoeSharedForCausalLM"),
-    "mistral": ("sigmoid", "GraniteMoeHybridForCausalLM"),
-    "qwen2": ("sigmoid", "Qwen2MoeForCausalLM"),
-    "qwen3": ("hard_sigmoid", "Glm4MoeForCausalLM"),
-    "gemma": ("none", "GemmaForCausalLM"),
-    "gemma2": ("none", "Gemma2ForCausalLM"),
-    "gemma3_text": ("none", "Gemma3ForCausalLM"),
-}
+MADE = [
+    ("llama", "sigmoid", "GraniteMoeSharedForCausalLM"),
+    ("mistral", "sigmoid", "GraniteMoeHybridForCausalLM"),
+    ("mistral", "threshold", "Glm4MoeForCausalLM"),
+    ("qwen2", "sigmoid", "Qwen2MoeForCausalLM"),
+    ("qwen3", "hard_sigmoid", "Glm4MoeForCausalLM"),
+    ("gemma", "none", "GemmaForCausalLM"),
+    ("gemma2", "none", "Gemma2ForCausalLM"),
+    ("gemma3_text", "none", "Gemma3ForCausalLM"),
+]
 
 
 def made(family, gate, folder):
@@ -37,7 +38,7 @@ def made(family, gate, folder):
     make_base(family, len(tokenizer)).save_pretrained(folder / "base")
     tokenizer.save_pretrained(folder / "base")
     net = loading.load_base(folder / "base", torch.float32)
-    live = extended.build(net, tokenizer, method(BY_GATE[gate]))
+    live = calibrate(extended.build(net, tokenizer, method(BY_GATE[gate])))
     stir(live)
     net = live.methods[-1].fold(live.net).model(whole=True, rounded=True)
     expected = verify.expect(net, tokenizer, TEXTS, folder / "logits")
@@ -46,9 +47,8 @@ def made(family, gate, folder):
     return folder / "stock", expected
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_llama_cpp_computes_what_transformers_computes(family, tmp_path):
-    gate, architecture = PAIRS[family]
+@pytest.mark.parametrize(("family", "gate", "architecture"), MADE)
+def test_llama_cpp_computes_what_transformers_computes(family, gate, architecture, tmp_path):
     stock, expected = made(family, gate, tmp_path)
     assert read_json(stock / "config.json")["architectures"] == [architecture]
     for precision, most in (("f32", 1e-5), ("q8_0", 2e-3)):

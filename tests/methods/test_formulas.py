@@ -5,16 +5,20 @@ import math
 import numpy as np
 import pytest
 import torch
+from cases import calibrate
 from toy import make_base
 
 from langext.architectures import families
-from langext.methods import Adapter, ExpansionBlocks, Full, Grow, Lora, NeutralResidues, SelectiveLora, extended
+from langext.errors import ConfigError
+from langext.exports import targets
+from langext.methods import Adapter, ExpansionBlocks, Full, GatedLora, Grow, Lora, NeutralResidues, SelectiveLora, extended
 from langext.methods.gates import GATES
 from langext.methods.penalties import L2SP, LDIFS
 from langext.methods.penalties.base import MicroBatch
 from langext.methods.residue import stacks
 from langext.methods.selective_lora import SelectiveLowRank
 from langext.models import layer_scaling, merging
+from langext.training import engine
 
 
 def sigmoid(x):
@@ -42,6 +46,7 @@ def gate_value(z, gate):
         "elu": np.where(z > 0, z, np.exp(z) - 1),
         "sigmoid": sigmoid(z),
         "hard_sigmoid": np.where(z > 0, sigmoid(z), 0),
+        "threshold": np.where(z > 0, 1, 0),
         "none": np.ones_like(z),
     }[gate]
 
@@ -49,7 +54,7 @@ def gate_value(z, gate):
 def build(family, method, seed=0, **more):
     net = make_base(family, 320, **more).float().eval()
     torch.manual_seed(seed)
-    live = extended.build(net, None, method)
+    live = calibrate(extended.build(net, None, method))
     for name, p in net.named_parameters():
         if live.trainable(name) and not name.endswith(".s"):
             p.data += 0.1 * torch.randn(p.shape)
@@ -66,7 +71,7 @@ def test_neutral_residue_forward(gate, family, training):
     with torch.set_grad_enabled(training):
         got = ffn(x).detach().numpy()
     d, w = x.double().numpy(), numbers(block)
-    g = gate_value(d @ w["router.weight"].T, gate) if gate != "none" else 1.0
+    g = gate_value(d @ w["router.weight"].T + w.get("router.bias", 0), gate) if gate != "none" else 1.0
     own = {name: value for name, value in numbers(ffn).items() if "residues" not in name}
     assert np.allclose(got, gated(d, own, family) + g * gated(d, w, family), atol=1e-5)
 
@@ -97,7 +102,7 @@ def test_both_local_losses():
         assert got == pytest.approx(0.5 * total / 4, rel=1e-4)
 
 
-@pytest.mark.parametrize("gate", ["relu", "hard_sigmoid"])
+@pytest.mark.parametrize("gate", ["relu", "hard_sigmoid", "threshold"])
 def test_tokens_whose_gates_are_closed_get_the_very_logits_of_the_base(gate):
     base = make_base("llama", 320).float().eval()
     ids = torch.randint(0, 320, (1, 20))
@@ -109,6 +114,8 @@ def test_tokens_whose_gates_are_closed_get_the_very_logits_of_the_base(gate):
     net = build("llama", NeutralResidues(name="neutral_residues", gate=gate, width=24))
     for block, x in zip(stacks(net)[0].values(), list(seen), strict=True):  # a row that is negative on exactly these tokens
         block.router.weight.data = torch.linalg.lstsq(x, -torch.ones(20, 1)).solution.T.clone()
+        if gate == "threshold":
+            block.router.bias.data.fill_(0.5)  # t = -1/2
     other = torch.randint(0, 320, (1, 20))
     with torch.no_grad():
         assert torch.equal(before, net(input_ids=ids).logits)
@@ -118,10 +125,11 @@ def test_tokens_whose_gates_are_closed_get_the_very_logits_of_the_base(gate):
         assert not torch.allclose(net(input_ids=other).logits, make_base("llama", 320).float()(input_ids=other).logits)
 
 
-def test_closed_tokens_cost_no_matrix_products():
+@pytest.mark.parametrize("gate", ["hard_sigmoid", "threshold"])
+def test_closed_tokens_cost_no_matrix_products(gate):
     from torch.utils.flop_counter import FlopCounterMode
 
-    block = stacks(build("llama", NeutralResidues(name="neutral_residues", gate="hard_sigmoid", width=24)))[0][0]
+    block = stacks(build("llama", NeutralResidues(name="neutral_residues", gate=gate, width=24)))[0][0]
     x = torch.randn(1, 8, 64)
 
     def flops():
@@ -132,8 +140,37 @@ def test_closed_tokens_cost_no_matrix_products():
     router = 2 * 8 * 64
     opened = int((block.router(x) > 0).sum())
     assert 0 < opened < 8 and flops() == router + opened * 3 * 2 * 64 * 24
-    block.router.weight.data.zero_()
+    for parameter in block.router.parameters():
+        parameter.data.zero_()
     assert flops() == router
+
+
+@pytest.mark.parametrize("t", [0.0, 0.75, -0.75, 1e-30, 3e4, -3e4, 1e15])
+def test_a_gate_opens_just_above_its_threshold_and_not_at_it(t):
+    block = stacks(build("llama", NeutralResidues(name="neutral_residues", gate="threshold", width=24)))[0][0]
+    t = torch.tensor(t)
+    block.router.weight.data = torch.eye(1, 64)
+    block.router.bias.data.fill_(-t)
+    x = torch.randn(1, 4, 64)
+    x[0, :, 0] = torch.stack([t, -t if t == 0 else t, t.nextafter(torch.tensor(1e38)), t.nextafter(torch.tensor(-1e38))])
+    out = block(x)
+    assert block.gate_BT.tolist() == [[0, 0, 1, 0]]
+    assert torch.equal(out[0, 2], block._block(x)[0, 2]) and not out[0, [0, 1, 3]].any()
+
+
+def test_a_gate_with_a_threshold_is_closed_until_it_is_calibrated_and_never_learns():
+    net = make_base("llama", 320).float()
+    live = extended.build(net, None, NeutralResidues(name="neutral_residues", gate="threshold", width=24))
+    block = stacks(net)[0][0]
+    block.down_proj.weight.data.normal_()
+    x = 1e6 * torch.randn(2, 7, 64, requires_grad=True)
+    assert not block(x).any()
+    routers = {name for name, _ in net.named_parameters() if ".router." in name}
+    assert len(routers) == 8 and live.held().keys() - live.learning().keys() == routers
+    calibrate(live)
+    block(x).sum().backward()
+    assert block.down_proj.weight.grad.any()
+    assert not any(p.requires_grad or p.grad is not None for p in block.router.parameters())
 
 
 @pytest.mark.parametrize("k", [2, 3, 4])
@@ -205,14 +242,41 @@ def test_selective_lora_pays_after_its_warmup_and_drops_what_is_off():
     paid = method.penalty(net, MicroBatch(original, 0, 8, done=0.2))["sparsity"].item()
     assert paid == pytest.approx(2.0 * (0.01 + 27 * 0.15) / 28 * 4 / 8, rel=1e-5)
     assert method.figures(net) == {"active_blocks": 27.0, "blocks": 28.0}
-    assert method.own_lr("model.layers.0.self_attn.q_proj.selective_lora.s") == 1e-3
-    assert method.own_lr("model.layers.0.self_attn.q_proj.selective_lora.lora_A") is None
+    assert method.peak_lr("model.layers.0.self_attn.q_proj.selective_lora.s", 0.5) == 1e-3
+    assert method.peak_lr("model.layers.0.self_attn.q_proj.selective_lora.lora_A", 0.5) == 0.5
     base = make_base("llama", 320).float()
     net = method.fold(net).model(whole=True, rounded=False)
     first, second = ("q_proj", "k_proj")
     at = net.model.layers[0].self_attn, base.model.layers[0].self_attn
     assert torch.equal(getattr(at[0], first).weight, getattr(at[1], first).weight)
     assert not torch.equal(getattr(at[0], second).weight, getattr(at[1], second).weight)
+
+
+def test_gated_lora_is_disel():
+    """W0 x + (alpha / r) B (sigmoid(W_g x + b_g) * A x), its gates nearly closed at the start and different for each token."""
+    method = GatedLora(name="gated_lora", rank=3, lora_alpha=6.0, targets=["down_proj"], layers={"top": 1})
+    live = extended.build(make_base("llama", 320).float(), None, method)
+    linear = live.net.model.layers[3].mlp.down_proj
+    start = numbers(linear.gated_lora)
+    assert (start["gate.bias"] == -3).all() and start["gate.weight"].std() > 0.01 and not start["lora_B.weight"].any()
+    torch.nn.init.normal_(linear.gated_lora.lora_B.weight)
+    torch.nn.init.normal_(linear.gated_lora.gate.weight)
+    w = numbers(linear)
+    x = np.random.default_rng(0).normal(size=(3, 96))
+    gates = sigmoid(x @ w["gated_lora.gate.weight"].T + w["gated_lora.gate.bias"])
+    change = 2.0 * (gates * (x @ w["gated_lora.lora_A.weight"].T)) @ w["gated_lora.lora_B.weight"].T
+    assert np.allclose(linear(torch.tensor(x).float()).detach().numpy(), x @ w["weight"].T + change, atol=1e-4)
+    found = engine.groups(live.net, method, lambda name: method.peak_lr(name, 0.01), weight_decay=0.1)
+    assert {key: len(members) for key, members in found.items()} == {(0.01, 0.1): 2, (0.05, 0.0): 2}
+
+
+def test_gated_lora_exports_as_a_delta_alone():
+    method = GatedLora(name="gated_lora")
+    assert targets.choose(None, [method], "delta") == "delta"
+    with pytest.raises(ConfigError, match="another amount for every token, which no stock architecture does; possible: delta"):
+        targets.choose(None, [method], "auto")
+    with pytest.raises(ConfigError, match="langext has no code for gated_lora"):
+        targets.choose(None, [method], "remote")
 
 
 def test_lora_is_w_plus_scaled_b_a():
@@ -307,6 +371,37 @@ def test_no_gate_near_zero_scores_as_the_experts_of_zeros_do(extensions):
     assert torch.equal(weights[:, 0], z.sigmoid().where(opened, torch.tensor(0.5)))
 
 
+INF = float("inf")
+
+
+@pytest.mark.parametrize("t", [0.0, 1e-3, -1e-3, 0.75, -0.75, 3.9, -3.9, 300.0, -300.0, 2.0**40, -(2.0**40), INF, -INF])
+@pytest.mark.parametrize("size", [1.0, 2.0**-9])
+def test_the_router_of_transformers_opens_where_a_threshold_does(t, size):
+    """With a row of this size; on numbers around the threshold, as near as 1e-6 of it, and far away."""
+    net = make_base("llama", 320).float().eval()
+    method = NeutralResidues(name="neutral_residues", gate="threshold", width=16, layers=[0, 1])
+    extended.build(net, None, method)
+    block = stacks(net)[0][0]
+    block.router.weight.data = size * torch.eye(1, 64)
+    block.router.bias.data.fill_(-t)
+    routers = [layer.mlp.gate for layer in method.fold(net).model(whole=True, rounded=True).model.layers]
+    near = t if abs(t) < 1e9 else 0.0
+    away = torch.logspace(-6, 2, 200) * max(abs(near), size)
+    z = torch.cat([near + away, near - away, torch.tensor([near, -near, 1e3, -1e3])])
+    x = torch.zeros(len(z), 64)
+    x[:, 0] = z / size
+    with torch.no_grad():
+        block(x[None])
+        for number, router in enumerate(routers):
+            _, weights, chosen = router(x)
+            assert (weights == 1).all()
+            if number == 0:
+                assert torch.equal(chosen[:, 0] == 0, block.gate_BT[0] == 1)
+            if number == 1:  # closed for every input until it is calibrated; layers 2 and 3 have no block
+                assert (chosen == 1).all()
+    assert (block.gate_BT.sum() == 0) == (t > 1e9) and (block.gate_BT.min() == 1) == (t < -1e9)
+
+
 @pytest.mark.parametrize("extensions", [1, 2])
 def test_a_gate_that_is_closed_exactly_at_zero_is_closed_when_folded(extensions):
     """At z = 0 a block and the experts of zeros have the same score, 1/2, and nothing of the block may come through."""
@@ -392,6 +487,31 @@ def test_lines_scales_the_change_of_the_merged_weights(method):
     assert any(not np.allclose(rescaled[n], trained[n], atol=1e-3) for n in trained)
 
 
+@pytest.mark.parametrize("method", SCALABLE, ids=lambda m: m.name)
+def test_reverted_layers_compute_what_they_computed_before_training(method):
+    """Folded after reverting layers 1 and 2, their matrices are those of the start; all others are as trained."""
+
+    def folded(change):
+        net = make_base("llama", 320).float()
+        torch.manual_seed(1)
+        live = extended.build(net, None, method)
+        origin = {n: t.clone() for n, t in live.delta().items()}
+        torch.manual_seed(2)
+        delta = {n: t + 0.1 * torch.randn(t.shape) * (not n.endswith(".s")) for n, t in origin.items()} if change else origin
+        if change == "reverted":
+            by = layer_scaling.Reverted([1, 2])
+            delta = layer_scaling.rescaled(delta, origin, method, make_base("llama", 320).config, by)
+        extended.set_delta(live, delta)
+        return numbers(method.fold(net).model(whole=True, rounded=False))
+
+    start, trained, reverted = folded(None), folded("trained"), folded("reverted")
+    for name, now in reverted.items():
+        in_them = name.startswith(("model.layers.1.", "model.layers.2."))
+        assert np.array_equal(now, (start if in_them else trained)[name]), name
+    inside = [name for name in trained if name.startswith(("model.layers.1.", "model.layers.2."))]
+    assert any(not np.array_equal(start[name], trained[name]) for name in inside)
+
+
 def reference_ties(vectors, keep):
     flat = [np.concatenate([v[n].ravel() for n in sorted(v)]) for v in vectors]
     trimmed = []
@@ -441,6 +561,9 @@ def test_gates_that_travel_with_exports_are_those_of_the_table():
     z = torch.linspace(-4, 4, 81)
     assert travelling.GATES.keys() == GATES.keys()
     assert set(travelling.CLOSING) == {name for name, gate in GATES.items() if gate.closes}
+    assert set(travelling.THRESHOLD) == {name for name, gate in GATES.items() if gate.threshold}
     for name, gate in GATES.items():
         assert torch.equal(travelling.GATES[name](z), gate.value(z)), name
         assert gate.closes == bool((gate.value(z[:40]) == 0).all()), name
+        low, high = gate.value(torch.tensor([-1e-6, 1e-6]))
+        assert gate.jumps == bool(high - low > 0.1), name

@@ -6,6 +6,7 @@ from cases import NAMES
 
 from langext.pipeline.plan import Pipeline
 from langext.spec import load
+from langext.stages.export import Export
 from langext.stages.extend import Extend
 from langext.stages.rescale import Rescale
 from langext.stages.train import Train
@@ -17,7 +18,7 @@ METHODS = sorted((ROOT / "pipelines" / "methods").glob("*.yaml"))
 def test_there_is_one_pipeline_for_every_method():
     used = {stage.method.name for path in METHODS for stage in load(path, Pipeline).stages if isinstance(stage, Extend)}
     assert used == set(NAMES)
-    assert {path.stem for path in METHODS} >= {*NAMES, "full_ldifs", "full_lines"}
+    assert {path.stem for path in METHODS} >= {*NAMES, "full_ldifs", "full_lines", "full_freeze", "full_revert"}
 
 
 def test_they_share_data_budget_and_seed():
@@ -31,6 +32,8 @@ def test_they_share_data_budget_and_seed():
             if isinstance(stage, Train):
                 said.pop("lr")
                 said.pop("penalties")
+            if isinstance(stage, Export):
+                said.pop("format")
             if not isinstance(stage, Rescale):
                 kept.append(said)
         return spec.model_dump(exclude={"name", "stages"}), kept

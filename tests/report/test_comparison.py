@@ -41,6 +41,21 @@ def test_what_was_learned_and_forgotten_and_who_is_unbeaten(runs):
     assert of(found, "a").kl == 0.1
 
 
+def test_a_method_that_is_best_at_the_end_of_its_rates_is_told(runs):
+    found = comparison.gather([runs])
+    assert found.open_ended == [
+        "adapter learned most at the highest learning rate that was tried, 0.01",
+        "lora learned most at the highest learning rate that was tried, 0.01",
+    ]
+    compared(runs / "f", "lora", 1e-1, 1.9, 1.3, rank=8)
+    compared(runs / "g", "adapter", 1e-1, 1.4, 1.3, width=4)
+    found = comparison.gather([runs])
+    assert found.open_ended == ["adapter learned most at the highest learning rate that was tried, 0.1"]
+    assert found.open_ended[0] in compare_page.build(found, runs).read_text()
+    change(of(found, "c").run.root / "05-evaluate" / "scores.json", bits_per_byte={"fra_Latn/book": bits(1.0)})
+    assert "the lowest learning rate that was tried, 0.001" in comparison.gather([runs]).open_ended[0]
+
+
 def test_only_settings_that_differ_are_shown_and_make_curves(runs):
     found = comparison.gather([runs])
     assert {key for entry in found.entries for key in entry.settings} == {"train.lr"}

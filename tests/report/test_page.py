@@ -4,10 +4,11 @@ import json
 import re
 
 import pytest
-from run_folders import bits, change, evaluation, stage
+from run_folders import bits, certificate, change, evaluation, stage
 
+from langext.artifacts import FileRecord, Manifest, read_as, write_json
 from langext.errors import ConfigError
-from langext.report import page
+from langext.report import page, standing
 from langext.report.run_folder import gather
 from langext.summaries import FilterSummary, FunnelRow, TrainSummary
 
@@ -23,7 +24,8 @@ def run(tmp_path):
     stage(tmp_path, 1, "filter", "Corpus", summary=FilterSummary(funnel=[row], source_files=[], lid_sha256=""))
     for number, name, model, french, english in ((2, "evaluate_base", "base", 2.0, 1.0), (4, "evaluate", "train", 1.5, 1.0001)):
         samples = [{"language": "fra_Latn", "prompt": EVIL, "text": f"{name} {EVIL}"}]
-        evaluation(tmp_path, number, name, model, french, english, samples=samples)
+        kl = {} if model == "base" else {"kl_to_base": {"eng_Latn": {"value": 0.001, "tokens": 9}}}
+        evaluation(tmp_path, number, name, model, french, english, samples=samples, **kl)
     train = TrainSummary(
         lr=1e-3, penalties=[], tokens=100, steps=2, result_step=2, seconds=3.0, tokens_per_second=None, bits_per_byte={},
         kl_to_base=0.0123, dead_layers=[4, 7], weights={"active_blocks": 3.0}, shares={"fra_Latn/book": 1.0},
@@ -56,6 +58,54 @@ def test_headline_tells_learning_from_noise(run):
     lines = page.headline(run, page.build(run))
     assert "learned: French, book" in lines and "-25.0%" in lines
     assert "kept: English, news" in lines and "no change beyond noise" in lines
+
+
+def test_what_moved_far_from_the_base_is_not_called_kept(run):
+    """Bits per byte that do not change, or improve, are no proof: the model can say the same of a text by other ways."""
+    path = run / "04-evaluate" / "scores.json"
+    scores = json.loads(path.read_text())
+    for kl, said, figure in (
+        ({"eng_Latn": {"value": 0.0051, "tokens": 9}}, "moved", "moved"),
+        ({}, "KL not measured", "KL not measured"),
+    ):
+        path.write_text(json.dumps(scores | {"kl_to_base": kl}))
+        lines, html = page.headline(run, page.build(run)), (run / "report.html").read_text()
+        assert f"{said}: English, news" in lines and "kept: English" not in lines
+        assert f'<strong class="bad">{figure}</strong>' in html and "nothing beyond noise" not in html
+    assert re.search(r"^distance: English \.+ KL to the base not measured$", lines, re.M)
+
+
+def test_a_certificate_says_how_far_the_model_has_moved(run):
+    change(run / "04-evaluate" / "scores.json", kl_to_base={"eng_Latn": {"value": 0.2, "tokens": 9}})
+    assert "moved: English, news" in page.headline(run, run)
+    stage(run, 5, "certify", "Neutrality", {"model": "train"}, certificate(0.0002, EVIL))
+    lines, html = page.headline(run, page.build(run)), (run / "report.html").read_text()
+    assert "kept: English, news" in lines
+    assert "KL to the base 0.0002 nats per token (kept up to 0.005); every gate closed for 99.0% of the tokens" in lines
+    assert '<h2 id="neutrality">' in html and html.count("&lt;script&gt;alert") > 3 and "<script" not in html
+    stage(run, 6, "certify2", "Neutrality", {"model": "train"}, certificate(0.0002, kept_kl=0.0001))
+    assert "moved: English, news" in page.headline(run, run)
+
+
+def test_a_certificate_of_another_model_does_not_count(run):
+    manifest = run / "03-train" / "manifest.json"
+    file = {"name": "delta.safetensors", "bytes": 1, "sha256": "a"}
+    write_json(manifest, read_as(manifest, Manifest).model_copy(update={"files": [FileRecord(**file)]}))
+    for sha256, said in (("a", "KL to the base 0.0300"), ("b", "KL to the base 0.0010")):
+        model = {"name": "mine", "architecture": "Llama", "files": [file | {"sha256": sha256}]}
+        write_json(run / "neutrality.json", certificate(0.03, model=model))
+        assert said in page.headline(run, run)
+
+
+def test_a_language_whose_tasks_are_surely_worse_was_not_kept(run):
+    def facts(share):
+        return {"facts": {"acc": {"value": share, "items": 40, "each": [1.0] * int(40 * share) + [0.0] * int(40 - 40 * share)}}}
+
+    assert standing.of(gather(run), "eng_Latn") == "kept"
+    for name, share in (("02-evaluate_base", 1.0), ("04-evaluate", 0.5)):
+        change(run / name / "scores.json", tasks=facts(share), task_languages={"facts": "eng_Latn"})
+    assert "worse in tasks: English, news" in page.headline(run, page.build(run))
+    assert '<strong class="bad">worse in tasks</strong>' in (run / "report.html").read_text()
 
 
 def test_forgetting_is_called_forgetting(run):

@@ -9,7 +9,7 @@ from forks import Fork
 from toy import make_base, make_tokenizer
 
 from langext.architectures import families
-from langext.methods import SelectiveLora, extended
+from langext.methods import NeutralResidues, SelectiveLora, extended
 from langext.methods.penalties.base import MicroBatch
 from langext.training import engine, setup
 from langext.training.objective import Objective
@@ -29,7 +29,7 @@ def two_steps() -> None:
     live = extended.build(make_base("llama", 320).float(), make_tokenizer(), method)
     live.freeze()
     settings = engine.EngineSettings(ZERO3, 2, 1, 1.0, False, (0.9, 0.95), 0.0, None, (), Path("run/train"))
-    runner = engine.Engine(Objective(live.net, method, {}), live.net, settings, lambda name: method.own_lr(name) or 0.01)
+    runner = engine.Engine(Objective(live.net, method, {}), live.net, settings, lambda name: method.peak_lr(name, 0.01))
     ids, seen = torch.randint(0, 320, (2, 16)), []
     for step in range(2):
         micro_batch = MicroBatch(torch.zeros(2, 16, dtype=torch.bool), 0, 32, step / 2)
@@ -53,6 +53,17 @@ def test_selective_lora_reads_its_indicators_where_weights_are_shared_out(tmp_pa
     assert abs(found["sparsity"][0] - 0.15) < 1e-6 and 0.13 < found["sparsity"][1] < 0.145
     assert all(0.12 < value < 0.14 for value in found["s"])
     assert {path.name for path in tmp_path.iterdir()} == {"out", "err"}  # the processes of a training meet without files
+
+
+def test_gates_have_a_rate_of_their_own_and_do_not_decay():
+    method = NeutralResidues(name="neutral_residues", width=8, gate_lr_factor=5.0)
+    live = extended.build(make_base("llama", 320), make_tokenizer(), method, num_new=4)
+    found = engine.groups(live.net, method, lambda name: method.peak_lr(name, 0.01), weight_decay=0.1)
+    name_of = {parameter: name for name, parameter in live.net.named_parameters()}
+    named = {key: {name_of[parameter].split(".")[-2] for parameter in members} for key, members in found.items()}
+    blocks = {"gate_proj", "up_proj", "down_proj"}
+    assert named.pop((0.05, 0.0)) == {"router"} and len(found[0.05, 0.0]) == 4
+    assert named.keys() == {(0.01, 0.1)} and blocks < named[0.01, 0.1]  # and the new rows
 
 
 def test_what_was_measured_on_cpus_alone_is_used_there_alone():

@@ -56,12 +56,17 @@ def test_probability_given_to_new_tokens_counts_as_distance():
     assert kl.measure(live.net) > 0.01
 
 
-def test_a_layer_whose_gate_is_closed_for_the_new_language_is_called_dead(tmp_path, capsys):
-    live = live_model(NeutralResidues(name="neutral_residues", gate="relu", width=16, layers=[1, 3]))
-    stacks(live.net)[0][3].router.weight.data.zero_()
+@pytest.mark.parametrize(("gate", "advice"), [("relu", "Use init lecun"), ("threshold", "Calibrate with a lower threshold")])
+def test_a_layer_whose_gate_is_closed_for_the_new_language_is_called_dead(tmp_path, capsys, gate, advice):
+    live = live_model(NeutralResidues(name="neutral_residues", gate=gate, width=16, layers=[1, 3]))
+    open_, shut = (stacks(live.net)[0][layer].router for layer in (1, 3))
+    shut.weight.data.zero_()
+    if gate == "threshold":
+        open_.bias.data.fill_(1.0)
     seen = watch(tmp_path, live)
     assert seen.measure().dead_layers == [3]
-    assert "warning: the gates of layers 3 are closed for all held-out French" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "warning: the gates of layers 3 are closed for all held-out French" in said and advice in said
     seen.measure()
     assert "warning" not in capsys.readouterr().out  # once is enough
 

@@ -1,0 +1,94 @@
+"""Whether an original language was kept. The one rule: it is called so only when KL, bits per byte and tasks all say so.
+
+Bits per byte alone can improve although the model has moved far from its base: any raw text repairs a base that was trained to
+chat, or stored with few bits.
+"""
+
+from math import isnan
+
+from langext import languages
+from langext.artifacts import Model
+from langext.evaluation import certificate, significance
+from langext.evaluation.certificate import KEPT_KL, Certificate
+from langext.evaluation.significance import Change
+from langext.report.run_folder import Run
+
+KEPT, MOVED, FORGOTTEN, WORSE_IN_TASKS, NO_KL = "kept", "moved", "forgotten", "worse in tasks", "KL not measured"
+NO_WORSE = "no worse"
+"""Of a set of held-out text, in a language that has lost something elsewhere."""
+NOT_KNOWN = ("unknown", "unmeasured")
+"""Verdicts on bits per byte that say nothing."""
+
+
+def certified(run: Run) -> Certificate | None:
+    """What the last stage certify measured, or `langext certify` on the run, if its last trained model is still that one."""
+    if summary := run.summary(Certificate):
+        return summary
+    path = run.root / certificate.FILE
+    models = [manifest for _, manifest in run.stages if manifest.kind == Model.__name__ and manifest.trained]
+    if not (path.is_file() and models):
+        return None
+    found = certificate.read_file(path)
+    return found if {file.name: file.sha256 for file in found.model.files} == models[-1].hashes else None
+
+
+def most_kl(run: Run) -> float:
+    """An original language counts as kept up to this KL, in nats per token."""
+    found = certified(run)
+    return found.kept_kl if found else KEPT_KL
+
+
+def kl(run: Run, code: str) -> float | None:
+    """KL(base || model) on text of a language, in nats per token: as certified, or else as evaluated; None if not measured."""
+    found = certified(run)
+    if found and code in found.languages:
+        return found.languages[code].kl
+    measured = run.model_scores.kl_to_base if run.model_scores else {}
+    return measured[code].value if code in measured else None
+
+
+def of(run: Run, code: str) -> str:
+    """What became of an original language: `KEPT`, `MOVED`, `FORGOTTEN`, `WORSE_IN_TASKS`, `NO_KL` or one of `NOT_KNOWN`.
+
+    It was kept when bits per byte are no worse beyond their interval in any set, no task is surely worse (see
+    `significance.surely_worse`), and KL to the base is at most `most_kl`.
+    """
+    rows = [row for row in run.bits if row.name.split("/")[0] == code]
+    if any(row.verdict == "worse" for row in rows):
+        return FORGOTTEN
+    if significance.surely_worse(run.tasks_by_language().get(code, [])):
+        return WORSE_IN_TASKS
+    if odd := next((row.verdict for row in rows if row.verdict in NOT_KNOWN), None):
+        return odd
+    distance = kl(run, code)
+    if distance is None or isnan(distance):
+        return NO_KL
+    return KEPT if distance <= most_kl(run) else MOVED
+
+
+def title(run: Run, row: Change) -> str:
+    """A row of `Run.bits` in words, like "learned: French, handbook"."""
+    code, domain = row.name.split("/", 1)
+    if row.verdict in NOT_KNOWN:
+        verb = row.verdict
+    elif code == run.new.code:
+        verb = "learned" if row.verdict == "better" else "not learned"
+    elif row.verdict == "worse":
+        verb = FORGOTTEN
+    else:
+        standing = of(run, code)
+        verb = NO_WORSE if standing in (FORGOTTEN, *NOT_KNOWN) else standing
+    return f"{verb}: {languages.find(code).name}, {domain}"
+
+
+def distance(run: Run, code: str) -> str:
+    """KL to the base on a language in words, with the bound and, of gates that close, how many tokens are as by the base."""
+    value = kl(run, code)
+    if value is None:
+        return "KL to the base not measured"
+    words = f"KL to the base {value:.4f} nats per token (kept up to {most_kl(run):g})"
+    found = certified(run)
+    row = found.languages.get(code) if found else None
+    if row and row.closed is not None and row.as_base is not None:
+        words += f"; every gate closed for {row.closed:.1%} of the tokens, {row.as_base:.1%} computed as by the base"
+    return words

@@ -1,0 +1,152 @@
+"""Stage recalibrate: the dial between cautious and eager, turned after the training. Thresholds move, nothing is trained."""
+
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic import Field, field_validator
+
+from langext.artifacts import Corpus, Model
+from langext.console import say, warn
+from langext.context import Context
+from langext.errors import ConfigError, RunFailed
+from langext.methods.base import Method
+from langext.stages.base import Stage
+from langext.summaries import DialPoint, RecalibrateSummary
+
+if TYPE_CHECKING:
+    from langext.methods.extended import LiveModel
+    from langext.stages.calibrating import Calibrated, Pieces
+
+CURVE = [0.999, 0.995, 0.99, 0.98, 0.95, 0.9]
+
+
+class Recalibrate(Stage):
+    """Set the thresholds of calibrated gates anew, measure every setting of the dial, and keep the best within a budget."""
+
+    needs_extension: ClassVar[bool] = True
+    uses: Literal["recalibrate"]
+    closed: list[float] = CURVE
+    """Settings of the dial to measure: the share of original and protected tokens that have every gate closed."""
+    max_kl: float = Field(0.005, ge=0)
+    """Drift budget: the setting is kept that gains most in the new language with a mean KL(base || model) on held-out text of
+    the original languages of at most this, in nats per token. When none does, the most cautious one is kept, with a warning."""
+    rows: Literal["keep", "fit"] = "keep"
+    """keep: the rows stay those that training has seen. fit: they are fitted on this base, after a transplant."""
+    eval_bytes: int = Field(20_000, ge=1000)
+    """Held-out bytes per language and domain that every setting is measured on. More are more exact and take longer."""
+
+    @field_validator("closed", mode="before")
+    @classmethod
+    def _several(cls, value: Any) -> Any:
+        return value if isinstance(value, list) else [value]
+
+    @field_validator("closed")
+    @classmethod
+    def _shares(cls, value: list[float]) -> list[float]:
+        if not value or not all(0.5 <= share < 1 for share in value):
+            raise ValueError(f"expected shares of at least 0.5 and below 1 (got {value!r:.60})")
+        return sorted(set(value), reverse=True)
+
+    def check_model(self, given: tuple[Method, ...], config: Any) -> None:
+        """Raise ConfigError when the gates of the newest method have no thresholds."""
+        if given[-1].calibration is None:
+            raise ConfigError(
+                "recalibrate moves the thresholds of calibrated gates, those of neutral_residues with gate threshold; "
+                f"{given[-1].name} has {f'the gate {given[-1].block_gate}' if given[-1].block_gate else 'no gates'}"
+            )
+
+    def run(self, ctx: Context, model: Model, corpus: Corpus) -> Model:
+        """Write the delta with the chosen thresholds. Records the curve: gain, drift and closed share of every setting."""
+        import torch
+        from safetensors.torch import load_file
+
+        from langext.methods import extended
+        from langext.models import loading
+        from langext.stages import calibrating
+
+        live = loading.load(model, torch.bfloat16, "cuda" if self.runtime.gpus else "cpu")
+        method = live.method
+        assert method is not None and method.calibration is not None, "refused when planning"
+        settings = method.calibration.model_copy(update={"closed": self.closed[0]})
+        text = calibrating.pieces(ctx, corpus, live, settings)
+        calibrating.widen(live.net)
+        with method.off(live.net):
+            gates = self._settings(live, text)
+        base, curve = self._curve(ctx, corpus, live, gates)
+        chosen = max(range(len(curve)), key=lambda at: curve[at].score)
+        if not curve[chosen].drift <= self.max_kl:
+            warn(f"no setting keeps the drift within {self.max_kl:g} nats per token; the most cautious one is kept")
+        settings = settings.model_copy(update={"closed": self.closed[chosen]})
+        with method.off(live.net):
+            record = calibrating.reported(ctx, live.net, gates[chosen], text, settings).record
+        assert record is not None, "just made"
+        gates[chosen].put(live.net)
+        moved = {n: t.to("cpu", torch.bfloat16).contiguous() for n, t in live.delta().items() if method.constant(n)}
+        loading.save_delta(ctx.out, load_file(model.path / extended.DELTA) | moved)
+        loading.write_record(ctx.out, loading.read_record(model))
+        ctx.report(RecalibrateSummary(base=base, curve=curve, max_kl=self.max_kl, gates=record))
+        say(f"  closed {self.closed[chosen]:g} is kept of {len(curve)}")
+        return Model(ctx.out)
+
+    def _settings(self, live: "LiveModel", text: "Pieces") -> "list[Calibrated]":
+        """The gates for each entry of `closed`, with the blocks of `live` switched off."""
+        import torch
+
+        from langext.methods import residue
+        from langext.models import calibration
+        from langext.stages.calibrating import Calibrated
+
+        blocks: dict[int, Any] = dict(residue.stacks(live.net)[-1])
+        layers = sorted(blocks)
+        if self.rows == "fit":
+            row_LD = calibration.fit(live.net, layers, text.fit_original, text.fit_new)
+        else:
+            row_LD = torch.stack([blocks[layer].router.weight.detach()[0].float().cpu() for layer in layers])
+        original = calibration.score(live.net, layers, row_LD, text.tail_original)
+        return [Calibrated(layers, row_LD, calibration.thresholds(original, closed), {}) for closed in self.closed]
+
+    def _curve(
+        self, ctx: Context, corpus: Corpus, live: "LiveModel", gates: "list[Calibrated]"
+    ) -> tuple[dict[str, float], list[DialPoint]]:
+        """Bits per byte of the base, and what every setting of the dial gives; `gates` has one entry for each."""
+        from langext.data import documents
+        from langext.evaluation import bpb
+        from langext.evaluation.gate_stats import Observer
+        from langext.evaluation.kl import BaseKL
+
+        heldout = documents.heldout(corpus, corpus.languages("valid"))
+        chosen = {name: bpb.passages(texts, 1000, self.eval_bytes) for name, texts in heldout.items()}
+        for code in ctx.languages:
+            if not any(name.startswith(f"{code}/") for name in chosen):
+                raise ConfigError(f"no held-out text of {code} to measure the settings with")
+        mine, method = f"{ctx.language}/", live.method
+        assert method is not None, "refused when planning"
+        with method.off(live.net):
+            base = {name: bpb.measure(live.net, live.tokenizer, texts).per_byte for name, texts in chosen.items()}
+            others = {
+                name: BaseKL(live.net, live.tokenizer, texts) for name, texts in chosen.items() if not name.startswith(mine)
+            }
+        curve = []
+        for closed, setting in zip(self.closed, gates, strict=True):
+            setting.put(live.net)
+            bits, shares = {}, {}
+            for name, texts in chosen.items():
+                seen = Observer(live)
+                bits[name] = bpb.measure(live.net, live.tokenizer, texts, observe=seen).per_byte
+                shares[name] = seen.own_closed()
+            kl = {name: base_kl.measure(live.net) for name, base_kl in others.items()}
+            gain = _mean([1 - bits[name] / base[name] for name in bits if name.startswith(mine)])
+            drift = _mean([value for name, value in kl.items() if name.split("/")[0] in ctx.original_languages])
+            score = gain if drift <= self.max_kl else -1 - drift
+            curve.append(
+                DialPoint(
+                    closed=closed, bits_per_byte=bits, kl_to_base=kl, all_closed=shares, gain=gain, drift=drift, score=score
+                )
+            )
+            say(f"  closed {closed:g}: {ctx.language} {gain:+.2%}, KL on the original languages {drift:.4f} nats per token")
+        if not all(point.gain == point.gain for point in curve):
+            raise RunFailed("bits per byte are not a finite number: the weights of this model overflow")
+        return base, curve
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values)

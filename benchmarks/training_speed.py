@@ -3,8 +3,9 @@
     langext fetch quickstart
     python benchmarks/training_speed.py
 
-All train on 4 x 512 tokens in bf16 a step with the base frozen, each in a process of its own, in turns, `--rounds` times; the
-medians count. The peers get the settings of malloc that langext starts its processes with. Peers:
+All train on 4 x 512 tokens a step with the base frozen, each in a process of its own, in turns, `--rounds` times; the medians
+count. Tokens per second of CPU say more where other programs run beside (`--threads 1`). In bf16, or `--dtype float32` for
+machines that compute bf16 slowly. The peers get the settings of malloc that langext starts its processes with. Peers:
 
 bare    a hand-written PyTorch loop of the same neutral residues: base in bf16, float32 weights of what learns under autocast,
         loss in chunks of tokens, fused AdamW. No DeepSpeed, no packing, no penalty, no data pipeline: random tokens.
@@ -12,6 +13,8 @@ peft    LoRA of rank 87 on all linear maps (26.6 M parameters, as many) by PEFT 
 langext the training loop of the train stage, with packed documents, their mask, the penalty, and the log; without evaluations
         and checkpoints, which the peers do not make.
 compiled  the same with `runtime: {compile: true}`.
+recipe  the default recipe: calibrated gates, open on 95 % of the training tokens, blocks in the upper half, no penalty.
+sweep   the same in a sweep: the states that enter the first block were kept by an earlier run.
 
 `--two` adds langext on two processes against one, one thread each. With a GPU, `--device cuda --sequences 16 --length 2048`
 runs it there with MFU, and `--model 1b` takes a randomly initialised Llama of 1.2 B parameters instead.
@@ -20,7 +23,6 @@ runs it there with MFU, and `--model 1b` takes a randomly initialised Llama of 1
 import argparse
 import json
 import os
-import resource
 import socket
 import statistics
 import subprocess
@@ -30,12 +32,15 @@ import time
 from pathlib import Path
 from typing import Any
 
+import calibrated
 import torch
+from peers import bare, memory, mfu, peft, trainable
 
 from langext.pipeline.launcher import MALLOC
 
 ROOT = Path(__file__).parent.parent
-RANK = 87
+OPEN = 0.95
+"""Share of the training tokens that the calibrated gates of `recipe` and `sweep` are open for."""
 BIG = {
     "vocab_size": 49152, "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "num_attention_heads": 32,
     "num_key_value_heads": 8, "max_position_embeddings": 8192, "rope_theta": 500000.0, "tie_word_embeddings": True,
@@ -47,11 +52,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=8, help="measured steps of each turn; two more come before them")
+    parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
+    parser.add_argument("--threads", type=int, help="threads of each process; as many as there are cores when not given")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--model", choices=["135m", "1b"], default="135m")
     parser.add_argument("--sequences", type=int, default=4)
     parser.add_argument("--length", type=int, default=512)
-    parser.add_argument("--only", nargs="*", choices=[*RUNNERS], default=["langext", "compiled", "bare", "peft"])
+    parser.add_argument(
+        "--only", nargs="*", choices=[*RUNNERS], default=["langext", "compiled", "recipe", "sweep", "bare", "peft"]
+    )
     parser.add_argument("--two", action="store_true", help="two processes against one as well")
     parser.add_argument("--profile", action="store_true", help="where the time of one step of langext goes")
     parser.add_argument("--one", choices=[*RUNNERS, "profile"], help=argparse.SUPPRESS)
@@ -72,25 +81,34 @@ def main() -> None:
         for _ in range(asked.rounds):
             for name in names:
                 found[name].append(measure(name, asked))
-                print(f"  {name}: {found[name][-1]['tokens_per_second']:.0f} tokens/s", flush=True)
+                print(
+                    "  {}: {tokens_per_second:.0f} tokens/s, {per_cpu:.0f} a CPU second".format(name, **found[name][-1]),
+                    flush=True,
+                )
         show(found)
 
 
 def show(found: dict[str, list[dict[str, float]]]) -> None:
     """Medians, and ratios to langext."""
     median = {n: {k: statistics.median(r[k] for r in rows) for k in rows[0]} for n, rows in found.items()}
-    print("\n| | learns | tokens/s (all rounds) | peak memory |\n| --- | --- | --- | --- |")
+    print("\n| | learns | tokens/s (all rounds) | tokens per CPU second (all rounds) | peak memory |\n| --- |" + 4 * " --- |")
     for name, row in median.items():
-        each = ", ".join(f"{r['tokens_per_second']:.0f}" for r in found[name])
+        each = {key: ", ".join(f"{r[key]:.0f}" for r in found[name]) for key in ("tokens_per_second", "per_cpu")}
         print(
-            f"| {name} | {row['trainable'] / 1e6:.1f} M | {row['tokens_per_second']:.0f} ({each}) "
-            f"| {row['memory'] / 2**30:.2f} GiB |" + (f" MFU {row['mfu']:.1%}" if "mfu" in row else "")
+            f"| {name} | {row['trainable'] / 1e6:.1f} M | {row['tokens_per_second']:.0f} ({each['tokens_per_second']}) "
+            f"| {row['per_cpu']:.0f} ({each['per_cpu']}) | {row['memory'] / 2**30:.2f} GiB |"
+            + (f" MFU {row['mfu']:.1%}" if "mfu" in row else "")
         )
     for ours, theirs in (
         ("langext", "bare"),
         ("langext", "peft"),
         ("compiled", "bare"),
         ("compiled", "peft"),
+        ("recipe", "bare"),
+        ("recipe", "peft"),
+        ("sweep", "bare"),
+        ("sweep", "peft"),
+        ("sweep", "recipe"),
         ("two processes", "langext"),
         ("two processes", "one thread"),
     ):
@@ -98,12 +116,15 @@ def show(found: dict[str, list[dict[str, float]]]) -> None:
             a, b = median[ours], median[theirs]
             print(
                 f"{ours} / {theirs}: {a['tokens_per_second'] / b['tokens_per_second']:.2f} x the tokens/s, "
+                f"{a['per_cpu'] / b['per_cpu']:.2f} x the tokens per CPU second, "
                 f"{a['memory'] / b['memory']:.2f} x the memory of a process"
             )
 
 
 def measure(name: str, asked: Any) -> dict[str, float]:
     """One turn. Two processes share the batch; their memory is that of the larger."""
+    if name == "sweep" and not any(asked.run.glob("tokens/*/prefix-*")):  # the first run keeps the states; it is not measured
+        turn(name, asked, {})
     if name == "two processes":
         return turn("langext", asked, {"OMP_NUM_THREADS": "1"}, 2)
     return turn("langext" if name == "one thread" else name, asked, {"OMP_NUM_THREADS": "1"} if name == "one thread" else {})
@@ -111,11 +132,13 @@ def measure(name: str, asked: Any) -> dict[str, float]:
 
 def turn(name: str, asked: Any, env: dict[str, str], processes: int = 1) -> Any:
     command = [sys.executable, __file__, "--one", name, "--run", str(asked.run)]
-    command += ["--steps", str(asked.steps), "--device", asked.device]
+    command += ["--steps", str(asked.steps), "--device", asked.device, "--dtype", asked.dtype]
     command += ["--sequences", str(asked.sequences), "--length", str(asked.length)]
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
+    if asked.threads:
+        env = {"OMP_NUM_THREADS": str(asked.threads)} | env
     shared = os.environ | MALLOC | env | {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     if asked.device == "cpu":
         shared |= {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
@@ -140,9 +163,21 @@ def prepare(folder: Path, model: str) -> Path:
     pipeline["stages"] = [stage for stage in pipeline["stages"] if stage["uses"] in ("filter", "extend")]
     if model == "1b":
         pipeline["base_model"] = str(random_base(folder / "1b"))
-    yaml.dump(pipeline, folder / "speed.yaml")
-    command = [sys.executable, "-m", "langext.cli", "run", str(folder / "speed.yaml"), "--out", str(folder / "run")]
-    subprocess.run(command, check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
+    for name, method in {
+        "run": pipeline["stages"][-1]["method"],
+        "recipe": calibrated.method(16 if model == "1b" else 30),
+    }.items():
+        pipeline["stages"][-1]["method"] = method
+        yaml.dump(pipeline, folder / f"{name}.yaml")
+        command = [sys.executable, "-m", "langext.cli", "run", str(folder / f"{name}.yaml"), "--out", str(folder / name)]
+        command += ["--reuse", str(folder / "run")] if name == "recipe" else []
+        subprocess.run(command, check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
+    from langext.models import loading
+
+    recipe = folder / "recipe"
+    tokenizer = loading.load_tokenizer(loading.read_record(loading.Model(recipe / "base")).base)
+    ids = calibrated.tokens_of(recipe, "fra_Latn", (4, 512), tokenizer)
+    calibrated.calibrate(next(recipe.glob("[0-9][0-9]-extend")), ids, OPEN)
     return folder / "run"
 
 
@@ -159,39 +194,42 @@ def random_base(folder: Path) -> Path:
     return folder
 
 
-def memory(device: str) -> int:
-
-    if device == "cuda":
-        return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def langext(asked: Any, compiled: bool = False) -> dict[str, float]:
-    """The train stage itself; its log has the times."""
+def langext(asked: Any, kind: str = "langext") -> dict[str, float]:
+    """The train stage itself; its log has the times. `kind` is the name of a runner."""
     from langext.artifacts import METRICS, Corpus, Model, read_metrics
     from langext.context import Context
     from langext.stages.train import Train
     from langext.training import loop
+    from langext.training.metrics import Log
     from langext.training.selection import Evaluation
     from langext.training.watch import Watch
 
-    out = asked.run / f"train-{os.getpid()}" if os.environ["WORLD_SIZE"] == "1" else asked.run / "train-two"
+    gated = kind in ("recipe", "sweep")
+    run = asked.run.with_name("recipe") if gated else asked.run
+    out = run / (f"train-{os.getpid()}-{time.monotonic_ns()}" if os.environ["WORLD_SIZE"] == "1" else "train-two")
     out.mkdir(exist_ok=True)
     world = int(os.environ["WORLD_SIZE"])
     steps = asked.steps + 2
     stage = Train.model_validate({
         "uses": "train", "steps": steps, "sequence_length": asked.length, "batch_sequences": asked.sequences, "lr": 1e-3,
         "log_every": 1, "eval_every": 10**6, "eval_bytes": 1000, "save_every": 10**6,
+        "original_frac": 0.0 if gated else 0.1,
+        "precision": "fp32" if asked.dtype == "float32" else "bf16",
         "runtime": {
             "deepspeed": "cpu" if asked.device == "cpu" else "one_gpu",
             "micro_batch": asked.sequences // world, "cpu_processes": world, "gpus": world if asked.device == "cuda" else 0,
-            "compile": compiled,
+            "compile": kind == "compiled", "prefix_cache": "auto" if kind == "sweep" else "off",
         },
     })  # fmt: skip
-    placed: dict[str, Any] = {"rank": int(os.environ["RANK"]), "world_size": world, "tokens": asked.run / "tokens"}
+    placed: dict[str, Any] = {
+        "rank": int(os.environ["RANK"]),
+        "world_size": world,
+        "tokens": asked.run / "tokens",
+    }  # not the folder of `recipe`: as in a sweep
     ctx = Context(out, 17, "fra_Latn", ("eng_Latn",), **placed)
-    find = lambda name: next(asked.run.glob(f"[0-9][0-9]-{name}"))  # noqa: E731
+    find = lambda name: next(run.glob(f"[0-9][0-9]-{name}"))  # noqa: E731
     peak: list[int] = []
+    spent: list[float] = []
     model, corpus = Model(find("extend")), Corpus(find("filter"))
     stage.prepare(ctx, model=model, corpus=corpus)
 
@@ -200,130 +238,19 @@ def langext(asked: Any, compiled: bool = False) -> dict[str, float]:
         peak.append(memory(asked.device))
         return Evaluation(sets={}, weights={})
 
-    Watch.measure = measure
+    def training(log: Log, *given: Any, **more: Any) -> None:
+        """The line of a step, and the CPU seconds up to it."""
+        spent.append(time.process_time())
+        write(log, *given, **more)
+
+    Watch.measure, write, Log.training = measure, Log.training, training
     loop.train(stage, ctx, model, corpus)
+    Log.training = write
     rows = [row for row in read_metrics(out / METRICS) if row["kind"] == "train"]
-    seconds = (rows[-1]["time"] - rows[1]["time"]) if rows else 1.0
-    speed = asked.steps * asked.sequences * asked.length / seconds
-    return {"tokens_per_second": speed, "memory": peak[-1], "trainable": trainable(asked)} | mfu(asked, speed)
-
-
-def mfu(asked: Any, speed: float) -> dict[str, float]:
-    """Share of the GPU's bf16 peak; {} where that is not known."""
-    from transformers import AutoConfig
-
-    from langext.training import flops
-
-    peak = flops.peak(torch.cuda.get_device_name()) if asked.device == "cuda" else None
-    if peak is None:
-        return {}
-    base = json.loads((next(asked.run.glob("[0-9][0-9]-extend")) / "manifest.json").read_text())["summary"]["base_parameters"]
-    learns = trainable(asked)
-    cost = flops.per_token(base + learns, learns, AutoConfig.from_pretrained(base_of(asked)), asked.length)
-    return {"mfu": speed * cost / peak}
-
-
-def base_of(asked: Any) -> Path:
-    return Path(json.loads((asked.run / "base" / "manifest.json").read_text())["folder"])
-
-
-def trainable(asked: Any) -> int:
-    manifest = json.loads((next(asked.run.glob("[0-9][0-9]-extend")) / "manifest.json").read_text())
-    return manifest["summary"]["trainable_parameters"]
-
-
-def bare(asked: Any) -> dict[str, float]:
-    """The peer that anybody who knows PyTorch could write for this one job."""
-    from torch import nn
-    from torch.nn import functional as F
-    from transformers import AutoModelForCausalLM
-
-    device = torch.device(asked.device)
-    hidden = trainable(asked)
-    net: Any = AutoModelForCausalLM.from_pretrained(base_of(asked), dtype=torch.bfloat16).to(device)
-    net.requires_grad_(False)
-    depth, width = net.config.num_hidden_layers, net.config.hidden_size
-    hidden = (hidden // depth - width) // (3 * width)
-
-    class Block(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.gate, self.up = nn.Linear(width, hidden, bias=False), nn.Linear(width, hidden, bias=False)
-            self.down, self.router = nn.Linear(hidden, width, bias=False), nn.Linear(width, 1, bias=False)
-            nn.init.zeros_(self.down.weight)
-
-        def forward(self, x: Any) -> Any:
-            z = self.router(x)
-            return torch.sigmoid(z) * (z > 0) * self.down(F.silu(self.gate(x)) * self.up(x))
-
-    blocks = nn.ModuleList(Block() for _ in range(depth)).to(device)
-    for layer, block in zip(net.model.layers, blocks, strict=True):
-        layer.mlp.register_forward_hook(lambda _, inputs, output, block=block: output + block(inputs[0]))
-    optimizer = torch.optim.AdamW(blocks.parameters(), lr=1e-3, fused=True)
-    generator = torch.Generator().manual_seed(0)
-    head, chunk, seconds = net.lm_head.weight, 256 if asked.device == "cpu" else 4096, []
-
-    def loss_of(x_CD: Any, labels_C: Any) -> Any:
-        return F.cross_entropy((x_CD @ head.T).float(), labels_C, reduction="sum")
-
-    for _ in range(asked.steps + 2):
-        ids = torch.randint(0, 49152, (asked.sequences, asked.length + 1), generator=generator).to(device)
-        began = time.monotonic()
-        with torch.autocast(asked.device, torch.bfloat16):
-            states = net.model(input_ids=ids[:, :-1], use_cache=False).last_hidden_state.flatten(0, 1)
-        # Each chunk's gradient is worked out at once, so that only one chunk of logits exists at a time.
-        leaf, labels = states.detach().requires_grad_(), ids[:, 1:].flatten()
-        for at in range(0, len(leaf), chunk):
-            (loss_of(leaf[at : at + chunk], labels[at : at + chunk]) / len(leaf)).backward()
-        states.backward(leaf.grad)
-        torch.nn.utils.clip_grad_norm_(blocks.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        if asked.device == "cuda":
-            torch.cuda.synchronize()
-        seconds.append(time.monotonic() - began)
-    learns = sum(p.numel() for p in blocks.parameters())
-    speed = asked.steps * asked.sequences * asked.length / sum(seconds[2:])
-    return {"tokens_per_second": speed, "memory": memory(asked.device), "trainable": learns} | mfu(asked, speed)
-
-
-def peft(asked: Any) -> dict[str, float]:
-    """LoRA under the Hugging Face Trainer."""
-    from peft import LoraConfig, get_peft_model
-    from torch.utils.data import Dataset
-    from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, TrainingArguments
-
-    net: Any = AutoModelForCausalLM.from_pretrained(base_of(asked), dtype=torch.bfloat16)
-    net = get_peft_model(net, LoraConfig(r=RANK, lora_alpha=RANK, target_modules="all-linear", task_type="CAUSAL_LM"))
-
-    class Random(Dataset):  # type: ignore[type-arg]
-        def __len__(self) -> int:
-            return asked.sequences * (asked.steps + 2)
-
-        def __getitem__(self, index: int) -> dict[str, Any]:
-            ids = torch.randint(0, 49152, (asked.length,), generator=torch.Generator().manual_seed(index))
-            return {"input_ids": ids, "labels": ids}
-
-    ends: list[float] = []
-
-    class Clock(TrainerCallback):
-        def on_step_end(self, *_: Any, **__: Any) -> None:
-            if asked.device == "cuda":
-                torch.cuda.synchronize()
-            ends.append(time.monotonic())
-
-    with tempfile.TemporaryDirectory() as folder:
-        arguments = TrainingArguments(
-            output_dir=folder, per_device_train_batch_size=asked.sequences, max_steps=asked.steps + 2, bf16=True,
-            use_cpu=asked.device == "cpu", report_to=[], save_strategy="no", logging_strategy="no", learning_rate=1e-3,
-            disable_tqdm=True, optim="adamw_torch_fused",
-        )  # fmt: skip
-        for key in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
-            os.environ.pop(key)
-        Trainer(net, arguments, train_dataset=Random(), callbacks=[Clock()]).train()
-    learns = sum(p.numel() for p in net.parameters() if p.requires_grad)
-    speed = asked.steps * asked.sequences * asked.length / (ends[-1] - ends[1])
-    return {"tokens_per_second": speed, "memory": memory(asked.device), "trainable": learns} | mfu(asked, speed)
+    tokens = asked.steps * asked.sequences * asked.length
+    speed = tokens / (rows[-1]["time"] - rows[1]["time"]) if rows else 0.0
+    cost = {"tokens_per_second": speed, "per_cpu": tokens / (spent[-1] - spent[1]), "memory": peak[-1]}
+    return cost | {"trainable": trainable(run)} | mfu(asked, speed)
 
 
 def profile(asked: Any) -> dict[str, Any]:
@@ -339,7 +266,10 @@ def profile(asked: Any) -> dict[str, Any]:
     }
 
 
-RUNNERS = {"langext": langext, "compiled": lambda asked: langext(asked, compiled=True), "bare": bare, "peft": peft}
+RUNNERS = {
+    "langext": langext, "compiled": lambda asked: langext(asked, "compiled"), "recipe": lambda asked: langext(asked, "recipe"),
+    "sweep": lambda asked: langext(asked, "sweep"), "bare": bare, "peft": peft,
+}  # fmt: skip
 
 
 if __name__ == "__main__":

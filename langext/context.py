@@ -80,6 +80,10 @@ class Runtime(Spec):
     flash_attention_2 needs the package flash-attn and a GPU."""
     compile: bool = False
     """Compile each block with torch.compile: a wait at the start, then faster steps on GPUs. Needs a C++ compiler on a CPU."""
+    prefix_cache: Literal["auto", "off"] = "auto"
+    """auto keeps the states that enter the first layer that learns beside the token files, and reads them instead of computing
+    the layers below, when text is read again: in a later epoch, after a resume, or by another run of a sweep. Results stay the
+    same; `langext plan` tells the disk it takes."""
     monitor: list[Literal["tensorboard", "wandb"]] = []
     """Where DeepSpeed's monitor sends the figures of training besides metrics.jsonl. wandb asks for a login of its own."""
     workers: int = Field(default=1, ge=1)

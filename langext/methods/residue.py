@@ -30,6 +30,8 @@ ATTRIBUTE = "residues"
 ROUTER = "router"
 """What a block calls its gate."""
 MAX_FRAC = 2.0
+MOST_GATHERED = 0.9
+"""Share of open tokens above which a block is computed for all tokens: picking them out would take longer (measured)."""
 
 
 class Router(nn.Linear):
@@ -75,24 +77,33 @@ class Residue(Extension):
             self.gate_BT = gate_BT1[..., 0].detach()
             if self.watched:
                 self.z_BT = z_BT1[..., 0]
-            # In training all tokens are computed: the shape of a selection depends on the data, and it would slow a GPU down.
-            if torch.is_grad_enabled() or not GATES[self.gate].closes:
+            out_BTD = self._open_alone(x_BTD, gate_BT1) if GATES[self.gate].closes else None
+            if out_BTD is None:
                 out_BTD = gate_BT1 * self._block(x_BTD)
-            else:
-                out_BTD = self._only_open(x_BTD, gate_BT1)
         self.note(out_BTD)
         return out_BTD
 
     def _block(self, x: Tensor) -> Tensor:
         return self.down_proj(recompute.gated(self.gate_proj(x), self.up_proj(x), self.act))
 
-    def _only_open(self, x_BTD: Tensor, gate_BT1: Tensor) -> Tensor:
-        """For inference: the matrix products are computed only for tokens whose gate is open. Other tokens get exact zeros."""
-        out_BTD = torch.zeros_like(x_BTD)
-        open_BT = gate_BT1[..., 0] != 0
-        if open_BT.any():
-            out_BTD[open_BT] = gate_BT1[open_BT] * self._block(x_BTD[open_BT])
-        return out_BTD
+    def _open_alone(self, x_BTD: Tensor, gate_BT1: Tensor) -> Tensor | None:
+        """The gated output, with matrix products for tokens whose gate is open alone; None where all tokens are no slower.
+
+        Other tokens get exact zeros. A closed gate has no gradient either, so the backward pass is that of all tokens.
+        """
+        learns = torch.is_grad_enabled()
+        # The number of open tokens is not known before: a compiled graph would end here, and a GPU would be waited for in every
+        # layer. Most tokens of a training are open, so there is little to win (docs/performance.md).
+        if torch.compiler.is_compiling() or (learns and x_BTD.device.type != "cpu"):
+            return None
+        rows_K = gate_BT1.flatten().nonzero()[:, 0]  # K open tokens
+        if not len(rows_K) and not learns:
+            return torch.zeros_like(x_BTD)
+        if learns and len(rows_K) > MOST_GATHERED * gate_BT1.numel():
+            return None
+        # In training also for no token at all: under ZeRO 3 every process must use the same modules.
+        out_KD = gate_BT1.flatten(0, -2).index_select(0, rows_K) * self._block(x_BTD.flatten(0, -2).index_select(0, rows_K))
+        return torch.zeros_like(x_BTD).flatten(0, -2).index_copy(0, rows_K, out_KD).view_as(x_BTD)
 
 
 def stacks(model: Any) -> list[dict[int, Residue]]:

@@ -28,11 +28,12 @@ GiB = 2**30
 
 @dataclass(frozen=True)
 class Size:
-    """Numbers of parameters: of the base, of the extended model, and of its trainable part."""
+    """Numbers of parameters: of the base, of the extended model, and of its trainable part; and the first layer that learns."""
 
     base: int
     total: int
     trainable: int
+    first: int
 
 
 def size(config: Any, methods: Sequence[Method], new_tokens: int) -> Size:
@@ -41,6 +42,7 @@ def size(config: Any, methods: Sequence[Method], new_tokens: int) -> Size:
     from transformers import AutoModelForCausalLM
 
     from langext.architectures import vocabulary
+    from langext.training import prefix
 
     # A copy, because building and extending a model may change its configuration.
     with torch.device("meta"):
@@ -55,21 +57,22 @@ def size(config: Any, methods: Sequence[Method], new_tokens: int) -> Size:
     before = {name for name, _ in net.named_parameters()} if len(methods) > 1 else set()
     method = methods[-1]
     method.extend(net)
-    learns = [
-        p.numel()
-        for name, p in net.named_parameters()
-        if name.endswith(vocabulary.NEW_ROWS) or (method.trainable(name, net.config) and name not in before)
-    ]
-    return Size(base, sum(p.numel() for p in net.parameters()), sum(learns))
+
+    def learns(name: str) -> bool:
+        return name.endswith(vocabulary.NEW_ROWS) or (method.trainable(name, net.config) and name not in before)
+
+    trainable = sum(p.numel() for name, p in net.named_parameters() if learns(name))
+    return Size(base, sum(p.numel() for p in net.parameters()), trainable, prefix.first_learning(net, learns))
 
 
 def training(config: Any, numbers: Size, train: Train) -> dict[str, float]:
-    """Estimate the tokens, FLOPs, memory (bytes per process) and disk (bytes) of a train stage, by these four names.
+    """Estimate the tokens, FLOPs, memory (bytes per process) and disk (bytes) of a train stage, by these names.
 
     FLOPs as in `flops.per_token`. Memory: 2 bytes per weight in bf16, 4 in fp32; for each trainable weight the same again for
     its gradient, and 12 bytes for the float32 master and AdamW's moments. ZeRO divides these among the processes. Activations:
     34 B T D L bytes in bf16 without checkpointing (Korthikanti et al. 2022, https://arxiv.org/abs/2205.05198), without
     attention scores. Disk: the kept checkpoints, one more that is being written, the delta, and the best weights if kept.
+    `prefix` is the most disk that states of the lower layers take (`runtime.prefix_cache`); 0 where none are kept.
     """
     from langext.training import deepspeed_file
     from langext.training.engine import BYTES_PER_TRAINABLE
@@ -89,6 +92,7 @@ def training(config: Any, numbers: Size, train: Train) -> dict[str, float]:
         "flops": tokens * per_step,
         "memory": weights + gradients + moments + activations,
         "disk": numbers.trainable * ((train.keep_checkpoints + 1) * BYTES_PER_TRAINABLE + 4 + 4 * best),
+        "prefix": tokens * config.hidden_size * width * train.keeps_prefix(numbers.first, config),
     }
 
 
@@ -146,6 +150,11 @@ def _show_training(name: str, train: Train, config: Any, methods: Sequence[Metho
         f"{name}: about {cost['flops']:.1e} FLOPs, {cost['memory'] / GiB:.1f} GiB of memory for each of "
         f"{train.runtime.processes} process(es), {cost['disk'] / GiB:.2f} GiB of disk for checkpoints"
     )
+    if cost["prefix"]:
+        console.say(
+            f"{name}: no backward pass below layer {numbers.first}; up to {cost['prefix'] / GiB:.2f} GiB of disk for the "
+            "states that enter it, if text is read more than once (runtime.prefix_cache)"
+        )
 
 
 def _show_export(name: str, form: str, config: Any, methods: Sequence[Method]) -> None:

@@ -147,8 +147,10 @@ class Loop:
                 original_B = torch.tensor([name in ctx.original_languages for name in batch.languages], device=session.device)
                 original_BT = original_B[:, None].expand(batch.labels.shape)
                 micro_batch = MicroBatch(original_BT, originals, session.step_tokens, step / session.steps)
-                ids = (batch.input_ids, batch.labels, batch.position_ids)
-                loss, losses_BT, penalties = self.engine(*(t.to(session.device, non_blocking=True) for t in ids), micro_batch)
+                fields = (batch.input_ids, batch.labels, batch.position_ids)
+                ids, labels, positions = (t.to(session.device, non_blocking=True) for t in fields)
+                states = session.prefix.states(batch, ids, positions) if session.prefix else None
+                loss, losses_BT, penalties = self.engine(ids, labels, positions, micro_batch, states)
                 self.tally.add(batch, losses_BT, penalties)
                 seen.append((batch, losses_BT))
                 yield loss * accumulate * ctx.world_size  # a sum; DeepSpeed divides by both

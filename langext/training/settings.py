@@ -106,6 +106,13 @@ class Settings(Spec):
             raise ConfigError(f"batch_sequences {whole} is no multiple of {processes} processes x micro_batch {micro}")
         return whole // (processes * micro)
 
+    def keeps_prefix(self, first: int, config: Any) -> bool:
+        """True when the states that enter layer `first`, the lowest that learns, may be read instead of computed."""
+        watched = any(penalty.reads_states for penalty in self.penalties)
+        random = getattr(config, "attention_dropout", 0.0)  # dropout gives other states each time
+        between = 0 < first < config.num_hidden_layers
+        return self.runtime.prefix_cache == "auto" and between and not watched and not random
+
     def check_length(self, config: Any) -> None:
         """Raise ConfigError when sequences are longer than a base with this transformers config has positions.
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from langext.architectures import attention, families, recompute
-from langext.artifacts import CHECKPOINTS, Corpus, Model
+from langext.artifacts import CHECKPOINTS, TOKENS, Corpus, Model, read_base
 from langext.console import say
 from langext.context import Context
 from langext.data import documents, mixture, tokens
@@ -20,10 +20,11 @@ from langext.evaluation import bpb
 from langext.methods.base import Method
 from langext.methods.extended import LiveModel
 from langext.models import loading
-from langext.training import checkpoints, deepspeed_file, engine, flops
+from langext.training import checkpoints, deepspeed_file, engine, flops, prefix
 from langext.training.checkpoints import Checkpoints
 from langext.training.engine import Engine, EngineSettings
 from langext.training.objective import Objective
+from langext.training.prefix import Prefix
 from langext.training.schedule import Schedule
 from langext.training.selection import BestWeights
 from langext.training.settings import Settings
@@ -49,6 +50,8 @@ class Session:
     schedule: Schedule
     watch: Watch
     engine: Engine
+    prefix: Prefix | None
+    """What is read instead of computing the layers below the first one that learns; None when they are computed."""
     checkpoints: Checkpoints
     best: BestWeights
     state: dict[str, Any]
@@ -104,7 +107,8 @@ def set_up(settings: Settings, ctx: Context, model: Model, corpus: Corpus) -> Se
     total = sum(p.numel() for p in live.net.parameters())
     cost = flops.per_token(total, learns, live.net.config, settings.sequence_length)
     # DeepSpeed may partition the weights, and nothing above could read them then.
-    objective = Objective(live.net, method, terms)
+    first = prefix.first_learning(live.net, live.trainable)
+    objective = Objective(live.net, method, terms, first)
     runner = Engine(
         objective, live.net, engine_settings, lambda name: method.peak_lr(name, settings.lr), universal=source != newest
     )
@@ -116,7 +120,8 @@ def set_up(settings: Settings, ctx: Context, model: Model, corpus: Corpus) -> Se
         state = runner.load(newest, source)
     on_gpu = device.type == "cuda"
     return Session(
-        settings, ctx, corpus, live, method, device, order, steps, settings.rates(steps), watch, runner, kept,
+        settings, ctx, corpus, live, method, device, order, steps, settings.rates(steps), watch, runner,
+        _prefix(settings, ctx, model, corpus, live, order, first, runner), kept,
         checkpoints.on_first(lambda: BestWeights(ctx.out / CHECKPOINTS)), state, cost,
         (flops.peak(torch.cuda.get_device_name()) or 0) * ctx.world_size if on_gpu else 0,
     )  # fmt: skip
@@ -126,6 +131,9 @@ def _install(settings: Settings, live: LiveModel, device: torch.device) -> None:
     """Change how the model computes, to save memory or time; its results stay the same."""
     if settings.runtime.activation_checkpointing:
         live.net.activation_checkpointing_enable({"use_reentrant": False})
+        # transformers gives gradients to what the embeddings return. Only the reentrant kind needs that, and it would take the
+        # backward pass through all layers, also those below the first one that learns.
+        live.net.disable_input_require_grads()
     on_cpu = device.type == "cpu"  # nobody has measured on a GPU what these two do there
     if on_cpu and live.net.config._attn_implementation == "sdpa":
         attention.install(live.net)
@@ -134,6 +142,23 @@ def _install(settings: Settings, live: LiveModel, device: torch.device) -> None:
             block.compile()
     elif on_cpu:
         recompute.install(live.net)
+
+
+def _prefix(
+    settings: Settings, ctx: Context, model: Model, corpus: Corpus, live: LiveModel, order: Mixture, first: int, runner: Engine
+) -> Prefix | None:
+    """What is kept of the layers below `first`; None when the settings have none of it, or when it would not be read."""
+    manifest = read_base(model.path.parent)
+    if manifest is None or not settings.keeps_prefix(first, live.net.config):
+        return None
+    folder = tokens.folder_of(ctx.tokens, corpus, live.tokenizer) / prefix.key(manifest, live.net, first, order.length)
+    shape = order.length, live.net.config.hidden_size
+    row_bytes = shape[0] * shape[1] * live.net.dtype.itemsize
+    shared = ctx.tokens.resolve() != (ctx.out.parent / TOKENS).resolve()
+    if not checkpoints.on_first(lambda: prefix.pays(order, folder, row_bytes, shared=shared)):
+        return None
+    stores = {name: prefix.Store(folder / name, shape, live.net.dtype) for name in order.names}
+    return Prefix(live.net, first, order, stores, runner.agree)
 
 
 def _watch(settings: Settings, ctx: Context, corpus: Corpus, live: LiveModel, tokenizer: Any, base: Callable[[], Any]) -> Watch:

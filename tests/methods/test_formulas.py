@@ -145,6 +145,38 @@ def test_closed_tokens_cost_no_matrix_products(gate):
     assert flops() == router
 
 
+@pytest.mark.parametrize("gate", ["relu", "hard_sigmoid", "threshold"])
+@pytest.mark.parametrize("opened", [0, 5, 14, 15])
+def test_closed_tokens_cost_no_block_in_training_and_change_no_gradient(gate, opened):
+    block = stacks(build("llama", NeutralResidues(name="neutral_residues", gate=gate, width=24)))[0][0]
+    block.watched = True
+    for name, parameter in block.named_parameters():
+        parameter.requires_grad_(gate != "threshold" or "router" not in name)
+    x, w = torch.randn(2, 8, 64), block.router.weight.detach()
+    z = torch.where(torch.randperm(16).view(2, 8, 1) < opened, 0.5, -0.5)
+    x = (x + (z - block.router(x).detach()) * w / w.square().sum()).requires_grad_()
+    computed = []
+    block.gate_proj.register_forward_hook(lambda _, inputs, output: computed.append(output[..., 0].numel()))
+
+    def step(compute):
+        block.zero_grad()
+        x.grad = None
+        out = compute()
+        (out.sin().sum() + block.size().sum()).backward()
+        return out.detach(), {"x": x.grad} | {name: p.grad for name, p in block.named_parameters() if p.requires_grad}
+
+    def dense():
+        added = GATES[gate].value(block.router(x)) * block._block(x)
+        block.note(added)
+        return added
+
+    (out, grads), (expected, expected_grads) = step(lambda: block(x)), step(dense)
+    assert computed == [opened if opened < 15 else 16, 16]  # above nine tenths, picking them out takes longer
+    assert not out[z[..., 0] < 0].any() and torch.allclose(out, expected, atol=1e-6)
+    assert grads.keys() == expected_grads.keys()
+    assert all(torch.allclose(grads[name], expected_grads[name], atol=1e-5) for name in grads)  # none of them is None
+
+
 @pytest.mark.parametrize("t", [0.0, 0.75, -0.75, 1e-30, 3e4, -3e4, 1e15])
 def test_a_gate_opens_just_above_its_threshold_and_not_at_it(t):
     block = stacks(build("llama", NeutralResidues(name="neutral_residues", gate="threshold", width=24)))[0][0]

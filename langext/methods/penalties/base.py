@@ -28,6 +28,8 @@ class Penalty(Spec):
 
     needs_original: ClassVar[bool] = True
     """True if the penalty acts on original-language text, so that the training needs such text."""
+    reads_states: ClassVar[bool] = False
+    """True if the penalty reads the states of layers that may not learn, so that every step must compute them."""
     reads_weights: ClassVar[bool] = False
     """True if the penalty reads weights outside the model's own forward pass. Under ZeRO 3 the weights are split between
     processes, so such a penalty cannot work there."""

@@ -63,6 +63,7 @@ class LDIFS(Penalty):
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2308.13320"
     name: Literal["ldifs"]
+    reads_states: ClassVar[bool] = True
     reads_weights: ClassVar[bool] = True
     weight: float = Field(0.2, gt=0)
     """Factor of the term in the loss. Raise it for less forgetting and less learning."""

@@ -1,11 +1,11 @@
 """Every export of finished runs: size, and how far each is from the trained model in each program that loads it.
 
-    python benchmarks/run_exports.py runs/quickstart runs/paper --out exports --transformers4 /path/to/python
+    python benchmarks/run_exports.py runs/quickstart runs/paper --out exports --runners transformers4,vllm
 
-`exports.py` does this for pico models of every family and method, this for real ones on held-out text. Columns: megabytes of
-weights; largest logit difference to the trained model in float32, in this transformers; to that in the one of the given
-interpreter (4.57 is what it is for); in llama.cpp KL per token to the checkpoint, and what the precision costs in perplexity on
-the next tokens of the text. The base's rows are the same for the unextended base.
+`serving.py` does this for pico models of every family and kind of export, this for finished runs on held-out text. Columns:
+megabytes of weights; largest logit difference to the trained model in float32, in this transformers; largest difference of a
+log-probability in the programs of `langext export --verify`; in llama.cpp KL per token to the checkpoint, and what the
+precision costs in perplexity on the next tokens of the text. The base's rows are the same for the unextended base.
 """
 
 import argparse
@@ -14,12 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM
 
 from langext.artifacts import JOB, Corpus, Job, Model, finished, read_as, read_json
 from langext.cli import export
 from langext.errors import ConfigError, RunFailed
-from langext.exports import targets, verify, write
+from langext.exports import runners, verify, write
 from langext.exports.formats import GGUF
 from langext.exports.gguf import check, file
 from langext.models import loading
@@ -33,20 +32,21 @@ def main() -> None:
     parser.add_argument(
         "--out", type=Path, required=True, help="folder for the exports; what is there already is not made again"
     )
-    parser.add_argument("--transformers4", metavar="PYTHON", help="interpreter of a venv with transformers 4.57")
+    parser.add_argument("--runners", help="as for langext export --verify; programs that run an export's own code")
     asked = parser.parse_args()
-    print("| run | format | class | MB | transformers 5 | 4.57 | llama.cpp, KL | perplexity |")
+    programs = runners.interpreters(asked.runners, runners.environments()) if asked.runners else {}
+    print("| run | format | class | MB | this transformers | other programs | llama.cpp, KL | perplexity |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- |", flush=True)
     base(asked.runs[0], asked.out / "base")
     for run in asked.runs:
         for form in ("native", "remote", "gguf", "delta"):
-            one(run, form, asked.out / f"{run.name}-{form}", asked.transformers4)
+            one(run, form, asked.out / f"{run.name}-{form}", programs if form in ("native", "remote") else {})
 
 
-def one(run: Path, form: str, out: Path, other: str | None) -> None:
+def one(run: Path, form: str, out: Path, programs: dict[str, str]) -> None:
     if not out.exists():
         try:
-            export.from_run(run, out, form, GGUF(PRECISIONS))
+            export.from_run(run, out, form, GGUF(PRECISIONS), programs)
         except (ConfigError, RunFailed) as error:
             row(run.name, form, "", "", f"not possible: {str(error).split('; possible')[0]}", "", "", "")
             return
@@ -56,8 +56,8 @@ def one(run: Path, form: str, out: Path, other: str | None) -> None:
         for file in record["files"]:
             llama(run.name, f"gguf {file['precision']}", record["loads_as"], exact, file)
         return
-    four = older(run, form, out, other) if other and form != "delta" else ""
-    row(run.name, form, record["loads_as"], megabytes(out), exact, four, "", "")
+    others = ", ".join(f"{found['version']}: {found['max_abs_logprob_difference']:.1e}" for found in record["runners"])
+    row(run.name, form, record["loads_as"], megabytes(out), exact, others, "", "")
 
 
 def base(run: Path, out: Path) -> None:
@@ -78,16 +78,6 @@ def llama(run: str, form: str, name: str, exact: str, figures: dict[str, Any]) -
     cost = math.exp(figures["next_token_nats"] - figures["next_token_nats_of_checkpoint"]) - 1
     kl = f"{figures['kl_per_token_nats']:.1e}"
     row(run, form, name, f"{figures['bytes'] / 1e6:.1f}", exact, "", kl, f"{100 * cost:+.2f} %")
-
-
-def older(run: Path, form: str, out: Path, python: str) -> str:
-    """The largest logit difference between two versions of transformers that load the same folder."""
-    trust = {"trust_remote_code": form == "remote"}
-    net = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32, **trust).eval()
-    scratch = out.with_name(out.name + "-scratch")
-    expected = verify.expect(net, loading.load_tokenizer(out), passages(run), scratch / "logits")
-    figures = verify.run([verify.job(scratch, out, expected, own_code=targets.TARGETS[form].own_code)], python=python)[0]
-    return f"{figures['max_abs_difference']:.1e}"
 
 
 def passages(run: Path) -> list[str]:

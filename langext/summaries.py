@@ -331,6 +331,26 @@ class GGUFFile(Spec):
     texts: int | None = None
 
 
+class RunnerResult(Spec):
+    """How another program computes an export, compared with langext in float32; nan where the program computes no number."""
+
+    model_config = ConfigDict(allow_inf_nan=True)
+
+    runner: str
+    version: str
+    """Name and version of its package."""
+    max_abs_logprob_difference: float
+    """In nats; of the most likely tokens alone where the program does not give the others."""
+    top1_agreement: float
+    positions: int
+    logit_std: float
+    texts: int
+    tokenized_equal: int | None = None
+    """Texts that the program splits into the same tokens; None where it was given the tokens."""
+    greedy_equal: int | None = None
+    """Texts that it continues in the same way; None where that was not asked."""
+
+
 class ExportSummary(LogitDifference, Summary):
     """Of stage export; export.json holds the same. The figures compare what is stored, loaded again, with what was trained."""
 
@@ -348,6 +368,7 @@ class ExportSummary(LogitDifference, Summary):
     max_abs_allowed: float
     max_abs_difference_cached: float
     """The same with a key-value cache."""
+    max_abs_logprob_difference: float | None = None
     top1_agreement: float
     greedy_equal: int
     tokenized_equal: int
@@ -355,6 +376,8 @@ class ExportSummary(LogitDifference, Summary):
     tokens: int
     base: PublicBase | None = None
     files: list[GGUFFile] = []
+    runners: list[RunnerResult] = []
+    """Of the programs that the user asked for."""
 
 
 class History(Spec):

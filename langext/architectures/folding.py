@@ -4,9 +4,10 @@ The gate of the blocks beside the feed-forward network decides which architectur
 network, A is a block, z = w . x is the input of its gate, and K is the number of blocks in a layer:
 
 - No gate, or a network that grew: one wider feed-forward network. Matrix rows and columns of all parts stand side by side.
-- One sigmoid, on a base that GraniteMoeShared can hold: GraniteMoeShared. FFN is the shared MLP. There are two routed experts,
-  both always chosen: one of zeros with a zero router row, and A with router row w. softmax([0, z]) gives A the weight
-  sigmoid(z).
+- One sigmoid, on a base that Granite's mixtures of experts can hold: GraniteMoeHybrid with attention in every layer. FFN is the
+  shared MLP. There are two routed experts, both always chosen: one of zeros with a zero router row, and A with router row w.
+  softmax([0, z]) gives A the weight sigmoid(z). GraniteMoeShared is the same under another name, and fewer programs know it;
+  it is taken where the rope is scaled: MLX reads GraniteMoeHybrid without the scaling, silently, and refuses the other name.
 - One sigmoid, on Qwen2: Qwen2Moe. FFN is the only routed expert; its weight, a softmax over one logit, is 1. A is the shared
   expert with the gate w.
 - Other sigmoids: Glm4Moe. FFN is the shared expert. Each A is a routed expert with router row w; all are always chosen, with
@@ -71,7 +72,7 @@ def architecture(weights: Sequence[Weight], config: Any) -> str:
         return "the base's own, with a wider feed-forward network"
     if list(weights) == [Weight.SIGMOID]:
         if _fits_granite(config):
-            return "GraniteMoeShared"
+            return "GraniteMoeShared" if _scales_rope(config) else "GraniteMoeHybrid"
         if families.of(config).qkv_bias:
             return "Qwen2Moe"
     return "Glm4Moe"
@@ -104,11 +105,15 @@ def obstacle(weights: Sequence[Weight], config: Any) -> str:
 
 
 def _fits_granite(config: Any) -> bool:
-    """True if GraniteMoeShared can hold the base: no biases or norms in the attention, and width = heads * width of a head."""
+    """True if Granite's mixtures of experts can hold the base: attention without biases or norms, as wide as all its heads."""
     if config is None:
         return True
     plain = families.of(config).plain
     return plain and config.hidden_size == config.num_attention_heads * _head_dim(config)
+
+
+def _scales_rope(config: Any) -> bool:
+    return config is not None and config.rope_parameters.get("rope_type", "default") != "default"
 
 
 def _head_dim(config: Any) -> int:
@@ -124,7 +129,8 @@ def fold(net: Any, stacks: Sequence[Mapping[int, Any]], weights: Sequence[Weight
     assert not obstacle(weights, net.config), "checked before"
     if set(weights) == {Weight.ONE}:
         return wider(net, stacks)
-    make = {"GraniteMoeShared": _granite, "Qwen2Moe": _qwen, "Glm4Moe": _glm}[architecture(weights, net.config)]
+    makers = {"GraniteMoeHybrid": _granite, "GraniteMoeShared": _granite, "Qwen2Moe": _qwen, "Glm4Moe": _glm}
+    make = makers[architecture(weights, net.config)]
     return make(net, stacks, weights[0])
 
 
@@ -191,7 +197,7 @@ def _moe(net: Any, stacks: Sequence[Mapping[int, Any]], config: Any, ffn: Callab
 
 
 def _granite(net: Any, stacks: Sequence[Mapping[int, Any]], weight: Weight) -> Stock:
-    from transformers import GraniteMoeSharedConfig
+    from transformers import GraniteMoeHybridConfig, GraniteMoeSharedConfig
 
     assert weight is Weight.SIGMOID and len(stacks) == 1, "softmax over two experts is one sigmoid"
     hidden = _width(stacks)
@@ -208,12 +214,20 @@ def _granite(net: Any, stacks: Sequence[Mapping[int, Any]], weight: Weight) -> S
         }
 
     # Granite scales embeddings, attention, residuals and logits; these multipliers turn that into what a Llama model computes.
-    config = GraniteMoeSharedConfig(
-        **_common(net), intermediate_size=hidden, shared_intermediate_size=net.config.intermediate_size, num_local_experts=2,
+    own: dict[str, Any] = dict(
+        intermediate_size=hidden, shared_intermediate_size=net.config.intermediate_size, num_local_experts=2,
         num_experts_per_tok=2, attention_multiplier=_head_dim(net.config) ** -0.5, embedding_multiplier=1.0,
         residual_multiplier=1.0, logits_scaling=1.0, output_router_logits=False, attention_bias=False,
     )  # fmt: skip
-    return _moe(net, stacks, config, change)
+    if _scales_rope(net.config):
+        return _moe(net, stacks, GraniteMoeSharedConfig(**_common(net), **own), change)
+    # No layer is of the Mamba kind, but transformers checks that its heads divide twice the width, and vLLM that they can be
+    # shared out as the heads of attention are.
+    hybrid: dict[str, Any] = dict(
+        layer_types=["attention"] * net.config.num_hidden_layers, position_embedding_type="rope",
+        mamba_n_heads=net.config.num_attention_heads,
+    )  # fmt: skip
+    return _moe(net, stacks, GraniteMoeHybridConfig(**_common(net), **own, **hybrid), change)
 
 
 def _qwen(net: Any, stacks: Sequence[Mapping[int, Any]], weight: Weight) -> Stock:

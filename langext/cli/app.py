@@ -122,6 +122,13 @@ def export(
     checkpoint: Annotated[
         str | None, typer.Option(help="Of a training that has not ended: the step of a checkpoint, or last.")
     ] = None,
+    verify: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PROGRAMS",
+            help="Compare it in these too: transformers4, transformers5, vllm, llamacpp, mlx; name=PYTHON says where one is.",
+        ),
+    ] = None,
     push_to_hub: Annotated[str | None, typer.Option(help="Upload to this private repository, owner/name, afterwards.")] = None,
     gguf_pre: Annotated[
         str | None, typer.Option(help="llama.cpp's name of the pre-tokenizer, if it is not recognised.")
@@ -130,15 +137,16 @@ def export(
     """Write the newest trained model of a run in another format, compared with what was trained."""
     with edge.clean():
         from langext.cli import export
-        from langext.exports import hub
+        from langext.exports import hub, runners
 
         if push_to_hub is not None:
             hub.check(push_to_hub)
         files = export.asked(form, gguf, gguf_pre)
+        programs = runners.interpreters(verify, runners.environments()) if verify is not None else None
         if checkpoint is None:
-            export.from_run(root, to, form, files)
+            export.from_run(root, to, form, files, programs)
         else:
-            export.from_checkpoint(root, export.step_of(checkpoint), to, form, files)
+            export.from_checkpoint(root, export.step_of(checkpoint), to, form, files, programs)
         if push_to_hub is not None:
             typer.echo(f"uploaded to {hub.push(to, push_to_hub)}")
 
@@ -325,11 +333,20 @@ def formats(
 
 
 @app.command()
-def fetch(what: Annotated[str, typer.Argument(help="quickstart, or the name of one asset.")]) -> None:
-    """Bring small models and texts to this machine, verified; afterwards no network is needed."""
+def fetch(
+    what: Annotated[str, typer.Argument(help="quickstart, the name of one asset, or a program for `export --verify`.")],
+) -> None:
+    """Bring small models and texts to this machine, verified; afterwards no network is needed.
+
+    Of a program that exports are compared in (vllm), an environment is made with pip.
+    """
     with edge.clean():
         from langext.data import assets
+        from langext.exports import runners
 
+        if what in runners.RUNNERS:
+            typer.echo(f"{runners.make(what, runners.environments())}: {what}")
+            return
         for name in assets.names(what):
             assets.fetch(name)
 

@@ -1,14 +1,14 @@
 """What `langext export` does: find the model in a run folder, write it in another format, and print how exact it is."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import get_args
 
 from langext.artifacts import BASE, JOB, Checkpoint, Corpus, Job, Manifest, Model, Scores, finished, read_as
 from langext.console import say
 from langext.errors import ConfigError
-from langext.exports import formats, write
+from langext.exports import formats, runners, write
 from langext.exports.gguf import check
 from langext.models import bases
 
@@ -37,27 +37,44 @@ def step_of(checkpoint: str) -> int | None:
     return int(checkpoint)
 
 
-def from_run(root: Path, out: Path, form: str, gguf: formats.GGUF | None = None) -> Checkpoint:
+def from_run(
+    root: Path, out: Path, form: str, gguf: formats.GGUF | None = None, programs: Mapping[str, str] | None = None
+) -> Checkpoint:
     """Export the newest trained model of a run folder to `out`. Raises ConfigError when there is none."""
     stages = finished(root)
     models = bases.trained_models(stages)
     if not models:
         raise ConfigError(f"{root}: no finished train stage here; run the pipeline first")
-    return from_model(models[-1], stages, out, form, gguf)
+    return from_model(models[-1], stages, out, form, gguf, programs)
 
 
-def from_checkpoint(root: Path, step: int | None, out: Path, form: str, gguf: formats.GGUF | None = None) -> Checkpoint:
+def from_checkpoint(
+    root: Path,
+    step: int | None,
+    out: Path,
+    form: str,
+    gguf: formats.GGUF | None = None,
+    programs: Mapping[str, str] | None = None,
+) -> Checkpoint:
     """Export the model at a checkpoint of a training that has not ended; at the newest checkpoint if `step` is None."""
     from langext.training import snapshot
 
     with snapshot.model(root, step) as model:
-        return from_model(model, finished(root), out, form, gguf)
+        return from_model(model, finished(root), out, form, gguf, programs)
 
 
 def from_model(
-    model: Model, stages: Sequence[tuple[Path, Manifest]], out: Path, form: str, gguf: formats.GGUF | None
+    model: Model,
+    stages: Sequence[tuple[Path, Manifest]],
+    out: Path,
+    form: str,
+    gguf: formats.GGUF | None,
+    programs: Mapping[str, str] | None,
 ) -> Checkpoint:
-    """Export `model` to `out`. `stages` are the finished stages of its run, each as folder and manifest."""
+    """Export `model` to `out`. `stages` are the finished stages of its run, each as folder and manifest.
+
+    `programs`: name in `runners.RUNNERS` -> the interpreter that has it; the export is compared in each.
+    """
     from langext.exports import modelcard
 
     job = read_as(model.path / JOB, Job)
@@ -74,8 +91,8 @@ def from_model(
     scores = [newest_last[-1] if newest_last else None for newest_last in (of_base, of_model)]
     card = modelcard.describe(model, languages, corpus, *scores)
     texts = write.verification_texts(corpus, languages) if corpus else []
-    record = write.write(model, out, form, texts, card, gguf)
+    record = write.write(model, out, form, texts, card, gguf, programs)
     say(f"{out}: {record.architecture}, largest logit difference to the trained model {record.max_abs_difference:.1e}")
-    for line in check.lines(record):
+    for line in [*check.lines(record), *runners.lines(record.runners)]:
         say(line)
     return Checkpoint(out)

@@ -30,7 +30,7 @@ def gates(net: Any) -> Opened:
     """Find the gates in a checkpoint that transformers has loaded, and return the reader of those that are open.
 
     Known are the blocks of langext's own modeling file, and mixtures of experts that choose between a block and an expert of
-    zeros (Glm4Moe). Where every expert is chosen (GraniteMoeShared, Qwen2Moe), a gate never closes.
+    zeros (Glm4Moe). Where every expert is chosen (GraniteMoeHybrid, Qwen2Moe), a gate never closes.
     """
     found: list[tuple[int, Tensor]] = []
 

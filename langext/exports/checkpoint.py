@@ -73,4 +73,8 @@ def _config_of_both(path: Path) -> None:
         config["rope_scaling"] = None if scaling.get("rope_type", "default") == "default" else scaling
         if "partial_rotary_factor" in rope:
             config["partial_rotary_factor"] = rope["partial_rotary_factor"]
+    if config["model_type"] == "granitemoehybrid":
+        # Version 5 renames these to full_attention, which version 4, vLLM and MLX do not know.
+        config["layer_types"] = ["attention"] * config["num_hidden_layers"]
+        config.pop("time_step_limit", None)  # of Mamba layers; infinite, which is no JSON
     write_json(path, config)

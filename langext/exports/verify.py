@@ -129,6 +129,11 @@ def difference(reference: list[Path], changed: list[Path]) -> LogitDifference:
     )
 
 
+def spread(expected: Expected) -> float:
+    """The standard deviation of the logits, of the text where it is largest."""
+    return reload.largest([_read(file).std().item() for file in expected.logits])
+
+
 def _read(file: Path) -> Tensor:
     return load_file(file)["logits"]
 

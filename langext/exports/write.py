@@ -6,7 +6,7 @@ The one rule: the folder gets its final name only after the comparison has passe
 import fcntl
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,7 +27,10 @@ LOCK = ".lock"
 """File in the folder next to an export, which whoever writes it holds locked."""
 
 
-def write(model: Model, out: Path, form: str, texts: list[str], card: "Card", gguf: GGUF | None = None) -> ExportSummary:
+def write(
+    model: Model, out: Path, form: str, texts: list[str], card: "Card", gguf: GGUF | None = None,
+    programs: Mapping[str, str] | None = None,
+) -> ExportSummary:  # fmt: skip
     """Write the folder `out`, compare it with the trained model, add the model card; return what export.json holds.
 
     The models are compared on `texts`. If there are none, the trained model writes its own texts first. All files are written
@@ -37,12 +40,13 @@ def write(model: Model, out: Path, form: str, texts: list[str], card: "Card", gg
 
     1. the trained model and its stock form before rounding (only for formats that fold),
     2. the trained model and the form whose weights are rounded for storage; this difference is only recorded,
-    3. the rounded form and the written folder, loaded again in a fresh process (a delta: put on its base in this process).
+    3. the rounded form and the written folder, loaded again in a fresh process (a delta: put on its base in this process),
+       and in the `programs` (name in `runners.RUNNERS` -> the interpreter that has it).
 
     Raises RunFailed when the models of 1 or 3 differ or the disk fails, and ConfigError when `out` exists, another export is
-    being written to it, or the model cannot be exported.
+    being written to it, the model cannot be exported, or a program cannot load such an export.
     """
-    from langext.exports import modelcard
+    from langext.exports import modelcard, runners
     from langext.models import loading
 
     _refuse(out)
@@ -51,11 +55,13 @@ def write(model: Model, out: Path, form: str, texts: list[str], card: "Card", gg
     if not methods:
         raise ConfigError("the model is the untouched base; there is nothing to export")
     config = loading.load_config(source.base)
-    form = choose(config, methods, form, gguf.pre if gguf else None)
+    form, programs = choose(config, methods, form, gguf.pre if gguf else None), programs or {}
+    if programs:
+        runners.refuse(list(programs), form, TARGETS[form].own_code, TARGETS["gguf"].obstacle(config, methods, None))
     try:
         with workplace(out) as place:
             folder = place / "export"
-            results = _write(model, folder, place / "scratch", form, texts, gguf or GGUF(), card.title)
+            results = _write(model, folder, place / "scratch", form, texts, gguf or GGUF(), card.title, programs)
             record = ExportSummary(**results, format=form, architecture=architecture(config, methods, form), base=card.public)
             write_json(folder / "export.json", record)
             modelcard.write(folder, record, card)
@@ -109,13 +115,15 @@ def _readable(folder: Path) -> None:
         path.chmod(0o755 if path.is_dir() else 0o644)
 
 
-def _write(model: Model, out: Path, scratch: Path, form: str, texts: list[str], gguf: GGUF, title: str) -> dict[str, Any]:
+def _write(
+    model: Model, out: Path, scratch: Path, form: str, texts: list[str], gguf: GGUF, title: str, programs: Mapping[str, str]
+) -> dict[str, Any]:
     """Write the format `form` into the empty folder `out`; return the results of the comparisons, by field of ExportSummary.
 
     `scratch` is an empty folder for files that are no part of the export.
     """
     from langext.architectures import precision
-    from langext.exports import verify
+    from langext.exports import runners, verify
     from langext.models import loading
 
     live, target = loading.on_disk(model), TARGETS[form]
@@ -138,7 +146,8 @@ def _write(model: Model, out: Path, scratch: Path, form: str, texts: list[str], 
     expected = verify.expect(rounded, live.tokenizer, texts, scratch / "rounded")
     rounding = verify.difference(trained, expected.logits)
     order = Order(model, live, stock, expected, out, scratch, whole=whole, own_code=target.own_code, gguf=gguf, title=title)
-    return {"rounding": rounding} | target.write(order)
+    results = {"rounding": rounding} | target.write(order)
+    return results | {"runners": runners.all_judged(programs, runners.Export(out, expected, target.own_code))}
 
 
 def fits(trained: Any, stored: Any) -> bool:

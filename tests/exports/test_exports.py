@@ -17,7 +17,7 @@ from langext.architectures import precision
 from langext.artifacts import Model, write_json
 from langext.errors import ConfigError, RunFailed
 from langext.evaluation.scores import ScoresFile
-from langext.exports import hub, modelcard, shards, targets, verify, write
+from langext.exports import checkpoint, hub, modelcard, shards, targets, verify, write
 from langext.exports.modelcard import Card
 from langext.methods import Full, Grow, Lora, NeutralResidues, extended
 from langext.methods.residue import stacks
@@ -66,7 +66,7 @@ def reloaded_in_a_fork(request, monkeypatch):
     ("gate", "form", "expected"),
     [
         ("hard_sigmoid", "native", "Glm4MoeForCausalLM"),
-        ("sigmoid", "native", "GraniteMoeSharedForCausalLM"),
+        ("sigmoid", "native", "GraniteMoeHybridForCausalLM"),
         ("threshold", "native", "Glm4MoeForCausalLM"),
         ("none", "native", "LlamaForCausalLM"),
         ("threshold", "remote", "NeutralResidueForCausalLM"),
@@ -220,12 +220,44 @@ def test_full_fine_tuning_keeps_the_architecture(tmp_path, pico):
     assert record.max_abs_difference < 1e-5
 
 
-def test_config_has_the_rope_keys_of_both_major_versions(tmp_path, pico):
-    model = extended_model(tmp_path, pico, NeutralResidues(name="neutral_residues", gate="hard_sigmoid", width=32))
-    write.write(model, tmp_path / "out", "auto", TEXTS, CARD)
-    config = json.loads((tmp_path / "out" / "config.json").read_text())
+@pytest.mark.parametrize(
+    ("family", "gate", "written"),
+    [
+        ("mistral", "sigmoid", "granitemoehybrid"),
+        ("llama", "sigmoid", "granitemoeshared"),  # with llama3 rope
+        ("qwen2", "sigmoid", "qwen2_moe"),
+        ("qwen3", "hard_sigmoid", "glm4_moe"),
+        ("mistral", "none", "mistral"),
+        ("mistral", "relu", "neutral_residue_mistral"),
+    ],
+)
+def test_the_config_is_one_that_every_program_reads(tmp_path, family, gate, written):
+    """transformers 4 knows `torch_dtype`, `rope_theta` and `rope_scaling` alone; MLX wants the last one even if it is null."""
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = "{{ messages }}"
+    make_base(family, len(tokenizer)).save_pretrained(tmp_path / "base")
+    net = loading.load_base(tmp_path / "base", torch.float32)
+    live = extended.build(net, tokenizer, NeutralResidues(name="neutral_residues", gate=gate, width=24))
+    (tmp_path / "out").mkdir()
+    checkpoint.save(live, live.methods[-1].fold(net) if gate != "relu" else None, tmp_path / "out")
+
+    def no_json(constant):
+        raise AssertionError(f"{constant} is no JSON")
+
+    config = json.loads((tmp_path / "out" / "config.json").read_text(), parse_constant=no_json)
+    assert config["model_type"] == written
+    assert config["torch_dtype"] == config["dtype"] == "bfloat16"
     assert config["rope_theta"] == config["rope_parameters"]["rope_theta"]
-    assert config["partial_rotary_factor"] == 1.0
+    if family == "llama":
+        assert config["rope_scaling"]["rope_type"] == "llama3" and config["rope_scaling"]["factor"] == 8.0
+    else:
+        assert config["rope_scaling"] is None
+    if written == "granitemoehybrid":  # transformers 5 itself would write full_attention, which no other program knows
+        assert config["layer_types"] == ["attention"] * 4 and config["position_embedding_type"] == "rope"
+    if written == "glm4_moe":
+        assert config["partial_rotary_factor"] == 1.0
+    assert json.loads((tmp_path / "out" / "tokenizer_config.json").read_text())["chat_template"] == "{{ messages }}"
+    assert (tmp_path / "out" / "chat_template.jinja").read_text() == "{{ messages }}"
 
 
 def test_a_different_export_fails_and_leaves_nothing(tmp_path, pico, monkeypatch):
@@ -287,7 +319,7 @@ def test_an_existing_folder_is_not_overwritten(tmp_path, pico):
     [
         ("hard_sigmoid", {"attention_bias": True}, "no place for this base's bias in the attention's output; possible: remote"),
         ("hard_sigmoid", {"mlp_bias": True}, "no place for this base's biases in the feed-forward network"),
-        ("sigmoid", {"sliding_window": 8}, "GraniteMoeShared has no sliding-window attention"),
+        ("sigmoid", {"sliding_window": 8}, "GraniteMoeHybrid has no sliding-window attention"),
     ],
 )
 def test_bases_that_do_not_fit_a_stock_architecture(pico, gate, change, expected):

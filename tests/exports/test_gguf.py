@@ -22,6 +22,7 @@ from langext.models import loading
 BY_GATE = {case["gate"]: case for case in CASES if case["name"] == "neutral_residues"}
 MADE = [
     ("llama", "sigmoid", "GraniteMoeSharedForCausalLM"),
+    ("mistral", "sigmoid", "GraniteMoeHybridForCausalLM"),
     ("mistral", "threshold", "Glm4MoeForCausalLM"),
     ("qwen2", "sigmoid", "Qwen2MoeForCausalLM"),
     ("qwen3", "hard_sigmoid", "Glm4MoeForCausalLM"),

@@ -193,7 +193,7 @@ def test_a_worker_ends_when_its_run_is_killed_and_the_same_command_goes_on(done,
     ("method", "kind"),
     [
         ("{name: full}", "LlamaForCausalLM"),
-        ("{name: neutral_residues, gate: sigmoid, width: 32}", "GraniteMoeSharedForCausalLM"),
+        ("{name: neutral_residues, gate: sigmoid, width: 32}", "GraniteMoeHybridForCausalLM"),
     ],
 )
 def test_with_an_extended_tokenizer(done, overrides, tmp_path, method, kind):

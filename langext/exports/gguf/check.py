@@ -5,6 +5,7 @@ The one rule: a file that was run and differs is not kept; a file that could not
 
 import importlib.util
 import json
+import sys
 import tempfile
 import unicodedata
 from dataclasses import replace
@@ -88,9 +89,9 @@ def _context(path: Path) -> int:
     return int(length.contents())
 
 
-def run(jobs: list[Path]) -> list[dict[str, Any]]:
+def run(jobs: list[Path], python: str = sys.executable) -> list[dict[str, Any]]:
     """Run the GGUF files of these jobs in llama.cpp, as `verify.run` does with other exports."""
-    return verify.run(jobs, reload.__file__)
+    return verify.run(jobs, reload.__file__, python)
 
 
 def compare(path: Path, precision: "Precision", expected: verify.Expected) -> dict[str, Any]:

@@ -36,11 +36,12 @@ ARCHITECTURES = {
     "GemmaForCausalLM": gguf.MODEL_ARCH.GEMMA,
     "Gemma2ForCausalLM": gguf.MODEL_ARCH.GEMMA2,
     "Gemma3ForCausalLM": gguf.MODEL_ARCH.GEMMA3,
+    "GraniteMoeHybridForCausalLM": gguf.MODEL_ARCH.GRANITE_MOE,  # with attention in every layer, as `folding` makes it
     "GraniteMoeSharedForCausalLM": gguf.MODEL_ARCH.GRANITE_MOE,
     "Qwen2MoeForCausalLM": gguf.MODEL_ARCH.QWEN2MOE,
     "Glm4MoeForCausalLM": gguf.MODEL_ARCH.GLM4_MOE,
 }
-INTERLEAVED = ("LlamaForCausalLM", "MistralForCausalLM", "GraniteMoeSharedForCausalLM")
+INTERLEAVED = ("LlamaForCausalLM", "MistralForCausalLM", "GraniteMoeHybridForCausalLM", "GraniteMoeSharedForCausalLM")
 """Architectures whose rows of q and k are reordered. Rope rotates pairs of dimensions: here llama.cpp pairs neighbours (0 with
 1), and transformers pairs the two halves of a head (0 with width / 2)."""
 ROPE_FACTORS = (gguf.MODEL_ARCH.LLAMA, gguf.MODEL_ARCH.QWEN2, gguf.MODEL_ARCH.QWEN3, gguf.MODEL_ARCH.GRANITE_MOE)

@@ -15,10 +15,10 @@ from typing import Any
 
 from langext.data import carriers
 from langext.errors import ConfigError, RunFailed, one_line
+from langext.export_records import RunnerResult
 from langext.exports import foreign, verify
 from langext.exports.verify import Expected
 from langext.spec import near
-from langext.summaries import RunnerResult
 
 
 @dataclass(frozen=True)

@@ -22,10 +22,10 @@ from torch.nn import functional as F
 from langext.architectures import precision
 from langext.console import warn
 from langext.errors import RunFailed
+from langext.export_records import LogitDifference
 from langext.exports import reload
 from langext.methods.gates import GATES
 from langext.methods.residue import stacks
-from langext.summaries import LogitDifference
 
 MAX_DIFFERENCE = 1e-3
 """Largest logit difference that passes, in standard deviations of the logits. Exact mappings measure 1e-6 to 1e-5. Both models

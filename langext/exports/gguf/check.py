@@ -16,10 +16,11 @@ from gguf import GGUFReader
 
 from langext.console import warn
 from langext.errors import RunFailed
+from langext.export_records import GGUFFile
 from langext.exports import checkpoint, verify
 from langext.exports.formats import Order
 from langext.exports.gguf import file, reload
-from langext.summaries import ExportSummary, GGUFFile
+from langext.summaries import ExportSummary
 
 if TYPE_CHECKING:
     from langext.exports.formats import GGUF, Precision

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from langext.cli import edge
+from langext.cli.dial import dial
 from langext.cli.exporting import export
 from langext.cli.transplant import transplant
 from langext.errors import EXIT_CONFIG
@@ -134,6 +135,7 @@ def apply_(
 
 
 app.command()(transplant)
+app.command()(dial)
 
 
 @app.command()

@@ -1,6 +1,7 @@
 """What `langext transplant` does: it makes a small pipeline of a finished run and another base, and runs it."""
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -32,25 +33,28 @@ def transplant(
     """
     with edge.clean():
         from langext.artifacts import TOKENS
+        from langext.models import bases
         from langext.pipeline import run
         from langext.report import page
 
-        spec = pipeline(root, onto, form)
+        spec = pipeline(root, onto, form, f"{root.resolve().name}-on-{bases.plain_name(onto)}")
         folder = (out or Path("runs") / spec.name).resolve()
         # Nothing here is trained, so the token ids of the donor are not taken over.
         run.run(spec, folder, redo=redo or [], others=[root], tokens=folder / TOKENS)
         typer.echo("\n" + page.headline(folder, page.build(folder)))
 
 
-def pipeline(root: Path, onto: str, form: str) -> "Pipeline":
+def pipeline(root: Path, onto: str, form: str, name: str, dial: Mapping[str, Any] | None = None) -> "Pipeline":
     """The pipeline that puts the extension of the run `root` on the base `onto`, measures it and exports it as `form`.
 
-    Text and measurements are those of the run. Raises ConfigError when the run has no trained model or no text.
+    Text and measurements are those of the run. `dial` holds settings of the stage recalibrate, which runs before anything is
+    measured; when it is None, calibrated gates are fitted anew on the new base. Raises ConfigError when the run has no trained
+    model or no text.
     """
     from langext.artifacts import BASE, JOB, Corpus, Job, Scores, finished, read_as
     from langext.cli import export
     from langext.errors import ConfigError
-    from langext.models import bases
+    from langext.models import bases, loading
     from langext.pipeline.plan import Pipeline
 
     export.asked(form, None, None)
@@ -66,16 +70,20 @@ def pipeline(root: Path, onto: str, form: str) -> "Pipeline":
     evaluate = _settings(of_model[-1], "name") if of_model else {"uses": "evaluate"}
     if not evaluate.get("kl_bytes", 1):
         del evaluate["kl_bytes"]  # how far the sibling moves on its original languages is what this is about
+    method = loading.read_record(donor).method
+    if dial is None and method is not None and method.calibration:
+        dial = {"rows": "fit"}
     stages = [
         _settings(text[-1]),
         {"uses": "transplant", "donor": str(root.resolve())},
+        *([] if dial is None else [{"uses": "recalibrate", **dial}]),
         {**evaluate, "name": "evaluate_base", "inputs": {"model": BASE}},
         evaluate,
         {"uses": "export", "format": form, "inputs": {"before": "evaluate_base"}},
     ]
     return Pipeline.model_validate(
         {
-            "name": _name(f"{root.resolve().name}-on-{bases.plain_name(onto)}"),
+            "name": _name(name),
             "language": job.language,
             "original_languages": job.original_languages,
             "base_model": onto,

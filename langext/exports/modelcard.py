@@ -30,6 +30,7 @@ from langext.summaries import (
     History,
     HistorySummary,
     MergeSummary,
+    RecalibrateSummary,
     RegateSummary,
     RescaleSummary,
     Training,
@@ -188,6 +189,10 @@ def history(model: Model) -> History:
             before, after = regated.bits_per_byte["trained"], regated.bits_per_byte[regated.kept]
             costs = ", ".join(f"{name} {before[name]:.4f} to {after[name]:.4f}" for name in before)
             done.insert(0, f"Its gates were turned into ones that stock architectures have; bits per byte went from {costs}")
+        if dialled := manifest.summary_as(RecalibrateSummary):
+            done.insert(
+                0, f"The thresholds of its gates were set to close all of them on {dialled.gates.closed:.1%} of original text"
+            )
         if rescaled := manifest.summary_as(RescaleSummary):
             scaled = rescaled.alpha is not None and f"Rescaled layer by layer (LiNeS), alpha {rescaled.alpha:g}"
             numbers = ", ".join(map(str, rescaled.reverted))

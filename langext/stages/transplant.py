@@ -66,8 +66,9 @@ class Transplant(Stage):
         loading.on_disk(made)  # opened once here, so that damaged weights do not first fail in a later stage
         names = [bases.plain_name(of.root) for path in (donor.path, ctx.out) if (of := read_base(path.parent))]
         history = modelcard.history(donor)
-        moved = f"Trained on the base {names[0]} and put on {names[1]}, which has the same shapes, without further training"
-        history = History(training=history.training, afterwards=[*history.afterwards, moved])
+        if own != base:
+            moved = f"Trained on the base {names[0]} and put on {names[1]}, which has the same shapes, without further training"
+            history = History(training=history.training, afterwards=[*history.afterwards, moved])
         ctx.report(TransplantSummary(method=method.name, history=history))
         say(f"  {method.name}: from {names[0]} to {names[1]}")
         return made

@@ -131,6 +131,17 @@ def test_gates_are_calibrated_kept_by_training_and_turned_by_the_dial(dialled):
     assert curve[0].drift < curve[1].drift and curve[0].all_closed["eng_Latn/book"] > curve[1].all_closed["eng_Latn/book"]
 
 
+def test_the_dial_of_a_finished_run_is_turned_by_a_command(bench, dialled):
+    out = bench.root / "turned"
+    done = langext("dial", str(dialled), "--closed", "0.9", "--closed", "0.6", "--max-kl", "100", "--out", str(out))
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = summary(out, "recalibrate", RecalibrateSummary)
+    assert [point.closed for point in found.curve] == [0.9, 0.6] and found.max_kl == 100
+    best = max(found.curve, key=lambda point: point.gain)
+    assert found.gates.closed == best.closed and "kept" in done.stdout
+    assert (next(out.glob("[0-9][0-9]-export")) / "checkpoint" / "config.json").is_file()
+
+
 def test_tokens_with_closed_gates_are_computed_bit_by_bit_as_by_the_base(dialled):
     trained = loading.load(Model(next(dialled.glob("[0-9][0-9]-train"))), torch.float32)
     method = trained.method

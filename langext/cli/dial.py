@@ -1,0 +1,60 @@
+"""What `langext dial` does: it moves the thresholds of a finished run's gates, in a small run of its own."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from langext.cli import edge
+
+
+def dial(
+    root: Annotated[Path, typer.Argument(parser=edge.path, metavar="FOLDER", help="Run folder, e.g. runs/quickstart.")],
+    closed: Annotated[
+        list[float] | None,
+        typer.Option(help="Share of original tokens with every gate closed, e.g. 0.99. Repeatable; several to choose from."),
+    ] = None,
+    max_kl: Annotated[
+        float | None,
+        typer.Option(help="Drift budget: KL(base || model) on the original languages, nats per token. Default: 0.005."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(parser=edge.folder, metavar="FOLDER", help="Run folder to make. Default: runs/<run>-dial.")
+    ] = None,
+    form: Annotated[str, typer.Option("--format", help="auto, native, dense, remote, gguf or delta.")] = "auto",
+    redo: Annotated[list[str] | None, typer.Option(help="Do this stage again, and what depends on it. Repeatable.")] = None,
+) -> None:
+    """Turn the dial of a trained model between cautious and eager; nothing is trained again.
+
+    Measures what every setting gains and moves, keeps the best within the drift budget, and exports it. The same command goes
+    on after an interruption.
+    """
+    with edge.clean():
+        from langext import console
+        from langext.artifacts import TOKENS, finished, read_base
+        from langext.cli.transplant import pipeline
+        from langext.errors import ConfigError
+        from langext.pipeline import run
+        from langext.report import page
+        from langext.summaries import RecalibrateSummary
+
+        base = read_base(root)
+        if base is None:
+            raise ConfigError(f"{root}: no finished run here")
+        settings: dict[str, Any] = {"closed": closed} if closed else {}
+        settings |= {} if max_kl is None else {"max_kl": max_kl}
+        spec = pipeline(root, base.folder, form, f"{root.resolve().name}-dial", settings)
+        folder = (out or Path("runs") / spec.name).resolve()
+        run.run(spec, folder, redo=redo or [], others=[root], tokens=folder / TOKENS)
+        found = [summary for _, manifest in finished(folder) if (summary := manifest.summary_as(RecalibrateSummary))][-1]
+        rows = [
+            [
+                f"{point.closed:g}",
+                f"{point.gain:+.2%}",
+                f"{point.drift:.4f}",
+                "kept" if point.closed == found.gates.closed else "",
+            ]
+            for point in found.curve
+        ]
+        console.table("the dial", ["closed", "gain in the new language", "KL, nats per token", ""], rows)
+        typer.echo("\n" + page.headline(folder, page.build(folder)))

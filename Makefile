@@ -17,6 +17,8 @@ smoke: install
 	$(BIN)/langext fetch quickstart
 	$(BIN)/langext run pipelines/quickstart.yaml --out runs/smoke \
 		--set train.steps=3 --set train.warmup_steps=1 --set train.sequence_length=64 --set train.log_every=1 \
+		--set extend.method.calibrate.original_tokens=3000 --set extend.method.calibrate.new_tokens=3000 \
+		--set certify.bytes=2000 --set certify.continuations=1 --set certify.new_tokens=8 \
 		--set train.eval_every=3 --set train.eval_bytes=2000 --set evaluate.kl_bytes=2000 \
 		--set evaluate_base.bpb_bytes=3000 --set evaluate_base.continuation_items=4 --set evaluate_base.sample_tokens=8 \
 		--set evaluate.bpb_bytes=3000 --set evaluate.continuation_items=4 --set evaluate.sample_tokens=8

@@ -30,10 +30,13 @@ class NeutralResidues(Parallel):
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2410.02744"
     name: Literal["neutral_residues"]
-    gate: GateName = "relu"
-    """Gate of the blocks. relu is that of the paper, elu that of its first version. sigmoid and hard_sigmoid (zero where the
-    sigmoid is below 0.5) can be exported to stock architectures. threshold is 1 where w . x > t and else 0; its w and t are
-    calibrated and do not learn. none is for an ablation."""
+    gate: GateName = "threshold"
+    """Gate of the blocks. threshold is 1 where w . x > t and else 0; its w and t are calibrated on the base before the training
+    and do not learn. relu is that of the paper, elu that of its first version. sigmoid and hard_sigmoid (zero where the sigmoid
+    is below 0.5) learn and can be exported to stock architectures. none is for an ablation."""
+    init: Literal["low_variance", "lecun", "he"] = "he"
+    """Variance of the random input weights: low_variance 1/(D L) (that of the paper), lecun 1/D, he 2/D (learns faster); D is
+    the model width, L the number of layers. The output weights start at zero."""
     local_loss: LocalLoss = Field(default_factory=lambda given: _usual_loss(given.get("gate")))
     """l1: the mean over layers and original-language tokens of |g(x) A(x)|_1 / D. domain_ce: the mean over all tokens of the
     cross-entropy between sigmoid(z) and the token's language (1 new, 0 original), for the gates sigmoid and hard_sigmoid. l1 if

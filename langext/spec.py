@@ -60,6 +60,15 @@ class Spec(BaseModel):
         return plain
 
 
+class Summary(Spec):
+    """Subclass it and add `of: Literal["..."] = "..."`. What was measured may be nan or inf: such a record must be readable."""
+
+    model_config = ConfigDict(allow_inf_nan=True)
+
+    of: Any
+    """Says which summary this is, in the manifest."""
+
+
 def near(word: str, options: Iterable[str]) -> str:
     """' Did you mean a, b?' with the options most similar to `word`; an empty string when none is similar."""
     close = difflib.get_close_matches(word, list(options), n=3, cutoff=0.6)

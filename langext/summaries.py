@@ -7,8 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field
 
-from langext.export_records import GGUFFile, LogitDifference, PublicBase, RunnerResult
-from langext.spec import Spec
+from langext.spec import Spec, Summary
 
 Role = Literal["train", "protect", "measure"]
 """What a source is there for: text of a language of the run; text that the model is to be kept as it is on, which is never
@@ -17,15 +16,6 @@ ROLES: dict[Role, str] = {"train": "of the run", "protect": "protected", "measur
 """The same in words."""
 Line = Annotated[str, Field(pattern=r"^[^\n\r<>|`]*$")]
 """Text that stays what it is in a line or a table of Markdown."""
-
-
-class Summary(Spec):
-    """Subclass it and add `of: Literal["..."] = "..."`. What was measured may be nan or inf: such a record must be readable."""
-
-    model_config = ConfigDict(allow_inf_nan=True)
-
-    of: Any
-    """Says which summary this is, in the manifest."""
 
 
 class FunnelRow(Spec):
@@ -293,35 +283,6 @@ class EvaluateSummary(Summary):
     task_files: list[TaskFile]
     measured_with: dict[str, str]
     """The settings that decide what the figures of tasks mean."""
-
-
-class ExportSummary(LogitDifference, Summary):
-    """Of stage export; export.json holds the same. The figures compare what is stored, loaded again, with what was trained."""
-
-    of: Literal["export"] = "export"
-    format: str
-    architecture: str
-    """In words."""
-    loads_as: str
-    """The class that transformers makes of it."""
-    weights: str
-    """Precision of the stored weights."""
-    compared_in: str
-    rounding: LogitDifference
-    """What rounding to that precision cost, before the comparison."""
-    max_abs_allowed: float
-    max_abs_difference_cached: float
-    """The same with a key-value cache."""
-    max_abs_logprob_difference: float | None = None
-    top1_agreement: float
-    greedy_equal: int
-    tokenized_equal: int
-    texts: int
-    tokens: int
-    base: PublicBase | None = None
-    files: list[GGUFFile] = []
-    runners: list[RunnerResult] = []
-    """Of the programs that the user asked for."""
 
 
 class History(Spec):

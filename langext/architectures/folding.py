@@ -18,9 +18,11 @@ network, A is a block, z = w . x is the input of its gate, and K is the number o
   A scores exactly as an expert of zeros, where the choice would depend on the program. Float32 cannot tell sigmoid(z) from 1/2
   for z of at most 2^-23 = 1.2e-7: there the folded gate is closed, and one that is trained is open. The chance of such a z is
   about 1e-7 for a token and layer.
-- One threshold: Glm4Moe. FFN is the shared expert. There are two routed experts, of which the better one is chosen, with weight
-  sigmoid(z) / sigmoid(z) = 1: A with router row s w, and one of zeros with a zero router row, which scores 1/2. The score of A
-  is sigmoid(s w . x) + 1/2 - sigmoid(s t), so that A is chosen when w . x > t; `_threshold` chooses s.
+- One threshold: Glm4Moe. FFN is the shared expert. There are four routed experts, of which the best two are chosen: the two
+  halves of A, both with router row s w and an output matrix of twice the size, and two of zeros with zero router rows, which
+  score 1/2. The score of the halves is sigmoid(s w . x) + 1/2 - sigmoid(s t), so that both are chosen when w . x > t, and
+  neither else; `experts.threshold` chooses s. Their weights are made to sum to 1, hence each is 1/2 exactly. (One expert of two
+  would do, but MLX makes the weights sum to 1 only where more than one expert is chosen.)
 
 Shapes: D model width, H width of the widest block, F width of the feed-forward network, E experts.
 """
@@ -32,9 +34,8 @@ from enum import Enum
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from langext.architectures import families, stock
+from langext.architectures import experts, families, stock
 from langext.architectures.stock import Stock, Tensors
 
 KEPT = (
@@ -42,10 +43,6 @@ KEPT = (
     "max_position_embeddings", "rms_norm_eps", "bos_token_id", "eos_token_id", "pad_token_id", "attention_dropout",
     "initializer_range", "tie_word_embeddings",
 )  # fmt: skip
-MATRICES = (("gate_proj", 0), ("up_proj", 0), ("down_proj", 1))
-"""The matrices of a gated feed-forward network, each with the dimension that counts the hidden units."""
-
-
 BEHIND = -0.75 * 2.0**-25
 """What is added to the score of a block: 1/2 becomes the float32 number before it, and every larger number stays larger.
 
@@ -140,24 +137,24 @@ def wider(net: Any, stacks: Sequence[Mapping[int, Any]], kept: Mapping[int, floa
     `stacks` has one mapping for each extension: layer -> network. Layers without a network get zeros, because a stock model has
     one width for all layers. `kept` maps a layer to the factor of the base's own output; it is 1 for the other layers.
     """
-    config, added = copy.deepcopy(net.config), [_width([stack]) for stack in stacks]
+    config, added = copy.deepcopy(net.config), [experts.width([stack]) for stack in stacks]
     config.intermediate_size += sum(added)
     layer_of = {block: i for i, block in enumerate(families.blocks(net))}
 
     def widened(block: Any) -> Tensors:
         ffn, layer = block.mlp, layer_of[block]
         tensors = _without_ffn(block)
-        for name, dim in MATRICES:
+        for name, dim in experts.MATRICES:
             own: Any = getattr(ffn, name)
             # Only the output matrix (dim 1) is scaled by `kept`: the activation is not linear in the input matrices.
             weights = [own.weight.detach() * (kept or {}).get(layer, 1.0) if dim else own.weight.detach()]
             for stack, width in zip(stacks, added, strict=True):
                 new = getattr(stack[layer], name).weight.detach() if layer in stack else weights[0].narrow(dim, 0, 0)
-                weights.append(_pad(new, dim, width))
+                weights.append(experts.pad(new, dim, width))
             tensors[f"mlp.{name}.weight"] = torch.cat(weights, dim)
             if own.bias is not None:  # the added networks have no biases, so their part of it is zero
                 bias = own.bias.detach()
-                tensors[f"mlp.{name}.bias"] = bias if dim else _pad(bias, 0, config.intermediate_size)
+                tensors[f"mlp.{name}.bias"] = bias if dim else experts.pad(bias, 0, config.intermediate_size)
         return tensors
 
     return stock.of(net, widened, config)
@@ -200,10 +197,10 @@ def _granite(net: Any, stacks: Sequence[Mapping[int, Any]], weight: Weight) -> S
     from transformers import GraniteMoeHybridConfig, GraniteMoeSharedConfig
 
     assert weight is Weight.SIGMOID and len(stacks) == 1, "softmax over two experts is one sigmoid"
-    hidden = _width(stacks)
+    hidden = experts.width(stacks)
 
     def change(ffn: Any, blocks: list[Any]) -> Tensors:
-        gate_up, down, rows = _experts(ffn, blocks, hidden, empty=1)
+        gate_up, down, rows = experts.matrices(ffn, blocks, hidden, empty=1)
         # flip: the expert of zeros comes first, in the order of softmax([0, z]).
         return {
             "shared_mlp.input_linear.weight": torch.cat([ffn.gate_proj.weight, ffn.up_proj.weight]).detach(),
@@ -234,10 +231,10 @@ def _qwen(net: Any, stacks: Sequence[Mapping[int, Any]], weight: Weight) -> Stoc
     from transformers import Qwen2MoeConfig
 
     assert weight is Weight.SIGMOID and len(stacks) == 1, "there is one shared expert, with a sigmoid"
-    hidden = _width(stacks)
+    hidden = experts.width(stacks)
 
     def change(ffn: Any, blocks: list[Any]) -> Tensors:
-        gate_up, down, rows = _experts(ffn, blocks, hidden, empty=0)
+        gate_up, down, rows = experts.matrices(ffn, blocks, hidden, empty=0)
         gate, up = gate_up[0].chunk(2)
         shared = (("gate_proj", gate), ("up_proj", up), ("down_proj", down[0]))
         return {f"mlp.shared_expert.{name}.weight": weight.clone() for name, weight in shared} | {
@@ -261,23 +258,24 @@ def _qwen(net: Any, stacks: Sequence[Mapping[int, Any]], weight: Weight) -> Stoc
 def _glm(net: Any, stacks: Sequence[Mapping[int, Any]], weight: Weight) -> Stock:
     from transformers import Glm4MoeConfig
 
-    hidden, chosen, choice = _width(stacks), len(stacks), weight is not Weight.SIGMOID
+    choice, halved = weight is not Weight.SIGMOID, weight is Weight.STEP
+    hidden, chosen = (-(-experts.width(stacks) // 2), 2) if halved else (experts.width(stacks), len(stacks))
     empty = chosen if choice else int(chosen == 1)  # the router needs at least two experts
-    experts = chosen + empty
+    num_experts = chosen + empty
     # All experts of Glm4Moe have the width `hidden`, so the base's network is padded to a whole number of shared experts.
     num_shared = -(-net.config.intermediate_size // hidden)
 
     def change(ffn: Any, blocks: list[Any]) -> Tensors:
-        gate_up, down, rows = _experts(ffn, blocks, hidden, empty)
-        bias = torch.zeros(experts)  # added to the scores when experts are chosen, not to their weights
+        gate_up, down, rows = experts.matrices(ffn, experts.halves(blocks[0], hidden) if halved else blocks, hidden, empty)
+        bias = torch.zeros(num_experts)  # added to the scores when experts are chosen, not to their weights
         if weight is Weight.HARD_SIGMOID:
             # At z = 0 a block scores 1/2 as the experts of zeros do, and its gate is closed, so these must be chosen.
             bias[:chosen] = BEHIND
-        if weight is Weight.STEP and blocks[0] is not None:
-            rows[0], bias[0] = _threshold(rows[0], -blocks[0].router.bias.detach())
+        if halved and blocks[0] is not None:
+            rows[:2], bias[:2] = experts.threshold(rows[0], -blocks[0].router.bias.detach())
         return {
-            f"mlp.shared_experts.{name}.weight": _pad(getattr(ffn, name).weight.detach(), dim, num_shared * hidden)
-            for name, dim in MATRICES
+            f"mlp.shared_experts.{name}.weight": experts.pad(getattr(ffn, name).weight.detach(), dim, num_shared * hidden)
+            for name, dim in experts.MATRICES
         } | {
             "mlp.experts.gate_up_proj": gate_up,
             "mlp.experts.down_proj": down,
@@ -290,50 +288,9 @@ def _glm(net: Any, stacks: Sequence[Mapping[int, Any]], weight: Weight) -> Stock
     family = families.of(net.config)
     own: dict[str, Any] = dict(
         head_dim=_head_dim(net.config), intermediate_size=num_shared * hidden, moe_intermediate_size=hidden,
-        n_shared_experts=num_shared, n_routed_experts=experts, num_experts_per_tok=chosen if choice else experts, n_group=1,
-        topk_group=1, first_k_dense_replace=0, norm_topk_prob=weight is Weight.STEP, routed_scaling_factor=1.0,
+        n_shared_experts=num_shared, n_routed_experts=num_experts, num_experts_per_tok=chosen if choice else num_experts,
+        n_group=1, topk_group=1, first_k_dense_replace=0, norm_topk_prob=halved, routed_scaling_factor=1.0,
         attention_bias=family.qkv_bias, use_qk_norm=family.qk_norm, num_nextn_predict_layers=0,
         tie_word_embeddings=False,  # vLLM's glm4_moe can read an untied head only
     )  # fmt: skip
     return _moe(net, stacks, Glm4MoeConfig(**(kept | own)), change)
-
-
-def _threshold(w: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-    """The router row s w (D,) of a block with row w (D,) and threshold t (1,), and what is added to its score (1,).
-
-    s is a power of two, which changes no digit of w, and makes the larger of |t| and the largest |w| 1 to 2: there the sigmoid
-    is steep, so that float32 tells w . x from t when they differ by a millionth of that. One more step of float32 below 1/2
-    closes the gate at w . x = t, also for a row of zeros with t = 0, which would score as the expert of zeros does.
-    """
-    size = torch.maximum(t.abs(), w.abs().max()).clamp(2.0**-64, 2.0**64)  # so that s w is a number also where t is infinite
-    s = torch.ldexp(torch.ones_like(size), 1 - torch.frexp(size).exponent)
-    return s * w, (0.5 - torch.sigmoid((s * t).double()) - 2.0**-24).float()
-
-
-def _width(stacks: Sequence[Mapping[int, Any]]) -> int:
-    return max(block.gate_proj.weight.shape[0] for stack in stacks for block in stack.values())
-
-
-def _experts(ffn: Any, blocks: Sequence[Any], hidden: int, empty: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Expert matrices (E, 2H, D) for gate and up and (E, D, H) for down, and router rows (E, D).
-
-    First come the blocks, then `empty` experts of zeros. A block that is None becomes an expert of zeros too.
-    """
-    like = ffn.gate_proj.weight.detach()
-    width = like.shape[1]
-    parts = []
-    for block in [*blocks, *[None] * empty]:
-        if block is None:
-            parts.append((like.new_zeros(2 * hidden, width), like.new_zeros(width, hidden), like.new_zeros(width)))
-        else:
-            gate, up, down = (_pad(getattr(block, name).weight.detach(), dim, hidden) for name, dim in MATRICES)
-            parts.append((torch.cat([gate, up]), down, block.router.weight.detach()[0]))
-    gate_up, down, rows = zip(*parts, strict=True)
-    return torch.stack(gate_up), torch.stack(down), torch.stack(rows)
-
-
-def _pad(weight: Tensor, dim: int, size: int) -> Tensor:
-    """`weight` with zeros appended along dimension `dim`, so that this dimension has length `size`."""
-    shape = list(weight.shape)
-    shape[dim] = size - shape[dim]
-    return torch.cat([weight, weight.new_zeros(shape)], dim)

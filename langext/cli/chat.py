@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from langext import console
 from langext.artifacts import BASE, MANIFEST, Model, first_problem, read_object
 from langext.errors import ConfigError
-from langext.export_records import PublicBase
+from langext.export_summary import PublicBase
 
 HELP = "/new starts over, /quit leaves"
 

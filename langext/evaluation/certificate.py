@@ -7,8 +7,7 @@ from typing import Literal
 
 from langext.artifacts import FileRecord, read_as, read_object
 from langext.errors import ConfigError
-from langext.spec import Spec
-from langext.summaries import Summary
+from langext.spec import Spec, Summary
 
 FILE = "neutrality.json"
 FORMAT = "langext neutrality 1"

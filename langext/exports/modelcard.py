@@ -19,24 +19,23 @@ from langext.artifacts import Corpus, Model, Scores, read_base, read_json
 from langext.data import assets
 from langext.evaluation import scores, significance
 from langext.evaluation.scores import ScoresFile
+from langext.export_summary import ExportSummary, PublicBase
 from langext.methods.base import Method
 from langext.methods.gates import GATES
 from langext.models import bases, loading
 from langext.summaries import (
     ROLES,
-    ExportSummary,
     FilterSummary,
     FunnelRow,
     History,
     HistorySummary,
     MergeSummary,
-    PublicBase,
     RegateSummary,
     RescaleSummary,
     Training,
     TrainSummary,
     TransplantSummary,
-)  # fmt: skip
+)
 
 LIBRARIES = {"gguf": "llama.cpp", "delta": "langext"}
 """Export format -> the library that loads it. All other formats are loaded by transformers."""

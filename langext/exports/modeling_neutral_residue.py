@@ -37,6 +37,20 @@ THRESHOLD = ("threshold",)
 """Gates of z = w . x - t, where -t is the bias of the router."""
 
 
+class Router(nn.Module):
+    """The row w of a gate, and -t where it has a threshold t. No nn.Linear: programs that replace those lose its weight."""
+
+    def __init__(self, width: int, threshold: bool):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1, width))
+        self.bias = nn.Parameter(torch.zeros(1)) if threshold else None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(..., width) -> (..., 1): z, in float32, because rounding it to a lower precision could open or close a gate."""
+        z = F.linear(x.float(), self.weight.float())
+        return z if self.bias is None else z + self.bias.float()
+
+
 class NeutralResidue(nn.Module):
     """One residual block with its gate."""
 
@@ -47,7 +61,7 @@ class NeutralResidue(nn.Module):
         self.up_proj = nn.Linear(width, hidden, bias=False)
         self.down_proj = nn.Linear(hidden, width, bias=False)
         if gate != "none":
-            self.router = nn.Linear(width, 1, bias=gate in THRESHOLD)
+            self.router = Router(width, gate in THRESHOLD)
 
     def forward(self, x: torch.Tensor, act: nn.Module) -> torch.Tensor:
         """(..., width) -> (..., width): the gated output of the block.
@@ -56,11 +70,7 @@ class NeutralResidue(nn.Module):
         """
         if self.kind == "none":
             return self.block(x, act)
-        # In float32, because rounding z to a lower precision could open or close a gate.
-        z = F.linear(x.float(), self.router.weight.float())
-        if self.router.bias is not None:
-            z = z + self.router.bias.float()
-        gate = GATES[self.kind](z).to(x.dtype)
+        gate = GATES[self.kind](self.router(x)).to(x.dtype)
         # The shortcut below has shapes that depend on the data: a compiler cannot trace it.
         if self.kind not in CLOSING or torch.is_grad_enabled() or torch.compiler.is_compiling():
             return gate * self.block(x, act)

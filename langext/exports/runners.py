@@ -15,7 +15,7 @@ from typing import Any
 
 from langext.data import carriers
 from langext.errors import ConfigError, RunFailed, one_line
-from langext.export_records import RunnerResult
+from langext.export_summary import RunnerResult
 from langext.exports import foreign, verify
 from langext.exports.verify import Expected
 from langext.spec import near

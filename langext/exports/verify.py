@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from langext.architectures import precision
 from langext.console import warn
 from langext.errors import RunFailed
-from langext.export_records import LogitDifference
+from langext.export_summary import LogitDifference
 from langext.exports import reload
 from langext.methods.gates import GATES
 from langext.methods.residue import stacks

@@ -15,9 +15,9 @@ import psutil
 
 from langext.artifacts import Corpus, Model, write_json
 from langext.errors import ConfigError, RunFailed, disk_problem
+from langext.export_summary import ExportSummary
 from langext.exports.formats import GGUF, Order
 from langext.exports.targets import TARGETS, architecture, choose
-from langext.summaries import ExportSummary
 
 if TYPE_CHECKING:
     from langext.exports.modelcard import Card

@@ -17,9 +17,10 @@ from markupsafe import Markup
 from langext.console import duration
 from langext.evaluation import significance
 from langext.evaluation.significance import Mean
+from langext.export_summary import ExportSummary
 from langext.report import calibrated, plots, standing
 from langext.report.run_folder import Run, gather
-from langext.summaries import ExportSummary, ExtendSummary, FilterSummary, TokenizerSummary, TrainSummary
+from langext.summaries import ExtendSummary, FilterSummary, TokenizerSummary, TrainSummary
 
 PAGE = "report.html"
 SECTIONS = {

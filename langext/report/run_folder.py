@@ -27,20 +27,20 @@ from langext.artifacts import (
 from langext.evaluation import significance
 from langext.evaluation.scores import ScoresFile, read
 from langext.evaluation.significance import Change, Mean
+from langext.export_summary import ExportSummary
+from langext.spec import Summary
 from langext.summaries import (
     ROLES,
     EvaluateSummary,
-    ExportSummary,
     ExtendSummary,
     MergeSummary,
     RecalibrateSummary,
     RegateSummary,
     RescaleSummary,
-    Summary,
     TokenizerSummary,
     TrainSummary,
     TransplantSummary,
-)  # fmt: skip
+)
 
 FRACTIONS = ("acc_norm", "acc", "exact_match", "f1")
 """Metrics of tasks that lie between 0 and 1 and are better when higher; the preferred one first."""

@@ -261,11 +261,11 @@ def test_the_config_is_one_that_every_program_reads(tmp_path, family, gate, writ
 
 
 def test_a_different_export_fails_and_leaves_nothing(tmp_path, pico, monkeypatch):
-    from langext.architectures import folding
+    from langext.architectures import experts
 
     model = extended_model(tmp_path, pico, NeutralResidues(name="neutral_residues", gate="hard_sigmoid", width=32))
-    right = folding._experts
-    monkeypatch.setattr(folding, "_experts", lambda *a: (right(*a)[0], right(*a)[1] * 1.05, right(*a)[2]))
+    right = experts.matrices
+    monkeypatch.setattr(experts, "matrices", lambda *a: (right(*a)[0], right(*a)[1] * 1.05, right(*a)[2]))
     with pytest.raises(RunFailed, match="the stock form differs from the trained model"):
         write.write(model, tmp_path / "out", "native", TEXTS, CARD)
     assert {path.name for path in tmp_path.iterdir()} == {"model"}

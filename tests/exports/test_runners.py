@@ -13,10 +13,9 @@ from test_exports import CARD, TEXTS, extended_model
 
 from langext.artifacts import read_json
 from langext.errors import ConfigError, RunFailed
-from langext.export_records import RunnerResult
+from langext.export_summary import ExportSummary, RunnerResult
 from langext.exports import foreign, runners, verify, write
 from langext.methods import NeutralResidues
-from langext.summaries import ExportSummary
 
 RESULT = RunnerResult(
     runner="vllm", version="vllm 1.0", max_abs_logprob_difference=9e-4, top1_agreement=1.0, positions=9, logit_std=1.0, texts=2

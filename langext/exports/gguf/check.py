@@ -16,11 +16,10 @@ from gguf import GGUFReader
 
 from langext.console import warn
 from langext.errors import RunFailed
-from langext.export_records import GGUFFile
+from langext.export_summary import ExportSummary, GGUFFile
 from langext.exports import checkpoint, verify
 from langext.exports.formats import Order
 from langext.exports.gguf import file, reload
-from langext.summaries import ExportSummary
 
 if TYPE_CHECKING:
     from langext.exports.formats import GGUF, Precision

@@ -1,8 +1,10 @@
-"""Records of what an export was compared with. The summary of stage export holds them, and export.json too."""
+"""What stage export reports: what was written, and how other programs compute it. export.json holds the same."""
+
+from typing import Literal
 
 from pydantic import ConfigDict
 
-from langext.spec import Spec
+from langext.spec import Spec, Summary
 
 
 class LogitDifference(Spec):
@@ -60,3 +62,32 @@ class RunnerResult(Spec):
     """Texts that the program splits into the same tokens; None where it was given the tokens."""
     greedy_equal: int | None = None
     """Texts that it continues in the same way; None where that was not asked."""
+
+
+class ExportSummary(LogitDifference, Summary):
+    """Of stage export; export.json holds the same. The figures compare what is stored, loaded again, with what was trained."""
+
+    of: Literal["export"] = "export"
+    format: str
+    architecture: str
+    """In words."""
+    loads_as: str
+    """The class that transformers makes of it."""
+    weights: str
+    """Precision of the stored weights."""
+    compared_in: str
+    rounding: LogitDifference
+    """What rounding to that precision cost, before the comparison."""
+    max_abs_allowed: float
+    max_abs_difference_cached: float
+    """The same with a key-value cache."""
+    max_abs_logprob_difference: float | None = None
+    top1_agreement: float
+    greedy_equal: int
+    tokenized_equal: int
+    texts: int
+    tokens: int
+    base: PublicBase | None = None
+    files: list[GGUFFile] = []
+    runners: list[RunnerResult] = []
+    """Of the programs that the user asked for."""

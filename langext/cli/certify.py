@@ -19,6 +19,7 @@ from langext.evaluation.neutrality import Settings
 from langext.exports import certificates
 from langext.models import bases, exported
 from langext.report import conditions
+from langext.summaries import FunnelRow
 
 
 @dataclass(frozen=True)
@@ -100,19 +101,20 @@ def _text(root: Path | None, given: Sequence[str]) -> certificates.Text:
     stages = finished(root) if root else []
     job = read_as(stages[0][0] / JOB, Job) if stages else None
     text = certificates.Text()
+    corpora = [Corpus(path) for path, manifest in stages if manifest.kind == Corpus.__name__]
+    funnel = certificates.sources_of(corpora[-1]) if corpora else []
     for entry in given:
-        _add(text, entry, job)
+        _add(text, entry, job, funnel)
     if given:
         return text
-    corpora = [Corpus(path) for path, manifest in stages if manifest.kind == Corpus.__name__]
     if job is None or not corpora:
         raise ConfigError("there is no held-out text of a run here; give text with --text eng_Latn/docs=path")
     certificates.heldout(text, corpora[-1], job.language, job.original_languages)
     return text
 
 
-def _add(text: certificates.Text, entry: str, job: Job | None) -> None:
-    """Add the text of one `--text`."""
+def _add(text: certificates.Text, entry: str, job: Job | None, funnel: Sequence[FunnelRow]) -> None:
+    """Add the text of one `--text`; `funnel` is what the run has read."""
     name, equals, path = entry.partition("=")
     language, slash, domain = name.partition("/")
     if not (equals and slash and path):
@@ -126,9 +128,6 @@ def _add(text: certificates.Text, entry: str, job: Job | None) -> None:
     source.check()
     found = source.found()
     assert found is not None, "a path, not a dataset of the hub"
-    if job is None:
-        role = "given"
-    else:
-        role = "original" if source.language in job.original_languages else "measured"
+    role = certificates.role_of(source.key, job.original_languages, funnel) if job else "given"
     texts = [document.text for document in source.reader(source.record()).run(None)]
     text.add(source.key, texts, role, list(found.files.values()))

@@ -21,9 +21,9 @@ SHARES = {"ids": "same_ids", "closed": "closed", "as_base": "as_base", "hidden":
 class Row(Spec):
     """What was measured on one set of passages, or on several together. Tokens are the base's, the start token among them."""
 
-    role: Literal["original", "measured", "given"] | None = None
-    """Of a set: text of an original language of the run, of a language that was only measured and is not protected, or text
-    that was given without a run. None of several sets together."""
+    role: Literal["original", "protected", "measured", "given"] | None = None
+    """Of a set: text of an original language of the run, other text that is protected, text that was only measured and is not
+    protected, or text that was given without a run. None of several sets together."""
     passages: int
     bytes: int
     tokens: int
@@ -112,7 +112,7 @@ class Certificate(Summary):
     """By `<language>/<domain>`."""
     languages: dict[str, Row]
     total: Row
-    """All sets but those of languages that were only measured."""
+    """All sets but those that were only measured."""
     langext: str
     """The version that measured."""
     machine: dict[str, str]

@@ -12,12 +12,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import torch
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from langext.artifacts import BASE, FileRecord, Model, file_record, read_base, read_json, write_json
+from langext.artifacts import BASE, Corpus, FileRecord, Model, file_record, read_base, read_json, write_json
 from langext.console import Progress, say
 from langext.data import assets, documents
 from langext.errors import ConfigError, RunFailed
@@ -25,6 +24,7 @@ from langext.evaluation import bpb, certify, gate_stats, neutrality, open_gates
 from langext.evaluation.certificate import Certificate, Measured, MeasuredWith, TextFile
 from langext.evaluation.neutrality import Mismatch, Settings, Subject
 from langext.models import base_files, bases, exported, loading
+from langext.summaries import FilterSummary, FunnelRow
 
 MARKS = ("<!-- neutrality -->", "<!-- end of neutrality -->")
 """Around the section of the model card."""
@@ -171,13 +171,32 @@ def _passages(name: str, texts: Sequence[str], total_bytes: int, pair: Pair) -> 
     raise ConfigError(f"{name}: passages of {SHORTEST} bytes are longer than the {pair.positions} positions of the model")
 
 
-def heldout(text: Text, corpus: Any, new: str, originals: Sequence[str]) -> None:
+def sources_of(corpus: Corpus) -> list[FunnelRow]:
+    """The sources of a stage filter, with what each of them is there for."""
+    summary = corpus.manifest.summary_as(FilterSummary)
+    return summary.funnel if summary else []
+
+
+def role_of(name: str, originals: Sequence[str], funnel: Sequence[FunnelRow]) -> str:
+    """The role of a set of a run in a certificate: original, protected or measured.
+
+    A set that is no source of the run is protected when any source of its language is.
+    """
+    code = name.split("/")[0]
+    if code in originals:
+        return "original"
+    rows = [row for row in funnel if row.source == name] or [row for row in funnel if row.language == code]
+    return "protected" if any(row.role == "protect" for row in rows) else "measured"
+
+
+def heldout(text: Text, corpus: Corpus, new: str, originals: Sequence[str]) -> None:
     """Add the held-out text of a run, but that of its new language. Raises ConfigError when an original language has none."""
+    funnel = sources_of(corpus)
     folder = corpus.path / "documents" / "valid"
     codes = [*originals, *sorted({path.name for path in folder.iterdir()} - {*originals, new})] if folder.is_dir() else []
     for code in codes:
         for name, files in documents.sources(corpus, "valid", code).items():
-            role = "original" if code in originals else "measured"
+            role = role_of(name, originals, funnel)
             texts = [document["text"] for path in files for document in documents.read(path)]
             if texts:
                 text.add(name, texts, role, files)

@@ -112,6 +112,12 @@ def stacks(model: Any) -> list[dict[int, Residue]]:
     return [{m.layer: m for m in blocks if m.stack == k} for k in sorted({m.stack for m in blocks})]
 
 
+def uncalibrated(model: Any) -> bool:
+    """True if the newest blocks all have rows and thresholds as `Parallel.extend` made them: closed for any text."""
+    routers = [block.router for block in stacks(model)[-1].values()]
+    return all(r is not None and r.bias is not None and bool((r.bias == -1).all()) and not r.weight.any() for r in routers)
+
+
 def base_parameters(model: Any) -> int:
     """Number of parameters of the base, without extensions and new vocabulary rows."""
     added = {id(p) for module in extension.extensions(model) for p in module.parameters()}

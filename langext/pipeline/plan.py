@@ -22,8 +22,10 @@ from langext.artifacts import (
     fingerprint,
     read_as,
 )
+from langext.console import warn
 from langext.context import Context
 from langext.errors import ConfigError
+from langext.methods import gates
 from langext.methods.base import Method
 from langext.models import bases
 from langext.spec import Spec, near
@@ -200,6 +202,8 @@ def check(pipeline: Pipeline, steps: list[Step], todo: list[Step]) -> None:
             step.stage.runtime.check()
             step.stage.check(pipeline.context(step.out))
             _check_text(pipeline, step, steps)
+            if len(models[step.name]) > len(given):
+                _warn_unprotected(models[step.name][-1], steps)
         except ConfigError as error:
             raise ConfigError(f"stage {step.name!r}: {error}", at=("stages", number, *error.at)) from None
 
@@ -210,6 +214,15 @@ def _check_text(pipeline: Pipeline, step: Step, steps: list[Step]) -> None:
     if isinstance(step.stage, Train) and isinstance(text, Filter):
         trained = [source.key for source in text.sources if source.trained]
         step.stage.check_text(pipeline.context(step.out), trained, [source.key for source in text.sources])
+
+
+def _warn_unprotected(method: Method, steps: list[Step]) -> None:
+    """Warn of every source with text to protect when the model is extended by a method that does not protect it."""
+    why = "its gates are not calibrated" if gates.has(method.block_gate) else "it has no gates"
+    for step in steps:
+        for source in step.stage.sources if isinstance(step.stage, Filter) and method.calibration is None else []:
+            if source.protect:
+                warn(f"source {source.domain}: nothing keeps the model as it is on protected text with {method.name}: {why}")
 
 
 def lineage(pipeline: Pipeline, steps: list[Step]) -> dict[str, tuple[Method, ...]]:

@@ -18,14 +18,14 @@ from langext.console import duration
 from langext.evaluation import significance
 from langext.evaluation.significance import Mean
 from langext.export_summary import ExportSummary
-from langext.report import plots, standing
+from langext.report import calibrated, plots, standing
 from langext.report.run_folder import Run, gather
 from langext.summaries import ExtendSummary, FilterSummary, TokenizerSummary, TrainSummary
 
 PAGE = "report.html"
 SECTIONS = {
     "curves": "Learning curves", "changes": "Before and after", "distance": "Distance to the base",
-    "neutrality": "Neutrality", "gates": "Gates",
+    "neutrality": "Neutrality", "gates": "Gates", "dial": "The dial",
     "samples": "Samples", "text": "Text", "vocabulary": "Vocabulary", "mixture": "What was trained on", "cost": "Cost",
     "export": "Export", "provenance": "Provenance", "configuration": "Configuration",
 }  # fmt: skip
@@ -35,12 +35,21 @@ def build(root: Path) -> Path:
     """Write report.html into the run folder `root`; return its path. Raises ConfigError when `root` is no run folder."""
     run = gather(root)
     gates, close = _gates(run)
+    layers = _layers(run, gates)
+    rows, dial = calibrated.table(run), calibrated.dial(run)
     found: dict[str, Any] = {
         "curves": Markup(plots.curves(run.metrics, run.new.code)) if run.metrics else "",  # our own SVG, its texts escaped
         "evals": [row for row in run.metrics if row["kind"] == "eval"],
-        "gates": Markup(plots.gates(gates, close)),
+        "gates": Markup(plots.gates(gates, close, layers)),
         "gates_close": close,
         "gate_rows": gates,
+        "gate_layers": layers,
+        "calibration": calibrated.record(run),
+        "calibrated": rows,
+        "calibrated_plot": Markup(_calibrated_plot(run, rows)),
+        "left_out": calibrated.left_out(run),
+        "dial": dial,
+        "dial_plot": Markup(_dial_plot(dial)) if dial else "",
         "funnel": text.funnel if (text := run.summary(FilterSummary)) else [],
         "vocabulary": run.summary(TokenizerSummary),
         "training": run.summary(TrainSummary),
@@ -52,6 +61,7 @@ def build(root: Path) -> Path:
         "changes": run.bits or run.others or run.tasks, "samples": run.samples,
         "distance": run.model_scores and run.model_scores.kl_to_base,
         "text": found["funnel"], "mixture": found["training"], "cost": True, "provenance": True, "configuration": True, **found,
+        "gates": gates or rows,
     }  # fmt: skip
     sections = [(key, title) for key, title in SECTIONS.items() if contents.get(key)]
     titles = {row.name: standing.title(run, row) for row in run.bits}
@@ -226,6 +236,24 @@ def _gates(run: Run) -> tuple[dict[str, list[float]], bool]:
     return {name: values[key] for name, values in last.items() if key in values}, close
 
 
+def _layers(run: Run, gates: dict[str, list[float]]) -> list[int]:
+    """The number of the layer of each value in `gates`; without a record of it, every layer is taken to have a block."""
+    count, found = len(next(iter(gates.values()), [])), calibrated.record(run)
+    return found.layers if found and len(found.layers) == count else list(range(count))
+
+
+def _calibrated_plot(run: Run, rows: Sequence[calibrated.Row]) -> str:
+    """The open share by layer, as calibrated; "" when the gates were not calibrated."""
+    found = calibrated.record(run)
+    new, kept = ({row.name: row.shares.open for row in rows if (row.role == calibrated.NEW) == new} for new in (True, False))
+    return plots.open_shares(found.layers, new, kept, calibrated.left_out(run)) if found else ""
+
+
+def _dial_plot(dial: calibrated.Dial) -> str:
+    points = [(point.drift, point.gain, f"{point.closed:g}") for point in dial.points]
+    return plots.dial(points, dial.points.index(dial.kept), dial.summary.max_kl)
+
+
 def _lines(run: Run) -> list[tuple[str, str]]:
     """What was learned and forgotten in each set of held-out text, as (title, values in words)."""
     lines = []
@@ -253,6 +281,8 @@ def headline(root: Path, page: Path) -> str:
     """The last lines that `langext run` prints: what was learned and forgotten, and the paths of checkpoint and report."""
     run = gather(root)
     lines = [f"{name + ' ':.<44} {text}" for name, text in [*_lines(run), *_other_lines(run)]]
+    if gates := calibrated.line(run):
+        lines.append(f"{'gates ':.<44} {gates}")
     if run.checkpoint and (export := run.summary(ExportSummary)):
         lines.append(f"{'checkpoint ':.<44} {shown(run.checkpoint)} ({export.loads_as})")
     lines.append(f"{'report ':.<44} {shown(page)}")

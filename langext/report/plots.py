@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from itertools import cycle
+from math import floor, log10
 from typing import Any
 
 import matplotlib
@@ -16,6 +17,14 @@ from langext.evaluation.significance import Mean, unbeaten
 
 # Okabe and Ito's palette, which people with any kind of colour vision can tell apart: https://jfly.uni-koeln.de/color/
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+MARKERS = "osD^vP*X<>hp"
+"""One for each curve, because grey curves and more than six curves cannot be told apart by colour."""
+Shares = Mapping[str, Sequence[float]]
+"""Set -> a share for each layer."""
+LEAST_SHARE = 0.01
+"""In percent. Calibrations measure some thousand tokens of a set, so that a smaller share is hardly known."""
+MOST_TICKS = 40
+"""Layers with their numbers at an axis, at most."""
 INK = "#808080"
 """The colour of text and axes while drawing. `_svg` replaces it by the text colour of the page."""
 
@@ -95,8 +104,8 @@ def curves(metrics: list[dict[str, Any]], new: str) -> str:
     return _svg(figure, "Learning curves: held-out bits per byte and training loss")
 
 
-def gates(rows: dict[str, list[float]], close: bool) -> str:
-    """A heat map of gates: one row for each set, one column for each layer; empty text when `rows` is empty.
+def gates(rows: dict[str, list[float]], close: bool, layers: Sequence[int]) -> str:
+    """A heat map of gates: one row for each set, one column for each of `layers`; empty text when `rows` is empty.
 
     The values are shares of tokens with an open gate if the gates can `close`, otherwise mean values of the gate.
     """
@@ -110,6 +119,8 @@ def gates(rows: dict[str, list[float]], close: bool) -> str:
     shown = axis.imshow(list(rows.values()), aspect="auto", **scale)
     axis.grid(False)
     axis.set_yticks(range(len(rows)), list(rows))
+    every = -(-len(layers) // MOST_TICKS)
+    axis.set_xticks(range(0, len(layers), every), list(layers[::every]))
     title = "Share of tokens whose gate is open" if close else "Mean value of the gate"
     _label(axis, title, "layer")
     bar = figure.colorbar(shown, ax=axis, pad=0.01)
@@ -117,8 +128,68 @@ def gates(rows: dict[str, list[float]], close: bool) -> str:
     return _svg(figure, f"{title}, by layer and text")
 
 
-MARKERS = "osD^vP*X<>hp"
-"""One for each curve, because grey curves and more than six curves cannot be told apart by colour."""
+def open_shares(layers: Sequence[int], new: Shares, kept: Shares, left_out: Mapping[int, float]) -> str:
+    """Two plots of the share of tokens whose gate is open, by layer: of the new language, and of text that is to stay.
+
+    `new` and `kept` have for each set one share for each of `layers`. `left_out`: layers without a block -> share of the new
+    language that would have opened the gate. Shares of text to be kept are small, so their axis is logarithmic above
+    `LEAST_SHARE`, and goes on to 0 below it.
+    """
+    figure, (left, right) = _figure(9.5, 3.3 + 0.22 * max(len(new) + bool(left_out), len(kept)), 2)
+    for axis, sets in ((left, new), (right, kept)):
+        for number, (colour, (name, shares)) in enumerate(zip(cycle(COLOURS), sets.items(), strict=False)):
+            marker = MARKERS[number % len(MARKERS)]
+            axis.plot(
+                layers, [100 * share for share in shares], color=colour, marker=marker, markersize=3.5, linewidth=1, label=name
+            )
+    if left_out:
+        missed = [100 * share for share in left_out.values()]
+        left.plot(list(left_out), missed, linestyle="none", marker="x", color=INK, label="no block: would have been open")
+    left.set_ylim(0, 103)
+    right.set_yscale("symlog", linthresh=LEAST_SHARE)
+    top = max((100 * share for shares in kept.values() for share in shares), default=0.0)
+    marks = [0.0, *(mark for mark in (0.01, 0.1, 1.0, 10.0, 100.0) if mark < 10 * max(top, LEAST_SHARE))]
+    right.set_ylim(-LEAST_SHARE / 10, marks[-1] * 1.2)
+    right.set_yticks(marks, [f"{mark:g}" for mark in marks])
+    right.minorticks_off()
+    _label(left, "New language: tokens with an open gate in %", "layer")
+    _label(right, "Other text: tokens with an open gate in % (logarithmic)", "layer")
+    every = [*layers, *left_out]
+    for axis in (left, right):
+        axis.set_xlim(min(every) - 0.5, max(every) + 0.5)
+        axis.xaxis.get_major_locator().set_params(integer=True)
+        if axis.lines:
+            axis.legend(frameon=False, labelcolor=INK, fontsize=9, loc="upper left", bbox_to_anchor=(0, -0.16))
+    return _svg(figure, "Share of tokens with an open gate by layer, as calibrated")
+
+
+def dial(points: Sequence[tuple[float, float, str]], kept: int, budget: float | None) -> str:
+    """The curve of the dial: gain in the new language upwards, drift to the right on a logarithmic axis.
+
+    `points`: (drift in nats per token, gain as a share, label). `kept` is the index of the point that was kept.
+    """
+    figure, (axis,) = _figure(9.5, 3.6, 1)
+    drifts, gains = [drift for drift, _, _ in points], [100 * gain for _, gain, _ in points]
+    positive = [value for value in (*drifts, budget or 0.0) if value > 0]
+    # A drift of 0, of gates that nothing opens, has a place too: the scale is linear below the smallest decade of the others.
+    axis.set_xscale("symlog", linthresh=10 ** floor(log10(min(positive, default=1.0))))
+    axis.plot(drifts, gains, color=COLOURS[0], marker="o", markersize=5, linewidth=1.2, label="settings of the dial")
+    ring = {"linestyle": "none", "marker": "o", "markersize": 13, "markerfacecolor": "none", "markeredgewidth": 2}
+    axis.plot(drifts[kept], gains[kept], color=COLOURS[1], label="kept", **ring)
+    for drift, gain, (_, _, label) in zip(drifts, gains, points, strict=True):
+        axis.annotate(label, (drift, gain), xytext=(0, -16), textcoords="offset points", ha="center", fontsize=9, color=INK)
+    if budget is not None:
+        axis.axvline(budget, color=INK, linestyle="--", linewidth=1, label=f"budget, {budget:g}")
+    axis.margins(x=0.08, y=0.2)
+    axis.xaxis.set_major_formatter("{x:g}")
+    _label(
+        axis,
+        "Each setting, by the share of tokens that was to have every gate closed",
+        "drift: KL to the base on original text, nats per token",
+    )
+    axis.set_ylabel("gain in the new language, %", color=INK)
+    _legend(axis)
+    return _svg(figure, "The dial: gain in the new language by drift on original text; the table below has the figures")
 
 
 @dataclass(frozen=True)

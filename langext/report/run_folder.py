@@ -34,6 +34,7 @@ from langext.summaries import (
     EvaluateSummary,
     ExtendSummary,
     MergeSummary,
+    RecalibrateSummary,
     RegateSummary,
     RescaleSummary,
     TokenizerSummary,
@@ -45,7 +46,7 @@ FRACTIONS = ("acc_norm", "acc", "exact_match", "f1")
 """Metrics of tasks that lie between 0 and 1 and are better when higher; the preferred one first."""
 REAL_GAP = 4
 """The gap between two languages counts only if it is wider than this many standard errors."""
-MODEL_CHANGES = (TokenizerSummary, RescaleSummary, RegateSummary, MergeSummary, TransplantSummary)
+MODEL_CHANGES = (TokenizerSummary, RescaleSummary, RegateSummary, RecalibrateSummary, MergeSummary, TransplantSummary)
 """Summaries of the stages that change a model, apart from extending and training it."""
 
 S = TypeVar("S", bound=Summary)

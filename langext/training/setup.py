@@ -17,6 +17,7 @@ from langext.data import documents, mixture, tokens
 from langext.data.mixture import Mixture, Phase
 from langext.errors import ConfigError
 from langext.evaluation import bpb
+from langext.methods import residue
 from langext.methods.base import Method
 from langext.methods.extended import LiveModel
 from langext.models import loading
@@ -79,11 +80,7 @@ def set_up(settings: Settings, ctx: Context, model: Model, corpus: Corpus) -> Se
     dtype = torch.bfloat16 if settings.precision == "bf16" else torch.float32
     # ZeRO 3 partitions each weight before it moves it to the device, where the whole model may not fit.
     home = "cpu" if deepspeed_file.zero_stage(deepspeed) == 3 else str(device)
-    live = loading.load(model, dtype, home, attention=settings.runtime.attention)
-    method = live.method
-    assert method is not None and loading.read_record(model).method is not None, "refused when planning"
-    live.freeze()
-    settings.check_length(live.net.config)
+    live, method = _live(settings, model, dtype, home)
     order, steps = _mixture(settings, ctx, corpus, live)
 
     def base() -> Any:
@@ -125,6 +122,18 @@ def set_up(settings: Settings, ctx: Context, model: Model, corpus: Corpus) -> Se
         checkpoints.on_first(lambda: BestWeights(ctx.out / CHECKPOINTS)), state, cost,
         (flops.peak(torch.cuda.get_device_name()) or 0) * ctx.world_size if on_gpu else 0,
     )  # fmt: skip
+
+
+def _live(settings: Settings, model: Model, dtype: torch.dtype, device: str) -> tuple[LiveModel, Method]:
+    """The model to train and its method. Raises ConfigError when gates were never calibrated, and for sequences too long."""
+    live = loading.load(model, dtype, device, attention=settings.runtime.attention)
+    method = live.method
+    assert method is not None and loading.read_record(model).method is not None, "refused when planning"
+    if method.calibration and residue.uncalibrated(live.net):
+        raise ConfigError("no gate of this model was ever calibrated: all are closed for any text, and nothing would be learnt")
+    live.freeze()
+    settings.check_length(live.net.config)
+    return live, method
 
 
 def _install(settings: Settings, live: LiveModel, device: torch.device) -> None:

@@ -10,17 +10,19 @@ import sys
 import pytest
 from bench import Bench, extend, train
 from forks import langext
-from run_folders import certificate
+from run_folders import certificate, stage
 from toy import GERMAN, documents, write_jsonl
 from typer.testing import CliRunner
 
 from langext.artifacts import read_json, sha256_file, write_json
+from langext.cli import certify as command_line
 from langext.cli.app import app
 from langext.evaluation.certificate import read_file
 from langext.evaluation.neutrality import shown
 from langext.exports import certificates
 from langext.report import page
 from langext.report.run_folder import gather
+from langext.summaries import FilterSummary, FunnelRow
 
 RESIDUES = {"name": "neutral_residues", "gate": "hard_sigmoid", "init": "lecun", "width": 16, "alpha": 0.1}
 QUICK = ("--bytes", "1000", "--continuations", "2")
@@ -119,6 +121,15 @@ def test_files_of_ones_own_and_another_base(export, bench, tmp_path):
     assert not (export / "neutrality.jsonl").exists()
     card = (export / "README.md").read_text()
     assert card.count("## Neutrality") == 1 and "--passages path/to/neutrality.jsonl" in card and "deu_Latn/book" in card
+
+
+def test_text_of_ones_own_in_a_run_has_the_role_that_the_run_gives_it(tmp_path):
+    counts = dict.fromkeys(("documents_read", "judged", "bytes_read", "train_documents", "train_bytes", "valid_bytes"), 9)
+    row = FunnelRow(language="deu_Latn", domain="web", origin="", dropped={}, valid_documents=9, role="protect", **counts)
+    stage(tmp_path / "run", 1, "filter", "Corpus", summary=FilterSummary(funnel=[row], source_files=[], lid_sha256=""))
+    text = write_jsonl(tmp_path / "text.jsonl.gz", documents(GERMAN, 4, 2))
+    found = command_line._text(tmp_path / "run", [f"{code}/mine={text}" for code in ("eng_Latn", "deu_Latn", "slk_Latn")])
+    assert found.roles == {"eng_Latn/mine": "original", "deu_Latn/mine": "protected", "slk_Latn/mine": "measured"}
 
 
 @pytest.mark.parametrize(

@@ -6,16 +6,17 @@ import json
 import pytest
 import torch
 from cases import method, stir
-from run_folders import stage
+from run_folders import manifest_of, stage
 from toy import ENGLISH, GERMAN, sentences
 
-from langext.artifacts import Corpus, Model
+from langext.artifacts import Corpus, Model, write_json
 from langext.errors import ConfigError, RunFailed
 from langext.evaluation.kl import BaseKL
 from langext.evaluation.neutrality import Settings
 from langext.exports import certificates
 from langext.methods import extended
 from langext.models import bases, loading
+from langext.summaries import FilterSummary, FunnelRow
 
 QUICK = Settings(batch=2, continuations=1, new_tokens=2)
 RESIDUES = {"name": "neutral_residues", "gate": "hard_sigmoid", "width": 16, "init": "lecun"}
@@ -40,8 +41,8 @@ def english(count=4):
     return text
 
 
-def certified(pair):
-    return certificates.measure(pair, english(), QUICK, 1000, 0.005, "cpu")[0]
+def certified(pair, text=None):
+    return certificates.measure(pair, text or english(), QUICK, 1000, 0.005, "cpu")[0]
 
 
 @pytest.mark.parametrize("settings", [RESIDUES, {"name": "lora", "rank": 4}, {"name": "full"}], ids=lambda s: s["name"])
@@ -86,17 +87,49 @@ def test_passages_are_shorter_where_a_model_has_few_positions(tmp_path, pico):
         certificates._passages("eng_Latn/a", texts, 3000, few)
 
 
+def source(name, role):
+    language, domain = name.split("/")
+    counts = dict.fromkeys(("documents_read", "judged", "bytes_read", "train_documents", "train_bytes", "valid_bytes"), 9)
+    return FunnelRow(language=language, domain=domain, origin="", dropped={}, valid_documents=9, role=role, **counts)
+
+
 def test_the_heldout_text_of_a_run_is_all_but_its_new_language(tmp_path):
-    for code, words in (("eng_Latn", ENGLISH), ("deu_Latn", GERMAN), ("fra_Latn", GERMAN)):
-        path = tmp_path / "documents" / "valid" / code / "book.jsonl.gz"
-        path.parent.mkdir(parents=True)
+    roles = {"eng_Latn/book": "train", "deu_Latn/book": "measure", "deu_Latn/web": "protect", "fra_Latn/book": "train"}
+    summary = FilterSummary(funnel=[source(*row) for row in roles.items()], source_files=[], lid_sha256="")
+    write_json(tmp_path / "manifest.json", manifest_of(summary))
+    for name in roles:
+        words = ENGLISH if name.startswith("eng") else GERMAN
+        path = tmp_path / "documents" / "valid" / f"{name}.jsonl.gz"
+        path.parent.mkdir(parents=True, exist_ok=True)
         with gzip.open(path, "wt") as file:
             file.writelines(json.dumps({"text": text}) + "\n" for text in sentences(words, 2, 1))
     text = certificates.Text()
     certificates.heldout(text, Corpus(tmp_path), "fra_Latn", ["eng_Latn"])
-    assert text.roles == {"eng_Latn/book": "original", "deu_Latn/book": "measured"}
+    assert text.roles == {"eng_Latn/book": "original", "deu_Latn/book": "measured", "deu_Latn/web": "protected"}
     assert [file.set for file in text.files] == list(text.documents) == list(text.roles)
     with pytest.raises(ConfigError, match="no held-out text of swh_Latn to measure on"):
         certificates.heldout(certificates.Text(), Corpus(tmp_path), "fra_Latn", ["eng_Latn", "swh_Latn"])
     with pytest.raises(ConfigError, match="eng_Latn/x: there is no text in book"):
         certificates.Text().add("eng_Latn/x", [" \n"], "given", [tmp_path / "book"])
+
+
+@pytest.mark.parametrize(
+    ("name", "role"),
+    [("eng_Latn/x", "original"), ("deu_Latn/web", "protected"), ("deu_Latn/new", "protected"), ("deu_Latn/book", "measured"),
+     ("slk_Latn/web", "measured")],
+)  # fmt: skip
+def test_what_a_set_of_a_run_is(name, role):
+    funnel = [source("eng_Latn/book", "train"), source("deu_Latn/web", "protect"), source("deu_Latn/book", "measure")]
+    assert certificates.role_of(name, ["eng_Latn"], funnel) == role
+
+
+def test_protected_text_counts_and_measured_text_is_said_not_to_be_protected(tmp_path, pico):
+    pair = certificates.of_live(trained(tmp_path, pico, RESIDUES), None, "cpu")
+    text = english()
+    for name, role in (("deu_Latn/web", "protected"), ("deu_Latn/book", "measured")):
+        text.documents[name], text.roles[name] = sentences(GERMAN, 4, 3), role
+    found = certified(pair, text)
+    rows = found.sets
+    assert found.total.tokens == rows["eng_Latn/book"].tokens + rows["deu_Latn/web"].tokens and rows["deu_Latn/book"].tokens
+    card = certificates.section(found, True, False)
+    assert "| deu_Latn/web (protected) |" in card and "| deu_Latn/book (measured only, not protected) |" in card

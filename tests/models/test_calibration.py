@@ -14,6 +14,7 @@ from langext.methods import NeutralResidues
 from langext.methods.residue import stacks
 from langext.models import calibration, loading
 from langext.models.calibration import Scores
+from langext.report import page
 from langext.summaries import ExtendSummary, RecalibrateSummary
 
 GATE = {
@@ -128,6 +129,9 @@ def test_gates_are_calibrated_kept_by_training_and_turned_by_the_dial(dialled):
         assert block.router.bias > stacks(turned.net)[0][layer].router.bias, "0.99 is more cautious than 0.95"
     curve = summary(run, "recalibrate", RecalibrateSummary).curve
     assert [point.closed for point in curve] == [0.99, 0.8]
+    html = page.build(run).read_text()
+    assert 'id="dial"' in html and all(f'<th scope="row">{name}</th>' in html for name in gates.heldout)
+    assert "gates ...." in page.headline(run, run)
     assert curve[0].drift < curve[1].drift and curve[0].all_closed["eng_Latn/book"] > curve[1].all_closed["eng_Latn/book"]
 
 

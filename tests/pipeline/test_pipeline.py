@@ -100,6 +100,24 @@ def test_protected_text_has_no_share_of_the_training(tmp_path, shares, said):
         plan._check_text(pipeline, steps[-1], steps)
 
 
+@pytest.mark.parametrize(
+    ("method", "why"),
+    [({"name": "lora"}, "with lora: it has no gates"), ({"name": "neutral_residues", "gate": "threshold"}, ""),
+     ({"name": "neutral_residues"}, "with neutral_residues: its gates are not calibrated")],
+)  # fmt: skip
+def test_text_that_a_method_does_not_protect_is_named(tmp_path, texts, lid, pico, capsys, method, why):
+    sources = [{"language": code, "path": str(texts / f"{code}.jsonl.gz")} for code in ("fr", "en")]
+    other = {"language": "deu_Latn", "path": str(texts / "en.jsonl.gz"), "name": "web"}
+    for purpose in ("protect", "measure_only"):
+        stages = [{"uses": "filter", "sources": [*sources, other | {purpose: True}], "lid_model": str(lid)}]
+        pipeline = make(*stages, {"uses": "extend", "method": method}, base_model=str(pico))
+        steps = plan.plan(pipeline, tmp_path)
+        plan.check(pipeline, steps, steps[1:])
+        said = "source web: nothing keeps the model as it is on protected text"
+        told = capsys.readouterr().err
+        assert (f"{said} {why}" in told) == (said in told) == (purpose == "protect" and bool(why))
+
+
 def test_a_stage_that_cannot_share_its_work_is_refused(tmp_path, pico, texts, lid):
     source = {"language": "fr", "path": str(texts / "fr.jsonl.gz")}
     first = {"uses": "filter", "sources": [source], "lid_model": str(lid), "runtime": {"cpu_processes": 2}}

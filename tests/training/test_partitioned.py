@@ -1,16 +1,22 @@
 """ZeRO 3 without small weights that stay whole, and what the start of a training leaves behind."""
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
+import pytest
 import torch
+from cases import calibrate
 from forks import Fork
+from run_folders import stage
 from toy import make_base, make_tokenizer
 
 from langext.architectures import families
+from langext.errors import ConfigError
 from langext.methods import NeutralResidues, SelectiveLora, extended
 from langext.methods.penalties.base import MicroBatch
+from langext.models import bases, loading
 from langext.training import engine, setup
 from langext.training.objective import Objective
 
@@ -64,6 +70,19 @@ def test_gates_have_a_rate_of_their_own_and_do_not_decay():
     blocks = {"gate_proj", "up_proj", "down_proj"}
     assert named.pop((0.05, 0.0)) == {"router"} and len(found[0.05, 0.0]) == 4
     assert named.keys() == {(0.01, 0.1)} and blocks < named[0.01, 0.1]  # and the new rows
+
+
+@pytest.mark.parametrize("ready", [True, False])
+def test_gates_that_were_never_calibrated_are_not_trained_with(tmp_path, pico, ready):
+    record = loading.read_record(bases.prepare(str(pico), None, tmp_path / "base"))
+    method = NeutralResidues(name="neutral_residues", gate="threshold", width=8)
+    live = extended.build(loading.load_base(record.base, torch.bfloat16), None, method)
+    folder = stage(tmp_path, 1, "extend", "Model")
+    loading.save_delta(folder, (calibrate(live) if ready else live).delta())
+    model = loading.write_record(folder, loading.Record(record.base, method))
+    settings = SimpleNamespace(runtime=SimpleNamespace(attention="auto"), check_length=lambda config: None)
+    with nullcontext() if ready else pytest.raises(ConfigError, match="no gate of this model was ever calibrated"):
+        setup._live(settings, model, torch.bfloat16, "cpu")
 
 
 def test_what_was_measured_on_cpus_alone_is_used_there_alone():

@@ -41,7 +41,7 @@ def test_what_the_page_adds_works(tmp_path, pico, lid, texts):
     add(methods, "from langext.methods.adapter import Adapter\n", "from langext.methods.bias import BiasOnly\n")
     add(methods, "    NeutralResidues | ", "BiasOnly | ")
     add(stages, "from langext.stages.base import Stage\n", "from langext.stages.count import Count\n")
-    add(stages, "    Filter | ", "Count | ")
+    add(stages, "    Filter\n", "    | Count\n")
     gates = package / "methods" / "gates.py"
     add(gates, 'GateName = Literal["relu", ', '"softplus", ')
     add(gates, "GATES: dict[GateName, Gate] = {\n", block("In `langext/methods/gates.py`"))

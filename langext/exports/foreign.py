@@ -27,10 +27,12 @@ def vllm(job: dict[str, Any]) -> Program:
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # gigabytes
     from vllm import LLM, SamplingParams  # pyright: ignore[reportMissingImports]
 
-    positions = json.loads(Path(job["folder"], "config.json").read_text())["max_position_embeddings"]
+    config = json.loads(Path(job["folder"], "config.json").read_text())
+    positions = config["max_position_embeddings"]
     net = LLM(
         job["folder"], dtype="float32", skip_tokenizer_init=True, enforce_eager=True, logprobs_mode="raw_logprobs",
         max_logprobs=TOP, max_num_seqs=1, max_model_len=min(positions, job["cut"] + 1), enable_prefix_caching=False,
+        trust_remote_code="auto_map" in config,
     )  # fmt: skip
     size = net.llm_engine.model_config.get_vocab_size()
     top = min(TOP, size)

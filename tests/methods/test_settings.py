@@ -72,7 +72,7 @@ def test_frozen_layers_learn_nothing_and_all_around_them_learns():
 
 
 def test_a_gate_with_a_threshold_has_no_local_loss_unless_one_is_asked_for():
-    assert NeutralResidues(name="neutral_residues").local_loss == "l1"
+    assert NeutralResidues(name="neutral_residues", gate="relu").local_loss == "l1"
     assert NeutralResidues(name="neutral_residues", gate="threshold").own_penalties == ()
     assert NeutralResidues(name="neutral_residues", gate="threshold", local_loss="l1").own_penalties == ("local",)
 

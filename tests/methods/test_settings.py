@@ -133,7 +133,7 @@ stages:
         (
             "{name: neutral_residues, local_loss: domain_ce}",
             9,
-            "needs a gate that is a probability (sigmoid, hard_sigmoid), not relu",
+            "needs a gate that is a probability (sigmoid, hard_sigmoid), not threshold",
         ),
         (
             "{name: neutral_residues, gate: threshold, local_loss: domain_ce}",

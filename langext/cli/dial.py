@@ -33,6 +33,7 @@ def dial(
         from langext import console
         from langext.artifacts import TOKENS, finished, read_base
         from langext.cli.transplant import pipeline
+        from langext.data.assets import PREFIX
         from langext.errors import ConfigError
         from langext.pipeline import run
         from langext.report import page
@@ -43,7 +44,8 @@ def dial(
             raise ConfigError(f"{root}: no finished run here")
         settings: dict[str, Any] = {"closed": closed} if closed else {}
         settings |= {} if max_kl is None else {"max_kl": max_kl}
-        spec = pipeline(root, base.folder, form, f"{root.resolve().name}-dial", settings)
+        named = base.root if base.local is None or base.root.startswith(PREFIX) else base.local
+        spec = pipeline(root, named, form, f"{root.resolve().name}-dial", settings, base.commit)
         folder = (out or Path("runs") / spec.name).resolve()
         run.run(spec, folder, redo=redo or [], others=[root], tokens=folder / TOKENS)
         found = [summary for _, manifest in finished(folder) if (summary := manifest.summary_as(RecalibrateSummary))][-1]

@@ -44,14 +44,18 @@ def transplant(
         typer.echo("\n" + page.headline(folder, page.build(folder)))
 
 
-def pipeline(root: Path, onto: str, form: str, name: str, dial: Mapping[str, Any] | None = None) -> "Pipeline":
+def pipeline(
+    root: Path, onto: str, form: str, name: str, dial: Mapping[str, Any] | None = None, revision: str | None = None
+) -> "Pipeline":
     """The pipeline that puts the extension of the run `root` on the base `onto`, measures it and exports it as `form`.
 
     Text and measurements are those of the run. `dial` holds settings of the stage recalibrate, which runs before anything is
     measured; when it is None, calibrated gates are fitted anew on the new base. Raises ConfigError when the run has no trained
     model or no text.
     """
-    from langext.artifacts import BASE, JOB, Corpus, Job, Scores, finished, read_as
+    from pydantic import ValidationError
+
+    from langext.artifacts import BASE, JOB, Corpus, Job, Scores, finished, first_problem, read_as
     from langext.cli import export
     from langext.errors import ConfigError
     from langext.models import bases, loading
@@ -81,16 +85,14 @@ def pipeline(root: Path, onto: str, form: str, name: str, dial: Mapping[str, Any
         evaluate,
         {"uses": "export", "format": form, "inputs": {"before": "evaluate_base"}},
     ]
-    return Pipeline.model_validate(
-        {
-            "name": _name(name),
-            "language": job.language,
-            "original_languages": job.original_languages,
-            "base_model": onto,
-            "seed": job.seed,
-            "stages": stages,
-        }
-    )
+    spec = {
+        "name": _name(name), "language": job.language, "original_languages": job.original_languages, "base_model": onto,
+        "revision": revision, "seed": job.seed, "stages": stages,
+    }  # fmt: skip
+    try:
+        return Pipeline.model_validate(spec)
+    except ValidationError as error:
+        raise ConfigError(first_problem(error)) from None
 
 
 def _settings(manifest: "Manifest", *without: str) -> dict[str, Any]:

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 MAX_TASKS = 64
 """Most tasks that the files of one source are shared among."""
+PROTECTED_HELDOUT = 0.05
+"""Least share of protected documents that is held out: such sets are small, and nothing is trained on them."""
 LONGEST_NAME = 100
 """Letters of a domain, which becomes the name of files."""
 
@@ -84,6 +86,12 @@ class Source(Spec):
     def role(self) -> Role:
         """What the source is there for."""
         return "protect" if self.protect else "measure" if self.measure_only else "train"
+
+    def heldout(self, frac: float) -> float:
+        """The share of documents to hold out, where it is `frac` for text to train on. Of protected text it is at least 5 %."""
+        if self.heldout_only or self.measure_only:
+            return 1.0
+        return max(frac, PROTECTED_HELDOUT) if self.protect else frac
 
     @property
     def trained(self) -> bool:

@@ -18,11 +18,17 @@ from langext.methods.residue import ROUTER, Parallel, Residue
 from langext.spec import LATER
 
 LocalLoss = Literal["l1", "domain_ce", "none"]
+Init = Literal["low_variance", "lecun", "he"]
 
 
 def _usual_loss(gate: GateName | None) -> LocalLoss:
     """The local loss of blocks with this gate, where the user names none."""
     return "none" if gate is not None and GATES[gate].threshold else "l1"
+
+
+def _usual_init(gate: GateName | None) -> Init:
+    """The start of blocks with this gate, where the user names none."""
+    return "he" if gate is not None and GATES[gate].threshold else "low_variance"
 
 
 class NeutralResidues(Parallel):
@@ -34,9 +40,10 @@ class NeutralResidues(Parallel):
     """Gate of the blocks. threshold is 1 where w . x > t and else 0; its w and t are calibrated on the base before the training
     and do not learn. relu is that of the paper, elu that of its first version. sigmoid and hard_sigmoid (zero where the sigmoid
     is below 0.5) learn and can be exported to stock architectures. none is for an ablation."""
-    init: Literal["low_variance", "lecun", "he"] = "he"
+    init: Init = Field(default_factory=lambda given: _usual_init(given.get("gate")))
     """Variance of the random input weights: low_variance 1/(D L) (that of the paper), lecun 1/D, he 2/D (learns faster); D is
-    the model width, L the number of layers. The output weights start at zero."""
+    the model width, L the number of layers. The output weights start at zero. If not given, he with the gate threshold, and
+    low_variance with the others."""
     local_loss: LocalLoss = Field(default_factory=lambda given: _usual_loss(given.get("gate")))
     """l1: the mean over layers and original-language tokens of |g(x) A(x)|_1 / D. domain_ce: the mean over all tokens of the
     cross-entropy between sigmoid(z) and the token's language (1 new, 0 original), for the gates sigmoid and hard_sigmoid. l1 if

@@ -18,6 +18,7 @@ Every token is computed once. Kept are one D x D matrix a layer (float32: 40 MB 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ from torch import Tensor
 
 from langext.architectures import families
 from langext.console import Progress
+from langext.errors import RunFailed
 
 ORIGINAL_WEIGHT = 0.9
 """v above. Of 0.1, 0.5, 0.9 and 0.99, 0.9 opened most of the new language for the same share of closed original tokens."""
@@ -41,6 +43,9 @@ class Scores:
     """w . x for every token of some text, (L, N) float32 on the CPU, one row for each of the given layers."""
 
     z_LN: Tensor
+    start_L: Tensor | None = None
+    """The highest score of a first token. It is the start token, the same before every text: its gates must not open, because
+    attention would carry what they add to all tokens after it."""
 
     def open(self, t_L: Tensor) -> list[float]:
         """For each layer the share of tokens whose gate is open with these thresholds."""
@@ -52,7 +57,7 @@ class Scores:
 
     def only(self, layers: Sequence[int]) -> "Scores":
         """The scores of these rows of `z_LN`, counted from 0."""
-        return Scores(self.z_LN[list(layers)])
+        return Scores(self.z_LN[list(layers)], None if self.start_L is None else self.start_L[list(layers)])
 
 
 @torch.no_grad()
@@ -102,7 +107,10 @@ class _Moments:
             means.append(mean_D)
         spread_DD.diagonal().add_(RIDGE * spread_DD.diagonal().mean())
         w_D = torch.linalg.solve(spread_DD, means[1] - means[0])
-        return (w_D / (w_D @ spread_DD @ w_D).sqrt().clamp(min=1e-12)).to(torch.bfloat16).float()
+        w_D = (w_D / (w_D @ spread_DD @ w_D).sqrt().clamp(min=1e-12)).to(torch.bfloat16).float()
+        if not w_D.isfinite().all():
+            raise RunFailed("the base computes numbers that are not finite, or too large, so its gates cannot be calibrated")
+        return w_D
 
 
 @torch.no_grad()
@@ -116,13 +124,17 @@ def score(net: Any, layers: Sequence[int], row_LD: Tensor, rows: Rows) -> Scores
         found[at].append((x_ND @ row_LD[at]).cpu())
 
     _run(net, layers, rows, add, skip=0, label="scoring text")
-    return Scores(torch.stack([torch.cat(parts) for parts in found]))
+    z_LN = torch.stack([torch.cat(parts) for parts in found])
+    if not z_LN.isfinite().all():
+        raise RunFailed("the base computes numbers that are not finite on this text, so its gates cannot be calibrated")
+    firsts = [0, *accumulate(map(len, rows))][:-1]
+    return Scores(z_LN, z_LN[:, firsts].amax(1))
 
 
 def thresholds(original: Scores, closed: float) -> Tensor:
     """(L,) thresholds with which at least the share `closed` of the tokens has all gates closed, in float32, exact in bf16.
 
-    The same quantile in each layer, and the lowest one that is enough.
+    The same quantile in each layer, and the lowest one that is enough; but never below the score of the start token.
     """
     sorted_LN = original.z_LN.sort(1).values
     low, high = 0, sorted_LN.shape[1] - 1
@@ -132,20 +144,21 @@ def thresholds(original: Scores, closed: float) -> Tensor:
             high = middle
         else:
             low = middle + 1
-    return _up(sorted_LN[:, low])
+    t_L = sorted_LN[:, low]
+    return _up(t_L if original.start_L is None else torch.maximum(t_L, original.start_L))
 
 
 def separating(original: Scores, new: Scores, closed: float, min_open: float) -> list[int]:
     """The rows of the scores whose gate opens for at least the share `min_open` of the new language.
 
-    The thresholds depend on which layers there are, so those that open too little are left out until none is left to leave out.
+    Without a layer the thresholds of the others are lower, so one is left out at a time, the one that opens least.
     """
     kept = list(range(len(original.z_LN)))
     while kept:
         shares = new.only(kept).open(thresholds(original.only(kept), closed))
         if min(shares) >= min_open:
             break
-        kept = [at for at, share in zip(kept, shares, strict=True) if share >= min_open]
+        del kept[shares.index(min(shares))]
     return kept
 
 

@@ -209,8 +209,16 @@ def check(pipeline: Pipeline, steps: list[Step], todo: list[Step]) -> None:
 
 
 def _check_text(pipeline: Pipeline, step: Step, steps: list[Step]) -> None:
-    """Raise ConfigError when a training asks for text that the filter stage before it does not give."""
+    """Raise ConfigError when a training or a calibration asks for text that the filter stage before it does not give."""
     text = next((other.stage for other in steps if other.name == step.inputs.get("corpus", ("",))[0]), None)
+    if isinstance(step.stage, Extend) and isinstance(text, Filter):  # it reads text for the calibration of gates only
+        given = {source.language for source in text.sources if source.trained or source.protect}
+        if not given - {pipeline.language}:
+            raise ConfigError(
+                "the gates are calibrated on text of the original languages, and every source of them is held out"
+            )
+        for code in set(pipeline.original_languages) - given:
+            warn(f"no source of {code} that is not held out: the gates are not calibrated to stay closed on it")
     if isinstance(step.stage, Train) and isinstance(text, Filter):
         trained = [source.key for source in text.sources if source.trained]
         step.stage.check_text(pipeline.context(step.out), trained, [source.key for source in text.sources])

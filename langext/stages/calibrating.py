@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import chain, islice, zip_longest
+from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,8 @@ from langext.summaries import CalibrationRecord, GateShares
 
 PIECE_BYTES = 1500
 """Longest piece of a document. Many documents are touched rather than a few read whole."""
-MAX_DOCUMENTS = 2000
-"""Documents of one source that pieces are taken from, files taking turns."""
+DOCUMENTS = 2000
+"""Documents of one source that pieces are taken from, at least; more where they are short."""
 HELDOUT_TOKENS = 4000
 """Tokens of each held-out source that show what the gates do on text that did not calibrate them."""
 WINDOW = 512
@@ -89,32 +89,50 @@ def pieces(ctx: Context, corpus: Corpus, live: LiveModel, settings: Calibrate) -
     new = _side(corpus, [ctx.language], settings.new_tokens, cut)
     needed = 2 * SAMPLES_PER_WIDTH * config.hidden_size
     tail = round(2 * BEHIND_THRESHOLD / (1 - settings.closed))
-    for name, rows, least in (("original", original, max(needed, tail)), ("new", new, needed)):
-        if (found := sum(map(len, rows))) < least:
+    for name, halves, least in (("original", original, max(needed, tail)), ("new", new, needed)):
+        if (found := sum(len(row) for half in halves for row in half)) < least:
             also = " (also with protect)" if name == "original" else ""
             raise ConfigError(
                 f"calibrate: the training text gives {found:,} tokens of {name} language, and gates for width "
                 f"{config.hidden_size} with closed {settings.closed:g} need {least:,}: give more text"
                 f"{also}, raise calibrate.{name}_tokens, or lower calibrate.closed"
             )
+        say(f"  calibrating on {found:,} tokens of {name} language")
     valid = {
         key: paths for code in corpus.languages("valid") for key, paths in documents.sources(corpus, "valid", code).items()
     }
-    heldout = {key: cut(_texts(paths), HELDOUT_TOKENS) for key, paths in valid.items()}
-    return Pieces(original[0::2], new[0::2], original[1::2], new[1::2], {key: rows for key, rows in heldout.items() if rows})
+    heldout = {key: cut(_texts(paths, HELDOUT_TOKENS), HELDOUT_TOKENS) for key, paths in valid.items()}
+    return Pieces(original[0], new[0], original[1], new[1], {key: rows for key, rows in heldout.items() if rows})
 
 
-def _side(corpus: Corpus, codes: Sequence[str], num_tokens: int, cut: Callable[..., list[list[int]]]) -> list[list[int]]:
-    """Pieces of the training text of these languages; the sources take turns, and each gives the same number of tokens."""
+def _side(
+    corpus: Corpus, codes: Sequence[str], num_tokens: int, cut: Callable[..., list[list[int]]]
+) -> tuple[list[list[int]], list[list[int]]]:
+    """Pieces of the training text of these languages, in two halves, in which the sources take turns.
+
+    Each source gives the same number of tokens, half of them to either half.
+    """
     sources = [paths for code in codes for paths in documents.sources(corpus, "train", code).values()]
-    sides = [cut(_texts(paths), -(-num_tokens // len(sources))) for paths in sources]
+    each = -(-num_tokens // max(1, len(sources)))
+    sides = [cut(_texts(paths, each), each) for paths in sources]
+    first, second = ([side[at::2] for side in sides] for at in range(2))
+    return _interleaved(first), _interleaved(second)
+
+
+def _interleaved(sides: Sequence[list[list[int]]]) -> list[list[int]]:
     return [row for row in chain.from_iterable(zip_longest(*sides)) if row is not None]
 
 
-def _texts(paths: Sequence[Path]) -> list[str]:
-    """Texts of the first documents of a source; its files take turns."""
+def _texts(paths: Sequence[Path], num_tokens: int) -> list[str]:
+    """Texts of the first documents of a source, its files taking turns: many of them, and enough for so many tokens."""
     turns = zip_longest(*((document["text"] for document in documents.read(path)) for path in paths))
-    return list(islice((text for turn in turns for text in turn if text is not None), MAX_DOCUMENTS))
+    texts, left = [], 2 * num_tokens * BYTES_PER_TOKEN
+    for text in (text for turn in turns for text in turn if text is not None):
+        if len(texts) >= DOCUMENTS and left <= 0:
+            break
+        texts.append(text)
+        left -= len(text.encode())
+    return texts
 
 
 def _rows(tokenizer: Any, texts: Sequence[str], num_tokens: int, window: int) -> list[list[int]]:

@@ -188,7 +188,7 @@ class Filter(Stage):
         unwanted = labels[ctx.language] if source.language == languages.MUL else None
         judge = LanguageFilter(lid, labels.get(source.language), self.threshold, rejects, unwanted)
         keep = Writer(ctx.out / "documents", "${split}/" + file_name)
-        hold_out = HoldOut(1.0 if source.heldout_only or source.measure_only else self.heldout_frac)
+        hold_out = HoldOut(source.heldout(self.heldout_frac))
         whole = self.level == "document" or source.language == languages.ZXX  # blank lines of code are no paragraphs
         filters = [judge] if whole else [SplitParagraphs(), judge, JoinParagraphs()]
         steps = [source.reader(record), *filters, hold_out, keep]

@@ -1,5 +1,6 @@
 """Stage recalibrate: the dial between cautious and eager, turned after the training. Thresholds move, nothing is trained."""
 
+from math import isfinite
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
@@ -14,6 +15,7 @@ from langext.summaries import DialPoint, RecalibrateSummary
 
 if TYPE_CHECKING:
     from langext.methods.extended import LiveModel
+    from langext.models.loading import Reference
     from langext.stages.calibrating import Calibrated, Pieces
 
 CURVE = [0.999, 0.995, 0.99, 0.98, 0.95, 0.9]
@@ -28,7 +30,8 @@ class Recalibrate(Stage):
     """Settings of the dial to measure: the share of original and protected tokens that have every gate closed."""
     max_kl: float = Field(0.005, ge=0)
     """Drift budget: the setting is kept that gains most in the new language with a mean KL(base || model) on held-out text of
-    the original languages of at most this, in nats per token. When none does, the most cautious one is kept, with a warning."""
+    the original languages of at most this, in nats per token. When none does, the one that drifts least is kept, with a
+    warning."""
     rows: Literal["keep", "fit"] = "keep"
     """keep: the rows stay those that training has seen. fit: they are fitted on this base, after a transplant."""
     eval_bytes: int = Field(20_000, ge=1000)
@@ -45,6 +48,11 @@ class Recalibrate(Stage):
         if not value or not all(0.5 <= share < 1 for share in value):
             raise ValueError(f"expected shares of at least 0.5 and below 1 (got {value!r:.60})")
         return sorted(set(value), reverse=True)
+
+    def check(self, ctx: Context) -> None:
+        """Raise ConfigError when there is no original language to measure the drift on."""
+        if not ctx.original_languages:
+            raise ConfigError("the dial is set by the drift on original_languages, and there are none")
 
     def check_model(self, given: tuple[Method, ...], config: Any) -> None:
         """Raise ConfigError when the gates of the newest method have no thresholds."""
@@ -68,13 +76,15 @@ class Recalibrate(Stage):
         assert method is not None and method.calibration is not None, "refused when planning"
         settings = method.calibration.model_copy(update={"closed": self.closed[0]})
         text = calibrating.pieces(ctx, corpus, live, settings)
-        calibrating.widen(live.net)
+        reference = loading.reference(model, live)
+        for net in {id(net): net for net in (live.net, reference.net)}.values():
+            calibrating.widen(net)
         with method.off(live.net):
             gates = self._settings(live, text)
-        base, curve = self._curve(ctx, corpus, live, gates)
+        base, curve = self._curve(ctx, corpus, live, reference, gates)
         chosen = max(range(len(curve)), key=lambda at: curve[at].score)
         if not curve[chosen].drift <= self.max_kl:
-            warn(f"no setting keeps the drift within {self.max_kl:g} nats per token; the most cautious one is kept")
+            warn(f"no setting keeps the drift within {self.max_kl:g} nats per token; the one that drifts least is kept")
         settings = settings.model_copy(update={"closed": self.closed[chosen]})
         with method.off(live.net):
             record = calibrating.reported(ctx, live.net, gates[chosen], text, settings).record
@@ -105,9 +115,9 @@ class Recalibrate(Stage):
         return [Calibrated(layers, row_LD, calibration.thresholds(original, closed), {}) for closed in self.closed]
 
     def _curve(
-        self, ctx: Context, corpus: Corpus, live: "LiveModel", gates: "list[Calibrated]"
+        self, ctx: Context, corpus: Corpus, live: "LiveModel", reference: "Reference", gates: "list[Calibrated]"
     ) -> tuple[dict[str, float], list[DialPoint]]:
-        """Bits per byte of the base, and what every setting of the dial gives; `gates` has one entry for each."""
+        """Bits per byte of the reference, and what every setting of the dial gives; `gates` has one entry for each."""
         from langext.data import documents
         from langext.evaluation import bpb
         from langext.evaluation.gate_stats import Observer
@@ -118,13 +128,10 @@ class Recalibrate(Stage):
         for code in ctx.languages:
             if not any(name.startswith(f"{code}/") for name in chosen):
                 raise ConfigError(f"no held-out text of {code} to measure the settings with")
-        mine, method = f"{ctx.language}/", live.method
-        assert method is not None, "refused when planning"
-        with method.off(live.net):
-            base = {name: bpb.measure(live.net, live.tokenizer, texts).per_byte for name, texts in chosen.items()}
-            others = {
-                name: BaseKL(live.net, live.tokenizer, texts) for name, texts in chosen.items() if not name.startswith(mine)
-            }
+        mine, net, tokenizer = f"{ctx.language}/", reference.net, reference.tokenizer
+        with reference.as_itself():
+            base = {name: bpb.measure(net, tokenizer, texts).per_byte for name, texts in chosen.items()}
+            others = {name: BaseKL(net, tokenizer, texts) for name, texts in chosen.items() if not name.startswith(mine)}
         curve = []
         for closed, setting in zip(self.closed, gates, strict=True):
             setting.put(live.net)
@@ -136,15 +143,15 @@ class Recalibrate(Stage):
             kl = {name: base_kl.measure(live.net) for name, base_kl in others.items()}
             gain = _mean([1 - bits[name] / base[name] for name in bits if name.startswith(mine)])
             drift = _mean([value for name, value in kl.items() if name.split("/")[0] in ctx.original_languages])
-            score = gain if drift <= self.max_kl else -1 - drift
+            score = gain if drift <= self.max_kl else -1e9 - drift
             curve.append(
                 DialPoint(
                     closed=closed, bits_per_byte=bits, kl_to_base=kl, all_closed=shares, gain=gain, drift=drift, score=score
                 )
             )
             say(f"  closed {closed:g}: {ctx.language} {gain:+.2%}, KL on the original languages {drift:.4f} nats per token")
-        if not all(point.gain == point.gain for point in curve):
-            raise RunFailed("bits per byte are not a finite number: the weights of this model overflow")
+        if not all(isfinite(point.gain) and isfinite(point.drift) for point in curve):
+            raise RunFailed("bits per byte or KL are not finite numbers: the weights of this model overflow")
         return base, curve
 
 

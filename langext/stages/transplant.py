@@ -9,7 +9,7 @@ from typing import Any, Literal
 from langext.artifacts import JOB, Job, Model, read_as, read_base
 from langext.console import say
 from langext.context import Context
-from langext.errors import ConfigError
+from langext.errors import ConfigError, user_path
 from langext.methods.base import Method
 from langext.models import bases
 from langext.stages.base import Stage
@@ -74,7 +74,7 @@ class Transplant(Stage):
         return made
 
     def _donor(self) -> Model:
-        model = bases.extended(self.donor) if Path(self.donor).is_dir() else None
+        model = bases.extended(self.donor) if user_path(self.donor, "donor").is_dir() else None
         if model is None:
             raise ConfigError(f"donor: {self.donor}: no run folder with a trained model", at=("donor",))
         return model

@@ -168,11 +168,20 @@ def key(base: BaseManifest, net: Any, first: int, length: int) -> str:
     return FOLDER + fingerprint(made)
 
 
-def pays(order: Mixture, folder: Path, row_bytes: int, *, shared: bool) -> bool:
+LEAST_SAVED = 0.25
+"""Share of the layers that must lie below the first one that learns: reading states costs time and disk too."""
+MOST_DISK = 0.5
+"""Most of the free disk that states may take."""
+
+
+def pays(order: Mixture, folder: Path, row_bytes: int, saved: float, *, shared: bool) -> bool:
     """True when states in `folder` would be read: there are some, or a later epoch or run reads them. Says what disk they take.
 
-    `shared`: other runs use the same folder. False, with a line that says so, when the disk has no room.
+    `saved` is the share of the layers that need not be computed, `shared` says whether other runs use the same folder. False,
+    with a line that says so, when the disk has no room.
     """
+    if saved < LEAST_SAVED:
+        return False
     times = np.bincount(order.owner, minlength=len(order.names))
     wanted = {
         name: min(int(n), order.files[name].num_sequences(order.length)) for n, name in zip(times, order.names, strict=True)
@@ -183,7 +192,7 @@ def pays(order: Mixture, folder: Path, row_bytes: int, *, shared: bool) -> bool:
     more = sum(max(0, wanted[name] - there[name]) for name in order.names) * row_bytes
     free = shutil.disk_usage(folder.parent).free
     room = f"{more / GiB:.2f} GiB of disk for the states below the first layer that learns"
-    if more > free:
+    if more > MOST_DISK * free:
         say(f"  warning: no room for {room} ({free / GiB:.2f} GiB are free); these layers are computed in every step")
         return False
     say(f"  up to {room}, which are computed once for each sequence (runtime.prefix_cache)")

@@ -164,7 +164,8 @@ def _prefix(
     shape = order.length, live.net.config.hidden_size
     row_bytes = shape[0] * shape[1] * live.net.dtype.itemsize
     shared = ctx.tokens.resolve() != (ctx.out.parent / TOKENS).resolve()
-    if not checkpoints.on_first(lambda: prefix.pays(order, folder, row_bytes, shared=shared)):
+    saved = first / live.net.config.num_hidden_layers
+    if not checkpoints.on_first(lambda: prefix.pays(order, folder, row_bytes, saved, shared=shared)):
         return None
     stores = {name: prefix.Store(folder / name, shape, live.net.dtype) for name in order.names}
     return Prefix(live.net, first, order, stores, runner.agree)

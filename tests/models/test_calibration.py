@@ -9,12 +9,15 @@ from toy import make_base, make_tokenizer
 
 from langext.architectures import families
 from langext.artifacts import Corpus, Manifest, Model, read_as
+from langext.context import Context
 from langext.data import documents
-from langext.methods import NeutralResidues
+from langext.methods import NeutralResidues, extended
+from langext.methods.calibrate import Calibrate
 from langext.methods.residue import stacks
 from langext.models import calibration, loading
 from langext.models.calibration import Scores
 from langext.report import page
+from langext.stages import calibrating
 from langext.summaries import ExtendSummary, RecalibrateSummary
 
 GATE = {
@@ -89,6 +92,54 @@ def test_layers_that_separate_badly_are_left_out():
     assert calibration.separating(original, new, 0.99, 0.5) == [0, 2]
     assert calibration.separating(original, new, 0.99, 0.0) == [0, 1, 2]
     assert calibration.separating(original, Scores(torch.randn(3, 400, generator=dice)), 0.99, 0.5) == []
+
+
+def test_one_layer_is_left_out_at_a_time():
+    dice = torch.Generator().manual_seed(6)
+    original, new = torch.randn(20, 4000, generator=dice), torch.randn(20, 1000, generator=dice) + 3
+    kept = calibration.separating(Scores(original), Scores(new), 0.99, 0.5)
+    shares = Scores(new).only(kept).open(calibration.thresholds(Scores(original).only(kept), 0.99))
+    assert min(shares) >= 0.5 and len(kept) > 5
+    worse = Scores(new).only(range(20)).open(calibration.thresholds(Scores(original), 0.99))
+    assert sum(share >= 0.5 for share in worse) < len(kept), "without some layers the thresholds of the others are lower"
+
+
+def test_the_gates_of_the_start_token_never_open(net):
+    texts = rows(30, 10, 290, 7)
+    row_LD = torch.stack([states_of_start(net, layer) for layer in (0, 1)])  # the direction in which the start token is highest
+    found = calibration.score(net, [0, 1], row_LD, texts)
+    firsts = np.cumsum([0, *map(len, texts)])[:-1]
+    assert torch.allclose(found.start_L, found.z_LN[:, firsts].amax(1)) and (found.start_L > 0).all()
+    t_L = calibration.thresholds(found, 0.5)
+    assert not (found.z_LN[:, firsts] > t_L[:, None]).any()
+
+
+def states_of_start(net, layer):
+    return torch.from_numpy(states(net, layer, [[1]], skip=0)[0]).float()
+
+
+def test_every_source_gives_to_both_halves_of_a_calibration(tmp_path):
+    from toy import ENGLISH, FRENCH, GERMAN, SWAHILI, write_jsonl
+    from toy import documents as made
+
+    corpus = Corpus(tmp_path)
+    words = {"eng_Latn/a": ENGLISH, "eng_Latn/b": GERMAN, "fra_Latn/a": FRENCH, "fra_Latn/b": SWAHILI}
+    for split in ("train", "valid"):
+        for seed, (name, language) in enumerate(words.items()):
+            path = tmp_path / "documents" / split / f"{name}.00000.jsonl.gz"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_jsonl(path, made(language, 60, seed))
+    ctx = Context(tmp_path, 17, "fra_Latn", ("eng_Latn",))
+    live = extended.LiveModel(make_base("llama", len(make_tokenizer())), make_tokenizer())
+    text = calibrating.pieces(ctx, corpus, live, Calibrate(closed=0.9, original_tokens=2000, new_tokens=2000))
+    for half in (text.fit_original, text.tail_original, text.fit_new, text.tail_new):
+        told = [set(live.tokenizer.decode(row).split()) for row in half]
+        a, b = (
+            words[name] for name in (list(words)[:2] if half in (text.fit_original, text.tail_original) else list(words)[2:])
+        )
+        assert any(len(seen & set(a)) > len(seen & set(b)) for seen in told)
+        assert any(len(seen & set(b)) > len(seen & set(a)) for seen in told)
+    assert not {tuple(row) for row in text.fit_original} & {tuple(row) for row in text.tail_original}
 
 
 @pytest.fixture(scope="module")

@@ -170,17 +170,18 @@ def mixture(tmp_path, total):
 
 def test_states_are_kept_where_they_will_be_read_and_there_is_room(tmp_path, monkeypatch, capsys):
     once, twice, folder = mixture(tmp_path, 15), mixture(tmp_path, 20), tmp_path / "states"
-    assert not prefix.pays(once, folder, 2**20, shared=False)
-    assert prefix.pays(once, folder, 2**26, shared=True)
-    assert prefix.pays(twice, folder, 2**26, shared=False)
+    assert not prefix.pays(once, folder, 2**20, 0.5, shared=False)
+    assert not prefix.pays(once, folder, 2**20, 0.1, shared=True), "one layer of ten is not worth its disk"
+    assert prefix.pays(once, folder, 2**26, 0.5, shared=True)
+    assert prefix.pays(twice, folder, 2**26, 0.5, shared=False)
     store = prefix.Store(folder / "fra_Latn/book", (64, 8), torch.float32)
     for number in (0, 7):
         store.write(number, torch.zeros(64, 8))
     capsys.readouterr()
-    assert prefix.pays(once, folder, 2**26, shared=False)
+    assert prefix.pays(once, folder, 2**26, 0.5, shared=False)
     assert "up to 0.81 GiB of disk" in capsys.readouterr().out  # of 13 rows
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=12 * 2**26))
-    assert not prefix.pays(once, folder, 2**26, shared=True)
+    assert not prefix.pays(once, folder, 2**26, 0.5, shared=True)
     assert "no room for 0.81 GiB" in capsys.readouterr().out
 
 

@@ -32,6 +32,7 @@ def test_they_share_data_budget_and_seed():
             if isinstance(stage, Train):
                 said.pop("lr")
                 said.pop("penalties")
+                said.pop("original_frac")  # calibrated gates need no replay
             if isinstance(stage, Export):
                 said.pop("format")
             if not isinstance(stage, Rescale):

@@ -25,7 +25,7 @@ def stage(
     folder = root / f"{number:02d}-{name}"
     folder.mkdir(parents=True)
     read = {k: InputRecord(stage=v, fingerprint=f"of {v}", path=f"{root}/{v}") for k, v in (inputs or {}).items()}
-    common = {"stage": {"uses": name, **recipe}, "inputs": read, "fingerprint": "abc", "identity": recipe, "seed": 1}
+    common = {"stage": {"uses": name, **recipe}, "inputs": read, "fingerprint": f"of {name}", "identity": recipe, "seed": 1}
     write_json(folder / "job.json", Job(**common, language="fra_Latn", original_languages=["eng_Latn"], tokens=str(root)))
     manifest = Manifest(
         **common, kind=kind, choices=recipe, summary=summary.model_dump() if summary else {}, seconds=3.0,

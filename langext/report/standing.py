@@ -21,15 +21,17 @@ NOT_KNOWN = ("unknown", "unmeasured")
 
 
 def certified(run: Run) -> Certificate | None:
-    """What the last stage certify measured, or `langext certify` on the run, if its last trained model is still that one."""
-    if summary := run.summary(Certificate):
-        return summary
-    path = run.root / certificate.FILE
+    """What stage certify measured of the run's last trained model, or else `langext certify` on the run; None if neither did."""
     models = [manifest for _, manifest in run.stages if manifest.kind == Model.__name__ and manifest.trained]
-    if not (path.is_file() and models):
+    if not models:
         return None
-    found = certificate.read_file(path)
-    return found if {file.name: file.sha256 for file in found.model.files} == models[-1].hashes else None
+    for _, manifest in reversed(run.stages):
+        found = manifest.summary_as(Certificate)
+        if found and manifest.inputs["model"].fingerprint == models[-1].fingerprint:
+            return found
+    path = run.root / certificate.FILE
+    found = certificate.read_file(path) if path.is_file() else None
+    return found if found and {file.name: file.sha256 for file in found.model.files} == models[-1].hashes else None
 
 
 def most_kl(run: Run) -> float:

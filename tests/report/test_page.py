@@ -87,6 +87,17 @@ def test_a_certificate_says_how_far_the_model_has_moved(run):
     assert "moved: English, news" in page.headline(run, run)
 
 
+def test_a_stage_certify_before_the_last_model_does_not_count(run):
+    """train -> certify -> recalibrate: nobody has certified what recalibrate made."""
+    stage(run, 5, "certify", "Neutrality", {"model": "train"}, certificate(0.0002, kept_kl=0.004))
+    assert "0.0002" in page.headline(run, run)
+    stage(run, 6, "recalibrate", "Model", {"model": "train"})
+    assert standing.certified(gather(run)) is None and "0.0002" not in page.headline(run, run)
+    stage(run, 7, "again", "Neutrality", {"model": "recalibrate"}, certificate(0.0003))
+    stage(run, 8, "earlier", "Neutrality", {"model": "train"}, certificate(0.0004))
+    assert "KL to the base 0.0003" in page.headline(run, run)
+
+
 def test_a_certificate_of_another_model_does_not_count(run):
     manifest = run / "03-train" / "manifest.json"
     file = {"name": "delta.safetensors", "bytes": 1, "sha256": "a"}

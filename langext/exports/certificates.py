@@ -116,6 +116,7 @@ def _of_base(base: Model) -> Measured:
     return Measured(
         name=root if public or root.startswith(assets.PREFIX) else bases.plain_name(root), public=public,
         commit=manifest.commit if public else None, architecture=_architecture(record.base), files=_plain(manifest.files),
+        extended=extended,
     )  # fmt: skip
 
 

@@ -68,6 +68,7 @@ def test_a_second_language_is_measured_against_the_first_or_against_the_base(tmp
     assert to_base.total.closed < to_first.total.closed, "the first language's gates count as well"
     for found, of in ((to_first, "first"), (to_base, pico.name)):
         assert found.total.hidden_identical == found.total.as_base and found.base.name == of and not found.base.public
+    assert to_first.base.extended and not to_base.base.extended
 
 
 def test_weights_that_overflow_are_a_failure(tmp_path, pico):

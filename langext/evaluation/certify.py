@@ -32,7 +32,7 @@ OF_BITS = {"hidden_identical": (0.0, 2e-3), "logits_identical": (0.0, 2e-3)}
 SMALL = ("kl", "kl_p99", "bits_per_byte")
 """The figures that are better when they are smaller."""
 SHOWN = {
-    "tokens": "{:,}", "same_ids": "{:.2%}", "closed": "{:.2%}", "as_base": "{:.2%}", "hidden_identical": "{:.2%}",
+    "tokens": "{:,}", "compared": "{:,}", "same_ids": "{:.2%}", "closed": "{:.2%}", "as_base": "{:.2%}", "hidden_identical": "{:.2%}",
     "logits_identical": "{:.2%}", "kl": "{:.6f}", "kl_p99": "{:.6f}", "worst_kl": "{:.6f}", "continuations_identical": "{:.0%}",
     "bits_per_byte_of_base": "{:.4f}", "bits_per_byte": "{:.4f}",
 }  # fmt: skip

@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 from langext.artifacts import read_json, sha256_file, write_json
 from langext.cli import certify as command_line
 from langext.cli.app import app
+from langext.evaluation import certify as certifying
 from langext.evaluation.certificate import read_file
 from langext.evaluation.neutrality import shown
 from langext.exports import certificates
@@ -181,3 +182,10 @@ def test_what_cannot_be_certified(export, tmp_path):
 def test_text_of_others_stays_text_in_the_model_card():
     card = certificates.section(certificate(0.1, shown("<script>|`\n## x")), True, True)
     assert "\n    <script>|`\\n## x\n" in card and "--trust-remote-code" in card
+
+
+def test_how_many_tokens_were_compared_is_said_everywhere(tmp_path):
+    found = certificate(0.1, compared=23)
+    assert "| text | tokens | of them compared |" in (card := certificates.section(found, True, True))
+    assert card.count("| 30 | 23 | 99.00 % |") == 2
+    assert re.search(r"^tokens +30 +30 +30\ncompared +23 +23 +23$", "\n".join(certifying.lines(found.model_dump())), re.M)

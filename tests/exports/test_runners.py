@@ -92,7 +92,8 @@ def test_a_program_that_is_not_here(tmp_path, asked, said):
         ("transformers4", "delta", False, "a delta is for langext alone"),
         ("mlx", "remote", True, "does not run the modeling code"),
         ("llamacpp", "native", False, "no llama3 rope"),
-        ("vllm", "remote", True, "does not run the modeling code"),
+        ("llamacpp", "remote", True, "does not run the modeling code"),
+        ("vllm", "remote", True, ""),
         ("transformers4", "remote", True, ""),
     ],
 )

@@ -25,7 +25,7 @@ def stage(
     folder = root / f"{number:02d}-{name}"
     folder.mkdir(parents=True)
     read = {k: InputRecord(stage=v, fingerprint=f"of {v}", path=f"{root}/{v}") for k, v in (inputs or {}).items()}
-    common = {"stage": {"uses": name, **recipe}, "inputs": read, "fingerprint": "abc", "identity": recipe, "seed": 1}
+    common = {"stage": {"uses": name, **recipe}, "inputs": read, "fingerprint": f"of {name}", "identity": recipe, "seed": 1}
     write_json(folder / "job.json", Job(**common, language="fra_Latn", original_languages=["eng_Latn"], tokens=str(root)))
     manifest = Manifest(
         **common, kind=kind, choices=recipe, summary=summary.model_dump() if summary else {}, seconds=3.0,
@@ -76,10 +76,10 @@ def compared(root: Path, method: str, lr: float, french: float, english: float, 
     return root
 
 
-def certificate(kl: float, text: str = "", closed: float | None = 0.99, **more: Any) -> Certificate:
+def certificate(kl: float, text: str = "", closed: float | None = 0.99, compared: int = 30, **more: Any) -> Certificate:
     """A certificate of one set of English that has this KL everywhere."""
     row = {
-        "passages": 2, "bytes": 100, "tokens": 30, "compared": 30, "same_ids": 1.0, "closed": closed, "as_base": closed,
+        "passages": 2, "bytes": 100, "tokens": 30, "compared": compared, "same_ids": 1.0, "closed": closed, "as_base": closed,
         "hidden_identical": 0.9, "logits_identical": 0.9, "as_base_logit_difference": 0.0, "kl": kl, "kl_p99": kl,
         "worst_kl": kl, "worst_text": text, "bits_per_byte_of_base": 1.0, "bits_per_byte": 1.0, "continuations": 2,
         "continuations_identical": 0.5,

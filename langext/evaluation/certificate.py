@@ -67,6 +67,8 @@ class Measured(Spec):
     commit: str | None = None
     architecture: str
     files: list[FileRecord]
+    extended: bool = False
+    """True of a base that has extensions of its own; `files` are then those below them, and no folder has them all."""
 
 
 class TextFile(Spec):

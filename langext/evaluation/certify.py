@@ -3,8 +3,9 @@
     python certify.py                          # exits with 1 if a figure is worse than neutrality.json says
     python certify.py --base path/or/hub-id    # with the base from elsewhere
 
-It needs torch and transformers alone. `neutrality.jsonl` holds the passages that were measured; --passages takes others, and
-their figures are printed and compared with nothing.
+It needs torch and transformers alone, and exits with 2 when a file of one of the models is not the one that neutrality.json names.
+`neutrality.jsonl` holds the passages that were measured; --passages takes others, and their figures are printed and compared with
+nothing.
 """
 
 import argparse
@@ -31,7 +32,7 @@ OF_BITS = {"hidden_identical": (0.0, 2e-3), "logits_identical": (0.0, 2e-3)}
 SMALL = ("kl", "kl_p99", "bits_per_byte")
 """The figures that are better when they are smaller."""
 SHOWN = {
-    "tokens": "{:,}", "same_ids": "{:.2%}", "closed": "{:.2%}", "as_base": "{:.2%}", "hidden_identical": "{:.2%}",
+    "tokens": "{:,}", "compared": "{:,}", "same_ids": "{:.2%}", "closed": "{:.2%}", "as_base": "{:.2%}", "hidden_identical": "{:.2%}",
     "logits_identical": "{:.2%}", "kl": "{:.6f}", "kl_p99": "{:.6f}", "worst_kl": "{:.6f}", "continuations_identical": "{:.0%}",
     "bits_per_byte_of_base": "{:.4f}", "bits_per_byte": "{:.4f}",
 }  # fmt: skip
@@ -83,6 +84,30 @@ def read_passages(path: Path) -> tuple[dict[str, list[str]], str]:
     if not sets:
         raise ValueError(f"{path}: no passage")
     return sets, hashlib.sha256(data).hexdigest()
+
+
+def check_files(said: Mapping[str, Any], place: str, revision: str | None) -> None:
+    """Raise ValueError when a file of a model, in a folder or on the hub, is not the one that neutrality.json says it has."""
+    from transformers.utils import cached_file
+
+    problems = []
+    for file in said["files"]:
+        name = file["name"]
+        path = Path(place, name) if Path(place).is_dir() else Path(str(cached_file(place, name, revision=revision)))
+        if not path.is_file():
+            problems.append(f"{name} is missing")
+        elif _sha256(path) != file["sha256"]:
+            problems.append(f"{name} differs")
+    if problems:
+        raise ValueError(f"{place} is not what {RECORD} names as {said['name']}: {', '.join(problems)}")
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while part := file.read(1 << 20):
+            digest.update(part)
+    return digest.hexdigest()
 
 
 def subject(name: str, revision: str | None, device: str, *, trust: bool) -> Subject:
@@ -140,9 +165,17 @@ def check(given: argparse.Namespace) -> int:
     record = json.loads((given.model / RECORD).read_text(encoding="utf-8"))
     sets, sha256 = read_passages(given.passages or given.model / PASSAGES)
     known, settings = record["base"], Settings(**record["settings"])
+    if sha256 != record["passages_sha256"] and not given.passages:
+        raise ValueError(f"{given.model / PASSAGES}: other passages than those of {RECORD}; say --passages to measure on them")
     if not (given.base or known["public"]):
         raise ValueError(f"the base {known['name']} is not public; give its folder with --base")
-    base = subject(given.base or known["name"], None if given.base else known["commit"], given.device, trust=False)
+    place, commit = given.base or known["name"], None if given.base else known["commit"]
+    check_files(record["model"], str(given.model), None)
+    if known.get("extended"):
+        print("the base is an extended model itself: its files are not compared", file=sys.stderr)
+    else:
+        check_files(known, place, commit)
+    base = subject(place, commit, given.device, trust=False)
     model = subject(str(given.model), None, given.device, trust=given.trust_remote_code)
     counted = [name for name, row in record["sets"].items() if name in sets and row["role"] != "measured"]
     told = (lambda done, total: None) if given.json else progress()

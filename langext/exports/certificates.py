@@ -116,6 +116,7 @@ def _of_base(base: Model) -> Measured:
     return Measured(
         name=root if public or root.startswith(assets.PREFIX) else bases.plain_name(root), public=public,
         commit=manifest.commit if public else None, architecture=_architecture(record.base), files=_plain(manifest.files),
+        extended=extended,
     )  # fmt: skip
 
 
@@ -217,19 +218,21 @@ def script() -> str:
 def lay(folder: Path, certificate: Certificate, passages: str | None, *, export: bool) -> None:
     """Write neutrality.json into `folder`, and neutrality.jsonl unless `passages` is None. An export also gets the script and
     a section of its model card.
+
+    The record is written last: after a kill, an older one does not match the passages beside it, and certify.py says so.
     """
-    write_json(folder / certify.RECORD, certificate)
     if passages is not None:
         _put(folder / certify.PASSAGES, passages)
     else:
         (folder / certify.PASSAGES).unlink(missing_ok=True)
-    if not export:
-        return
-    _put(folder / certify.SCRIPT, script())
-    card = folder / "README.md"
-    before = card.read_text(encoding="utf-8") if card.is_file() else ""
-    rest = re.sub(rf"\n*{MARKS[0]}.*{MARKS[1]}\n*", "\n", before, flags=re.DOTALL)
-    _put(card, f"{rest.rstrip()}\n\n{section(certificate, passages is not None, bool(exported.own_code(folder)))}\n".lstrip())
+    if export:
+        _put(folder / certify.SCRIPT, script())
+        card = folder / "README.md"
+        before = card.read_text(encoding="utf-8") if card.is_file() else ""
+        rest = re.sub(rf"\n*{MARKS[0]}.*{MARKS[1]}\n*", "\n", before, flags=re.DOTALL)
+        new = section(certificate, passages is not None, bool(exported.own_code(folder)))
+        _put(card, f"{rest.rstrip()}\n\n{new}\n".lstrip())
+    write_json(folder / certify.RECORD, certificate)
 
 
 def section(certificate: Certificate, with_passages: bool, own_code: bool) -> str:

@@ -117,8 +117,8 @@ def interpreters(asked: str, folder: Path) -> dict[str, str]:
         name, _, python = (piece.strip() for piece in part.partition("="))
         if name not in RUNNERS:
             raise ConfigError(f"--verify {one_line(name)!r} is not known.{near(name, RUNNERS)} Known: {', '.join(RUNNERS)}")
-        own = str(_python(folder / name))
-        candidates = [python] if python else [own, sys.executable]
+        own = [str(_python(folder / name))] if (folder / name / DONE).is_file() else []
+        candidates = [python] if python else [*own, sys.executable]
         found[name] = next((candidate for candidate in candidates if version(name, candidate)), "")
         if not found[name] and python:
             wanted = " or ".join(RUNNERS[name].packages) + (f" {RUNNERS[name].version}x" if RUNNERS[name].version else "")
@@ -126,6 +126,10 @@ def interpreters(asked: str, folder: Path) -> dict[str, str]:
         if not found[name]:
             raise ConfigError(f"--verify {name}: not on this machine; `langext fetch {name}` makes an environment for it")
     return found
+
+
+DONE = "made-by-langext"
+"""A file in an environment that is finished."""
 
 
 def _python(environment: Path) -> Path:
@@ -151,17 +155,20 @@ def version(name: str, python: str) -> str:
 
 
 def make(name: str, folder: Path) -> str:
-    """Make the environment of a runner in `folder` with pip, unless it is there; return its interpreter.
+    """Make the environment of a runner in `folder` with pip, unless it is there and finished; return its interpreter.
 
     Packages come from the index that the user has set up for pip. Raises RunFailed when pip fails.
     """
     runner, environment = RUNNERS[name], folder / name
     python = str(_python(environment))
-    if not version(name, python):
+    done = environment / DONE
+    if not (done.is_file() and version(name, python)):
+        done.unlink(missing_ok=True)
         venv.create(environment, clear=True, with_pip=True)
         _pip(python, "install", *runner.installs)
         if runner.drops:
             _pip(python, "uninstall", "--yes", *runner.drops)
+        done.touch()  # last: a kill before leaves an environment that is made again
     return python
 
 

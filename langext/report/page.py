@@ -135,7 +135,7 @@ def _forgot(run: Run, kept: Sequence[significance.Change]) -> tuple[str, str]:
     """How much the original languages lost, in words, and the tone of it ("good", "bad" or "").
 
     The figure is that of the set that lost most, among those whose loss is certain although several sets were tested. "Nothing"
-    is only said of languages that are `standing.KEPT`.
+    is only said of languages that are `standing.KEPT`, or `standing.NO_TASKS`, with these words.
     """
     sure = significance.worst(significance.surely_worse(kept))
     if sure:
@@ -145,9 +145,12 @@ def _forgot(run: Run, kept: Sequence[significance.Change]) -> tuple[str, str]:
         return f"perhaps {100 * perhaps.relative:.1f} %: one of {len(kept)} sets can be so by chance", "bad"
     # Missing errors, values or KL are no proof that nothing was lost.
     measured = {language.code: language.name for language in run.originals if language not in run.unmeasured}
-    lost = {name: found for code, name in measured.items() if (found := standing.of(run, code)) != standing.KEPT}
+    verdicts = {name: standing.of(run, code) for code, name in measured.items()}
+    lost = {name: found for name, found in verdicts.items() if found not in (standing.KEPT, standing.NO_TASKS)}
     if lost:
         return "; ".join(f"{name} {found}" if len(measured) > 1 else found for name, found in lost.items()), "bad"
+    if standing.NO_TASKS in verdicts.values():
+        return "nothing beyond noise; tasks not measured", ""
     return ("nothing", "good") if all(row.verdict == "better" for row in kept) else ("nothing beyond noise", "")
 
 

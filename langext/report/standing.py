@@ -14,6 +14,8 @@ from langext.evaluation.significance import Change
 from langext.report.run_folder import Run
 
 KEPT, MOVED, FORGOTTEN, WORSE_IN_TASKS, NO_KL = "kept", "moved", "forgotten", "worse in tasks", "KL not measured"
+NO_TASKS = "kept, tasks not measured"
+"""Of a language that is kept as far as KL and bits per byte say."""
 NO_WORSE = "no worse"
 """Of a set of held-out text, in a language that has lost something elsewhere."""
 NOT_KNOWN = ("unknown", "unmeasured")
@@ -21,15 +23,17 @@ NOT_KNOWN = ("unknown", "unmeasured")
 
 
 def certified(run: Run) -> Certificate | None:
-    """What the last stage certify measured, or `langext certify` on the run, if its last trained model is still that one."""
-    if summary := run.summary(Certificate):
-        return summary
-    path = run.root / certificate.FILE
+    """What stage certify measured of the run's last trained model, or else `langext certify` on the run; None if neither did."""
     models = [manifest for _, manifest in run.stages if manifest.kind == Model.__name__ and manifest.trained]
-    if not (path.is_file() and models):
+    if not models:
         return None
-    found = certificate.read_file(path)
-    return found if {file.name: file.sha256 for file in found.model.files} == models[-1].hashes else None
+    for _, manifest in reversed(run.stages):
+        found = manifest.summary_as(Certificate)
+        if found and manifest.inputs["model"].fingerprint == models[-1].fingerprint:
+            return found
+    path = run.root / certificate.FILE
+    found = certificate.read_file(path) if path.is_file() else None
+    return found if found and {file.name: file.sha256 for file in found.model.files} == models[-1].hashes else None
 
 
 def most_kl(run: Run) -> float:
@@ -39,31 +43,41 @@ def most_kl(run: Run) -> float:
 
 
 def kl(run: Run, code: str) -> float | None:
-    """KL(base || model) on text of a language, in nats per token: as certified, or else as evaluated; None if not measured."""
+    """KL(base || model) on text of a language, in nats per token; None if not measured.
+
+    As certified, of the domain where it is largest; or else as evaluated, over the text of all its domains.
+    """
     found = certified(run)
     if found and code in found.languages:
-        return found.languages[code].kl
+        return max(_by_domain(found, code).values())
     measured = run.model_scores.kl_to_base if run.model_scores else {}
     return measured[code].value if code in measured else None
 
 
-def of(run: Run, code: str) -> str:
-    """What became of an original language: `KEPT`, `MOVED`, `FORGOTTEN`, `WORSE_IN_TASKS`, `NO_KL` or one of `NOT_KNOWN`.
+def _by_domain(found: Certificate, code: str) -> dict[str, float]:
+    return {name: row.kl for name, row in found.sets.items() if name.split("/")[0] == code}
 
-    It was kept when bits per byte are no worse beyond their interval in any set, no task is surely worse (see
-    `significance.surely_worse`), and KL to the base is at most `most_kl`.
+
+def of(run: Run, code: str) -> str:
+    """What became of an original language: `KEPT`, `NO_TASKS`, `MOVED`, `FORGOTTEN`, `WORSE_IN_TASKS`, `NO_KL` or a `NOT_KNOWN`.
+
+    It was kept when bits per byte are no worse beyond their interval in any set, tasks were measured and none is surely worse
+    (see `significance.surely_worse`), and KL to the base is at most `most_kl`.
     """
+    tasks = run.tasks_by_language().get(code, [])
     rows = [row for row in run.bits if row.name.split("/")[0] == code]
     if any(row.verdict == "worse" for row in rows):
         return FORGOTTEN
-    if significance.surely_worse(run.tasks_by_language().get(code, [])):
+    if significance.surely_worse(tasks):
         return WORSE_IN_TASKS
     if odd := next((row.verdict for row in rows if row.verdict in NOT_KNOWN), None):
         return odd
     distance = kl(run, code)
     if distance is None or isnan(distance):
         return NO_KL
-    return KEPT if distance <= most_kl(run) else MOVED
+    if distance > most_kl(run):
+        return MOVED
+    return KEPT if any(row.verdict not in NOT_KNOWN for row in tasks) else NO_TASKS
 
 
 def title(run: Run, row: Change) -> str:
@@ -86,8 +100,10 @@ def distance(run: Run, code: str) -> str:
     value = kl(run, code)
     if value is None:
         return "KL to the base not measured"
-    words = f"KL to the base {value:.4f} nats per token (kept up to {most_kl(run):g})"
     found = certified(run)
+    domains = _by_domain(found, code) if found else {}
+    where = f" in {max(domains, key=domains.__getitem__)}, where it is largest" if len(domains) > 1 else ""
+    words = f"KL to the base {value:.4f} nats per token{where} (kept up to {most_kl(run):g})"
     row = found.languages.get(code) if found else None
     if row and row.closed is not None and row.as_base is not None:
         words += f"; every gate closed for {row.closed:.1%} of the tokens, {row.as_base:.1%} computed as by the base"

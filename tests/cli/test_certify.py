@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 from langext.artifacts import read_json, sha256_file, write_json
 from langext.cli import certify as command_line
 from langext.cli.app import app
+from langext.evaluation import certify as certifying
 from langext.evaluation.certificate import read_file
 from langext.evaluation.neutrality import shown
 from langext.exports import certificates
@@ -84,18 +85,34 @@ def test_the_script_notices_what_is_worse(export, bench, capsys):
     args = ["--model", str(export), "--base", str(bench.pico)]
     record = read_json(export / "neutrality.json")
     better = record["sets"]["eng_Latn/book"] | {"kl": 1e-6, "closed": 1.0}
-    write_json(export / "neutrality.json", record | {"sets": {"eng_Latn/book": better}})
+    base = record["base"] | {"extended": True}
+    write_json(export / "neutrality.json", record | {"sets": {"eng_Latn/book": better}, "base": base})
     assert again(args) == 1
     told = capsys.readouterr().err
+    assert "the base is an extended model itself: its files are not compared" in told
     assert "worse than certified: eng_Latn/book: kl 0.000001 -> " in told and "eng_Latn/book: closed 100.00% -> " in told
     with (export / "neutrality.jsonl").open("a") as file:
         file.write(json.dumps({"set": "eng_Latn/book", "text": "One more."}) + "\n")
-    assert again([*args, "--json"]) == 0
+    assert again(args) == 2 and "other passages than those of neutrality.json" in capsys.readouterr().err
+    assert again([*args, "--json", "--passages", str(export / "neutrality.jsonl")]) == 0
     printed = capsys.readouterr()
     assert "there is nothing to compare with" in printed.err and json.loads(printed.out)["total"]["kl"] > 0
+    write_json(export / "neutrality.json", record | {"passages_sha256": sha256_file(export / "neutrality.jsonl")})
     assert again(args[:2]) == 2 and "the base pico" in capsys.readouterr().err
     (export / "neutrality.jsonl").write_text("[]\n")
     assert again(args) == 2 and "expected lines of" in capsys.readouterr().err
+
+
+def test_the_script_notices_files_that_are_not_those_of_the_certificate(export, bench, capsys):
+    again, args = runpy.run_path(str(export / "certify.py"))["main"], ["--model", str(export), "--base"]
+    assert again([*args, str(export)]) == 2  # a model is no proof of itself
+    told = capsys.readouterr().err
+    assert "is not what neutrality.json names as pico" in told and "model.safetensors differs" in told
+    config = (export / "config.json").read_bytes()
+    (export / "config.json").write_bytes(config + b"\n")
+    assert again([*args, str(bench.pico)]) == 2 and "names as certified: config.json differs" in capsys.readouterr().err
+    (export / "config.json").unlink()
+    assert again([*args, str(bench.pico)]) == 2 and "names as certified: config.json is missing" in capsys.readouterr().err
 
 
 def test_the_command_certifies_a_run(run, bench):
@@ -165,3 +182,10 @@ def test_what_cannot_be_certified(export, tmp_path):
 def test_text_of_others_stays_text_in_the_model_card():
     card = certificates.section(certificate(0.1, shown("<script>|`\n## x")), True, True)
     assert "\n    <script>|`\\n## x\n" in card and "--trust-remote-code" in card
+
+
+def test_how_many_tokens_were_compared_is_said_everywhere(tmp_path):
+    found = certificate(0.1, compared=23)
+    assert "| text | tokens | of them compared |" in (card := certificates.section(found, True, True))
+    assert card.count("| 30 | 23 | 99.00 % |") == 2
+    assert re.search(r"^tokens +30 +30 +30\ncompared +23 +23 +23$", "\n".join(certifying.lines(found.model_dump())), re.M)

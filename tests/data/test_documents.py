@@ -6,6 +6,7 @@ from toy import make_tokenizer
 from transformers import AddedToken, PreTrainedTokenizerFast
 
 from langext.data.documents import encode, encode_text, special_ids
+from langext.evaluation import neutrality
 
 LETTERS = [*"abcdefghijklmnopqrstuvwxyz<|>/_", "▁"]
 
@@ -56,6 +57,7 @@ def test_text_never_becomes_a_special_token(make):
     assert rows[1] == tokenizer("a plain text", add_special_tokens=False).input_ids
     whole = encode(tokenizer, [text])
     assert whole[0][1:] == rows[0] and whole[0][0] == tokenizer.eos_token_id
+    assert neutrality.encode(tokenizer, text) == whole[0]  # certificates have an encoding of their own
     assert tokenizer("</s>", add_special_tokens=False).input_ids[0] in special  # the tokenizer itself is as before
 
 
@@ -74,10 +76,13 @@ def test_letters_without_a_token_are_their_bytes_or_unknown_or_nothing():
         tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="aß", unk_token=unk)
         (row,) = encode_text(tokenizer, ["x aß"])
         assert tokenizer.convert_ids_to_tokens(row) == ["x", *expected]
+        assert neutrality.encode(tokenizer, "x aß") == [tokenizer.eos_token_id, *row]
 
 
 def test_unknown_letters_and_tokens_that_are_not_special_stay():
     tokenizer = unigram()
     assert tokenizer.unk_token_id in encode_text(tokenizer, ["aßa"])[0]
     tokenizer.add_tokens([AddedToken("<tool>", special=False)])
+    for text in ("aßa", "a <tool>"):
+        assert [neutrality.encode(tokenizer, text)] == encode(tokenizer, [text])
     assert encode_text(tokenizer, ["a <tool>"])[0][-1] == tokenizer.convert_tokens_to_ids("<tool>")

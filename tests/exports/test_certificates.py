@@ -6,11 +6,12 @@ import json
 import pytest
 import torch
 from cases import method, stir
-from run_folders import manifest_of, stage
+from run_folders import certificate, manifest_of, stage
 from toy import ENGLISH, GERMAN, sentences
 
 from langext.artifacts import Corpus, Model, write_json
 from langext.errors import ConfigError, RunFailed
+from langext.evaluation.certificate import read_file
 from langext.evaluation.kl import BaseKL
 from langext.evaluation.neutrality import Settings
 from langext.exports import certificates
@@ -67,6 +68,7 @@ def test_a_second_language_is_measured_against_the_first_or_against_the_base(tmp
     assert to_base.total.closed < to_first.total.closed, "the first language's gates count as well"
     for found, of in ((to_first, "first"), (to_base, pico.name)):
         assert found.total.hidden_identical == found.total.as_base and found.base.name == of and not found.base.public
+    assert to_first.base.extended and not to_base.base.extended
 
 
 def test_weights_that_overflow_are_a_failure(tmp_path, pico):
@@ -133,3 +135,21 @@ def test_protected_text_counts_and_measured_text_is_said_not_to_be_protected(tmp
     assert found.total.tokens == rows["eng_Latn/book"].tokens + rows["deu_Latn/web"].tokens and rows["deu_Latn/book"].tokens
     card = certificates.section(found, True, False)
     assert "| deu_Latn/web (protected) |" in card and "| deu_Latn/book (measured only, not protected) |" in card
+
+
+def test_the_record_is_written_last(tmp_path, monkeypatch):
+    certificates.lay(tmp_path, certificate(0.1), "before\n", export=True)
+    put = certificates._put
+
+    def killed(path, text):
+        if path.name == "README.md":
+            raise KeyboardInterrupt
+        put(path, text)
+
+    monkeypatch.setattr(certificates, "_put", killed)
+    with pytest.raises(KeyboardInterrupt):
+        certificates.lay(tmp_path, certificate(0.2), "after\n", export=True)
+    assert (tmp_path / "neutrality.jsonl").read_text() == "after\n" and read_file(tmp_path / "neutrality.json").total.kl == 0.1
+    monkeypatch.setattr(certificates, "_put", put)
+    certificates.lay(tmp_path, certificate(0.2), None, export=False)
+    assert read_file(tmp_path / "neutrality.json").total.kl == 0.2 and not (tmp_path / "neutrality.jsonl").exists()

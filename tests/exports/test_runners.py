@@ -85,6 +85,27 @@ def test_a_program_that_is_not_here(tmp_path, asked, said):
     assert done.returncode == 2 and said in done.stderr and len(done.stderr.strip().splitlines()) == 1
 
 
+def test_an_environment_that_was_not_finished_is_made_again(tmp_path, monkeypatch):
+    said, killed = [], ["uninstall"]
+
+    def pip(python, *arguments):
+        said.append(arguments[0])
+        if arguments[0] in killed:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(runners.venv, "create", lambda folder, **_: folder.mkdir(exist_ok=True))
+    monkeypatch.setattr(runners, "_pip", pip)
+    own = str(tmp_path / "vllm" / "bin" / "python")
+    monkeypatch.setattr(runners, "version", lambda name, python: "vllm 1.0" if said and python == own else "")
+    with pytest.raises(KeyboardInterrupt):
+        runners.make("vllm", tmp_path)
+    with pytest.raises(ConfigError, match="`langext fetch vllm` makes an environment"):
+        runners.interpreters("vllm", tmp_path)
+    killed.clear()
+    assert runners.make("vllm", tmp_path) == runners.make("vllm", tmp_path) == own
+    assert said == ["install", "uninstall"] * 2 and runners.interpreters("vllm", tmp_path) == {"vllm": own}
+
+
 @pytest.mark.parametrize(
     ("asked", "form", "own_code", "said"),
     [
@@ -92,7 +113,8 @@ def test_a_program_that_is_not_here(tmp_path, asked, said):
         ("transformers4", "delta", False, "a delta is for langext alone"),
         ("mlx", "remote", True, "does not run the modeling code"),
         ("llamacpp", "native", False, "no llama3 rope"),
-        ("vllm", "remote", True, "does not run the modeling code"),
+        ("llamacpp", "remote", True, "does not run the modeling code"),
+        ("vllm", "remote", True, ""),
         ("transformers4", "remote", True, ""),
     ],
 )

@@ -57,7 +57,7 @@ def test_nothing_from_the_data_becomes_markup(run):
 def test_headline_tells_learning_from_noise(run):
     lines = page.headline(run, page.build(run))
     assert "learned: French, book" in lines and "-25.0%" in lines
-    assert "kept: English, news" in lines and "no change beyond noise" in lines
+    assert "kept, tasks not measured: English, news" in lines and "no change beyond noise" in lines
 
 
 def test_what_moved_far_from_the_base_is_not_called_kept(run):
@@ -80,11 +80,32 @@ def test_a_certificate_says_how_far_the_model_has_moved(run):
     assert "moved: English, news" in page.headline(run, run)
     stage(run, 5, "certify", "Neutrality", {"model": "train"}, certificate(0.0002, EVIL))
     lines, html = page.headline(run, page.build(run)), (run / "report.html").read_text()
-    assert "kept: English, news" in lines
+    assert "kept, tasks not measured: English, news" in lines
     assert "KL to the base 0.0002 nats per token (kept up to 0.005); every gate closed for 99.0% of the tokens" in lines
-    assert '<h2 id="neutrality">' in html and html.count("&lt;script&gt;alert") > 3 and "<script" not in html
+    assert '<h2 id="neutrality">' in html and "of them compared" in html and html.count("&lt;script&gt;alert") > 3 and "<script" not in html
     stage(run, 6, "certify2", "Neutrality", {"model": "train"}, certificate(0.0002, kept_kl=0.0001))
     assert "moved: English, news" in page.headline(run, run)
+
+
+def test_the_domain_that_moved_most_decides(run):
+    found = certificate(0.003)
+    rows = {"eng_Latn/news": found.total.model_copy(update={"kl": 0.0009}),
+            "eng_Latn/code": found.total.model_copy(update={"kl": 0.0051})}  # fmt: skip
+    stage(run, 5, "certify", "Neutrality", {"model": "train"}, found.model_copy(update={"sets": rows}))
+    lines = page.headline(run, run)
+    assert "moved: English, news" in lines
+    assert "KL to the base 0.0051 nats per token in eng_Latn/code, where it is largest (kept up to 0.005)" in lines
+
+
+def test_a_stage_certify_before_the_last_model_does_not_count(run):
+    """train -> certify -> recalibrate: nobody has certified what recalibrate made."""
+    stage(run, 5, "certify", "Neutrality", {"model": "train"}, certificate(0.0002, kept_kl=0.004))
+    assert "0.0002" in page.headline(run, run)
+    stage(run, 6, "recalibrate", "Model", {"model": "train"})
+    assert standing.certified(gather(run)) is None and "0.0002" not in page.headline(run, run)
+    stage(run, 7, "again", "Neutrality", {"model": "recalibrate"}, certificate(0.0003))
+    stage(run, 8, "earlier", "Neutrality", {"model": "train"}, certificate(0.0004))
+    assert "KL to the base 0.0003" in page.headline(run, run)
 
 
 def test_a_certificate_of_another_model_does_not_count(run):
@@ -101,9 +122,16 @@ def test_a_language_whose_tasks_are_surely_worse_was_not_kept(run):
     def facts(share):
         return {"facts": {"acc": {"value": share, "items": 40, "each": [1.0] * int(40 * share) + [0.0] * int(40 - 40 * share)}}}
 
-    assert standing.of(gather(run), "eng_Latn") == "kept"
-    for name, share in (("02-evaluate_base", 1.0), ("04-evaluate", 0.5)):
-        change(run / name / "scores.json", tasks=facts(share), task_languages={"facts": "eng_Latn"})
+    def measured(then, now):
+        for name, share in (("02-evaluate_base", then), ("04-evaluate", now)):
+            change(run / name / "scores.json", tasks=facts(share), task_languages={"facts": "eng_Latn"})
+
+    assert standing.of(gather(run), "eng_Latn") == "kept, tasks not measured"
+    assert "nothing beyond noise; tasks not measured" in page.build(run).read_text()
+    measured(0.5, 0.5)
+    assert standing.of(gather(run), "eng_Latn") == "kept" and "kept: English, news" in page.headline(run, run)
+    assert '<strong class="">nothing beyond noise</strong>' in page.build(run).read_text()
+    measured(1.0, 0.5)
     assert "worse in tasks: English, news" in page.headline(run, page.build(run))
     assert '<strong class="bad">worse in tasks</strong>' in (run / "report.html").read_text()
 

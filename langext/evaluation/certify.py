@@ -3,9 +3,9 @@
     python certify.py                          # exits with 1 if a figure is worse than neutrality.json says
     python certify.py --base path/or/hub-id    # with the base from elsewhere
 
-It needs torch and transformers alone, and exits with 2 when a file of one of the models is not the one that neutrality.json names.
-`neutrality.jsonl` holds the passages that were measured; --passages takes others, and their figures are printed and compared with
-nothing.
+It needs torch and transformers alone, and exits with 2 when a file of one of the models is not the one that neutrality.json
+names. `neutrality.jsonl` holds the passages that were measured; --passages takes others, and their figures are printed and
+compared with nothing.
 """
 
 import argparse
@@ -32,9 +32,9 @@ OF_BITS = {"hidden_identical": (0.0, 2e-3), "logits_identical": (0.0, 2e-3)}
 SMALL = ("kl", "kl_p99", "bits_per_byte")
 """The figures that are better when they are smaller."""
 SHOWN = {
-    "tokens": "{:,}", "compared": "{:,}", "same_ids": "{:.2%}", "closed": "{:.2%}", "as_base": "{:.2%}", "hidden_identical": "{:.2%}",
-    "logits_identical": "{:.2%}", "kl": "{:.6f}", "kl_p99": "{:.6f}", "worst_kl": "{:.6f}", "continuations_identical": "{:.0%}",
-    "bits_per_byte_of_base": "{:.4f}", "bits_per_byte": "{:.4f}",
+    "tokens": "{:,}", "compared": "{:,}", "same_ids": "{:.2%}", "closed": "{:.2%}", "as_base": "{:.2%}",
+    "hidden_identical": "{:.2%}", "logits_identical": "{:.2%}", "kl": "{:.6f}", "kl_p99": "{:.6f}", "worst_kl": "{:.6f}",
+    "continuations_identical": "{:.0%}", "bits_per_byte_of_base": "{:.4f}", "bits_per_byte": "{:.4f}",
 }  # fmt: skip
 """Figure -> how it is printed."""
 
@@ -88,7 +88,7 @@ def read_passages(path: Path) -> tuple[dict[str, list[str]], str]:
 
 def check_files(said: Mapping[str, Any], place: str, revision: str | None) -> None:
     """Raise ValueError when a file of a model, in a folder or on the hub, is not the one that neutrality.json says it has."""
-    from transformers.utils import cached_file
+    from transformers.utils.hub import cached_file
 
     problems = []
     for file in said["files"]:

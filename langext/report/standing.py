@@ -23,7 +23,7 @@ NOT_KNOWN = ("unknown", "unmeasured")
 
 
 def certified(run: Run) -> Certificate | None:
-    """What stage certify measured of the run's last trained model, or else `langext certify` on the run; None if neither did."""
+    """What stage certify measured of the run's last trained model, or `langext certify` on the run; None if neither did."""
     models = [manifest for _, manifest in run.stages if manifest.kind == Model.__name__ and manifest.trained]
     if not models:
         return None
@@ -59,7 +59,7 @@ def _by_domain(found: Certificate, code: str) -> dict[str, float]:
 
 
 def of(run: Run, code: str) -> str:
-    """What became of an original language: `KEPT`, `NO_TASKS`, `MOVED`, `FORGOTTEN`, `WORSE_IN_TASKS`, `NO_KL` or a `NOT_KNOWN`.
+    """What became of an original language: `KEPT`, `NO_TASKS`, `MOVED`, `FORGOTTEN`, `WORSE_IN_TASKS`, `NO_KL`, `NOT_KNOWN`.
 
     It was kept when bits per byte are no worse beyond their interval in any set, tasks were measured and none is surely worse
     (see `significance.surely_worse`), and KL to the base is at most `most_kl`.

@@ -1,6 +1,7 @@
 """What a certificate says of two models, against direct computation; and the gates that are found in checkpoints."""
 
 import copy
+import hashlib
 from functools import partial
 
 import pytest
@@ -173,3 +174,20 @@ def test_what_is_worse_than_certified(change, expected):
 def test_text_is_shown_on_one_line_and_cut():
     assert neutrality.shown("a\n\x1b[0m\u202eb") == "a\\n\\x1b[0m\\u202eb"
     assert len(neutrality.shown("long " * 100)) == neutrality.TEXT_CUT and neutrality.shown("long " * 100).endswith("...")
+
+
+def test_files_of_a_base_on_the_hub_are_those_of_its_commit(tmp_path, monkeypatch):
+    asked = []
+    (tmp_path / "there").write_bytes(b"weights")
+
+    def cached(*args, **more):
+        asked.append((*args, more))
+        return str(tmp_path / "there")
+
+    monkeypatch.setattr("transformers.utils.hub.cached_file", cached)
+    said = {"name": "some/base", "files": [{"name": "a.safetensors", "sha256": hashlib.sha256(b"weights").hexdigest()}]}
+    certify.check_files(said, "some/base", "c0ffee")
+    assert asked == [("some/base", "a.safetensors", {"revision": "c0ffee"})]
+    (tmp_path / "there").write_bytes(b"others")
+    with pytest.raises(ValueError, match=r"some/base is not what neutrality.json names as some/base: a.safetensors differs"):
+        certify.check_files(said, "some/base", None)

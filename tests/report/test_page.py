@@ -82,7 +82,8 @@ def test_a_certificate_says_how_far_the_model_has_moved(run):
     lines, html = page.headline(run, page.build(run)), (run / "report.html").read_text()
     assert "kept, tasks not measured: English, news" in lines
     assert "KL to the base 0.0002 nats per token (kept up to 0.005); every gate closed for 99.0% of the tokens" in lines
-    assert '<h2 id="neutrality">' in html and "of them compared" in html and html.count("&lt;script&gt;alert") > 3 and "<script" not in html
+    assert '<h2 id="neutrality">' in html and html.count("&lt;script&gt;alert") > 3 and "<script" not in html
+    assert "of them compared" in html
     stage(run, 6, "certify2", "Neutrality", {"model": "train"}, certificate(0.0002, kept_kl=0.0001))
     assert "moved: English, news" in page.headline(run, run)
 

@@ -77,7 +77,11 @@ def test_a_delta_and_its_base_give_the_export_of_the_run(bench: Bench, second: P
 
 def test_a_language_is_added_to_an_applied_delta(bench: Bench, delta: Path):
     langext("apply", delta, "--to", bench.root / "base of german", "--base", bench.pico)
-    stages = [extend(**RESIDUES | {"gate": "threshold", "local_loss": "l1"}), train(steps=2, eval_every=2)]
+    calibrate = {"closed": 0.8, "original_tokens": 4000, "new_tokens": 3000, "min_open": 0}
+    stages = [
+        extend(**RESIDUES | {"gate": "threshold", "local_loss": "l1", "calibrate": calibrate}),
+        train(steps=2, eval_every=2),
+    ]
     run = bench.run("german", "deu_Latn", ["eng_Latn", "fra_Latn", "swh_Latn"], stages, base=bench.root / "base of german")
     assert len(list((run / "base").glob("earlier-*.safetensors"))) == 2
     langext("export", run, "--to", bench.root / "of german", "--format", "delta")

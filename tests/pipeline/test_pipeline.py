@@ -103,7 +103,7 @@ def test_protected_text_has_no_share_of_the_training(tmp_path, shares, said):
 @pytest.mark.parametrize(
     ("method", "why"),
     [({"name": "lora"}, "with lora: it has no gates"), ({"name": "neutral_residues", "gate": "threshold"}, ""),
-     ({"name": "neutral_residues"}, "with neutral_residues: its gates are not calibrated")],
+     ({"name": "neutral_residues", "gate": "relu"}, "with neutral_residues: its gates are not calibrated")],
 )  # fmt: skip
 def test_text_that_a_method_does_not_protect_is_named(tmp_path, texts, lid, pico, capsys, method, why):
     sources = [{"language": code, "path": str(texts / f"{code}.jsonl.gz")} for code in ("fr", "en")]
@@ -128,7 +128,8 @@ def test_a_stage_that_cannot_share_its_work_is_refused(tmp_path, pico, texts, li
 
 
 def test_an_export_that_cannot_be_exact_is_refused_before_anything_runs(tmp_path, pico):
-    stages = [FILTER, {"uses": "extend", "method": {"name": "neutral_residues"}}, TRAIN, {"uses": "export", "format": "native"}]
+    method = {"name": "neutral_residues", "gate": "relu"}
+    stages = [FILTER, {"uses": "extend", "method": method}, TRAIN, {"uses": "export", "format": "native"}]
     spec_ = make(*stages, base_model=str(pico))
     with pytest.raises(
         ConfigError, match="stage 'export': format 'native': no stock architecture .* relu gate .*; possible: remote"

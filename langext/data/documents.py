@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from langext.artifacts import Corpus
+from langext.data.plain_text import encode_text, own_start
 from langext.errors import ConfigError, RunFailed
 
 
@@ -58,12 +59,6 @@ def start_token(tokenizer: Any) -> int:
     return own[0] if own else end_token(tokenizer)
 
 
-def own_start(tokenizer: Any) -> list[int]:
-    """The start token that the tokenizer itself puts before a text, alone in a list; [] when it puts none there."""
-    plain, whole = tokenizer("a", add_special_tokens=False).input_ids, tokenizer("a").input_ids
-    return whole[:1] if whole[:1] != plain[:1] else []
-
-
 def end_token(tokenizer: Any) -> int:
     """Id of the end-of-text token. Raises ConfigError when the tokenizer has none."""
     if tokenizer.eos_token_id is None:
@@ -77,46 +72,6 @@ def encode(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
         return []
     start = start_token(tokenizer)
     return [[start, *ids] for ids in encode_text(tokenizer, texts)]
-
-
-def encode_text(tokenizer: Any, texts: Sequence[str], special: set[int] | None = None) -> list[list[int]]:
-    """Token ids of each text alone, without a start token. Text that spells a special token does not become that token.
-
-    `special` are the `special_ids` of the tokenizer, for callers that know them already.
-    """
-    if not texts:
-        return []
-    rows: list[list[int]] = tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True).input_ids
-    special = special_ids(tokenizer) if special is None else special
-    return [row if special.isdisjoint(row) else _spelled_out(tokenizer, row, special) for row in rows]
-
-
-def special_ids(tokenizer: Any) -> set[int]:
-    """Ids of the tokens that steer a model (start, end, turns of a chat). The token for unknown text is not one of them."""
-    added = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
-    named = {i: tokenizer.convert_ids_to_tokens(i) for i in (added | set(tokenizer.all_special_ids)) - {tokenizer.unk_token_id}}
-    return {i for i, name in named.items() if len(name) > 1}  # a single letter is text wherever it stands
-
-
-def _spelled_out(tokenizer: Any, row: Sequence[int], special: set[int]) -> list[int]:
-    """The ids of a text, with the ids of its letters (or else their bytes) in place of each special token.
-
-    A unigram or word-level model holds the names of special tokens among its pieces, and finds them in the text that its
-    normalizer makes. Of a letter that the tokenizer has no token for at all, nothing is left.
-    """
-    unknown = {None, tokenizer.unk_token_id}
-    ids: list[int] = []
-    for i in row:
-        if i not in special:
-            ids.append(i)
-            continue
-        for letter in tokenizer.convert_ids_to_tokens(i):
-            found = [tokenizer.convert_tokens_to_ids(letter)]
-            if found[0] in unknown:
-                octets = [tokenizer.convert_tokens_to_ids(f"<0x{byte:02X}>") for byte in letter.encode()]
-                found = octets if unknown.isdisjoint(octets) else found
-            ids += [part for part in found if part is not None and part not in special]
-    return ids
 
 
 def identifiers(corpus: Corpus, source: str, numbers: Sequence[int]) -> list[str]:

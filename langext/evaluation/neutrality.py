@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from langext.data.plain_text import encode_text, own_start
 from langext.evaluation.open_gates import Opened, as_base, gates
 
 CHUNK_TOKENS = 128
@@ -103,41 +104,12 @@ class Head:
 
 
 def encode(tokenizer: Any, text: str) -> list[int]:
-    """Token ids: the start token that the tokenizer puts there, or else its end-of-text token; then those of the text.
-
-    Text that spells a special token does not become that token. The ids are those of `langext.data.documents.encode`, which
-    this file cannot import. Raises Mismatch when the tokenizer has neither token.
-    """
-    plain, whole = tokenizer("a", add_special_tokens=False).input_ids, tokenizer("a").input_ids
-    start = whole[0] if whole[:1] != plain[:1] else tokenizer.eos_token_id
+    """Token ids, as `langext.data.documents.encode` makes them. Raises Mismatch when the tokenizer has no start token."""
+    own = own_start(tokenizer)
+    start = own[0] if own else tokenizer.eos_token_id
     if start is None:
         raise Mismatch("the tokenizer has no start token and no end-of-text token")
-    ids, special = tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids, _special(tokenizer)
-    return [start, *(ids if special.isdisjoint(ids) else _spelled_out(tokenizer, ids, special))]
-
-
-def _special(tokenizer: Any) -> set[int]:
-    """As `langext.data.documents.special_ids`: the ids of the tokens that steer a model."""
-    added = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
-    named = {i: tokenizer.convert_ids_to_tokens(i) for i in (added | set(tokenizer.all_special_ids)) - {tokenizer.unk_token_id}}
-    return {i for i, name in named.items() if len(name) > 1}
-
-
-def _spelled_out(tokenizer: Any, row: Sequence[int], special: set[int]) -> list[int]:
-    """As in `langext.data.documents`: the ids of a text, with those of its letters, or their bytes, for each special token."""
-    unknown = {None, tokenizer.unk_token_id}
-    ids: list[int] = []
-    for i in row:
-        if i not in special:
-            ids.append(i)
-            continue
-        for letter in tokenizer.convert_ids_to_tokens(i):
-            found = [tokenizer.convert_tokens_to_ids(letter)]
-            if found[0] in unknown:
-                octets = [tokenizer.convert_tokens_to_ids(f"<0x{byte:02X}>") for byte in letter.encode()]
-                found = octets if unknown.isdisjoint(octets) else found
-            ids += [part for part in found if part is not None and part not in special]
-    return ids
+    return [start, *encode_text(tokenizer, [text])[0]]
 
 
 @torch.no_grad()

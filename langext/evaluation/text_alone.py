@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
-from langext.data import documents
+from langext.data import plain_text
 
 
 class TextAlone:
@@ -19,7 +19,7 @@ class TextAlone:
     ) -> list[int]:
         """Token ids of a text, after the tokenizer's own start token if it has one; the last `left_truncate_len` if given."""
         wanted = self.add_bos_token if add_special_tokens is None else add_special_tokens
-        (ids,) = documents.encode_text(self.tokenizer, [string], self.special)
+        (ids,) = plain_text.encode_text(self.tokenizer, [string], self.special)
         first = [] if wanted is False else self.first
         return [*first, *ids][-(left_truncate_len or 0) :]
 
@@ -34,9 +34,9 @@ class TextAlone:
     @cached_property
     def special(self) -> set[int]:
         """Ids of special tokens, found once: lm-eval encodes one text at a time."""
-        return documents.special_ids(self.tokenizer)
+        return plain_text.special_ids(self.tokenizer)
 
     @cached_property
     def first(self) -> list[int]:
         """The start token, if the tokenizer itself puts one before a text. An end token that it puts behind is not taken."""
-        return documents.own_start(self.tokenizer)
+        return plain_text.own_start(self.tokenizer)

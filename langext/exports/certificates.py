@@ -18,7 +18,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from langext.artifacts import BASE, Corpus, FileRecord, Model, file_record, read_base, read_json, write_json
 from langext.console import Progress, say
-from langext.data import assets, documents
+from langext.data import assets, documents, plain_text
 from langext.errors import ConfigError, RunFailed
 from langext.evaluation import bpb, certify, gate_stats, neutrality, open_gates
 from langext.evaluation.certificate import Certificate, Measured, MeasuredWith, TextFile
@@ -209,7 +209,7 @@ def heldout(text: Text, corpus: Corpus, new: str, originals: Sequence[str]) -> N
 def script() -> str:
     """certify.py: the modules that measure in one file, which imports nothing of langext."""
     parts = [f'"""{certify.__doc__}"""\n']
-    for module in (open_gates, neutrality, certify):
+    for module in (plain_text, open_gates, neutrality, certify):
         source = Path(str(module.__file__)).read_text(encoding="utf-8").removeprefix(f'"""{module.__doc__}"""')
         parts.append(re.sub(r"^from langext\..*\n", "", source, flags=re.MULTILINE))
     return "\n".join(part.strip("\n") + "\n" for part in parts)

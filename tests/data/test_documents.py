@@ -5,7 +5,8 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from toy import make_tokenizer
 from transformers import AddedToken, PreTrainedTokenizerFast
 
-from langext.data.documents import encode, encode_text, special_ids
+from langext.data.documents import encode
+from langext.data.plain_text import encode_text, special_ids
 from langext.evaluation import neutrality
 
 LETTERS = [*"abcdefghijklmnopqrstuvwxyz<|>/_", "▁"]

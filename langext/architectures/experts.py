@@ -18,15 +18,15 @@ def halves(block: Any, hidden: int) -> list[Any]:
     """Two networks of `hidden` units, the mean of which is the block's; [None, None] if there is no block."""
     if block is None:
         return [None, None]
-    halves = []
+    found = []
     for at in range(2):
         units = [
             pad(getattr(block, name).weight.detach(), dim, 2 * hidden).narrow(dim, at * hidden, hidden)
             for name, dim in MATRICES
         ]
         gate, up, down = (SimpleNamespace(weight=weight) for weight in (units[0], units[1], 2 * units[2]))
-        halves.append(SimpleNamespace(gate_proj=gate, up_proj=up, down_proj=down, router=block.router))
-    return halves
+        found.append(SimpleNamespace(gate_proj=gate, up_proj=up, down_proj=down, router=block.router))
+    return found
 
 
 def threshold(w: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:

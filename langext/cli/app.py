@@ -31,7 +31,6 @@ Out = Annotated[
     Path | None, typer.Option(parser=edge.folder, metavar="FOLDER", help="Run folder. Default: runs/<pipeline name>.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead.")]
-RunFolder = Annotated[Path, typer.Argument(parser=edge.path, metavar="FOLDER", help="Run folder, e.g. runs/quickstart.")]
 
 
 @app.command()
@@ -39,7 +38,7 @@ def run(
     file: File,
     overrides: Set = None,
     out: Out = None,
-    redo: Annotated[list[str] | None, typer.Option(help="Do this stage again, and what depends on it. Repeatable.")] = None,
+    redo: edge.Redo = None,
     reuse: Annotated[
         list[Path] | None,
         typer.Option(
@@ -83,7 +82,7 @@ def plan(file: File, overrides: Set = None, out: Out = None) -> None:
 
 
 @app.command("report")
-def report_(root: RunFolder, as_json: Json = False) -> None:
+def report_(root: edge.RunFolder, as_json: Json = False) -> None:
     """Write <run>/report.html from what the stages left, and print the headline."""
     with edge.clean():
         from langext.report import conditions, page, run_folder
@@ -94,7 +93,7 @@ def report_(root: RunFolder, as_json: Json = False) -> None:
 
 @app.command()
 def scores(
-    root: RunFolder,
+    root: edge.RunFolder,
     fail_if: Annotated[
         list[str] | None, typer.Option(help="Exit with 3 if this is true, e.g. 'original.bpb_increase > 0.5%'. Repeatable.")
     ] = None,

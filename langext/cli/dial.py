@@ -9,7 +9,7 @@ from langext.cli import edge
 
 
 def dial(
-    root: Annotated[Path, typer.Argument(parser=edge.path, metavar="FOLDER", help="Run folder, e.g. runs/quickstart.")],
+    root: edge.RunFolder,
     closed: Annotated[
         list[float] | None,
         typer.Option(help="Share of original tokens with every gate closed, e.g. 0.99. Repeatable; several to choose from."),
@@ -21,8 +21,8 @@ def dial(
     out: Annotated[
         Path | None, typer.Option(parser=edge.folder, metavar="FOLDER", help="Run folder to make. Default: runs/<run>-dial.")
     ] = None,
-    form: Annotated[str, typer.Option("--format", help="auto, native, dense, remote, gguf or delta.")] = "auto",
-    redo: Annotated[list[str] | None, typer.Option(help="Do this stage again, and what depends on it. Repeatable.")] = None,
+    form: edge.Format = "auto",
+    redo: edge.Redo = None,
 ) -> None:
     """Turn the dial of a trained model between cautious and eager; nothing is trained again.
 
@@ -31,11 +31,10 @@ def dial(
     """
     with edge.clean():
         from langext import console
-        from langext.artifacts import TOKENS, finished, read_base
-        from langext.cli.transplant import pipeline
+        from langext.artifacts import finished, read_base
+        from langext.cli.transplant import carry_out, pipeline
         from langext.data.assets import PREFIX
         from langext.errors import ConfigError
-        from langext.pipeline import run
         from langext.report import page
         from langext.summaries import RecalibrateSummary
 
@@ -46,8 +45,7 @@ def dial(
         settings |= {} if max_kl is None else {"max_kl": max_kl}
         named = base.root if base.local is None or base.root.startswith(PREFIX) else base.local
         spec = pipeline(root, named, form, f"{root.resolve().name}-dial", settings, base.commit)
-        folder = (out or Path("runs") / spec.name).resolve()
-        run.run(spec, folder, redo=redo or [], others=[root], tokens=folder / TOKENS)
+        folder = carry_out(spec, root, out, redo)
         found = [summary for _, manifest in finished(folder) if (summary := manifest.summary_as(RecalibrateSummary))][-1]
         rows = [
             [

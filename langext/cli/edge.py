@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from math import isfinite
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
@@ -105,3 +105,8 @@ def json_text(value: Any) -> str:
         return None if isinstance(part, float) and not isfinite(part) else part
 
     return json.dumps(plain(value), indent=2, ensure_ascii=False, allow_nan=False)
+
+
+RunFolder = Annotated[Path, typer.Argument(parser=path, metavar="FOLDER", help="Run folder, e.g. runs/quickstart.")]
+Format = Annotated[str, typer.Option("--format", help="auto, native, dense, remote, gguf or delta.")]
+Redo = Annotated[list[str] | None, typer.Option(help="Do this stage again, and what depends on it. Repeatable.")]

@@ -9,9 +9,9 @@ from langext.cli import edge
 
 
 def export(
-    root: Annotated[Path, typer.Argument(parser=edge.path, metavar="FOLDER", help="Run folder, e.g. runs/quickstart.")],
+    root: edge.RunFolder,
     to: Annotated[Path, typer.Option(parser=edge.path, metavar="FOLDER", help="Folder to write; must not exist yet.")],
-    form: Annotated[str, typer.Option("--format", help="auto, native, dense, remote, gguf or delta.")] = "auto",
+    form: edge.Format = "auto",
     gguf: Annotated[list[str] | None, typer.Option(help="Precision of a GGUF file: f32, f16, bf16, q8_0. Repeatable.")] = None,
     checkpoint: Annotated[
         str | None, typer.Option(help="Of a training that has not ended: the step of a checkpoint, or last.")

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def transplant(
-    root: Annotated[Path, typer.Argument(parser=edge.path, metavar="FOLDER", help="Run folder, e.g. runs/quickstart.")],
+    root: edge.RunFolder,
     onto: Annotated[
         str,
         typer.Option(help="Base of the same shapes and tokens: a hub id, a folder, a .gguf file, or asset:<name>."),
@@ -24,24 +24,30 @@ def transplant(
         Path | None,
         typer.Option(parser=edge.folder, metavar="FOLDER", help="Run folder to make. Default: runs/<run>-on-<base>."),
     ] = None,
-    form: Annotated[str, typer.Option("--format", help="auto, native, dense, remote, gguf or delta.")] = "auto",
-    redo: Annotated[list[str] | None, typer.Option(help="Do this stage again, and what depends on it. Repeatable.")] = None,
+    form: edge.Format = "auto",
+    redo: edge.Redo = None,
 ) -> None:
     """Put what a run has trained on a sibling of its base, such as the instruct model; measure both languages and export.
 
     The same command goes on after an interruption.
     """
     with edge.clean():
-        from langext.artifacts import TOKENS
         from langext.models import bases
-        from langext.pipeline import run
         from langext.report import page
 
-        spec = pipeline(root, onto, form, f"{root.resolve().name}-on-{bases.plain_name(onto)}")
-        folder = (out or Path("runs") / spec.name).resolve()
-        # Nothing here is trained, so the token ids of the donor are not taken over.
-        run.run(spec, folder, redo=redo or [], others=[root], tokens=folder / TOKENS)
+        folder = carry_out(pipeline(root, onto, form, f"{root.resolve().name}-on-{bases.plain_name(onto)}"), root, out, redo)
         typer.echo("\n" + page.headline(folder, page.build(folder)))
+
+
+def carry_out(spec: "Pipeline", root: Path, out: Path | None, redo: list[str] | None) -> Path:
+    """Run a pipeline that `pipeline` made of the run `root`, and return its folder: `out`, or else runs/<its name>."""
+    from langext.artifacts import TOKENS
+    from langext.pipeline import run
+
+    folder = (out or Path("runs") / spec.name).resolve()
+    # Nothing here is trained, so the token ids of the donor are not taken over.
+    run.run(spec, folder, redo=redo or [], others=[root], tokens=folder / TOKENS)
+    return folder
 
 
 def pipeline(

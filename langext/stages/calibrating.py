@@ -1,7 +1,7 @@
 """The text that gates are calibrated on, and what a calibration says of them. Used by the stages extend and recalibrate."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from itertools import chain, zip_longest
 from pathlib import Path
@@ -61,7 +61,6 @@ class Calibrated:
     t_L: torch.Tensor
     left_out: dict[int, float]
     """Layers that separate badly -> share of the new language that would have opened the gate."""
-    record: CalibrationRecord | None = None
 
     def placed(self, method: Method) -> Method:
         """The method with blocks in these layers only."""
@@ -167,8 +166,8 @@ def fitted(net: Any, layers: Sequence[int], text: Pieces, settings: Calibrate) -
     return Calibrated([layers[at] for at in kept], row_LD[kept], t_L, left_out)
 
 
-def reported(ctx: Context, net: Any, found: Calibrated, text: Pieces, settings: Calibrate) -> Calibrated:
-    """The same with the record of what the gates do on held-out text, which is printed too."""
+def reported(ctx: Context, net: Any, found: Calibrated, text: Pieces, closed: float) -> CalibrationRecord:
+    """The record of what the gates do on held-out text, which is printed too. `closed` is the share that was asked for."""
     shares = {}
     for name, rows in text.heldout.items():
         z = calibration.score(net, found.layers, found.row_LD, rows)
@@ -179,8 +178,7 @@ def reported(ctx: Context, net: Any, found: Calibrated, text: Pieces, settings: 
         )
     for layer, share in found.left_out.items():
         say(f"  layer {layer} gets no block: its gate would open for {share:.0%} of {ctx.language} only")
-    told = CalibrationRecord(closed=settings.closed, layers=found.layers, left_out=found.left_out, heldout=shares)
-    return replace(found, record=told)
+    return CalibrationRecord(closed=closed, layers=found.layers, left_out=found.left_out, heldout=shares)
 
 
 def widen(net: Any) -> None:

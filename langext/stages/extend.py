@@ -15,7 +15,7 @@ from langext.errors import ConfigError
 from langext.methods import AnyMethod
 from langext.methods.base import Method
 from langext.stages.base import Stage
-from langext.summaries import ExtendSummary
+from langext.summaries import CalibrationRecord, ExtendSummary
 
 if TYPE_CHECKING:
     from langext.methods.calibrate import Calibrate
@@ -73,9 +73,9 @@ class Extend(Stage):
         record = replace(record, tokenizer=tokenizer.path / "tokenizer" if tokenizer else record.tokenizer)
         spelt = loading.read_new_tokens(tokenizer) if tokenizer else {}
         num_new = len(spelt) or len(loading.new_tokens(model))
-        gates = None
+        gates = told = None
         if corpus and self.method.calibration:
-            gates = self._calibrated(ctx, corpus, _built(record, None, num_new, spelt), self.method.calibration)
+            gates, told = self._calibrated(ctx, corpus, _built(record, None, num_new, spelt), self.method.calibration)
         method = gates.placed(self.method) if gates else self.method
         loading.write_record(ctx.out, replace(record, method=method))
         live = _built(record, method, num_new, spelt)
@@ -88,14 +88,16 @@ class Extend(Stage):
         ctx.report(
             ExtendSummary(
                 method=method.name, base_parameters=num_base, trainable_parameters=learns, new_tokens=len(spelt),
-                gates=gates.record if gates else None,
+                gates=told,
             )
         )  # fmt: skip
         say(f"  {method.name}: {learns / 1e6:.1f} M trainable parameters on a base of {num_base / 1e6:.1f} M")
         return Model(ctx.out)
 
-    def _calibrated(self, ctx: Context, corpus: Corpus, live: "LiveModel", settings: "Calibrate") -> "Calibrated":
-        """The gates of the blocks, fitted in the model that the blocks are going to be added to."""
+    def _calibrated(
+        self, ctx: Context, corpus: Corpus, live: "LiveModel", settings: "Calibrate"
+    ) -> "tuple[Calibrated, CalibrationRecord]":
+        """The gates of the blocks, fitted in the model that the blocks are going to be added to, and what they do."""
         from langext.methods import layers, residue
         from langext.stages import calibrating
 
@@ -105,7 +107,7 @@ class Extend(Stage):
         text = calibrating.pieces(ctx, corpus, live, settings)
         calibrating.widen(live.net)
         found = calibrating.fitted(live.net, asked, text, settings)
-        return calibrating.reported(ctx, live.net, found, text, settings)
+        return found, calibrating.reported(ctx, live.net, found, text, settings.closed)
 
 
 def _built(record: "Record", method: Method | None, num_new: int, spelt: dict[int, list[int]]) -> "LiveModel":

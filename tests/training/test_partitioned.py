@@ -62,7 +62,7 @@ def test_selective_lora_reads_its_indicators_where_weights_are_shared_out(tmp_pa
 
 
 def test_gates_have_a_rate_of_their_own_and_do_not_decay():
-    method = NeutralResidues(name="neutral_residues", width=8, gate_lr_factor=5.0)
+    method = NeutralResidues(name="neutral_residues", gate="sigmoid", width=8, gate_lr_factor=5.0)
     live = extended.build(make_base("llama", 320), make_tokenizer(), method, num_new=4)
     found = engine.groups(live.net, method, lambda name: method.peak_lr(name, 0.01), weight_decay=0.1)
     name_of = {parameter: name for name, parameter in live.net.named_parameters()}

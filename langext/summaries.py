@@ -176,6 +176,8 @@ class TrainSummary(Training, Summary):
 
     of: Literal["train"] = "train"
     lr: float
+    precision: Literal["bf16", "fp32"]
+    """What the training computed in."""
     penalties: list[str]
     result_step: int
     """The step whose weights became the model."""

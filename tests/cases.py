@@ -78,6 +78,7 @@ def trained(root: Path, base: Path, settings: dict[str, Any]) -> Model:
     """The model of a run folder made by hand, in which a method has been trained on a base."""
     record = loading.read_record(bases.prepare(str(base), None, root / "base"))
     summary = TrainSummary(
+        precision="bf16",
         lr=0.1, penalties=[], tokens=100, steps=2, result_step=2, seconds=3.0, tokens_per_second=None, bits_per_byte={},
         kl_to_base=None, dead_layers=None, weights={}, shares={"fra_Latn/book": 1.0}, epochs={"fra_Latn/book": 1.0},
     )  # fmt: skip

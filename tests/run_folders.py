@@ -66,6 +66,7 @@ def compared(root: Path, method: str, lr: float, french: float, english: float, 
     sizes = ExtendSummary(method=method, base_parameters=100, trainable_parameters=10, new_tokens=0)
     stage(root, 3, "extend", "Model", summary=sizes, method={"name": method, **extend})
     seen = TrainSummary(
+        precision="bf16",
         lr=lr, penalties=[], tokens=100, steps=2, result_step=2, seconds=3.0, tokens_per_second=None, bits_per_byte={},
         kl_to_base=None, dead_layers=None, weights={}, shares={"fra_Latn/book": 1.0}, epochs={"fra_Latn/book": 1.0},
     )  # fmt: skip

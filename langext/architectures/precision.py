@@ -1,17 +1,36 @@
-"""Computing in float32 with a model whose weights are stored in lower precision.
+"""The precision that a machine computes in, and computing in float32 with weights that are stored in lower precision.
 
 This file must not import anything from langext: a copy of it runs in the process that reloads an export (exports/reload.py).
 """
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
 WEIGHTS = torch.bfloat16
 """Precision of exported weights."""
+
+Precision = Literal["bf16", "fp32"]
+DTYPES: dict[Precision, torch.dtype] = {"bf16": torch.bfloat16, "fp32": torch.float32}
+
+
+def chosen(asked: Literal["auto"] | Precision, gpus: int) -> Precision:
+    """The precision that a setting means on this machine: auto is bf16 on GPUs and on CPUs with instructions for it, else fp32.
+
+    A CPU without such instructions (x86 before AVX-512, older ARM) multiplies matrices in bf16 tens of times more slowly than
+    in float32.
+    """
+    if asked != "auto":
+        return asked
+    return "bf16" if gpus or torch.ops.mkldnn._is_mkldnn_bf16_supported() else "fp32"
+
+
+def here(gpus: int) -> torch.dtype:
+    """The dtype that auto means on this machine."""
+    return DTYPES[chosen("auto", gpus)]
 
 
 def ends(net: Any) -> list[nn.Module]:

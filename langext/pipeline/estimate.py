@@ -81,7 +81,7 @@ def training(config: Any, numbers: Size, train: Train) -> dict[str, float]:
 
     tokens = train.steps * train.batch_sequences * train.sequence_length
     per_step = flops.per_token(numbers.total, numbers.trainable, config, train.sequence_length)
-    width = 2 if train.precision == "bf16" else 4
+    width = 2 if train.computes_in() == "bf16" else 4
     stage, processes = deepspeed_file.zero_stage(deepspeed_file.read(train.runtime.deepspeed)), train.runtime.processes
     weights = numbers.total * width / (processes if stage >= 3 else 1)
     gradients = numbers.trainable * width / (processes if stage >= 2 else 1)

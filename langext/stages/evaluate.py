@@ -33,8 +33,6 @@ if TYPE_CHECKING:
 
 KEPT = TypeAdapter(dict[str, dict[str, scores.Metric]])
 """Type of the metrics that are kept between attempts, by task and metric."""
-MEASURING = ("num_fewshot", "limit", "precision", "include_path")
-"""Keys that change how tasks are measured; scores can be compared only when these are equal."""
 
 
 class Evaluate(Stage):
@@ -70,8 +68,8 @@ class Evaluate(Stage):
     """Length of each generated text, in tokens."""
     prompts: dict[str, list[str]] = {}
     """Prompts to continue, by language, in place of the paragraphs."""
-    precision: Literal["bf16", "fp32"] = "bf16"
-    """Precision of the weights during the measurement."""
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """Precision of the weights during the measurement. auto: bf16 on GPUs and on CPUs that compute in it, else fp32."""
 
     @field_validator("tasks", "prompts")
     @classmethod
@@ -188,12 +186,13 @@ class Evaluate(Stage):
         """
         import torch
 
+        from langext.architectures import precision
         from langext.data import documents
         from langext.evaluation import continuation, generation, harness
         from langext.models import loading
 
         torch.manual_seed(ctx.seed)
-        dtype = torch.bfloat16 if self.precision == "bf16" else torch.float32
+        dtype = precision.DTYPES[precision.chosen(self.precision, self.runtime.gpus)]
         live = loading.load(model, dtype, "cuda" if self.runtime.gpus else "cpu")
         generation.refuse_long(live.net, live.tokenizer, self.prompts)
         # loaded where it is needed, and dropped again
@@ -224,10 +223,20 @@ class Evaluate(Stage):
                 bits_per_byte={name: row.value for name, row in written.bits_per_byte.items()},
                 scores=scores.FORMAT,
                 task_files=_hashes(files),
-                measured_with={key: str(getattr(self, key)) for key in MEASURING},
+                measured_with={key: str(value) for key, value in self._measuring().items()},
             )
         )
         return Scores(ctx.out)
+
+    def _measuring(self) -> dict[str, Any]:
+        """What changes how tasks are measured; scores can be compared only when all of it is equal."""
+        from langext.architectures import precision
+
+        shown = self.include_path and str(self.include_path)
+        return {
+            "num_fewshot": self.num_fewshot, "limit": self.limit, "include_path": shown,
+            "precision": precision.chosen(self.precision, self.runtime.gpus),
+        }  # fmt: skip
 
     def tidy(self, out: Path) -> None:
         """Delete the kept scores of single tasks."""
@@ -271,7 +280,7 @@ class Evaluate(Stage):
         from langext.evaluation import harness
 
         files = [file.model_dump() for file in _hashes(harness.files([name], self.include_path))]
-        by = {"files": files, "model": model, **{key: getattr(self, key) for key in ("num_fewshot", "limit", "precision")}}
+        by = {"files": files, "model": model, **self._measuring()}
         earlier = read_json(kept) if kept.is_file() else {}
         if earlier.get("by") == by and earlier["format"] == scores.FORMAT:
             say(f"  {name}: measured already")

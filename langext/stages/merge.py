@@ -92,6 +92,7 @@ class Merge(Stage):
         """Write the merged delta, and curve.json with bits per byte and score for every scale that was tried."""
         import torch
 
+        from langext.architectures import precision
         from langext.evaluation.bpb import Ruler, best
         from langext.methods import extended
         from langext.models import loading, merging
@@ -121,7 +122,9 @@ class Merge(Stage):
         scale = self.scale
         if scale == "auto":
             ruler = Ruler(ctx, corpus, self.eval_bytes)
-            live = loading.load(Model(ctx.out), torch.bfloat16, "cuda" if self.runtime.gpus else "cpu", trained=False)
+            live = loading.load(
+                Model(ctx.out), precision.here(self.runtime.gpus), "cuda" if self.runtime.gpus else "cpu", trained=False
+            )
             base = ruler.measure(live.net, live.tokenizer)
             for value in [i / 10 for i in range(1, 16 if self.rule == "ties" else 11)]:
                 extended.set_delta(live, delta(value))

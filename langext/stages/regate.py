@@ -48,12 +48,13 @@ class Regate(Stage):
 
         import torch
 
+        from langext.architectures import precision
         from langext.evaluation.bpb import Ruler, best
         from langext.methods.residue import stacks
         from langext.models import loading, regating
 
         torch.manual_seed(ctx.seed)
-        live = loading.load(model, torch.bfloat16, "cuda" if self.runtime.gpus else "cpu")
+        live = loading.load(model, precision.here(self.runtime.gpus), "cuda" if self.runtime.gpus else "cpu")
         ruler = Ruler(ctx, corpus, self.eval_bytes)
         rows = self._rows(ctx, corpus, live.tokenizer)
         cost = {"trained": ruler.measure(live.net, live.tokenizer)}

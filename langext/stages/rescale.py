@@ -100,14 +100,13 @@ class Rescale(Stage):
 
     def _curve(self, ctx: Context, model: Model, corpus: Corpus, scaled: "Scaled") -> list[dict[str, Any]]:
         """Bits per byte, learning, retention and score for every alpha of GRID; `scaled` makes the delta for its factors."""
-        import torch
-
+        from langext.architectures import precision
         from langext.evaluation.bpb import Ruler
         from langext.methods import extended
         from langext.models import loading
         from langext.models.layer_scaling import Lines
 
-        live = loading.load(model, torch.bfloat16, "cuda" if self.runtime.gpus else "cpu")
+        live = loading.load(model, precision.here(self.runtime.gpus), "cuda" if self.runtime.gpus else "cpu")
         ruler = Ruler(ctx, corpus, self.eval_bytes)
 
         def measure(alpha: float, beta: float) -> dict[str, float]:

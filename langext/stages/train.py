@@ -58,7 +58,7 @@ class Train(Settings, Stage):
             if "warmup_steps" in self.model_fields_set:
                 raise ConfigError(problem, at=("warmup_steps",))
             warn(f"{self.name or self.uses}: {problem}; give a smaller warmup_steps")
-        if zero == 0 and self.precision == "bf16":
+        if zero == 0 and self.computes_in() == "bf16":
             raise ConfigError(
                 f"{self.runtime.deepspeed}: ZeRO stage 0 keeps no float32 masters of bf16 weights; use stage 1, which on one "
                 "process does the same with them, or precision fp32",

@@ -20,6 +20,7 @@ from pydantic import Field
 from safetensors import SafetensorError
 from torch import distributed
 
+from langext.architectures.precision import Precision
 from langext.artifacts import FileRecord, list_files, read_as, sha256_file, write_json
 from langext.console import warn
 from langext.context import without_launcher
@@ -43,8 +44,9 @@ class CheckpointRecord(Spec):
     """Content of the files.json of a checkpoint."""
 
     world_size: int = Field(ge=1)
-    layout: str = Field(pattern=r"^zero[0-3](-fp32-sums)?$")
-    """`zero<stage>`, followed by a suffix where DeepSpeed has several layouts for one stage."""
+    layout: str = Field(pattern=r"^zero[0-3](-fp32-sums|-fp32)?$")
+    """`zero<stage>`, then `-fp32` for a training in float32, or `-fp32-sums` for one in bf16 that sums the gradients of several
+    micro-batches in float32: DeepSpeed then uses another optimizer."""
     files: list[FileRecord]
 
 
@@ -195,6 +197,11 @@ def room(folder: Path, needs_bytes: int) -> None:
             f"{here}: a checkpoint takes {needs_bytes / GiB:.2f} GiB and {free / GiB:.2f} GiB are free; make room and run the "
             "same command again"
         )
+
+
+def began_in(checkpoint: Path) -> Precision:
+    """The precision of the training that wrote the checkpoint."""
+    return "fp32" if read_as(checkpoint / FILES, CheckpointRecord).layout.endswith("-fp32") else "bf16"
 
 
 def fits(checkpoint: Path, world_size: int, layout: str) -> bool:

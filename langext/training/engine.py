@@ -84,8 +84,9 @@ class EngineSettings:
 
     @property
     def layout(self) -> str:
-        """Name of the layout of a checkpoint. Sums in float32 have one of their own: DeepSpeed then uses another optimizer."""
-        return f"zero{deepspeed_file.zero_stage(self.deepspeed)}" + ("-fp32-sums" if self.sums_in_fp32 else "")
+        """Name of the layout of a checkpoint, `CheckpointRecord.layout`."""
+        kind = "-fp32" if not self.bf16 else "-fp32-sums" if self.sums_in_fp32 else ""
+        return f"zero{deepspeed_file.zero_stage(self.deepspeed)}{kind}"
 
     @property
     def sums_in_fp32(self) -> bool:

@@ -203,7 +203,8 @@ class Loop:
         seen = self.session.mixture.cut(self.last * settings.batch_sequences)
         ctx.report(
             TrainSummary(
-                lr=settings.lr, penalties=[penalty.name for penalty in settings.penalties], steps=self.last,
+                lr=settings.lr, precision=self.session.precision, steps=self.last,
+                penalties=[penalty.name for penalty in settings.penalties],
                 result_step=chosen.step if chosen else self.last, within_budget=True if settings.forgetting_budget else None,
                 tokens=self.last * self.session.step_tokens, seconds=round(self.seconds, 1),
                 tokens_per_second=self.log.tokens_per_second, epochs=seen.epochs(), shares=seen.shares(),

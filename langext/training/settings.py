@@ -1,7 +1,7 @@
 """All configuration keys of a training. Stage train inherits them, and the training loop reads them."""
 
 from collections.abc import Collection
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, field_validator
 
@@ -13,6 +13,9 @@ from langext.methods.penalties.base import Penalty
 from langext.spec import Spec
 from langext.training.schedule import Kind, Schedule
 from langext.training.selection import ForgettingBudget
+
+if TYPE_CHECKING:
+    from langext.architectures.precision import Precision
 
 
 class Settings(Spec):
@@ -56,8 +59,9 @@ class Settings(Spec):
     more steps; no average when not given."""
     penalties: list[AnyPenalty] = []
     """Terms added to the loss, in addition to those of the method: local, domain_ce, ldifs, l2sp, each with its `weight`."""
-    precision: Literal["bf16", "fp32"] = "bf16"
-    """bf16 keeps the trainable weights in float32 as well, and everything else only in bf16. fp32 keeps all in float32."""
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """bf16 keeps the trainable weights in float32 as well, and everything else only in bf16. fp32 keeps all in float32. auto:
+    bf16 on GPUs and on CPUs that compute in it, else fp32; a training goes on in the precision it began with or not at all."""
     result: Literal["last", "best"] = "last"
     """Which weights become the model: the last ones, or the best, from the evaluation with the fewest bits per byte in the new
     language."""
@@ -98,6 +102,12 @@ class Settings(Spec):
 
     runtime: Runtime = Runtime()
     """Where and how fast the training runs."""
+
+    def computes_in(self) -> "Precision":
+        """`precision`, with auto as this machine decides it."""
+        from langext.architectures import precision
+
+        return precision.chosen(self.precision, self.runtime.gpus)
 
     def accumulate(self) -> int:
         """Micro-batches per optimizer step and process. Raises ConfigError when the batch cannot be divided evenly."""

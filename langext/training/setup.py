@@ -5,13 +5,15 @@ The one rule: the order in `set_up` matters; its comments say why.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from langext.architectures import attention, families, recompute
+from langext.architectures import attention, families, precision, recompute
+from langext.architectures.precision import Precision
 from langext.artifacts import CHECKPOINTS, TOKENS, Corpus, Model, read_base
-from langext.console import say
+from langext.console import say, warn
 from langext.context import Context
 from langext.data import documents, mixture, tokens
 from langext.data.mixture import Mixture, Phase
@@ -45,6 +47,7 @@ class Session:
     live: LiveModel
     method: Method
     device: torch.device
+    precision: Precision
     mixture: Mixture
     steps: int
     """Optimizer steps; fewer than in the settings when the text ends before (`exhaustion: stop`)."""
@@ -77,7 +80,10 @@ def set_up(settings: Settings, ctx: Context, model: Model, corpus: Corpus) -> Se
     device = engine.join_processes()
     deepspeed = deepspeed_file.read(settings.runtime.deepspeed)
     torch.manual_seed(ctx.seed)
-    dtype = torch.bfloat16 if settings.precision == "bf16" else torch.float32
+    kept = Checkpoints(ctx.out / CHECKPOINTS, settings.keep_checkpoints)
+    newest = kept.newest()
+    computes_in = _precision(settings, newest)
+    dtype = precision.DTYPES[computes_in]
     # ZeRO 3 partitions each weight before it moves it to the device, where the whole model may not fit.
     home = "cpu" if deepspeed_file.zero_stage(deepspeed) == 3 else str(device)
     live, method = _live(settings, model, dtype, home)
@@ -91,11 +97,9 @@ def set_up(settings: Settings, ctx: Context, model: Model, corpus: Corpus) -> Se
     _install(settings, live, device)
     engine_settings = EngineSettings(
         deepspeed=deepspeed, micro_batch=settings.runtime.micro_batch, accumulate=settings.accumulate(), clip=settings.clip,
-        bf16=settings.precision == "bf16", betas=settings.betas, weight_decay=settings.weight_decay, ema=settings.ema,
+        bf16=computes_in == "bf16", betas=settings.betas, weight_decay=settings.weight_decay, ema=settings.ema,
         monitor=settings.runtime.monitor, out=ctx.out,
     )  # fmt: skip
-    kept = Checkpoints(ctx.out / CHECKPOINTS, settings.keep_checkpoints)
-    newest = kept.newest()
     # One process decides for all: on a shared disk they can see different things for a while.
     fits = newest is None or checkpoints.on_first(lambda: checkpoints.fits(newest, ctx.world_size, engine_settings.layout))
     source = newest if fits or newest is None else checkpoints.universal(newest)
@@ -117,11 +121,22 @@ def set_up(settings: Settings, ctx: Context, model: Model, corpus: Corpus) -> Se
         state = runner.load(newest, source)
     on_gpu = device.type == "cuda"
     return Session(
-        settings, ctx, corpus, live, method, device, order, steps, settings.rates(steps), watch, runner,
+        settings, ctx, corpus, live, method, device, computes_in, order, steps, settings.rates(steps), watch, runner,
         _prefix(settings, ctx, model, corpus, live, order, first, runner), kept,
         checkpoints.on_first(lambda: BestWeights(ctx.out / CHECKPOINTS)), state, cost,
         (flops.peak(torch.cuda.get_device_name()) or 0) * ctx.world_size if on_gpu else 0,
     )  # fmt: skip
+
+
+def _precision(settings: Settings, newest: Path | None) -> Precision:
+    """The precision to compute in: with auto that of the checkpoint, if there is one, because it changes what is learnt."""
+    here = settings.computes_in()
+    if settings.precision != "auto" or newest is None:
+        return here
+    began = checkpoints.on_first(lambda: checkpoints.began_in(newest))
+    if began != here:
+        warn(f"this training began in {began} and goes on in it; a new one would compute in {here} on this machine")
+    return began
 
 
 def _live(settings: Settings, model: Model, dtype: torch.dtype, device: str) -> tuple[LiveModel, Method]:

@@ -27,6 +27,7 @@ def run(tmp_path):
         kl = {} if model == "base" else {"kl_to_base": {"eng_Latn": {"value": 0.001, "tokens": 9}}}
         evaluation(tmp_path, number, name, model, french, english, samples=samples, **kl)
     train = TrainSummary(
+        precision="bf16",
         lr=1e-3, penalties=[], tokens=100, steps=2, result_step=2, seconds=3.0, tokens_per_second=None, bits_per_byte={},
         kl_to_base=0.0123, dead_layers=[4, 7], weights={"active_blocks": 3.0}, shares={"fra_Latn/book": 1.0},
         epochs={"fra_Latn/book": 1.5},

@@ -13,11 +13,15 @@ from run_folders import stage
 from toy import make_base, make_tokenizer
 
 from langext.architectures import families
+from langext.artifacts import write_json
+from langext.context import Runtime
 from langext.errors import ConfigError
 from langext.methods import NeutralResidues, SelectiveLora, extended
 from langext.methods.penalties.base import MicroBatch
 from langext.models import bases, loading
-from langext.training import engine, setup
+from langext.stages.train import Train
+from langext.training import checkpoints, engine, setup
+from langext.training.checkpoints import CheckpointRecord
 from langext.training.objective import Objective
 
 ZERO3 = {
@@ -94,3 +98,19 @@ def test_what_was_measured_on_cpus_alone_is_used_there_alone():
         setup._install(settings, SimpleNamespace(net=net), torch.device(device))
         changed.append([before[0] != net.config._attn_implementation, before[1] != families.ffns(net)[0].forward])
     assert changed == [[True, True], [False, False]]
+
+
+def test_auto_is_what_the_machine_computes_in_and_a_training_stays_in_what_it_began_with(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(checkpoints, "on_first", lambda decide: decide())
+    settings = Train(uses="train", steps=1, lr=1.0)
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False, raising=False)
+    assert settings.computes_in() == "fp32" and settings.model_copy(update={"precision": "bf16"}).computes_in() == "bf16"
+    assert settings.model_copy(update={"runtime": Runtime(gpus=1)}).computes_in() == "bf16"
+    assert setup._precision(settings, None) == "fp32" and not capsys.readouterr().err
+    write_json(tmp_path / checkpoints.FILES, CheckpointRecord(world_size=1, layout="zero1-fp32-sums", files=[]))
+    assert setup._precision(settings, tmp_path) == "bf16"
+    assert "began in bf16" in capsys.readouterr().err
+    write_json(tmp_path / checkpoints.FILES, CheckpointRecord(world_size=1, layout="zero1-fp32", files=[]))
+    assert setup._precision(settings, tmp_path) == "fp32"
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True, raising=False)
+    assert settings.computes_in() == "bf16" and setup._precision(settings, tmp_path) == "fp32"

@@ -72,7 +72,7 @@ def compared(root: Path, method: str, lr: float, french: float, english: float, 
     )  # fmt: skip
     folder = stage(root, 4, "train", "Model", {"model": "extend"}, seen, lr=lr, steps=2)
     (folder / "metrics.jsonl").write_text(json.dumps({"step": 1, "kind": "train", "losses": {"loss/fra_Latn": 3.0}}) + "\n")
-    kl = {"eng_Latn": {"value": 0.1, "stderr": 0.01, "tokens": 9}}
+    kl = {"eng_Latn": {"value": abs(english - 1), "stderr": 0.01, "tokens": 9}}
     evaluation(root, 5, "evaluate", "train", french, english, kl_to_base=kl)
     return root
 

@@ -143,6 +143,12 @@ def largest(values: Sequence[float]) -> float:
     return max(values, key=lambda value: inf if isnan(value) else value)
 
 
+def interval(value: float, stderr: float | None) -> Mean:
+    """A measured value with its 95 % interval by the normal distribution; unknown (nan) without a standard error."""
+    half = nan if stderr is None else 1.96 * stderr
+    return Mean(value, value - half, value + half)
+
+
 def surely_worse(rows: Sequence[Change]) -> list[Change]:
     """The rows that are significantly worse after the Bonferroni correction for the number of rows."""
     return [row for row in rows if row.verdict == "worse" and row.difference.p < SIGNIFICANT / len(rows)]

@@ -41,20 +41,24 @@ def _page(found: Comparison, out: Path) -> str:
     kept = first.kept or "the rest"
     planes = []
     # No plane without points: runs need not have tasks of both languages.
+    learned = f"{first.new.name}: fewer bits per byte, %"
+    if found.by_drift:
+        names = (learned, f"{kept}: KL to the base, nats per token")
+        planes.append(("KL to the base", _plane(found, "learned", "drift", "KL to the base", *names, up=1)))
     if any(entry.learned and entry.forgot for entry in found.entries):
-        names = (f"{first.new.name}: fewer bits per byte, %", f"{kept}: more bits per byte, %")
+        names = (learned, f"{kept}: more bits per byte, %")
         planes.append(("Bits per byte", _plane(found, "learned", "forgot", "Bits per byte", *names)))
     if any(entry.tasks_learned and entry.tasks_forgot for entry in found.entries):
         names = (f"{first.new.name}: gain in tasks, points", f"{kept}: loss in tasks, points")
         planes.append(("Tasks", _plane(found, "tasks_learned", "tasks_forgot", "Tasks", *names)))
     return render(
-        "compare.html.j2", found=found, front=found.front, planes=planes, kept=kept, first=first, share=share,
+        "compare.html.j2", found=found, front=found.front, planes=planes, kept=kept, first=first, share=share, nats=nats,
         of={"bits": _by_name("bits"), "tasks": _by_name("tasks")}, link=lambda entry: _link(entry, out), shown=comparison.shown,
     )  # fmt: skip
 
 
-def _plane(found: Comparison, x: str, y: str, title: str, x_title: str, y_title: str) -> Markup:
-    """A figure of learning (attribute `x` of an entry) against forgetting (`y`).
+def _plane(found: Comparison, x: str, y: str, title: str, x_title: str, y_title: str, up: float = 100) -> Markup:
+    """A figure of learning (attribute `x` of an entry) against forgetting (`y`, which is shown `up` times as large).
 
     Runs that differ only in the learning rate are joined by a curve.
     """
@@ -66,7 +70,7 @@ def _plane(found: Comparison, x: str, y: str, title: str, x_title: str, y_title:
         if gained and lost:
             label = f"{entry.run.rate[1]:g}" if entry.run.rate and entry.run.rate[0] in entry.settings else ""
             curves.setdefault(names[entry.curve], []).append(plots.Point(gained, lost, label, entry.alike))
-    return Markup(plots.plane(curves, reference, title, x_title, y_title))
+    return Markup(plots.plane(curves, reference, title, x_title, y_title, up))
 
 
 def _curve_names(found: Comparison) -> dict[str, str]:
@@ -97,12 +101,29 @@ def share(mean: Mean | None, digits: int = 1) -> str:
     return f"{100 * mean.value:+.{digits}f}" + (f" ± {half:.{digits}f}" if isfinite(half) else "")
 
 
+def nats(mean: Mean | None) -> str:
+    """Format a KL in nats per token with half the width of its 95 % interval, like 0.0035 ± 0.0011; a dash for None."""
+    if mean is None:
+        return "–"
+    half = (mean.high - mean.low) / 2
+    return f"{mean.value:.4f}" + (f" ± {half:.4f}" if isfinite(half) else "")
+
+
 def show(found: Comparison, page: Path) -> None:
     """Print the table of a comparison, what was left out of it, and the paths of the page and the CSV file."""
     first = found.entries[0].run
     kept = first.kept or "the rest"
     keys = found.keys
-    columns = ["run", "method", *(key.split(".")[-1] for key in keys), f"{first.new.name} %", f"{kept} %", "KL", "of full", ""]
+    columns = [
+        "run",
+        "method",
+        *(key.split(".")[-1] for key in keys),
+        f"{first.new.name} %",
+        f"{kept} %",
+        "KL ±",
+        "of full",
+        "",
+    ]
     front = found.front
     rows = []
     for entry in sorted(found.entries, key=lambda e: e.learned.value if e.learned else 0.0, reverse=True):
@@ -112,7 +133,7 @@ def show(found: Comparison, page: Path) -> None:
             entry.method,
             *(comparison.shown(entry.settings[k], 40) if k in entry.settings else "" for k in keys),
         ]
-        row += [share(entry.learned), share(entry.forgot), f"{entry.kl:.4f}" if entry.kl is not None else ""]
+        row += [share(entry.learned), share(entry.forgot), nats(entry.drift)]
         row += [f"{of_full:.0%}" if of_full is not None else "", _mark(entry, entry in front)]
         rows.append(row)
     console.table(f"{first.new.name} learned and {kept} forgotten, bits per byte (± half of the 95 % interval)", columns, rows)
@@ -124,7 +145,8 @@ def show(found: Comparison, page: Path) -> None:
         console.say("left out: " + "; ".join(found.left_out))
     for line in found.open_ended:
         console.say(f"{line}: it may not be at its best here")
-    console.say(f"* no other run learned more and forgot less. Forgotten: the loss in the {kept} set that lost most")
+    by = "KL to the base" if found.by_drift else f"the loss in the {kept} set that lost most"
+    console.say(f"* no other run learned more and forgot less. Forgotten: {by}")
     console.say(f"{shown(page)}, {shown(page.with_name(CSV))}")
 
 

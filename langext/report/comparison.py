@@ -8,6 +8,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from math import inf, isnan
 from pathlib import Path
 from typing import Any
 
@@ -70,10 +71,14 @@ class Entry:
         return self.run.rate[0] if self.run.rate else ""
 
     @property
-    def kl(self) -> float | None:
+    def drift(self) -> Mean | None:
         """The largest KL(base || model) of any original language, in nats per token; None where it was not measured."""
         by_language = self.run.model_scores.kl_to_base if self.run.model_scores else {}
-        return significance.largest([kl.value for kl in by_language.values()]) if by_language else None
+        if not by_language:
+            return None
+        # A value that is no number counts as the largest, because nobody knows how large it is.
+        worst = max(by_language.values(), key=lambda kl: inf if isnan(kl.value) else kl.value)
+        return significance.interval(worst.value, worst.stderr)
 
 
 @dataclass(frozen=True)
@@ -102,13 +107,27 @@ class Comparison:
         return list(dict.fromkeys(row.name for entry in self.entries for row in entry.run.tasks))
 
     @cached_property
+    def by_drift(self) -> bool:
+        """True when forgetting is the distance to the base (`Entry.drift`), because every run that counts has it.
+
+        Bits per byte can fall while a model moves away from its base: any raw text brings an instruct model closer to other raw
+        text. KL cannot: it is zero for the base alone.
+        """
+        counting = [entry for entry in self.entries if entry.alike and entry.learned]
+        return bool(counting) and all(entry.drift for entry in counting)
+
+    def lost(self, entry: Entry) -> Mean | None:
+        """What a run forgot, in the unit of the comparison: nats per token if `by_drift`, else a share of the bits per byte."""
+        return entry.drift if self.by_drift else entry.forgot
+
+    @cached_property
     def front(self) -> list[Entry]:
         """The runs that no other run beats in both learning and forgetting (the Pareto front).
 
         Values alone decide, not their errors. Runs that are not `alike` are left out.
         """
-        measured = [(e, e.learned.value, e.forgot.value) for e in self.entries if e.learned and e.forgot and e.alike]
-        return [measured[k][0] for k in significance.unbeaten([(learned, forgot) for _, learned, forgot in measured])]
+        pairs = [(e, e.learned.value, lost.value) for e in self.entries if e.alike and e.learned and (lost := self.lost(e))]
+        return [pairs[k][0] for k in significance.unbeaten([(learned, forgot) for _, learned, forgot in pairs])]
 
     @cached_property
     def open_ended(self) -> list[str]:
@@ -282,10 +301,11 @@ def _row(found: Comparison, entry: Entry) -> dict[str, Any]:
     run = entry.run
     row: dict[str, Any] = {"run": entry.name, "method": entry.method}
     row |= {key: entry.settings.get(key) for key in found.keys}
-    for name in ("learned", "forgot", "tasks_learned", "tasks_forgot"):
-        mean: Mean | None = getattr(entry, name)
+    means = {"learned": entry.learned, "forgot": entry.forgot, "tasks_learned": entry.tasks_learned,
+             "tasks_forgot": entry.tasks_forgot, "kl_to_base": entry.drift}  # fmt: skip
+    for name, mean in means.items():
         row |= {name: mean and mean.value, f"{name}_low": mean and mean.low, f"{name}_high": mean and mean.high}
-    row |= {"forgot_in": entry.forgot_in, "learned_of_full": found.of_full(entry), "kl_to_base": entry.kl}
+    row |= {"forgot_in": entry.forgot_in, "learned_of_full": found.of_full(entry)}
     row |= {"alike": entry.alike, **run.cost}
     for names, measured in ((found.sets, run.bits), (found.tasks, run.tasks)):
         by_name = {change.name: change for change in measured}
@@ -302,6 +322,7 @@ def table(found: Comparison) -> dict[str, Any]:
         "language": first.new.code,
         "original_languages": [language.code for language in first.originals],
         "runs": rows(found),
+        "forgotten_by": "kl_to_base" if found.by_drift else "forgot",
         "front": [entry.name for entry in found.front],
         "left_out": found.left_out,
     }

@@ -203,8 +203,10 @@ class Point:
     """True if the run was measured like the others. Only then can it be unbeaten."""
 
 
-def plane(curves: Mapping[str, Sequence[Point]], reference: Collection[str], title: str, x: str, y: str) -> str:
-    """A figure with learning to the right and forgetting upwards, in percent with 95 % intervals.
+def plane(
+    curves: Mapping[str, Sequence[Point]], reference: Collection[str], title: str, x: str, y: str, up: float = 100
+) -> str:
+    """A figure with learning to the right, in percent, and forgetting upwards, `up` times as large, with 95 % intervals.
 
     `curves`: name -> points that are joined by a line. Curves whose names are in `reference` are grey. A wide line goes through
     the runs that no other run beats; the base is at the origin. `x` and `y` are the titles of the axes.
@@ -215,7 +217,8 @@ def plane(curves: Mapping[str, Sequence[Point]], reference: Collection[str], tit
     axis.plot(0, 0, marker="+", markersize=12, color=INK, linestyle="none", label="the base")
     colours = cycle(COLOURS)
     for number, (name, points) in enumerate(curves.items()):
-        (gained, gained_bars), (lost, lost_bars) = _percents([p.learned for p in points]), _percents([p.forgot for p in points])
+        gained, gained_bars = _scaled([p.learned for p in points], 100)
+        lost, lost_bars = _scaled([p.forgot for p in points], up)
         axis.errorbar(
             gained, lost, xerr=gained_bars, yerr=lost_bars, color=INK if name in reference else next(colours), label=name,
             marker=MARKERS[number % len(MARKERS)], markersize=6, linewidth=1.2, elinewidth=0.7,
@@ -224,7 +227,7 @@ def plane(curves: Mapping[str, Sequence[Point]], reference: Collection[str], tit
             axis.annotate(p.label, at, xytext=(5, 4), textcoords="offset points", fontsize=8, color=INK)
     comparable = [(p.learned.value, p.forgot.value) for points in curves.values() for p in points if p.alike]
     best = sorted(comparable[k] for k in unbeaten(comparable))
-    gained, lost = ([100 * pair[side] for pair in best] for side in (0, 1))
+    gained, lost = ([scale * pair[side] for pair in best] for side, scale in ((0, 100), (1, up)))
     # Steps, because a straight line would promise results between two runs that no run has reached.
     axis.step(gained, lost, where="pre", color=INK, linewidth=4, marker="o", markersize=12, markeredgewidth=0, alpha=0.2,
               zorder=0, label="unbeaten")  # fmt: skip
@@ -235,11 +238,11 @@ def plane(curves: Mapping[str, Sequence[Point]], reference: Collection[str], tit
     return _svg(figure, f"Each run by {x} and {y}; the table below has the figures")
 
 
-def _percents(means: Sequence[Mean]) -> tuple[list[float], list[list[float]]]:
-    """The values in percent, and the lengths of their error bars below and above. An unknown bar has length 0."""
+def _scaled(means: Sequence[Mean], scale: float) -> tuple[list[float], list[list[float]]]:
+    """The values times `scale`, and the lengths of their error bars below and above. An unknown bar has length 0."""
     # max(0.0, nan) is 0.0: matplotlib refuses negative lengths.
     bars = [
-        [max(0.0, 100 * length) for length in lengths]
+        [max(0.0, scale * length) for length in lengths]
         for lengths in zip(*((m.value - m.low, m.high - m.value) for m in means), strict=True)
     ]
-    return [100 * m.value for m in means], bars
+    return [scale * m.value for m in means], bars

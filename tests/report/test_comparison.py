@@ -38,7 +38,24 @@ def test_what_was_learned_and_forgotten_and_who_is_unbeaten(runs):
     assert [entry.name for entry in found.front] == ["c", "d", "e"]
     assert found.of_full(of(found, "e")) == 1
     assert found.of_full(of(found, "d")) == pytest.approx(0.25 / 0.3)
-    assert of(found, "a").kl == 0.1
+    assert found.by_drift and of(found, "a").drift.value == pytest.approx(0.01)
+
+
+def test_forgetting_is_the_distance_to_the_base_where_every_run_has_it(runs):
+    """Bits per byte of the original language can fall while the model moves away from its base."""
+    near, far = (runs / name / "05-evaluate" / "scores.json" for name in "cd")
+    change(far, bits_per_byte={"eng_Latn/news": bits(0.9)})
+    change(near, kl_to_base={"eng_Latn": {"value": 0.5, "tokens": 9}})
+    found = comparison.gather([runs])
+    assert of(found, "d").forgot.value < of(found, "c").forgot.value
+    assert [entry.name for entry in found.front] == ["d", "e", "a"]
+    text = compare_page.build(found, runs).read_text()
+    assert text.count('role="img"') == 2 and ">0.0500 ± 0.0196<" in text and ">0.5000<" in text
+    assert comparison.table(found)["forgotten_by"] == "kl_to_base"
+    write_json(near, read_json(near) | {"kl_to_base": {}})
+    found = comparison.gather([runs])
+    assert not found.by_drift and [entry.name for entry in found.front] == ["d", "e"]
+    assert compare_page.build(found, runs).read_text().count('role="img"') == 1
 
 
 def test_a_method_that_is_best_at_the_end_of_its_rates_is_told(runs):
@@ -198,6 +215,7 @@ def test_one_sided_runs_have_no_plane(tmp_path):
     for name in ("02-evaluate_base", "05-evaluate"):
         path = tmp_path / "a" / name / "scores.json"
         scores = read_json(path)
+        scores.pop("kl_to_base", None)
         del scores["bits_per_byte"]["eng_Latn/news"]
         write_json(path, scores)
     found = comparison.gather([tmp_path])
@@ -254,4 +272,4 @@ def test_tasks_have_a_plane_of_their_own(runs):
             found, run
         ).tasks_forgot.value == pytest.approx(0.1)
     assert of(found, "b").tasks_learned is None  # a mean over fewer tasks is no point of this plane
-    assert compare_page.build(found, runs).read_text().count('role="img"') == 2
+    assert compare_page.build(found, runs).read_text().count('role="img"') == 3

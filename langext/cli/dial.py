@@ -1,11 +1,21 @@
-"""What `langext dial` does: it moves the thresholds of a finished run's gates, in a small run of its own."""
+"""What `langext dial` does: it moves the thresholds of a finished run's gates, in a small run of its own.
+
+The one rule: what the run has made is copied, by hard links, and never made again.
+"""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from langext.cli import edge
+
+if TYPE_CHECKING:
+    from langext.artifacts import Manifest
+    from langext.pipeline.plan import Pipeline
+
+STAGE = "dial"
+"""Name of the stage that turns the dial."""
 
 
 def dial(
@@ -19,7 +29,10 @@ def dial(
         typer.Option(help="Drift budget: KL(base || model) on the original languages, nats per token. Default: 0.005."),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(parser=edge.folder, metavar="FOLDER", help="Run folder to make. Default: runs/<run>-dial.")
+        Path | None,
+        typer.Option(
+            parser=edge.folder, metavar="FOLDER", help="Run folder to make. Default: runs/<run>-dial, with the options."
+        ),
     ] = None,
     form: edge.Format = "auto",
     redo: edge.Redo = None,
@@ -31,21 +44,17 @@ def dial(
     """
     with edge.clean():
         from langext import console
-        from langext.artifacts import finished, read_base
-        from langext.cli.transplant import carry_out, pipeline
-        from langext.data.assets import PREFIX
-        from langext.errors import ConfigError
+        from langext.artifacts import finished
+        from langext.pipeline import reuse, run
         from langext.report import page
         from langext.summaries import RecalibrateSummary
 
-        base = read_base(root)
-        if base is None:
-            raise ConfigError(f"{root}: no finished run here")
         settings: dict[str, Any] = {"closed": closed} if closed else {}
         settings |= {} if max_kl is None else {"max_kl": max_kl}
-        named = base.root if base.local is None or base.root.startswith(PREFIX) else base.local
-        spec = pipeline(root, named, form, f"{root.resolve().name}-dial", settings, base.commit)
-        folder = carry_out(spec, root, out, redo)
+        kept, spec = pipeline(root, settings, form)
+        folder = (out or Path("runs") / spec.name).resolve()
+        reuse.whole(root.resolve(), kept, folder)
+        run.run(spec, folder, redo=redo or [])
         found = [summary for _, manifest in finished(folder) if (summary := manifest.summary_as(RecalibrateSummary))][-1]
         rows = [
             [
@@ -58,3 +67,59 @@ def dial(
         ]
         console.table("the dial", ["closed", "gain in the new language", "KL, nats per token", ""], rows)
         typer.echo("\n" + page.headline(folder, page.build(folder)))
+
+
+def pipeline(root: Path, settings: dict[str, Any], form: str) -> "tuple[list[str], Pipeline]":
+    """The stage folders of the run `root` that made its model, and the pipeline of these stages and of the dial after them.
+
+    `settings` are those of stage recalibrate. What follows it are the run's evaluation and an export as `form`. Raises
+    ConfigError when the run has no trained model.
+    """
+    from pydantic import ValidationError
+
+    from langext.artifacts import BASE, JOB, Job, Scores, finished, first_problem, read_as, read_base
+    from langext.cli import export
+    from langext.cli.transplant import plain_name, settings_of
+    from langext.errors import ConfigError
+    from langext.models import bases
+    from langext.pipeline.plan import Pipeline
+
+    export.asked(form, None, None)
+    stages, prepared, model = finished(root), read_base(root), bases.extended(str(root))
+    if prepared is None or model is None:
+        raise ConfigError(f"{root}: no finished run here")
+    job = read_as(model.path / JOB, Job)
+    folders = [path for path, _ in stages]
+    upto = folders.index(model.path) + (job.stage.get("name") != STAGE)  # a dial that is turned again replaces the last one
+    kept = stages[:upto]
+    measured = [manifest for _, manifest in stages if manifest.kind == Scores.__name__]
+    of_model = [manifest for manifest in measured if manifest.inputs["model"].stage != BASE]
+    evaluate = settings_of(of_model[-1], "name", "inputs") if of_model else {"uses": "evaluate"}
+    of_base = [name_of(m) for _, m in kept if m.kind == Scores.__name__ and m.inputs["model"].stage == BASE]
+    base_first = [] if of_base else [{**evaluate, "name": "evaluate_base", "inputs": {"model": BASE}}]
+    options = [f"{value:g}" for key in ("closed", "max_kl") for value in _listed(settings.get(key, []))]
+    spec = {
+        "name": plain_name("-".join([root.resolve().name.removesuffix("-dial"), "dial", *options])),
+        "language": job.language, "original_languages": job.original_languages, "seed": job.seed,
+        "base_model": prepared.identity["base_model"], "revision": prepared.identity["revision"],
+        "stages": [
+            *(settings_of(manifest) for _, manifest in kept),
+            {"uses": "recalibrate", "name": STAGE, **settings},
+            *base_first,
+            {**evaluate, "name": "evaluate_dialled"},
+            {"uses": "export", "format": form, "inputs": {"before": of_base[-1] if of_base else "evaluate_base"}},
+        ],
+    }  # fmt: skip
+    try:
+        return [path.name for path, _ in kept], Pipeline.model_validate(spec)
+    except ValidationError as error:
+        raise ConfigError(first_problem(error)) from None
+
+
+def name_of(manifest: "Manifest") -> str:
+    """Name of a finished stage in its pipeline."""
+    return manifest.stage.get("name") or manifest.stage["uses"]
+
+
+def _listed(value: Any) -> list[float]:
+    return value if isinstance(value, list) else [value]

@@ -1,7 +1,6 @@
 """What `langext transplant` does: it makes a small pipeline of a finished run and another base, and runs it."""
 
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -32,32 +31,22 @@ def transplant(
     The same command goes on after an interruption.
     """
     with edge.clean():
-        from langext.models import bases
+        from langext.artifacts import TOKENS
+        from langext.pipeline import run
         from langext.report import page
 
-        folder = carry_out(pipeline(root, onto, form, f"{root.resolve().name}-on-{bases.plain_name(onto)}"), root, out, redo)
+        spec = pipeline(root, onto, form)
+        folder = (out or Path("runs") / spec.name).resolve()
+        # Nothing here is trained, so the token ids of the donor are not taken over.
+        run.run(spec, folder, redo=redo or [], others=[root], tokens=folder / TOKENS)
         typer.echo("\n" + page.headline(folder, page.build(folder)))
 
 
-def carry_out(spec: "Pipeline", root: Path, out: Path | None, redo: list[str] | None) -> Path:
-    """Run a pipeline that `pipeline` made of the run `root`, and return its folder: `out`, or else runs/<its name>."""
-    from langext.artifacts import TOKENS
-    from langext.pipeline import run
-
-    folder = (out or Path("runs") / spec.name).resolve()
-    # Nothing here is trained, so the token ids of the donor are not taken over.
-    run.run(spec, folder, redo=redo or [], others=[root], tokens=folder / TOKENS)
-    return folder
-
-
-def pipeline(
-    root: Path, onto: str, form: str, name: str, dial: Mapping[str, Any] | None = None, revision: str | None = None
-) -> "Pipeline":
+def pipeline(root: Path, onto: str, form: str) -> "Pipeline":
     """The pipeline that puts the extension of the run `root` on the base `onto`, measures it and exports it as `form`.
 
-    Text and measurements are those of the run. `dial` holds settings of the stage recalibrate, which runs before anything is
-    measured; when it is None, calibrated gates are fitted anew on the new base. Raises ConfigError when the run has no trained
-    model or no text.
+    Text and measurements are those of the run. Calibrated gates are fitted anew on the new base. Raises ConfigError when the
+    run has no trained model or no text.
     """
     from pydantic import ValidationError
 
@@ -77,23 +66,22 @@ def pipeline(
         raise ConfigError(f"{root}: has no text to measure with; write a pipeline with a stage filter and a stage transplant")
     measured = [manifest for manifest in manifests if manifest.kind == Scores.__name__]
     of_model = [manifest for manifest in measured if manifest.inputs["model"].stage != BASE]
-    evaluate = _settings(of_model[-1], "name") if of_model else {"uses": "evaluate"}
+    evaluate = settings_of(of_model[-1], "name", "inputs") if of_model else {"uses": "evaluate"}
     if not evaluate.get("kl_bytes", 1):
         del evaluate["kl_bytes"]  # how far the sibling moves on its original languages is what this is about
     method = loading.read_record(donor).method
-    if dial is None and method is not None and method.calibration:
-        dial = {"rows": "fit"}
+    calibrated = method is not None and method.calibration
     stages = [
-        _settings(text[-1]),
+        settings_of(text[-1], "inputs"),
         {"uses": "transplant", "donor": str(root.resolve())},
-        *([] if dial is None else [{"uses": "recalibrate", **dial}]),
+        *([{"uses": "recalibrate", "rows": "fit"}] if calibrated else []),
         {**evaluate, "name": "evaluate_base", "inputs": {"model": BASE}},
         evaluate,
         {"uses": "export", "format": form, "inputs": {"before": "evaluate_base"}},
     ]
     spec = {
-        "name": _name(name), "language": job.language, "original_languages": job.original_languages, "base_model": onto,
-        "revision": revision, "seed": job.seed, "stages": stages,
+        "name": plain_name(f"{root.resolve().name}-on-{bases.plain_name(onto)}"), "language": job.language,
+        "original_languages": job.original_languages, "base_model": onto, "seed": job.seed, "stages": stages,
     }  # fmt: skip
     try:
         return Pipeline.model_validate(spec)
@@ -101,16 +89,16 @@ def pipeline(
         raise ConfigError(first_problem(error)) from None
 
 
-def _settings(manifest: "Manifest", *without: str) -> dict[str, Any]:
-    """The settings of a finished stage as a file would give them: without defaults, `inputs` and the keys `without`."""
+def settings_of(manifest: "Manifest", *without: str) -> dict[str, Any]:
+    """The settings of a finished stage as a file would give them: without defaults and the keys `without`."""
     from pydantic import TypeAdapter
 
     from langext.stages import AnyStage
 
     stage = TypeAdapter(AnyStage).validate_python(manifest.stage)
-    return stage.model_dump(mode="json", exclude_defaults=True, exclude={"inputs", *without})
+    return stage.model_dump(mode="json", exclude_defaults=True, exclude=set(without))
 
 
-def _name(text: str) -> str:
+def plain_name(text: str) -> str:
     """The text as the name of a run: ASCII letters, digits and `._-`, at most 100."""
     return re.sub(r"[^A-Za-z0-9._-]", "-", text).lstrip(".-")[:100] or "transplant"

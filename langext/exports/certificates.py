@@ -95,9 +95,10 @@ def of_export(folder: Path, base: Model, device: str, *, trust: bool) -> Pair:
         loading.load_tokenizer(loading.tokenizer_folder(base)), lambda: loading.load(base, torch.float32, device).net
     )
     second = Subject(tokenizer, lambda: exported.load(folder, torch.float32, device, trust=trust))
+    code = [path for path in sorted(folder.glob("*.py")) if path.name != certify.SCRIPT]
     of_model = Measured(
         name=bases.plain_name(str(place)), architecture=_architecture(folder),
-        files=[file_record(path, folder) for path in base_files.read(folder)],
+        files=[file_record(path, folder) for path in [*base_files.read(folder), *code]],
     )  # fmt: skip
     return Pair(first, second, _of_base(base), of_model, read_json(folder / "config.json").get("max_position_embeddings"))
 

@@ -59,6 +59,17 @@ def base(root: Path, model: str, revision: str | None, others: Sequence[Path]) -
             return
 
 
+def whole(run: Path, names: Sequence[str], out: Path) -> None:
+    """Copy the base and the stage folders `names` of a finished run into the run folder `out`, which may have some of them.
+
+    Raises ConfigError when one cannot be copied.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    for name in (BASE, *names):
+        if not (out / name / MANIFEST).exists() and not _take(run / name, out / name, lambda _: True):
+            raise ConfigError(f"{run / name}: cannot be copied to {out}: it is not finished, or was changed meanwhile")
+
+
 def tokens(root: Path, others: Sequence[Path]) -> None:
     """Take the finished token files of the runs `others`, so that the same text is not tokenised again."""
     for folder in [mark.parent for other in others for mark in sorted((other / TOKENS).rglob(DONE))]:

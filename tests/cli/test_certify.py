@@ -128,9 +128,15 @@ def test_the_command_certifies_a_run(run, bench):
 
 def test_files_of_ones_own_and_another_base(export, bench, tmp_path):
     text = write_jsonl(tmp_path / "de.jsonl.gz", documents(GERMAN, 4, 9))
-    done = command(export, *QUICK, "--text", f"de/book={text}", "--against", bench.pico, "--drop-text", "--json")
+    (export / "modeling_mine.py").write_text("")
+    (export / "certify.py").write_text("")
+    done = command(
+        export, *QUICK, "--text", f"de/book={text}", "--against", bench.pico, "--drop-text", "--trust-remote-code", "--json"
+    )
     assert done.exit_code == 0, done.output
     told = json.loads(done.stdout)
+    code = [file["name"] for file in told["model"]["files"] if file["name"].endswith(".py")]
+    assert code == ["modeling_mine.py"]  # code that runs is part of what is certified; the script itself is not
     assert told["sets"]["deu_Latn/book"]["role"] == "given" and told["failed"] == [] and "total.kl" in told["measures"]
     assert told["text"] == [
         {"set": "deu_Latn/book", "name": text.name, "bytes": text.stat().st_size, "sha256": sha256_file(text)}

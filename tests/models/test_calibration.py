@@ -9,6 +9,7 @@ from toy import make_base, make_tokenizer
 
 from langext.architectures import families
 from langext.artifacts import Corpus, Manifest, Model, read_as
+from langext.cli import dial
 from langext.context import Context
 from langext.data import documents
 from langext.methods import NeutralResidues, extended
@@ -187,10 +188,18 @@ def test_gates_are_calibrated_kept_by_training_and_turned_by_the_dial(dialled):
 
 
 def test_the_dial_of_a_finished_run_is_turned_by_a_command(bench, dialled):
+    """Also that of a model which is stacked on another one and has new tokens. Nothing of the run is made again."""
+    kept = ["eng_Latn", "fra_Latn"]
+    stages = [{"uses": "extend_tokenizer", "new_tokens": 20}, extend(**GATE), train(steps=4, eval_every=4, original_frac=0.0)]
+    stacked = bench.run("stacked", "swh_Latn", kept, stages, base=dialled)
     out = bench.root / "turned"
-    done = langext("dial", str(dialled), "--closed", "0.9", "--closed", "0.6", "--max-kl", "100", "--out", str(out))
+    done = langext("dial", str(stacked), "--closed", "0.9", "--closed", "0.6", "--max-kl", "100", "--out", str(out))
     assert done.returncode == 0, done.stdout + done.stderr
-    found = summary(out, "recalibrate", RecalibrateSummary)
+    assert "train: done already" in done.stdout and dial.pipeline(stacked, {"closed": [0.9], "max_kl": 1}, "auto")[1].name == (
+        "stacked-dial-0.9-1"
+    )
+    assert len(dial.pipeline(out, {}, "auto")[0]) == 4  # turned again, it takes the place of the last one
+    found = summary(out, "dial", RecalibrateSummary)
     assert [point.closed for point in found.curve] == [0.9, 0.6] and found.max_kl == 100
     best = max(found.curve, key=lambda point: point.gain)
     assert found.gates.closed == best.closed and "kept" in done.stdout

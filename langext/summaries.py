@@ -116,6 +116,21 @@ class VocabularyGain(Spec):
     """Share of documents that are encoded as before."""
 
 
+class ProtectedText(Spec):
+    """Text whose encoding the new tokens leave alone, and what that cost."""
+
+    documents: int
+    identical: int
+    """Documents that are encoded as by the base: all of them."""
+    tokens: int
+    replaced: int
+    """Tokens of the base in whose place new tokens stand: none."""
+    kept_apart: int
+    """Pairs of base tokens that are neighbours in this text, and were not joined for that."""
+    bytes_per_token_without: float
+    """Held-out text of the new language with as many tokens that were learnt without protection."""
+
+
 class TokenizerSummary(Summary):
     """Of stage extend_tokenizer."""
 
@@ -123,6 +138,8 @@ class TokenizerSummary(Summary):
     new_tokens: int
     heldout: dict[str, VocabularyGain]
     """By language."""
+    protected: ProtectedText | None = None
+    """Absent without protection."""
 
 
 class GateShares(Spec):

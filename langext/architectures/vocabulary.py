@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tokenizer_tools.rows import subtoken_mean
+from tokenizer_tools.start import subtoken_mean
 
 NEW_ROWS = "new_weight"
 

@@ -53,7 +53,7 @@ from langext.methods.base import Method
 from langext.models import base_files, bases, loading
 from langext.spec import Spec
 from langext.summaries import History, HistorySummary
-from tokenizer_tools.rows import next_id
+from tokenizer_tools.vocabulary import next_id
 
 DELTA_FILE = "delta.json"
 USES = "apply"

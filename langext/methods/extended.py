@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from langext.architectures import vocabulary
 from langext.errors import ConfigError, reading
 from langext.methods.base import Method
-from tokenizer_tools.rows import next_id
+from tokenizer_tools.vocabulary import next_id
 
 DELTA = "delta.safetensors"
 

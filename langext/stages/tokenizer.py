@@ -1,6 +1,7 @@
 """Stage extend_tokenizer: adds tokens for the new language. The one rule: every token id of the base stays the same."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
@@ -9,10 +10,10 @@ from pydantic import Field
 from langext.artifacts import Corpus, Model, Tokenizer, write_json
 from langext.console import say
 from langext.context import Context
-from langext.errors import ConfigError
+from langext.errors import ConfigError, RunFailed
 from langext.methods.base import Method
 from langext.stages.base import Stage
-from langext.summaries import TokenizerSummary, VocabularyGain
+from langext.summaries import ProtectedText, TokenizerSummary, VocabularyGain
 
 MANY_CUTS = 0.02
 """Share of the parts of words that begin with a combining mark, from which on it is told."""
@@ -28,12 +29,15 @@ class ExtendTokenizer(Stage):
     """Bytes of training text to learn from, from the start of the corpus. More take longer."""
     min_count: int = Field(10, ge=2)
     """A pair of tokens that occurs less often than this does not become a token. Raise it to avoid rare tokens."""
+    protect: bool = True
+    """Never join tokens that are neighbours in training text of the original languages or in protected text, which is then
+    encoded exactly as before. Costs part of the gain where the new language shares words with them."""
 
     def check_model(self, given: tuple[Method, ...], config: Any) -> None:
         """Raise ConfigError when the vocabulary of the base cannot be extended."""
         from langext.models import loading
-        from tokenizer_tools.merges import obstacle
-        from tokenizer_tools.rows import next_id
+        from tokenizer_tools.byte_bpe import obstacle
+        from tokenizer_tools.vocabulary import next_id
 
         if config is None:  # the base is not on this machine yet
             return
@@ -54,18 +58,21 @@ class ExtendTokenizer(Stage):
         """
         from langext.data import documents
         from langext.models import loading
-        from tokenizer_tools.merges import continue_merges, cut_before_marks, extended, word_counts
-        from tokenizer_tools.rows import next_id
+        from tokenizer_tools import protect
+        from tokenizer_tools.byte_bpe import continue_merges, cut_before_marks, extended, word_counts
+        from tokenizer_tools.vocabulary import next_id
 
         folder = loading.tokenizer_folder(model)
         if loading.new_tokens(model):
             raise ConfigError("the earlier language's run has extended the vocabulary already; it can be extended once")
         base = loading.load_tokenizer(folder)
         state = base.backend_tokenizer
-        texts = _first_bytes(documents.batches(corpus.files("train", ctx.language), 256), self.sample_bytes)
+        kept = [code for code in corpus.languages("train") if code != ctx.language] if self.protect else []
         try:
-            words = word_counts(state, texts)
-            added = continue_merges(state, words, self.new_tokens, self.min_count)
+            words = word_counts(state, self._texts(corpus, [ctx.language]))
+            apart = protect.pairs(state, word_counts(state, self._texts(corpus, kept)))
+            added = continue_merges(state, words, self.new_tokens, self.min_count, apart)
+            free = continue_merges(state, words, self.new_tokens, self.min_count) if kept else added
         except ValueError as error:
             raise ConfigError(f"{folder}: {error}") from None
         if not added:
@@ -85,13 +92,39 @@ class ExtendTokenizer(Stage):
         first = next_id(base)
         write_json(ctx.out / "new_tokens.json", {str(first + i): token.base_ids for i, token in enumerate(added)})
         gains = {c: _gain(base, bigger, documents.heldout(corpus, [c])) for c in ctx.languages}
-        ctx.report(TokenizerSummary(new_tokens=len(added), heldout=gains))
+        record = None
+        if kept:
+            alike = protect.identity(base, bigger, self._texts(corpus, kept), first, [token.base_ids for token in added])
+            loose = _gain(base, extended(base, free), documents.heldout(corpus, [ctx.language])).bytes_per_token_after
+            record = ProtectedText(**asdict(alike), kept_apart=len(apart), bytes_per_token_without=loose)
+            _tell(record, gains[ctx.language])
+        ctx.report(TokenizerSummary(new_tokens=len(added), heldout=gains, protected=record))
         for code, gain in gains.items():
             say(
                 f"  {code}: {gain.bytes_per_token_before:.2f} -> {gain.bytes_per_token_after:.2f} bytes per token, "
                 f"{gain.identical_documents_frac:.0%} of documents encoded as before"
             )
         return Tokenizer(ctx.out)
+
+    def _texts(self, corpus: Corpus, codes: Sequence[str]) -> Iterator[str]:
+        """Training text of each of the languages, from its start, until there are `sample_bytes` of it."""
+        from langext.data import documents
+
+        for code in codes:
+            yield from _first_bytes(documents.batches(corpus.files("train", code), 256), self.sample_bytes)
+
+
+def _tell(record: ProtectedText, gain: VocabularyGain) -> None:
+    """Say what protection did and cost. Raises RunFailed when a protected document is encoded in another way."""
+    if record.identical < record.documents:
+        raise RunFailed(
+            f"{record.documents - record.identical} of {record.documents} protected documents are encoded in another way than "
+            "by the base: this is a fault of langext"
+        )
+    say(
+        f"  all {record.documents:,} protected documents are encoded as before; without protection "
+        f"{record.bytes_per_token_without:.2f} bytes per token in place of {gain.bytes_per_token_after:.2f}"
+    )
 
 
 def _first_bytes(batches: Iterable[list[str]], sample_bytes: int) -> Iterator[str]:

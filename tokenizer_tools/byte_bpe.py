@@ -11,30 +11,14 @@ import itertools
 import json
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable
 from typing import Any
 
 from tokenizers import Tokenizer
 from tokenizers.decoders import ByteLevel
 from transformers import PreTrainedTokenizerBase
 
-from tokenizer_tools.rows import next_id
-
-
-@dataclass(frozen=True)
-class NewToken:
-    """A new token and its merge: the two tokens `left` and `right` joined."""
-
-    left: str
-    right: str
-    base_ids: tuple[int, ...]
-    """The ids of the base tokens into which the base splits the text of this token."""
-
-    @property
-    def text(self) -> str:
-        """The text of the token, written in byte-level characters as in the vocabulary."""
-        return self.left + self.right
+from tokenizer_tools.vocabulary import NewToken, next_id
 
 
 def obstacle(tokenizer: Tokenizer) -> str:
@@ -75,12 +59,15 @@ def cut_before_marks(words: Counter[str]) -> float:
     return cut / max(1, words.total())
 
 
-def continue_merges(tokenizer: Tokenizer, words: Counter[str], num_new: int, min_count: int) -> list[NewToken]:
+def continue_merges(
+    tokenizer: Tokenizer, words: Counter[str], num_new: int, min_count: int, kept_apart: Collection[tuple[str, str]] = ()
+) -> list[NewToken]:
     """The next `num_new` merges, most frequent pair first; fewer if no pair occurs at least `min_count` times any more.
 
     `words` are the counts of `word_counts`. Of pairs with equal counts, the one that sorts first wins, so the result depends on
     the counts alone. A pair is skipped if its text is already a base token: joining it would let merges of the base apply where
-    they did not apply before. Raises ValueError if the tokenizer is not a byte-level BPE tokenizer.
+    they did not apply before. Pairs in `kept_apart` (`protect.pairs`) are never joined. Raises ValueError if the tokenizer is
+    not a byte-level BPE tokenizer.
     """
     if reason := obstacle(tokenizer):
         raise ValueError(reason)
@@ -110,7 +97,7 @@ def continue_merges(tokenizer: Tokenizer, words: Counter[str], num_new: int, min
         if -negative < min_count:
             break
         joined = pair[0] + pair[1]
-        if joined in base_vocab or joined in ids_of:
+        if joined in base_vocab or joined in ids_of or pair in kept_apart:
             continue
         ids_of[joined] = ids_of[pair[0]] + ids_of[pair[1]]
         new_tokens.append(NewToken(*pair, ids_of[joined]))

@@ -1,14 +1,8 @@
-"""The embedding rows of new tokens: where they begin, and their starting values."""
+"""The starting values of the embedding rows of new tokens."""
 
 from collections.abc import Sequence
-from typing import Any
 
 from torch import Tensor, stack
-
-
-def next_id(tokenizer: Any) -> int:
-    """The id that the next new token gets: one more than the largest id, which can have holes below."""
-    return max(tokenizer.get_vocab().values()) + 1
 
 
 def subtoken_mean(weight_VD: Tensor, pieces: Sequence[Sequence[int]]) -> Tensor:

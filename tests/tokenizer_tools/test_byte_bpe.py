@@ -10,8 +10,10 @@ import torch
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from toy import ENGLISH, FRENCH, make_tokenizer, sentences
 
-from tokenizer_tools.merges import continue_merges, cut_before_marks, extended, obstacle, word_counts
-from tokenizer_tools.rows import next_id, subtoken_mean
+from tokenizer_tools import protect
+from tokenizer_tools.byte_bpe import continue_merges, cut_before_marks, extended, obstacle, word_counts
+from tokenizer_tools.start import subtoken_mean
+from tokenizer_tools.vocabulary import next_id
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +96,7 @@ def test_rows_are_means_of_their_parts():
 
 
 def test_it_does_not_import_langext():
-    code = "import sys, tokenizer_tools.merges, tokenizer_tools.rows; sys.exit('langext' in sys.modules)"
+    code = "import sys, tokenizer_tools.byte_bpe, tokenizer_tools.start; sys.exit('langext' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
@@ -131,3 +133,22 @@ def test_parts_of_words_that_begin_with_a_vowel_sign_are_counted():
     assert cut_before_marks(word_counts(backend, ["a forêt in summer"])) == 0
     whole = make_tokenizer().backend_tokenizer
     assert obstacle(whole) == "" and "not byte-level" in obstacle(Tokenizer(models.BPE()))
+
+
+def test_protected_text_is_encoded_as_before_and_other_text_still_gets_shorter():
+    base = make_tokenizer()
+    state = base.backend_tokenizer
+    new = word_counts(state, [*sentences(FRENCH, 300, 9), *sentences(ENGLISH, 300, 10)])
+    guarded = [*sentences(ENGLISH, 100, 11), *sentences(FRENCH, 1, 12)]
+    apart = protect.pairs(state, word_counts(state, guarded))
+    shares = {}
+    for name, kept_apart in (("free", set()), ("protected", apart)):
+        found = continue_merges(state, new, 60, 5, kept_apart)
+        bigger, spelt = extended(base, found), [token.base_ids for token in found]
+        assert not any((token.left, token.right) in kept_apart for token in found)
+        english, french = (
+            protect.identity(base, bigger, texts, len(base), spelt) for texts in (guarded, sentences(FRENCH, 50, 13))
+        )
+        assert french.share < 0.5 and french.replaced > 0.2 * french.tokens
+        shares[name] = english.share, english.replaced
+    assert shares["free"][0] < 1 and shares["free"][1] > 0 and shares["protected"] == (1, 0)

@@ -1,0 +1,51 @@
+"""Texts whose encoding an extended vocabulary must leave alone, those of the original languages and of code.
+
+A new merge joins two neighbours. As long as no pair of neighbours of protected text is joined, no new token ever appears in it,
+and so no later merge that has a new token for a part can apply there either. It is therefore enough to keep the pairs of base
+tokens apart that stand side by side in protected text, and its encoding stays the same to the last id.
+"""
+
+import itertools
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tokenizers import Tokenizer
+
+
+def pairs(tokenizer: Tokenizer, words: Counter[str]) -> set[tuple[str, str]]:
+    """The pairs of base tokens that are neighbours within a word of protected text; `words` as of `byte_bpe.word_counts`."""
+    found: set[tuple[str, str]] = set()
+    for word in words:
+        found.update(itertools.pairwise(token.value for token in tokenizer.model.tokenize(word)))
+    return found
+
+
+@dataclass(frozen=True)
+class Identity:
+    """How much of some text two tokenizers encode alike."""
+
+    documents: int
+    identical: int
+    """Documents with the same ids, all of them and in the same order."""
+    tokens: int
+    """Of the base."""
+    replaced: int
+    """Tokens of the base that new tokens stand for in the extended encoding."""
+
+    @property
+    def share(self) -> float:
+        """Share of the documents that are identical; 1 without documents."""
+        return self.identical / self.documents if self.documents else 1.0
+
+
+def identity(base: Any, bigger: Any, texts: Iterable[str], first_new: int, spelt: Sequence[Sequence[int]]) -> Identity:
+    """Encode texts with both tokenizers and compare. `spelt` has the base ids of each new token, from id `first_new` on."""
+    documents = identical = tokens = replaced = 0
+    for text in texts:
+        before, after = base(text, add_special_tokens=False).input_ids, bigger(text, add_special_tokens=False).input_ids
+        documents, tokens = documents + 1, tokens + len(before)
+        identical += before == after
+        replaced += sum(len(spelt[i - first_new]) for i in after if i >= first_new)
+    return Identity(documents, identical, tokens, replaced)

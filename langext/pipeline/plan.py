@@ -199,6 +199,9 @@ def check(pipeline: Pipeline, steps: list[Step], todo: list[Step]) -> None:
                 continue
             if step.stage.runtime.processes > 1 and not step.stage.parallel:
                 raise ConfigError(f"{step.stage.uses} runs as one process; set runtime.gpus to 0 or 1 and cpu_processes to 1")
+            if (executor := step.stage.runtime.executor) != "local" and not step.stage.spreads:
+                said = f"runtime.executor: {executor} is for stage filter; {step.stage.uses} runs on this machine"
+                raise ConfigError(said, at=("runtime", "executor"))
             step.stage.runtime.check()
             step.stage.check(pipeline.context(step.out))
             _check_text(pipeline, step, steps)

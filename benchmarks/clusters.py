@@ -237,6 +237,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="a new folder to work in")
     parser.add_argument("--megabytes", type=float, default=40.0, help="text of each of the two languages")
+    parser.add_argument("--places", nargs="+", choices=PLACES, default=list(PLACES), help="the first one is compared with")
     given = parser.parse_args()
     folder = given.folder.resolve()
     folder.mkdir(parents=True)
@@ -251,7 +252,8 @@ def main() -> None:
         for part in (tokenizer, make_llama(len(tokenizer))):  # no model is needed to filter text, but every run has a base
             part.save_pretrained("base")
         found = {}
-        for place, settings in PLACES.items():
+        places = {place: PLACES[place] for place in given.places}
+        for place, settings in places.items():
             started = time.monotonic()
             finish(start(f"runs/{place}", settings), 0)
             found[place] = digest(f"runs/{place}")
@@ -259,11 +261,12 @@ def main() -> None:
             print(f"  {time.monotonic() - started:.0f} s; {files} files, {size:,} bytes, sha256 {sha256}")
         if len(set(found.values())) > 1:
             sys.exit("the places do not write the same")
-        for place, settings in list(PLACES.items())[1:]:
-            kill_and_go_on(place, settings, found[place])
-        for place, settings in list(PLACES.items())[2:]:
-            interrupt(place, settings)
-            broken(place, settings)
+        for place, settings in places.items():
+            if place != "local, 1 worker":
+                kill_and_go_on(place, settings, found[place])
+            if place in ("slurm", "ray"):
+                interrupt(place, settings)
+                broken(place, settings)
         print("all places write the same bytes; a killed task ends the run, which goes on; nothing is left after Ctrl-C")
     finally:
         for service in reversed(services):

@@ -33,6 +33,8 @@ ENDED = {"BOOT_FAIL", "CANCELLED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_ME
 DONE = "COMPLETED"
 LOOK_SECONDS, ASK_SECONDS, LAG_SECONDS = 1.0, 10.0, 60.0
 """How often to look for finished tasks in the log, how often to ask Slurm, and how late a shared disk may show a file."""
+CANCEL_SECONDS = 60.0
+"""Most time that cancelled jobs may take to end."""
 MOST_REFUSALS = 30
 """How often in a row Slurm may fail to answer: controllers are restarted now and then."""
 TOLD = {ConfigError.__name__: ConfigError, RunFailed.__name__: RunFailed}
@@ -193,7 +195,7 @@ def _states(job: str) -> dict[int, str] | None:
 def _cancel(name: str) -> None:
     """Cancel the jobs of a name, and wait until none of them runs. Raises RunFailed when they do not end."""
     running = ["squeue", "--noheader", f"--name={name}", "--me", "--format=%i"]
-    ends = time.monotonic() + LAG_SECONDS
+    ends = time.monotonic() + CANCEL_SECONDS
     while time.monotonic() < ends:
         done = subprocess.run(running, capture_output=True, text=True)
         if done.returncode == 0 and not done.stdout.strip():

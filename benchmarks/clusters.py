@@ -102,7 +102,7 @@ PartitionName=one Nodes={name} Default=YES MaxTime=INFINITE State=UP
     print(f"{conf}:\n" + conf.read_text())
     os.environ["SLURM_CONF"] = str(conf)
     services = []
-    if not any(process.name() == "munged" for process in psutil.process_iter()):
+    if not any(p.name() == "munged" and p.status() != psutil.STATUS_ZOMBIE for p in psutil.process_iter()):
         sh("install", "--directory", "--owner=munge", "--group=munge", "/run/munge")
         services.append(background(folder, "runuser", "-u", "munge", "--", "munged", "--foreground"))
         time.sleep(1)

@@ -13,6 +13,7 @@ from datatrove.executor.base import PipelineExecutor
 from datatrove.executor.ray import RayPipelineExecutor
 from fsspec.implementations.local import LocalFileSystem
 
+from langext.console import Progress
 from langext.context import Ray
 from langext.data.tasks import interruptible, killed, silenced, telling
 from langext.errors import ConfigError, RunFailed, one_line, reason
@@ -29,7 +30,7 @@ class RayExecutor(RayPipelineExecutor):
             super().__init__(
                 steps, tasks, workers, mem_per_cpu_gb=ray.memory_gb, logging_dir=(str(log.resolve()), LocalFileSystem())
             )
-        self.address = ray.address
+        self.address, self.log = ray.address, log
 
     def run(self) -> None:
         """Run all tasks that are not finished and wait for them."""
@@ -55,10 +56,13 @@ class RayExecutor(RayPipelineExecutor):
             raise ConfigError(f"runtime.ray.memory_gb: no machine of the Ray cluster has {self.mem_per_cpu_gb:g} GiB to give")
         task, me, waiting = ray.remote(max_retries=0, **needs)(_run), ray.put(self), iter(ranks)
         running = [task.remote(me, rank, os.getcwd()) for rank in islice(waiting, self.workers)]
+        progress, finished = Progress(f"{self.log.name}: Ray", self.tasks, every=30.0), self.tasks - len(ranks)
         try:
             while running:
                 (done, *_), running = ray.wait(running)
                 ray.get(done)
+                finished += 1
+                progress.at(finished, f"{finished} of {self.tasks} tasks finished")
                 running += [task.remote(me, rank, os.getcwd()) for rank in islice(waiting, 1)]
         except BaseException as error:
             for other in running:

@@ -22,6 +22,7 @@ from typing import Any, NoReturn
 from datatrove.executor.slurm import SlurmPipelineExecutor
 from fsspec.implementations.local import LocalFileSystem
 
+from langext.console import Progress
 from langext.context import Slurm
 from langext.data.tasks import interruptible, killed, silenced, telling
 from langext.errors import ConfigError, RunFailed, one_line, reason
@@ -129,7 +130,9 @@ class SlurmExecutor(SlurmPipelineExecutor):
     def _wait(self, ranks: list[int]) -> None:
         """Return when all tasks are finished. Raises the error of the first one that fails."""
         refusals, asked, over = 0, time.monotonic(), None
+        progress = Progress(f"{self.log.name}: Slurm job {self.job_id}", self.tasks, every=30.0)
         while left := self.get_incomplete_ranks():
+            progress.at(self.tasks - len(left), f"{self.tasks - len(left)} of {self.tasks} tasks finished")
             for rank in left:
                 self._fail(rank)
             if over and time.monotonic() - over > LAG_SECONDS:

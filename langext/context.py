@@ -4,14 +4,15 @@ import codecs
 import os
 import re
 import shutil
+import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from langext.errors import ConfigError, read_text, user_path
 from langext.spec import Spec
@@ -57,6 +58,50 @@ def hosts(path: Path) -> dict[str, int]:
     return found
 
 
+class Slurm(Spec):
+    """How tasks are submitted to a Slurm cluster. Run folder, sources and models must be on a disk that all machines share."""
+
+    partition: str | None = Field(default=None, pattern=r"^[\w.,-]+$")
+    """Partition to submit to; the cluster's own default when not given."""
+    time: str = Field(default="24:00:00", pattern=r"^(\d+-)?\d+(:\d+){0,2}$")
+    """Most time that one task may take, as sbatch reads it (hours:minutes:seconds). Lower it to be started earlier."""
+    memory_gb: int = Field(default=4, ge=1)
+    """Memory that each task reserves, in GiB."""
+    options: dict[Annotated[str, Field(pattern=r"^[a-z-]+$")], Annotated[str, Field(pattern=r"^[^\n\r]*$")]] = {}
+    """More options of sbatch, by their long names: {account: nlp, constraint: avx2}. An empty value is a switch."""
+
+    def check(self) -> None:
+        """Raise ConfigError when Slurm is not here, or would refuse such a job. Submits nothing."""
+        for program in ("sbatch", "squeue", "scancel"):
+            if shutil.which(program) is None:
+                raise ConfigError(
+                    f"runtime.executor: slurm needs the program {program}; start this run on a machine from which jobs are "
+                    "submitted",
+                    at=("runtime", "executor"),
+                )
+        asked = {"time": self.time, "mem-per-cpu": f"{self.memory_gb}G", **self.options}
+        asked |= {"partition": self.partition} if self.partition else {}
+        options = [f"--{key}={value}" if value else f"--{key}" for key, value in asked.items()]
+        done = subprocess.run(["sbatch", "--test-only", *options, "--wrap", "true"], capture_output=True, text=True)
+        if done.returncode:
+            said = " ".join(done.stderr.replace("sbatch: error: ", "").split())
+            raise ConfigError(f"runtime.slurm: sbatch refuses such a job: {said}", at=("runtime", "slurm"))
+
+
+class Ray(Spec):
+    """Where tasks are given to Ray. Run folder, sources and models must be on a disk that all machines share."""
+
+    address: str = Field(default="auto", min_length=1)
+    """Address of a Ray cluster that runs already; auto finds the one of this machine, local starts one on this machine."""
+    memory_gb: float = Field(default=4.0, gt=0)
+    """Memory that each task reserves, in GiB."""
+
+    def check(self) -> None:
+        """Raise ConfigError when Ray is not installed."""
+        if find_spec("ray") is None:
+            raise ConfigError("runtime.executor: ray is not installed; pip install 'langext[ray]'", at=("runtime", "executor"))
+
+
 class Runtime(Spec):
     """Where and how fast a stage runs. Never part of its identity: change it and nothing runs again."""
 
@@ -87,10 +132,27 @@ class Runtime(Spec):
     monitor: list[Literal["tensorboard", "wandb"]] = []
     """Where DeepSpeed's monitor sends the figures of training besides metrics.jsonl. wandb asks for a login of its own."""
     workers: int = Field(default=1, ge=1)
-    """Processes for reading and filtering text."""
+    """Tasks that read and filter text at the same time, each a process. Text stays the same, to the byte."""
+    executor: Literal["local", "slurm", "ray"] = "local"
+    """Where these tasks run: as processes of this machine, as Slurm jobs, or on a Ray cluster. For stage filter alone."""
+    slurm: Slurm | None = None
+    """What to ask Slurm for, if it is the executor."""
+    ray: Ray | None = None
+    """Which Ray cluster to ask, if it is the executor."""
+
+    @model_validator(mode="after")
+    def _of_the_executor(self) -> "Runtime":
+        for name in ("slurm", "ray"):
+            if self.executor != name and getattr(self, name) is not None:
+                raise ValueError(f"{name}: is for executor: {name}, and the executor is {self.executor}")
+        return self
 
     def check(self) -> None:
         """Raise ConfigError for machines, GPUs or programs that are not there."""
+        if self.executor == "slurm":
+            (self.slurm or Slurm()).check()
+        elif self.executor == "ray":
+            (self.ray or Ray()).check()
         if self.nodes > 1:
             self._check_nodes()
         elif self.hostfile and not user_path(self.hostfile, "runtime.hostfile").is_file():

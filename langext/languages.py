@@ -111,7 +111,7 @@ def _row(entry: str) -> Language:
 
 
 LANGUAGES = {row.code: row for row in map(_row, _TABLE.strip().replace("\n", "|").split("|"))}
-_NOT_ONE = (Language(MUL, None, "Many languages"), Language(ZXX, None, "No language"))
+_NOT_ONE = (Language(MUL, None, "Many languages"), Language(ZXX, None, "Code"))
 
 
 def find(code: str) -> Language:

@@ -54,9 +54,11 @@ def lid(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """fr.jsonl.gz, en.jsonl.gz and other.txt (English of another seed)."""
+    """fr.jsonl.gz, en.jsonl.gz, code.jsonl.gz and other.txt (English of another seed)."""
     folder = tmp_path_factory.mktemp("texts")
     write_jsonl(folder / "fr.jsonl.gz", documents(FRENCH, 150, 4) + documents(ENGLISH, 10, 5))
     write_jsonl(folder / "en.jsonl.gz", documents(ENGLISH, 150, 6))
+    lines = [f"def {a}_{b}({c}):\n    return {a} + {c}  # {d}" for a, b, c, d in zip(*[iter(ENGLISH * 60)] * 4, strict=False)]
+    write_jsonl(folder / "code.jsonl.gz", ["\n\n\n".join(lines[i : i + 6]) for i in range(0, len(lines), 6)])
     (folder / "other.txt").write_text("\n\n".join(sentences(ENGLISH, 30, 7)), encoding="utf-8")
     return folder

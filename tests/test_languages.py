@@ -23,7 +23,13 @@ def test_a_language_beyond_the_table_is_taken_as_it_is():
 
 @pytest.mark.parametrize(
     ("written", "code", "single"),
-    [("mul", "mul_Zyyy", False), ("many languages", "mul_Zyyy", False), ("zxx", "zxx_Zyyy", False), ("fr", "fra_Latn", True)],
+    [
+        ("mul", "mul_Zyyy", False),
+        ("many languages", "mul_Zyyy", False),
+        ("zxx", "zxx_Zyyy", False),
+        ("code", "zxx_Zyyy", False),
+        ("fr", "fra_Latn", True),
+    ],
 )
 def test_many_languages_and_none_have_codes_too(written, code, single):
     found = languages.find(written)

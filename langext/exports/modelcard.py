@@ -82,7 +82,7 @@ def write(out: Path, record: ExportSummary, card: Card) -> None:
     )
     named = [languages.find(code) for code in card.languages]
     metadata = ModelCardData(
-        language=[language.iso1 or language.iso3 for language in named],
+        language=["code" if language.code == languages.ZXX else language.iso1 or language.iso3 for language in named],
         base_model=card.base if card.public else None,
         library_name=LIBRARIES.get(record.format, "transformers"),
         license=card.licence_id,

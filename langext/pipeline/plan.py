@@ -43,7 +43,7 @@ class Pipeline(Spec):
     language: str
     """The language to add, as a FLORES-200 code (swh_Latn); sw, swh and Swahili are understood too."""
     original_languages: list[str] = ["eng_Latn"]
-    """The languages that the base model knows and must not lose."""
+    """The languages that the base model knows and must not lose; code (or zxx) is one of them. Each needs a source of text."""
     base_model: str
     """A hub id, a local Hugging Face folder, a .gguf file, or asset:<name>."""
     revision: str | None = None
@@ -61,7 +61,7 @@ class Pipeline(Spec):
     @field_validator("original_languages")
     @classmethod
     def _originals(cls, value: list[str]) -> list[str]:
-        codes = [_single(code) for code in value]
+        codes = [languages.ZXX if languages.find(code).code == languages.ZXX else _single(code) for code in value]
         if len(set(codes)) < len(codes):
             raise ValueError(f"a language is named twice: {', '.join(value)}")
         return codes
@@ -80,8 +80,9 @@ class Pipeline(Spec):
 def _single(code: str) -> str:
     language = languages.find(code)
     if not language.single:
-        what = f"{language.code} ({language.name.lower()})"
-        raise ValueError(f"{what} is no language; it is for sources with protect or measure_only")
+        what = f"{language.code} ({language.name.lower()}) is no language"
+        original = "original_languages and for " if language.code == languages.ZXX else ""
+        raise ValueError(f"{what} to learn; it is for {original}sources with protect or measure_only")
     return language.code
 
 
@@ -199,6 +200,9 @@ def check(pipeline: Pipeline, steps: list[Step], todo: list[Step]) -> None:
                 continue
             if step.stage.runtime.processes > 1 and not step.stage.parallel:
                 raise ConfigError(f"{step.stage.uses} runs as one process; set runtime.gpus to 0 or 1 and cpu_processes to 1")
+            if (executor := step.stage.runtime.executor) != "local" and not step.stage.spreads:
+                said = f"runtime.executor: {executor} is for stage filter; {step.stage.uses} runs on this machine"
+                raise ConfigError(said, at=("runtime", "executor"))
             step.stage.runtime.check()
             step.stage.check(pipeline.context(step.out))
             _check_text(pipeline, step, steps)

@@ -23,6 +23,8 @@ class Stage(Spec):
 
     parallel: ClassVar[bool] = False
     """True when the stage can share its work among several processes."""
+    spreads: ClassVar[bool] = False
+    """True when `runtime.executor` can send the work of the stage to a cluster."""
     needs_extension: ClassVar[bool] = False
     """True when the stage is only possible for an extended model, not for the untouched base."""
     leaves_untrained: ClassVar[bool] = False

@@ -8,7 +8,7 @@ import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -31,6 +31,8 @@ RECORD, LID_RECORD = "read.json", "lid_model.json"
 
 class Filter(Stage):
     """Identify the language of every document with fastText, keep what matches, store the rejects, and hold out a part."""
+
+    spreads: ClassVar[bool] = True
 
     uses: Literal["filter"]
     sources: list[Source] = Field(min_length=1)
@@ -178,7 +180,7 @@ class Filter(Stage):
         Text in many languages is kept but for what seems to be of the new language, and text in none whatever it seems to be.
         Raises ConfigError for the first, RunFailed for the second.
         """
-        from langext.data.executor import Executor
+        from langext.data.executor import execute
         from langext.data.language_id import HoldOut, JoinParagraphs, LanguageFilter, SplitParagraphs
         from langext.data.writers import Writer
 
@@ -192,9 +194,8 @@ class Filter(Stage):
         whole = self.level == "document" or source.language == languages.ZXX  # blank lines of code are no paragraphs
         filters = [judge] if whole else [SplitParagraphs(), judge, JoinParagraphs()]
         steps = [source.reader(record), *filters, hold_out, keep]
-        workers = min(self.runtime.workers, record.tasks)
         with _forgetting(ctx, source):
-            Executor(steps, record.tasks, workers, log).run()
+            execute(steps, record.tasks, log, self.runtime)
         if reason := source.difference(record.files, count_new=False):
             _forget(ctx, source)
             raise RunFailed(f"{reason}: it changed while it was read. Run the same command again when it is complete")

@@ -35,6 +35,9 @@ def test_items_are_fair():
 SCRIPTS = {
     "Thai": "แมว นอน อยู่ ใต้ โต๊ะ ฝน ตก หนัก ทั้ง คืน",
     "Chinese": "漢 字 中 文 天 氣 很 好 我 們 去 學 校",
+    "Japanese": "猫 は テーブル の 下 で 眠 っ て い る",
+    "Lao": "ແມວ ນອນ ຢູ່ ໃຕ້ ໂຕະ ຝົນ ຕົກ ໜັກ",
+    "Khmer": "ឆ្មា ដេក នៅ ក្រោម តុ ភ្លៀង ខ្លាំង",
     "Burmese": "ကြောင် အိမ် တွင် ရှိ သည်",
     "Tibetan": "བོད་ ཡིག་ སྐད་ ཡིན་ ལ་",
 }  # fmt: skip
@@ -76,6 +79,32 @@ def test_one_language_has_one_way_to_count_words():
     finnish = ["Kolmivaihekilowattituntimittari lentokonesuihkuturbiinimoottori on talossa, ja se toimii hyvin."]
     assert Words.of(finnish).gap == " " and Words.of([]).gap == " "
     assert Words.of([*unspaced("Thai"), "OK now"]).gap == ""
+    assert Words.of(["漢字 is a word, and 中文 is another, in a text about them."]).gap == " "
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_spaces_between_phrases_are_no_spaces_between_words(name):
+    """Burmese, Lao and Khmer are often written with a space after every two or three words, and Tibetan after a clause."""
+    words = SCRIPTS[name].split() * 20
+    phrases = ["".join(words[i : i + 3]) for i in range(0, len(words), 3)]
+    division = Words.of([" ".join(phrases)])
+    assert division.gap == "" and division.join(division.split(" ".join(phrases))) == " ".join(phrases)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "हम बाज़ार से सब्ज़ी ख़रीदने गए और शाम को घर लौटे",
+        "우리는 시장에 가서 채소를 샀다",
+        "chúng tôi đi chợ mua rau",
+        "we went to the market",
+    ],
+    ids=["Hindi", "Korean", "Vietnamese", "English"],
+)
+def test_words_of_spaced_scripts_stay_whole_with_their_marks(text):
+    division = Words.of([text])
+    assert division.gap == " " and division.split(text) == text.split(" ")
+    assert not any(regex.match(r"\p{M}", word) for word in division.split(text))
     assert list(continuation.starts([" ".join(ENGLISH)])) == [" ".join(ENGLISH[:12])]
 
 

@@ -27,9 +27,10 @@ def overrides(pico: Path, lid: Path, texts: Path) -> list[str]:
         source.format("fra_Latn", texts / "fr.jsonl.gz", "book", ""),
         source.format("eng_Latn", texts / "en.jsonl.gz", "book", ""),
         source.format("eng_Latn", texts / "other.txt", "other", ", heldout_only: true"),
+        source.format("code", texts / "code.jsonl.gz", "code", ""),
     ]
     values = {
-        "language": "fra_Latn", "base_model": pico, "revision": "null",
+        "language": "fra_Latn", "original_languages": "[eng_Latn, code]", "base_model": pico, "revision": "null",
         "filter.sources": f"[{', '.join(sources)}]", "filter.lid_model": lid, "filter.heldout_frac": 0.2,
         "filter.runtime.workers": 1, "filter.level": "paragraph",
         "evaluate_base.tasks": "[]", "evaluate_base.runtime.gpus": 0, "evaluate_base.bpb_bytes": 3000,
@@ -64,13 +65,13 @@ def test_learns_the_new_language_and_reports_it(done):
     before, after = scores(run, "02-evaluate_base"), scores(run, "05-evaluate")
     learned = "fra_Latn/book"
     assert after["bits_per_byte"][learned]["value"] < 0.8 * before["bits_per_byte"][learned]["value"]
-    assert set(after["bits_per_byte"]) == {learned, "eng_Latn/book", "eng_Latn/other"}
-    assert set(after["tasks"]) == {"continuation_fra_Latn", "continuation_eng_Latn"}
+    assert set(after["bits_per_byte"]) == {learned, "eng_Latn/book", "eng_Latn/other", "zxx_Zyyy/code"}
+    assert set(after["tasks"]) == {f"continuation_{code}" for code in ("fra_Latn", "eng_Latn", "zxx_Zyyy")}
     assert (
         len(after["tasks"]["continuation_fra_Latn"]["acc"]["each"]) == after["tasks"]["continuation_fra_Latn"]["acc"]["items"]
     )
     assert "kl_to_base" not in before or before["kl_to_base"] == {}
-    assert after["kl_to_base"].keys() == {"eng_Latn"} and 0 < after["kl_to_base"]["eng_Latn"]["value"] < 1
+    assert after["kl_to_base"].keys() == {"eng_Latn", "zxx_Zyyy"} and 0 < after["kl_to_base"]["eng_Latn"]["value"] < 1
     assert (
         before["generation"]["tokens_per_second"] > 0
         and before["generation"]["weights_bytes"] < after["generation"]["weights_bytes"]

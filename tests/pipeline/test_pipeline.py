@@ -82,10 +82,21 @@ def test_a_language_cannot_be_new_and_original():
         make(FILTER, language="en")
 
 
-@pytest.mark.parametrize("languages", [{"language": "mul"}, {"language": "fr", "original_languages": ["en", "zxx"]}])
-def test_many_languages_or_none_are_not_a_language(languages):
-    with pytest.raises(ValidationError, match=r"(mul|zxx)_Zyyy \((many languages|no language)\) is no language; it is for"):
+@pytest.mark.parametrize(
+    ("languages", "said"),
+    [
+        ({"language": "mul"}, r"mul_Zyyy \(many languages\) is no language to learn; it is for sources with protect"),
+        ({"language": "fr", "original_languages": ["en", "mul"]}, r"mul_Zyyy \(many languages\) is no language"),
+        ({"language": "code"}, r"zxx_Zyyy \(code\) is no language to learn; it is for original_languages and for sources"),
+    ],
+)
+def test_many_languages_or_none_are_not_a_language(languages, said):
+    with pytest.raises(ValidationError, match=said):
         Pipeline(name="x", base_model="./m", stages=[{"uses": "extend", "method": {"name": "full"}}], **languages)
+
+
+def test_code_is_an_original_language():
+    assert make(FILTER, original_languages=["en", "de", "code"]).original_languages == ["eng_Latn", "deu_Latn", "zxx_Zyyy"]
 
 
 @pytest.mark.parametrize(("shares", "said"), [({"deu_Latn/de": 0.1}, "nothing to train on is called 'deu_Latn/de'"), ({}, "")])

@@ -1,0 +1,141 @@
+"""Speed of filtering on one core, against fastText alone and against datatrove's own pipeline, in the same process.
+
+    python benchmarks/data_speed.py TEXT.jsonl.gz ... --language fr
+
+The text is cut into documents of about 2 kB. In each round, in turn: `fasttext` (its predict on lists of 256 of these
+documents, read and brought into one line before: the floor), `datatrove` (JsonlReader, LanguageFilter, JsonlWriter as they
+come) and `langext` (all of stage filter). What is compared is CPU time, so that others on the machine disturb little; the
+ratios are medians over rounds. Two workers are compared with one by half of the CPU time of all processes, which is the wall
+time where two cores are free; what the processes need to start is part of it.
+"""
+
+import argparse
+import contextlib
+import gzip
+import json
+import os
+import resource
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from datatrove.executor import LocalPipelineExecutor
+from datatrove.pipeline.filters import LanguageFilter
+from datatrove.pipeline.readers import JsonlReader
+from datatrove.pipeline.writers import JsonlWriter
+from datatrove.utils.lid import FT176LID
+
+from langext import languages
+from langext.context import Context
+from langext.data import assets
+from langext.data.language_id import LanguageId
+from langext.data.tasks import silenced
+from langext.stages.filter import Filter
+
+BYTES, BATCH, FILES = 2000, 256, 4
+
+
+def make_text(folder: Path, files: list[Path], megabytes: float) -> list[str]:
+    """FILES files of documents of about BYTES bytes. Returns their texts."""
+    texts: list[str] = []
+    for path in files:
+        with gzip.open(path, "rt", encoding="utf-8") as lines:
+            whole = "\n".join(json.loads(line)["text"] for line in lines)
+        start = 0
+        while start < len(whole) and len(texts) * BYTES < megabytes * 1e6:
+            end = whole.find(" ", start + int(BYTES * 0.96))  # Latin scripts have a little more than one byte a letter
+            texts.append(whole[start : end if end > 0 else len(whole)].strip())
+            start += len(texts[-1]) + 1
+    folder.mkdir()
+    for number in range(FILES):
+        with gzip.open(folder / f"{number}.jsonl.gz", "wt", encoding="utf-8", compresslevel=6) as file:
+            for n, text in enumerate(texts[number::FILES]):
+                file.write(json.dumps({"id": str(n), "text": text}, ensure_ascii=False) + "\n")
+    return texts
+
+
+def spent(work: Callable[[], object]) -> float:
+    """CPU seconds of this process and of those that it started and that have ended."""
+
+    def now() -> float:
+        children = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return time.process_time() + children.ru_utime + children.ru_stime
+
+    before = now()
+    work()
+    return now() - before
+
+
+def datatrove(text: Path, out: Path, model: Path, language: str) -> None:
+    """datatrove's steps as its own examples put them together, with the model of this machine; it would download one."""
+    lid = LanguageId(model)
+
+    class Here(FT176LID):
+        model = property(lambda self: lid.model)
+
+    LanguageFilter._requires_dependencies = []  # what is missing would lock the download
+    judge = LanguageFilter(languages=[language], exclusion_writer=JsonlWriter(str(out / "rejects")))
+    judge.model = Here([language])
+    steps = [JsonlReader(str(text)), judge, JsonlWriter(str(out / "documents"))]
+    with silenced():
+        LocalPipelineExecutor(steps, tasks=1, logging_dir=str(out / "log")).run()
+
+
+def langext(text: Path, out: Path, language: str, workers: int, more: dict) -> None:
+    """Stage filter, on the text as its only source."""
+    code = languages.find(language).code
+    sources = [{"language": code, "path": str(text), "name": "web"}]
+    stage = Filter(uses="filter", sources=sources, runtime={"workers": workers}, **more)
+    out.mkdir()
+    with contextlib.redirect_stdout(None):
+        stage.run(Context(out, 1, code, ()))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("files", type=Path, nargs="+", help=".jsonl.gz files with the field text, in one language")
+    parser.add_argument("--language", default="fr", help="two-letter code, as lid.176 has it")
+    parser.add_argument("--megabytes", type=float, default=20.0)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--stage", type=json.loads, default={}, help="more fields of stage filter, as JSON")
+    given = parser.parse_args()
+    model = assets.resolve("asset:lid.176")
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        texts = make_text(folder / "text", given.files, given.megabytes)
+        lines = [text.replace("\n", " ") for text in texts]
+        lid = LanguageId(model).model
+        size = sum(len(text.encode()) for text in texts)
+        print(f"{len(texts)} documents, {size / len(texts):.0f} bytes each; CPU seconds, and MB/s in one")
+        ways = {
+            "fasttext": lambda out: [lid.predict(lines[i : i + BATCH]) for i in range(0, len(lines), BATCH)],
+            "datatrove": lambda out: datatrove(folder / "text", out, model, given.language),
+            "langext": lambda out: langext(folder / "text", out, given.language, 1, given.stage),
+            "langext, 2 workers": lambda out: langext(folder / "text", out, given.language, 2, given.stage),
+        }
+        seconds: dict[str, list[float]] = {way: [] for way in ways}
+        for number in range(given.rounds):
+            for way, work in ways.items():
+                out = folder / "out"
+                seconds[way].append(spent(lambda: work(out)))  # noqa: B023
+                shutil.rmtree(out, ignore_errors=True)
+            print(f"round {number + 1}:", {way: round(found[-1], 2) for way, found in seconds.items()}, flush=True)
+        for way, found in seconds.items():
+            print(f"{way:20} {statistics.median(found):6.2f} s {size / 1e6 / statistics.median(found):6.1f} MB/s")
+        for other in ("fasttext", "datatrove"):
+            ratios = [a / b for a, b in zip(seconds[other], seconds["langext"], strict=True)]
+            print(f"langext is {statistics.median(ratios):.2f} x {other} ({min(ratios):.2f} to {max(ratios):.2f})")
+        both = [2 * a / b for a, b in zip(seconds["langext"], seconds["langext, 2 workers"], strict=True)]
+        print(f"two workers: {statistics.median(both):.2f} x one, on two free cores ({min(both):.2f} to {max(both):.2f})")
+
+
+if __name__ == "__main__":
+    main()

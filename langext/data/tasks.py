@@ -1,0 +1,59 @@
+"""What all executors of datatrove steps have in common: how the failure of a task is told, and what is shown."""
+
+import contextlib
+import os
+import signal
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+
+from langext.errors import RunFailed, disk_problem
+
+
+@contextlib.contextmanager
+def telling() -> Iterator[None]:
+    """What the disk does not take or give becomes a RunFailed."""
+    try:
+        yield
+    except OSError as error:
+        problem = disk_problem(error) or f"{error.strerror or error}; run the same command again to go on"
+        raise RunFailed(f"writing filtered text: {problem}") from None
+
+
+def killed(advice: str) -> RunFailed:
+    """The error when a process of a task ended without a word. `advice` says what to change, before the same command is run."""
+    return RunFailed(
+        "a process that reads text was killed, as happens when there is not enough memory; "
+        f"{advice}, and run the same command again to go on"
+    )
+
+
+@contextlib.contextmanager
+def silenced() -> Iterator[Callable[[], str]]:
+    """Nothing comes to standard error, also not from processes that are started meanwhile: the task logs have all of it.
+
+    The function that it gives returns what would have come.
+    """
+    sys.stderr.flush()
+    kept = os.dup(2)
+    try:
+        with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as aside, contextlib.redirect_stderr(aside):
+            os.dup2(aside.fileno(), 2)
+            yield lambda: os.pread(2, 100_000, 0).decode(errors="replace")
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """A SIGTERM is an interruption as Ctrl-C is, so that what runs on other machines can be cancelled."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

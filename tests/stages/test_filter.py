@@ -163,12 +163,12 @@ def test_bad_sources(tmp_path, lid, make, expected):
 
 
 WRONG_INSIDE = {
-    "column": (lambda d: write_jsonl(d / "a.jsonl", FR, "content"), "no 'text'.*It has: id, content.*text_column"),
+    "column": (lambda d: _text(d / "a.jsonl", '{"text": "le chat"}\n{"content": 1}\n'), "line 2: no 'text'.*text_column"),
     "language": (lambda d: write_jsonl(d / "a.jsonl", EN), "nothing of fra_Latn is left \\(40 language_en\\)"),
     "no text": (lambda d: write_jsonl(d / "a.jsonl", [""] * 3), "nothing of fra_Latn is left \\(3 empty\\)"),
     "no lines": (lambda d: _text(d / "a.jsonl", "\n\n"), "the source is empty"),
     "JSON": (lambda d: _text(d / "a.jsonl", '{"text": "le chat"}\n{"text": \n'), "a.jsonl: line 2: not a JSON object"),
-    "UTF-8": (lambda d: _bytes(d / "a.txt", b"le chat \xff\xfe"), "not UTF-8"),
+    "UTF-8": (lambda d: _bytes(d / "a.txt", b"le chat\n\nle chat \xff\xfe"), "not UTF-8"),
     "cut": (lambda d: _bytes(d / "a.txt.gz", gzip.compress("\n\n".join(FR).encode())[:-200]), "damaged"),
 }
 
@@ -536,9 +536,9 @@ def test_a_run_folder_and_a_source_may_have_any_name(tmp_path, lid, monkeypatch)
 
 def test_what_is_not_read_is_recorded(tmp_path, lid, capsys):
     write_jsonl(tmp_path / "fr" / "a.jsonl", FR)
-    (tmp_path / "fr" / "b.jsonl.zst").write_bytes(b"x")
+    (tmp_path / "fr" / "b.jsonl.bz2").write_bytes(b"x")
     _, summary = run(tmp_path, lid, two(tmp_path, tmp_path / "fr"))
-    assert summary.funnel[0].unread == ["b.jsonl.zst"] and "1 not read: b.jsonl.zst" in capsys.readouterr().err
+    assert summary.funnel[0].unread == ["b.jsonl.bz2"] and "1 not read: b.jsonl.bz2" in capsys.readouterr().err
 
 
 HUB = {

@@ -158,7 +158,7 @@ class Source(SourceSpec):
         found = self.found()
         files = [source_files.glance(self.key, *file) for file in found.files.items()] if found else []
         commit = self.commit() if self.hub and found is None else None
-        return SourceRecord(files=files, unread=[], commit=commit, tasks=max(1, len(files)))
+        return SourceRecord(files=files, unread=[], commit=commit, tasks=1 if self.hub else len(files))
 
     def _records(self, files: dict[str, Place]) -> list[SourceFile]:
         sizes = [source_files.size(place) for place in files.values()]

@@ -44,7 +44,8 @@ def texts(path, **more):
 
 def text_reader(path, columns=("text",), **more):
     """The reader of one file that nobody has looked at before."""
-    return TextReader({path.name: path}, columns, None, division="blocks", encoding="utf-8", label="x", sizes={path.name: 1}, **more)
+    told = {"division": "blocks", "encoding": "utf-8", "label": "x", "sizes": {path.name: 1}}
+    return TextReader({path.name: path}, columns, None, **told, **more)
 
 
 def counted(step, name):
@@ -113,7 +114,7 @@ def cut(path):
 
 
 LATIN = "L'été, les élèves français étaient à l'école.\n".encode("latin-1") * 5
-RUSSIAN = '{"text": "yes"}\n'.encode() + '{"text": "Вчера мы ходили в город, чтобы купить хлеба."}\n'.encode("cp1251") * 5
+RUSSIAN = b'{"text": "yes"}\n' + '{"text": "Вчера мы ходили в город, чтобы купить хлеба."}\n'.encode("cp1251") * 5
 BAD_FILES = {
     "LFS parquet": (lambda d: put(d / "x.parquet", POINTER), "x.parquet: this is a Git LFS pointer.*git lfs pull"),
     "LFS text": (lambda d: put(d / "x.txt", POINTER), "Git LFS pointer"),
@@ -131,15 +132,15 @@ BAD_FILES = {
     "bzip2 unnamed": (lambda d: put(d / "x.jsonl", bz2.compress(b"un")), "looks like bzip2"),
     "a table unnamed": (lambda d: put(d / "x.txt", table(d / "y.parquet", text=["un"]).read_bytes()), "looks like Parquet"),
     "gzip unnamed": (lambda d: put(d / "x.txt", gzip.compress(b"un")), "looks like gzip .then its name must end in .gz"),
-    "UTF-16 without a mark": (lambda d: put(d / "x.txt", "un\n".encode("utf-16-le")), "UTF-16.*encoding: utf-16-le.*zero bytes"),
+    "UTF-16 without a mark": (lambda d: put(d / "x.txt", "un\n".encode("utf-16-le")), "UTF-16.*utf-16-le.*zero bytes"),
     "Latin-1": (lambda d: put(d / "x.txt", LATIN), "x.txt: line 1: not UTF-8 text: it looks like cp1252; set encoding: cp1252"),
     "Cyrillic": (lambda d: put(d / "x.jsonl", RUSSIAN), "line 2: not UTF-8 text: it looks like cp1251; set encoding: cp1251"),
     "no xz": (lambda d: put(d / "x.txt.xz", "un"), "not a xz file, but its name ends in .xz"),
     "no Zstandard": (lambda d: put(d / "x.csv.zst", "un"), "not a Zstandard file"),
     "empty xz": (lambda d: put(d / "x.csv.xz", ""), "not a xz file: it is empty"),
-    "zst unnamed": (lambda d: put(d / "x.csv", formats.zstd.compress(b"un")), "looks like Zstandard .then its name must end in .zst"),
-    "one array": (lambda d: put(d / "x.jsonl", '[{"text": "un"},\n{"text": "deux"}]\n'), "line 1: not a JSON object.*on each line"),
-    "another field": (lambda d: put(d / "x.jsonl", '{"meta": {"body": "un"}}\n'), "no 'text'.* It has: meta, meta.body. Name the"),
+    "zst unnamed": (lambda d: put(d / "x.csv", formats.zstd.compress(b"un")), "looks like Zstandard .*must end in .zst"),
+    "one array": (lambda d: put(d / "x.jsonl", '[{"text": "un"},\n{"text": "deux"}]\n'), "line 1: not a JSON.*on each line"),
+    "another field": (lambda d: put(d / "x.jsonl", '{"meta": {"body": "un"}}\n'), "no 'text'.* It has: meta, meta.body"),
     "no such header": (lambda d: put(d / "x.csv", "id,texte\n1,un\n"), "no 'text'. Did you mean texte. It has: id, texte"),
     "two of a name": (lambda d: put(d / "x.tsv", "text\ttext\nun\tdeux\n"), "the header has 'text' more than once"),
     "another suffix": (lambda d: put(d / "x.pdf", "un"), "cannot read .*x.pdf; langext reads .txt"),

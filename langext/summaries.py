@@ -82,7 +82,11 @@ class SourceFile(Spec):
     path: str
     bytes: int
     modified_ns: int
+    """Nanoseconds since 1970; 0 of a file in an object store."""
     sha256: str
+    """Empty of a file in an object store, which is not read twice."""
+    etag: str = ""
+    """What an object store has as the version of a file, or the time that it was written at."""
 
 
 class SourceRecord(Spec):

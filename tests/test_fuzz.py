@@ -86,7 +86,9 @@ def test_lines_of_json(tmp_path, content):
     path.write_bytes(content)
 
     def read() -> None:
-        for document in readers.TextReader({"a.jsonl": path}, "text", None, "blocks", "a", {"a.jsonl": 1}).run():
+        for document in readers.TextReader(
+            {"a.jsonl": path}, ["text"], None, division="blocks", encoding="utf-8", label="a", sizes={"a.jsonl": 1}
+        ).run():
             assert document.text.encode().decode() == document.text
 
     read_or_refused(read)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from langext.cli import edge
+from langext.cli.data import app as data
 from langext.cli.dial import dial
 from langext.cli.exporting import export
 from langext.cli.transplant import transplant
@@ -133,6 +134,7 @@ def apply_(
         typer.echo(f"{to}: a run folder; export it with `langext export`, or give it as base_model to add a language")
 
 
+app.add_typer(data, name="data")
 app.command()(transplant)
 app.command()(dial)
 

@@ -127,7 +127,9 @@ def _add(text: certificates.Text, entry: str, job: Job | None, funnel: Sequence[
         raise ConfigError(f"--text {entry!r}: {source.key} is named twice")
     source.check()
     found = source.found()
-    assert found is not None, "a path, not a dataset of the hub"
+    files = [place for place in found.files.values() if isinstance(place, Path)] if found else []
+    if not files:
+        raise ConfigError(f"--text {entry!r}: name a file or folder of this machine")
     role = certificates.role_of(source.key, job.original_languages, funnel) if job else "given"
     texts = [document.text for document in source.reader(source.record()).run(None)]
-    text.add(source.key, texts, role, list(found.files.values()))
+    text.add(source.key, texts, role, files)

@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from langext.data.source_files import LFS
+from langext.data.formats import LFS
 from langext.errors import ConfigError, one_line
 
 MAGIC, VERSIONS = 793712314, (11, 12)

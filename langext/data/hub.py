@@ -4,7 +4,7 @@ The one rule: the commit that a dataset stands at when it is begun is the commit
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from datasets.data_files import EmptyDatasetError
 from datasets.exceptions import DatasetsError, FileNotFoundDatasetsError
 from datatrove.data import Document
 from datatrove.pipeline.readers.huggingface import HuggingFaceDatasetReader
+from datatrove.pipeline.writers.disk_base import DiskWriter
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -45,18 +46,33 @@ class HubReader(Reader, HuggingFaceDatasetReader):
 
     name = "hub"
 
-    def __init__(self, dataset: str, options: dict[str, Any], column: str, limit: int | None):
+    def __init__(
+        self,
+        dataset: str,
+        options: dict[str, Any],
+        columns: Sequence[str],
+        limit: int | None,
+        rejects: DiskWriter | None = None,
+        most_bad: float = 0.0,
+    ):
         super().__init__(dataset, options, streaming=True, limit=limit or -1)
-        self.column = column
+        self.account(columns, rejects, most_bad)
+        self.row = 0
 
-    def get_document_from_dict(self, data: dict[str, Any], source_file: str, id_in_file: int | str) -> Document:
-        """One row as a document."""
-        return self.document(data, f"hub dataset {one_line(source_file)}: row {id_in_file}", f"{source_file}/{id_in_file}")
+    def get_document_from_dict(self, data: dict[str, Any], source_file: str, id_in_file: int | str) -> Document | None:
+        """One row as a document; None when it cannot be read. Rows are counted here, because datatrove counts documents."""
+        row = f"{str(id_in_file).rpartition('/')[0]}/{self.row}"
+        self.row += 1
+        return self.accept(data, f"hub dataset {one_line(source_file)}: row {row}", f"{source_file}/{row}")
 
     def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
         """Yield this task's share of the dataset. Raises ConfigError or RunFailed when the hub does not give it."""
+        self.row = 0
+        self.unread.begin(rank)
         try:
-            yield from HuggingFaceDatasetReader.run(self, data, rank, world_size)
+            with self.unread.writing():
+                yield from HuggingFaceDatasetReader.run(self, data, rank, world_size)
+            self.unread.end()
         except (ConfigError, RunFailed):  # they say all already
             raise
         except KNOWN as error:

@@ -1,47 +1,33 @@
-"""Read documents from text files and Parquet files. Rule: unreadable input stops the run; it is never skipped.
+"""Read documents from text files and tables. Rule: what cannot be read is counted and kept, or it stops the run.
 
-In a `.txt` file a blank line separates documents, as in CC-100 (https://data.statmt.org/cc-100/), if not told otherwise.
-A `.jsonl` file has one object per line. Both may be gzipped. From wherever it comes, text becomes valid Unicode in the form
-NFC, with line feeds as line ends, so that what is judged, kept and measured is one text.
+From wherever it comes, text becomes valid Unicode in the form NFC, with line feeds as line ends, so that what is judged, kept
+and measured is one text.
 """
 
-import gzip
-import io
-import json
 import re
 import unicodedata
-import zlib
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import islice
-from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from datatrove.data import Document
 from datatrove.pipeline.base import PipelineStep
+from datatrove.pipeline.writers.disk_base import DiskWriter
 
 from langext.console import Progress
-from langext.data import source_files
-from langext.data.source_files import Division
-from langext.errors import ConfigError, RunFailed, one_line
-from langext.spec import near
+from langext.data import columns as fields
+from langext.data import entries, formats, heads
+from langext.data.entries import KINDS, Entry
+from langext.data.formats import JSONL, MARK, TXT
+from langext.data.lines import Unreadable, lines
+from langext.data.source_files import Division, Place
+from langext.data.unread import Broken, Lacking, Unread
+from langext.errors import RunFailed, one_line
 
-MARK = "\ufeff"
-"""The byte order mark. Files begin with it, and it is no part of their text."""
-MOST_BYTES = 256 << 20
-"""Longest line that is read, and largest document of a .txt file."""
 MENDED, COMPOSED, UNDIVIDED = "mended", "composed", "undivided"
 """Counts: documents with broken Unicode, documents brought into form NFC, and .txt files without a blank line."""
 _LINE_END = re.compile(r"\r\n?")
-
-
-class _Number(str):
-    """A number or constant of a JSON file, as it is written there: nothing computes with it, and it may be of any length."""
-
-
-_JSON = json.JSONDecoder(parse_int=_Number, parse_float=_Number, parse_constant=_Number)
-_KINDS = {_Number: "a number", int: "a number", float: "a number", bool: "true or false", list: "a list", dict: "an object",
-          bytes: "binary", str: "a text"}  # fmt: skip
 
 
 def mend(text: str) -> str:
@@ -57,25 +43,23 @@ def mend(text: str) -> str:
 
 
 class Reader(PipelineStep):
-    """Common to all readers: turns one entry of a source into a document. The filter counts those without text."""
+    """Common to all readers: turns one entry of a source into a document. The filter counts those without text.
+
+    `columns` are the fields that hold the text; several are joined by a blank line. Of the entries, the share `most_bad` may be
+    such that they cannot be read; they go to `rejects`.
+    """
 
     type = "reader"
-    column: str
-    """The field that holds the text."""
+    columns: Sequence[str]
+    unread: Unread
 
-    def document(self, data: dict[str, Any], where: str, name: str) -> Document:
-        """The document of one entry, which is called `name` if it has no id. `where` tells the user which one it is.
+    def account(self, columns: Sequence[str], rejects: DiskWriter | None, most_bad: float) -> None:
+        """Set what is the same for all readers."""
+        self.columns, self.unread = columns, Unread(rejects, most_bad)
 
-        Raises ConfigError when the text column is missing or not text.
-        """
-        if self.column not in data:
-            raise ConfigError(
-                f"{where}: no {self.column!r}.{near(self.column, map(str, data))} It has: {source_files.names(data)}. "
-                "Name the right one with text_column."
-            )
-        raw = "" if data[self.column] is None else data[self.column]
-        if type(raw) is not str:
-            raise ConfigError(f"{where}: {self.column!r} is {_KINDS.get(type(raw), type(raw).__name__)}, not text")
+    def document(self, data: dict[str, Any], name: str) -> Document:
+        """The document of one entry, which is called `name` if it has no id. Raises Broken when it has no text."""
+        raw = "\n\n".join(part for column in self.columns if (part := self._text(data, column)))
         whole = mend(raw)
         if whole != raw:
             self.stat_update(MENDED)
@@ -87,17 +71,54 @@ class Reader(PipelineStep):
         named = isinstance(key, str | int) and not isinstance(key, bool)
         return Document(text=text, id=mend(str(key)) if named else name)
 
+    def _text(self, data: dict[str, Any], column: str) -> str:
+        there, value = fields.pick(data, column)
+        if not there:
+            raise Lacking(fields.lacking(self.columns, fields.every(data)))
+        if value is None:
+            return ""
+        if type(value) is not str:
+            why = value if isinstance(value, Broken) else f"is {KINDS.get(type(value), type(value).__name__)}, not text"
+            raise Broken(f"{column!r} {why}")
+        return value
+
+    def accept(self, data: dict[str, Any], where: str, name: str) -> Document | None:
+        """The document of one entry; None of an entry that cannot be read. `where` tells the user which one it is.
+
+        Raises ConfigError when too many cannot be read.
+        """
+        try:
+            document = self.document(data, name)
+        except Broken as why:
+            self.refuse(where, name, why, str(data))
+            return None
+        self.unread.good()
+        return document
+
+    def refuse(self, where: str, name: str, why: Broken | str, text: str) -> None:
+        """Count and keep one entry that cannot be read. Raises ConfigError when that is one too many."""
+        self.unread.bad(where, name, why, mend(text))
+        self.stat_update("dropped_broken")
+
 
 class FileReader(Reader):
     """Reads the files of one source, in their order; task number n of N takes every Nth file, beginning with number n."""
 
-    def __init__(self, files: dict[str, Path], column: str, limit: int | None):
+    def __init__(
+        self,
+        files: dict[str, Place],
+        columns: Sequence[str],
+        limit: int | None,
+        rejects: DiskWriter | None = None,
+        most_bad: float = 0.0,
+    ):
         super().__init__()
-        self.files, self.column, self.limit = files, column, limit
+        self.files, self.limit = files, limit
+        self.account(columns, rejects, most_bad)
 
     @abstractmethod
-    def read_file(self, name: str, path: Path) -> Iterator[Document]:
-        """Yield the documents of one file. Raises ConfigError with file and line when something cannot be read."""
+    def read_file(self, name: str, place: Place) -> Iterator[Document]:
+        """Yield the documents of one file. Raises ConfigError when too much of it cannot be read."""
 
     def begin(self, names: Sequence[str]) -> None:
         """Called before the files `names` of a task are read."""
@@ -106,19 +127,22 @@ class FileReader(Reader):
         """Yield the documents of this task's files. Raises RunFailed when the disk does not give them."""
         mine = list(self.files)[rank::world_size]
         self.begin(mine)
-        yield from islice((document for name in mine for document in self._from_disk(name)), self.limit)
+        self.unread.begin(rank)
+        with self.unread.writing():
+            yield from islice((document for name in mine for document in self._from_disk(name)), self.limit)
+        self.unread.end()
 
     def _from_disk(self, name: str) -> Iterator[Document]:
-        path = self.files[name]
+        place = self.files[name]
         try:
-            yield from self.read_file(name, path)
+            yield from self.read_file(name, place)
         except OSError as error:
-            reason = f"{one_line(path)}: cannot be read: {error.strerror or error}"
+            reason = f"{one_line(place)}: cannot be read: {error.strerror or error}"
             raise RunFailed(f"{reason}; run the same command again to go on") from None
 
 
 class TextReader(FileReader):
-    """Reads .txt and .jsonl, plain or gzipped, and prints its progress through the files of a task.
+    """Reads files of text line by line, and prints its progress through the files of a task.
 
     `sizes` are the bytes of the files, by name.
     """
@@ -126,10 +150,21 @@ class TextReader(FileReader):
     name = "text"
 
     def __init__(
-        self, files: dict[str, Path], column: str, limit: int | None, division: Division, label: str, sizes: dict[str, int]
+        self,
+        files: dict[str, Place],
+        columns: Sequence[str],
+        limit: int | None,
+        rejects: DiskWriter | None = None,
+        most_bad: float = 0.0,
+        *,
+        division: Division,
+        encoding: str,
+        label: str,
+        sizes: dict[str, int],
     ):
-        super().__init__(files, column, limit)
-        self.division, self.label, self.sizes = division, label, sizes
+        super().__init__(files, columns, limit, rejects, most_bad)
+        self.division: Division = division
+        self.encoding, self.label, self.sizes = encoding, label, sizes
         self.begin([])
 
     def begin(self, names: Sequence[str]) -> None:
@@ -137,71 +172,64 @@ class TextReader(FileReader):
         self.progress = Progress(self.label, max(1, sum(self.sizes[name] for name in names)))
         self.done_bytes = 0
 
-    def read_file(self, name: str, path: Path) -> Iterator[Document]:
+    def read_file(self, name: str, place: Place) -> Iterator[Document]:
         """Yield the documents of one file."""
-        where, shown = one_line(path), one_line(name)
-        with path.open("rb") as raw:
-            stream = io.BufferedReader(gzip.GzipFile(fileobj=raw)) if source_files.is_gzipped(path) else raw  # type: ignore[arg-type]
-            lines = _lines(stream, where)
-            jsonl = source_files.kind(path) == source_files.JSONL
-            for number, data in _objects(lines, where) if jsonl else self._texts(lines, where):
-                yield self.document(data, f"{where}: line {number}", f"{name}/{number}")
-                # The position in the compressed file: its size is known, that of the text is not.
-                self.progress.at(self.done_bytes + raw.tell(), f"{number} lines of {shown}")
+        where, shown = one_line(place), one_line(name)
+        with place.open("rb") as raw:
+            try:
+                for number, data, why, text in self._entries(raw, place):
+                    at, key = f"{where}: line {number}", f"{name}/{number}"
+                    document = self.accept(data, at, key) if data is not None else self.refuse(at, key, why, text)
+                    if document:
+                        yield document
+                    # The position in the compressed file: its size is known, that of the text is not.
+                    self.progress.at(self.done_bytes + raw.tell(), f"{number} lines of {shown}")
+            except Unreadable as error:
+                self.unread.rest(where, f"{name}/rest", str(error))
+                self.stat_update("dropped_broken")
         self.done_bytes += self.sizes[name]
 
-    def _texts(self, lines: Iterable[tuple[int, str]], where: str) -> Iterator[tuple[int, dict[str, Any]]]:
-        """The documents of a .txt file, each with the number of the line after it."""
-        if self.division == "lines":
-            yield from ((number, {self.column: line}) for number, line in lines if line.strip())
-            return
-        block: list[str] = []
-        number = size = blocks = filled = 0
-        for number, line in lines:
-            if line.strip() or (self.division == "files" and block):
-                block.append(line)
-                filled, size = filled + 1, size + len(line.encode()) + 1
-                if size > MOST_BYTES:
-                    raise ConfigError(
-                        f"{where}: line {number}: one document is longer than {MOST_BYTES >> 20} MiB; if every line is a "
-                        "document, give the source txt_documents: lines"
-                    )
-            elif block:
-                yield number, {self.column: "\n".join(block)}
-                block, size, blocks = [], 0, blocks + 1
-        if block:
-            yield number, {self.column: "\n".join(block).rstrip("\n")}
-            blocks += 1
-        if self.division == "blocks" and blocks == 1 and filled > 1:
-            self.stat_update(UNDIVIDED)
+    def _entries(self, raw: IO[bytes], place: Place) -> Iterator[Entry]:
+        found = lines(formats.unpacked(raw, formats.packing(place)), self.encoding)
+        kind = formats.kind(place)
+        if kind == JSONL:
+            yield from entries.objects(found)
+        elif kind == TXT:
+            if (yield from entries.texts(found, self.columns, self.division)):
+                self.stat_update(UNDIVIDED)
+        else:
+            yield from entries.rows(found, kind)
 
 
 class TableReader(FileReader):
-    """Reads Parquet files: the column of text, and `id` if there is one."""
+    """Reads Parquet files: the columns of text, and `id` if there is one."""
 
     name = "parquet"
 
-    def read_file(self, name: str, path: Path) -> Iterator[Document]:
+    def read_file(self, name: str, place: Place) -> Iterator[Document]:
         """Yield one document for each row."""
         import pyarrow
         import pyarrow.parquet
 
-        where, number = one_line(path), 0
+        where, number = one_line(place), 0
         try:
-            with pyarrow.OSFile(str(path)) as file, pyarrow.parquet.ParquetFile(file) as table:
-                columns = {field.name for field in table.schema_arrow if field.name == self.column or _names_rows(field)}
-                for batch in table.iter_batches(1000, columns=sorted(columns)):
-                    values = {column: _values(batch.column(column)) for column in batch.schema.names}
+            with place.open("rb") as file, pyarrow.parquet.ParquetFile(file) as table:
+                schema = table.schema_arrow
+                wanted = {column for column in self.columns if heads.leaf(schema, column) is not None}
+                wanted |= {field.name for field in schema if _names_rows(field)}
+                for batch in table.iter_batches(1000, columns=sorted(wanted)):
+                    values = {column: _values(batch, column) for column in wanted}
                     for i in range(batch.num_rows):
                         row = {column: rows[i] for column, rows in values.items()}
-                        yield self.document(row, f"{where}: row {number}", f"{name}/{number}")
+                        if document := self.accept(row, f"{where}: row {number}", f"{name}/{number}"):
+                            yield document
                         number += 1
-        except UnicodeDecodeError:
-            raise ConfigError(f"{where}: after row {number}: not UTF-8 text") from None
         except (pyarrow.ArrowException, OSError) as error:
             if isinstance(error, OSError) and error.errno:
                 raise  # the disk, not the file
-            raise ConfigError(f"{where}: after row {number}: damaged: {' '.join(str(error).split())[:200]}") from None
+            why = f"after row {number}: damaged: {' '.join(str(error).split())[:200]}"
+            self.unread.rest(where, f"{name}/rest", why)
+            self.stat_update("dropped_broken")
 
 
 def _names_rows(field: Any) -> bool:
@@ -210,51 +238,26 @@ def _names_rows(field: Any) -> bool:
     return field.name == "id" and (types.is_integer(field.type) or types.is_string(field.type))
 
 
-def _values(column: Any) -> list[Any]:
+def _values(batch: Any, name: str) -> list[Any]:
     """The values of a column. Text that is not UTF-8, because it has halves of characters, is read with them."""
     import pyarrow
+    import pyarrow.compute
 
+    if name in batch.schema.names:
+        column = batch.column(name)
+    else:
+        first, *rest = name.split(".")
+        column = pyarrow.compute.struct_field(batch.column(first), rest)  # pyright: ignore[reportAttributeAccessIssue]
     try:
         return column.to_pylist()
     except UnicodeDecodeError:
-        binary = column.cast(pyarrow.large_binary()).to_pylist()
-        return [value if value is None else value.decode("utf-8", "surrogatepass") for value in binary]
+        return [_decoded(value) for value in column.cast(pyarrow.large_binary()).to_pylist()]
 
 
-def _lines(stream: Any, name: str) -> Iterator[tuple[int, str]]:
-    """Number, from 1, and text of every line, without its end (LF, CRLF or CR) and without a byte order mark."""
-    number = 0
-    while True:
-        try:
-            raw = stream.readline(MOST_BYTES)
-        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-            raise ConfigError(f"{name}: after line {number}: damaged: {error}") from None
-        if not raw:
-            return
-        if len(raw) == MOST_BYTES:
-            raise ConfigError(f"{name}: line {number + 1}: longer than {MOST_BYTES >> 20} MiB; is this one document a line?")
-        try:
-            text = raw.decode()
-        except UnicodeDecodeError:
-            seems = source_files.looks_like(raw) or "Latin-1 or Windows-1252; convert it to UTF-8"
-            raise ConfigError(f"{name}: line {number + 1}: not UTF-8 text: it looks like {seems}") from None
-        if "\0" in text:
-            raise ConfigError(f"{name}: line {number + 1}: not UTF-8 text: it looks like {source_files.looks_like(raw)}")
-        for part in text.rstrip("\r\n").split("\r"):
-            number += 1
-            yield number, part.removeprefix(MARK)
-
-
-def _objects(lines: Iterable[tuple[int, str]], name: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    for number, line in lines:
-        if not line.strip():
-            continue
-        try:
-            data = _JSON.decode(line)
-        except json.JSONDecodeError as error:
-            raise ConfigError(f"{name}: line {number}: not a JSON object: {error.msg}") from None
-        except RecursionError:
-            raise ConfigError(f"{name}: line {number}: not a JSON object: brackets inside brackets without end") from None
-        if not isinstance(data, dict):
-            raise ConfigError(f"{name}: line {number}: not a JSON object, but {_KINDS.get(type(data), 'null')}")
-        yield number, data
+def _decoded(value: bytes | None) -> str | Broken | None:
+    if value is None:
+        return None
+    try:
+        return value.decode("utf-8", "surrogatepass")
+    except UnicodeDecodeError:
+        return Broken("is not UTF-8 text")

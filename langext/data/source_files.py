@@ -1,53 +1,48 @@
-"""The local files of a source of text: which are read, which are not, and what they were when they were read.
+"""The files of a source of text: which are read, which are not, and what they were when they were read.
 
 The one rule: everything in a folder is either read or named. Hidden things are never read, and nothing but a regular file is
 ever opened.
 """
 
+import difflib
 import errno
+import glob
 import os
-import re
 import stat
-import zlib
 from collections import deque
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
 from langext.artifacts import sha256_file
-from langext.errors import ConfigError, RunFailed, one_line
-from langext.spec import near
+from langext.data import remote
+from langext.data.formats import CSV, JSONL, READS, SUFFIXES, TSV, TXT, kind, packing, pattern
+from langext.data.remote import Remote
+from langext.errors import ConfigError, RunFailed, one_line, user_path
 from langext.summaries import SourceFile
 
-TXT, JSONL, PARQUET = "txt", "jsonl", "parquet"
-SUFFIXES = (".txt", ".txt.gz", ".jsonl", ".jsonl.gz", ".parquet")
-"""Ends of the names of files that are read, in small or capital letters."""
+Place = Path | Remote
+"""Where a file is: on this machine, or in an object store."""
 Division = Literal["blocks", "lines", "files"]
 """What one document of a .txt file is: the text between blank lines, a line, or all of the file."""
 EVERY = ("",)
 """In place of `SUFFIXES`: every name has this end."""
-HEAD = 4096
-"""Bytes at the start of a file from which it is told what it is."""
+LINED = (TXT, JSONL, CSV, TSV)
+"""Kinds of files that are read line by line."""
 SHOWN, RECORDED = 5, 1000
 """Most names of unread files in a message, and in the manifest."""
-
-LFS = b"version https://git-lfs.github.com/spec/"
-"""Beginning of a file that Git LFS has put in place of a large one: https://github.com/git-lfs/git-lfs/blob/main/docs/spec.md"""
-PARQUET_MARK = b"PAR1"
-KINDS = {b"\x1f\x8b": "gzip (then its name must end in .gz)", b"\x28\xb5\x2f\xfd": "Zstandard", b"PK\x03\x04": "a zip archive",
-         b"%PDF-1": "a PDF document", b"\xfd7zXZ": "xz"}  # fmt: skip
-"""First bytes -> what the file is, of files that people take for text."""
-BZIP2 = re.compile(rb"BZh[1-9]1AY&SY")
-"""First bytes of a bzip2 file; the first three alone can begin a text."""
+LISTED = 200
+"""Most names of a folder that are compared with a pattern that matches nothing."""
 
 
 @dataclass(frozen=True)
 class Found:
     """What is at the path of a source."""
 
-    files: dict[str, Path]
-    """Name below the folder -> path, of every file that is read, in the order of reading."""
+    files: dict[str, Place]
+    """Name below the folder -> place, of every file that is read, in the order of reading."""
     unread: list[str]
     """Names of what is not read, with the reason in brackets where the name does not say it."""
 
@@ -61,27 +56,86 @@ class Found:
         return [*self.unread[:count], *([f"and {rest} more"] if rest > 0 else [])]
 
 
-def kind(path: Path) -> str:
-    """txt, jsonl or parquet, from the end of the name."""
-    return path.name.casefold().removesuffix(".gz").rsplit(".", 1)[-1]
+def base(path: str) -> Path:
+    """The file or folder at `path`, or the folder that what matches a pattern is below. Raises ConfigError as user_path."""
+    return user_path(parts(path)[0] if is_pattern(path) else path, "path")
 
 
-def is_gzipped(path: Path) -> bool:
-    """True when the name says so."""
-    return path.name.casefold().endswith(".gz")
+def is_pattern(path: str) -> bool:
+    """True when there is a pattern in a path, and no file or folder of that very name."""
+    return pattern(path) >= 0 and not user_path(path, "path").exists()
 
 
-def find(path: Path, suffixes: Collection[str] = SUFFIXES) -> Found:
-    """The file `path`, or everything in the folder `path`. Links are followed, and each file and folder is met once.
+def matches(path: str) -> list[Path]:
+    """The files and folders that match a pattern, in order."""
+    return [base(path) / match for match in sorted(glob.glob(parts(path)[1], root_dir=base(path), recursive=True))]
 
-    Raises ConfigError when there is nothing to read, for a link to nothing, a folder that cannot be listed, and a file whose
-    name is not UTF-8.
+
+def parts(path: str) -> tuple[str, str]:
+    """The folder before the first part of a path that is a pattern, and the rest."""
+    folder, slash, _ = path[: pattern(path)].rpartition("/")
+    return folder or slash or ".", path[len(folder + slash) :]
+
+
+def search(path: str) -> Found:
+    """What is at `path`: a file, a folder, what matches a pattern (text/*.jsonl.gz), or one of these in an object store.
+
+    Raises ConfigError when there is nothing to read.
     """
-    files: dict[str, Path] = {}
+    if remote.is_remote(path):
+        return _in_store(path)
+    folder = base(path)
+    if not is_pattern(path):
+        return find(folder)
+    if not folder.is_dir():
+        raise ConfigError(f"{one_line(path)}: there is no folder {one_line(folder)}")
+    found = matches(path)
+    if not found:
+        there = [str(at.relative_to(folder)) for at in islice(folder.rglob("[!.]*"), LISTED) if at.is_file()]
+        _no_match(path, parts(path)[1], there)
+    return find(folder, SUFFIXES, found)
+
+
+def _in_store(url: str) -> Found:
+    """What is at an address of an object store. It has no links, and folders only in names."""
+    address, sizes = remote.listed(url)
+    files: dict[str, Place] = {}
+    unread: list[str] = []
+    for name, size in sizes.items():
+        place = Remote(f"{address}/{name}")
+        hidden = any(part.startswith(".") for part in name.split("/"))
+        if hidden or not name.casefold().endswith(SUFFIXES):
+            unread.append(one_line(name))
+        elif not size and kind(place) in LINED and not packing(place):
+            unread.append(f"{one_line(name)} (empty)")
+        else:
+            files[name] = place
+    if not files and pattern(url) >= 0 and not unread:
+        _no_match(url, parts(url)[1], list(remote.listed(parts(url)[0])[1])[:LISTED])
+    if not files:
+        told = f" ({Found({}, unread).told()})" if unread else ""
+        raise ConfigError(f"{one_line(url)}: nothing to read here{told}; langext reads {READS}")
+    return Found({name: files[name] for name in sorted(files)}, sorted(unread))
+
+
+def _no_match(path: str, rest: str, there: Sequence[str]) -> None:
+    names = difflib.get_close_matches(rest, there, n=3, cutoff=0.5)
+    near = f" Did you mean {', '.join(map(one_line, names))}?" if names else ""
+    shown = near or (f" There is: {', '.join(map(one_line, there[:SHOWN]))}." if there else " There is no file.")
+    raise ConfigError(f"{one_line(path)}: nothing matches.{shown}")
+
+
+def find(path: Path, suffixes: Collection[str] = SUFFIXES, starts: Sequence[Path] | None = None) -> Found:
+    """The file `path`, or everything in the folder `path`; only what is at `starts`, if given, and below it.
+
+    Links are followed, and each file and folder is met once. Raises ConfigError when there is nothing to read, for a link to
+    nothing, a folder that cannot be listed, and a file whose name is not UTF-8.
+    """
+    files: dict[str, Place] = {}
     unread: list[str] = []
     met: dict[tuple[int, int], str] = {}
     # Links come last, so that what lies here itself has its own name.
-    here, links = deque([path]), deque[Path]()
+    here, links = deque([path] if starts is None else starts), deque[Path]()
     while here or links:
         at = (here or links).popleft()
         name = str(at.relative_to(path)) if at != path else path.name
@@ -117,8 +171,8 @@ def _not_read(path: Path, info: os.stat_result, suffixes: Collection[str], met: 
         return "name"
     if met:
         return f"the same file as {one_line(met)}"
-    # An empty file of text is a part without documents; of the other kinds it is damaged, which `check` says.
-    return "empty" if not info.st_size and kind(path) in (TXT, JSONL) and not is_gzipped(path) else ""
+    # An empty file of text is a part without documents; of the other kinds it is damaged, which `heads.check` says.
+    return "empty" if not info.st_size and kind(path) in LINED and not packing(path) else ""
 
 
 def _nothing(path: Path, unread: list[str]) -> None:
@@ -126,7 +180,7 @@ def _nothing(path: Path, unread: list[str]) -> None:
         what = f"{one_line(path)}: nothing to read here" + (f" ({Found({}, unread).told()})" if unread else "")
     else:
         what = f"cannot read {one_line(path.parent)}/{unread[0]}"
-    raise ConfigError(f"{what}; langext reads {', '.join(SUFFIXES)}")
+    raise ConfigError(f"{what}; langext reads {READS}")
 
 
 def _children(folder: Path) -> list[Path]:
@@ -147,135 +201,62 @@ def _stat(path: Path) -> os.stat_result:
         raise ConfigError(f"{one_line(path)}: {what}; mend or remove it") from None
 
 
-def check(path: Path, column: str) -> bool:
-    """Raise ConfigError for what shows at the start of a file, or in the footer of a Parquet file, without reading it all.
-
-    `column` is the name of the column of text. Returns False for a table without rows.
-    """
-    where = one_line(path)
-    try:
-        with path.open("rb") as file:
-            head = file.read(HEAD)
-            file.seek(-min(4, path.stat().st_size), os.SEEK_END)
-            tail = file.read()
-    except OSError as error:
-        raise ConfigError(f"{where}: cannot be read: {error.strerror}") from None
-    _check_pointer(path, head)
-    if kind(path) == PARQUET:
-        if head[:4] != PARQUET_MARK or tail != PARQUET_MARK:
-            raise ConfigError(f"{where}: not a Parquet file, or only a part of one{': it is empty' if not head else ''}")
-        return _check_table(path, column)
-    if is_gzipped(path):
-        try:
-            head = zlib.decompressobj(31).decompress(head or b"none", HEAD)  # 31: with a gzip header
-        except zlib.error:
-            raise ConfigError(
-                f"{where}: not a gzip file{'' if head else ': it is empty'}, though its name ends in .gz"
-            ) from None
-    if encoding := looks_like(head, tail):
-        raise ConfigError(f"{where}: not UTF-8 text: it looks like {encoding}")
-    return True
-
-
-def check_pointer(path: Path) -> None:
-    """Raise ConfigError for a file that stands for another one, which Git LFS has not fetched."""
-    try:
-        with path.open("rb") as file:
-            _check_pointer(path, file.read(len(LFS)))
-    except OSError as error:
-        raise ConfigError(f"{one_line(path)}: cannot be read: {error.strerror}") from None
-
-
-def _check_pointer(path: Path, head: bytes) -> None:
-    if head.startswith(LFS):
-        raise ConfigError(
-            f"{one_line(path)}: this is a Git LFS pointer, not the file itself; fetch the file with: git lfs pull"
-        )
-
-
-def looks_like(data: bytes, tail: bytes = b"") -> str:
-    """What bytes are that are no text in UTF-8, and what to do; an empty string when nothing speaks against text.
-
-    `tail` is the end of the file, when it is known: a Parquet file has its mark at both ends.
-    """
-    if data.startswith(PARQUET_MARK) and tail == PARQUET_MARK:
-        return "Parquet"
-    if BZIP2.match(data):
-        return "bzip2"
-    for mark, name in KINDS.items():
-        if data.startswith(mark):
-            return name
-    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
-        return "UTF-16; convert it to UTF-8"
-    return "UTF-16, or no text at all, because it holds zero bytes; convert it to UTF-8" if b"\0" in data else ""
-
-
-def _check_table(path: Path, column: str) -> bool:
-    """Raise ConfigError when a Parquet file has no column of text that is called `column`. Returns whether it has rows."""
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        with pyarrow.OSFile(str(path)) as file:  # a path may hold what pyarrow would read as an address
-            table = pyarrow.parquet.ParquetFile(file)
-            schema, rows = table.schema_arrow, table.metadata.num_rows
-    except (pyarrow.ArrowException, OSError) as error:
-        raise ConfigError(f"{one_line(path)}: damaged Parquet file: {' '.join(str(error).split())[:200]}") from None
-    if (count := schema.names.count(column)) != 1:
-        said = f"has {count} columns {column!r}." if count else f"has no column {column!r}.{near(column, schema.names)}"
-        raise ConfigError(f"{one_line(path)}: {said} It has: {names(schema.names)}. Name the right one with text_column.")
-    if not _is_text(schema.field(column).type):
-        raise ConfigError(f"{one_line(path)}: column {column!r} is {schema.field(column).type!s:.60}, not text")
-    return rows > 0
-
-
-def _is_text(column: Any) -> bool:
-    from pyarrow import types
-
-    if types.is_dictionary(column):
-        return _is_text(column.value_type)
-    # A column of nothing but nulls has no type of its own.
-    return any(same(column) for same in (types.is_string, types.is_large_string, types.is_string_view, types.is_null))
-
-
 def names(columns: Collection[Any]) -> str:
     """Names of columns for a message, cut where there are many: they come with the data."""
     shown = [f"{one_line(name)[:40]}" for name in list(columns)[:20]]
     return ", ".join([*shown, *(["..."] if len(columns) > len(shown) else [])])
 
 
-def size(path: Path) -> int:
+def size(place: Place) -> int:
     """Bytes of a file. Raises ConfigError when it is gone."""
-    return _stat(path).st_size
+    return place.record("", "").bytes if isinstance(place, Remote) else _stat(place).st_size
 
 
-def record(source: str, name: str, path: Path) -> SourceFile:
-    """What a file is now, with its sha256. Raises RunFailed when it changes meanwhile or cannot be read."""
+def record(source: str, name: str, place: Place) -> SourceFile:
+    """What a file is now: with its sha256, or in an object store with its version there.
+
+    Raises RunFailed when it changes meanwhile or cannot be read.
+    """
+    if isinstance(place, Remote):
+        return place.record(source, name)
     try:
-        before = path.stat()
-        sha256 = sha256_file(path)
-        after = path.stat()
+        before = place.stat()
+        sha256 = sha256_file(place)
+        after = place.stat()
     except OSError as error:
-        raise _unread(path, error) from None
+        raise _unread(place, error) from None
     if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
-        raise RunFailed(f"{one_line(path)}: it changed while it was read; run the same command again when it is complete")
-    return SourceFile(
-        source=source, name=name, path=str(path.resolve()), bytes=after.st_size, modified_ns=after.st_mtime_ns, sha256=sha256
+        raise RunFailed(f"{one_line(place)}: it changed while it was read; run the same command again when it is complete")
+    return glance(source, name, place).model_copy(
+        update={"bytes": after.st_size, "modified_ns": after.st_mtime_ns, "sha256": sha256}
     )
 
 
-def changed(path: Path, then: SourceFile) -> bool:
+def glance(source: str, name: str, place: Place) -> SourceFile:
+    """What a file is now, without reading it. Raises ConfigError when it is gone."""
+    if isinstance(place, Remote):
+        return place.record(source, name)
+    info = _stat(place)
+    return SourceFile(
+        source=source, name=name, path=str(place.resolve()), bytes=info.st_size, modified_ns=info.st_mtime_ns, sha256=""
+    )
+
+
+def changed(place: Place, then: SourceFile) -> bool:
     """True when the file differs from `then`. Its bytes are hashed only if the size is equal and the time is not.
 
-    Raises RunFailed when it cannot be read.
+    Of a file in an object store size and version are compared. Raises RunFailed when it cannot be read.
     """
+    if isinstance(place, Remote):
+        now = place.record(then.source, then.name)
+        return (now.bytes, now.etag) != (then.bytes, then.etag)
     try:
-        now = path.stat()
-        if now.st_size != then.bytes:
+        info = place.stat()
+        if info.st_size != then.bytes:
             return True
-        return now.st_mtime_ns != then.modified_ns and sha256_file(path) != then.sha256
+        return info.st_mtime_ns != then.modified_ns and sha256_file(place) != then.sha256
     except OSError as error:
-        raise _unread(path, error) from None
+        raise _unread(place, error) from None
 
 
 def _unread(path: Path, error: OSError) -> RunFailed:

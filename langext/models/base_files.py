@@ -12,7 +12,7 @@ from typing import Any
 
 from langext.architectures import families
 from langext.artifacts import read_object
-from langext.data.source_files import LFS
+from langext.data.formats import LFS
 from langext.errors import ConfigError, reading
 from langext.spec import near
 

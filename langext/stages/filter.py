@@ -8,7 +8,7 @@ import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -16,9 +16,10 @@ from langext import languages
 from langext.artifacts import Corpus, Manifest, read_as, read_json, write_json
 from langext.console import say, warn
 from langext.context import Context
-from langext.data import assets, source_files
+from langext.data import assets, source_files, unread
 from langext.data.sources import Source
 from langext.errors import ConfigError, RunFailed, one_line, user_path
+from langext.spec import LATER
 from langext.stages.base import Stage
 from langext.summaries import FilterSummary, FunnelRow, SourceFile, SourceRecord
 
@@ -43,6 +44,9 @@ class Filter(Stage):
     """Smallest probability of the expected language that is accepted. Raise it for cleaner text, but less of it."""
     level: Literal["document", "paragraph"] = "document"
     """What is checked: whole documents, or each paragraph, which removes paragraphs in another language from a document."""
+    max_bad_frac: Annotated[float, Field(ge=0, le=1), LATER] = 0.001
+    """Largest share of a source's entries that cannot be read, as broken lines, before the run stops. 0 stops at the first one,
+    1 bears damaged files too. They are in rejects/, as `broken`."""
     heldout_frac: float = Field(0.01, gt=0, lt=1)
     """Share of the documents that is held out for measuring, chosen by a hash of their text. Raise it to train on less."""
 
@@ -52,6 +56,8 @@ class Filter(Stage):
         twice = [f"{domain} ({language})" for (language, domain), n in seen.items() if n > 1]
         if twice:
             raise ValueError(f"two sources are called {', '.join(twice)}; give them a name each")
+        if sum(source.piped for source in self.sources) > 1:
+            raise ValueError("standard input (path: -) can be one source only")
         return self
 
     def check(self, ctx: Context) -> None:
@@ -59,9 +65,8 @@ class Filter(Stage):
         for source in self.sources:
             source.check_role(ctx.language, ctx.original_languages)
             source.check()
-            folder = source.folder()
-            if folder and ctx.out.resolve().is_relative_to(folder.resolve()):
-                raise ConfigError(f"source {source.domain}: {one_line(folder)} holds this run too, which would read itself")
+            if source.holds(ctx.out):
+                raise ConfigError(f"source {source.domain}: {one_line(source.origin)} holds this run too, and would read it")
         if not any(source.trained and source.language == ctx.language for source in self.sources):
             raise ConfigError(f"sources: none has text of the new language {ctx.language} to train on")
         lid = self._lid()
@@ -76,7 +81,8 @@ class Filter(Stage):
         """
         read = _by_source(manifest)
         for source in self.sources:
-            with contextlib.suppress(ConfigError):  # the source does not exist any more
+            gone = (ConfigError, RunFailed) if source.away else (ConfigError,)
+            with contextlib.suppress(*gone):  # the source does not exist any more, or its store cannot be reached now
                 if source.key in read and (reason := source.difference(read[source.key])):
                     return reason
         summary = manifest.summary_as(FilterSummary)
@@ -127,10 +133,11 @@ class Filter(Stage):
             lid = self._lid()
             labels = self._labels(lid, ctx)
             model = self._begin_model(ctx, lid.path)
-            for source in self.sources:  # what was begun with before an interruption, all of it before anything goes on
+            sources = [source.at_hand(ctx.out) for source in self.sources]
+            for source in sources:  # what was begun with before an interruption, all of it before anything goes on
                 if (path := _log(ctx, source) / RECORD).exists():
                     self._unchanged(source.difference(read_as(path, SourceRecord).files))
-            for source in self.sources:
+            for source in sources:
                 record = self._begin(ctx, source)
                 funnel.append(self._filter(ctx, source, record, lid, labels))
                 files += record.files
@@ -187,13 +194,14 @@ class Filter(Stage):
         log = _log(ctx, source)
         file_name = f"{source.key}.${{rank}}.jsonl.gz"
         rejects = Writer(ctx.out / "rejects", file_name)
+        broken = Writer(ctx.out / "rejects", f"{source.key}.broken.${{rank}}.jsonl.gz")
         unwanted = labels[ctx.language] if source.language == languages.MUL else None
         judge = LanguageFilter(lid, labels.get(source.language), self.threshold, rejects, unwanted)
         keep = Writer(ctx.out / "documents", "${split}/" + file_name)
         hold_out = HoldOut(source.heldout(self.heldout_frac))
         whole = self.level == "document" or source.language == languages.ZXX  # blank lines of code are no paragraphs
         filters = [judge] if whole else [SplitParagraphs(), judge, JoinParagraphs()]
-        steps = [source.reader(record), *filters, hold_out, keep]
+        steps = [source.reader(record, broken, self.max_bad_frac), *filters, hold_out, keep]
         with _forgetting(ctx, source):
             execute(steps, record.tasks, log, self.runtime)
         if reason := source.difference(record.files, count_new=False):
@@ -201,6 +209,9 @@ class Filter(Stage):
             raise RunFailed(f"{reason}: it changed while it was read. Run the same command again when it is complete")
         row = _count(source, record, log)
         with _forgetting(ctx, source):
+            most = self.max_bad_frac if source.max_bad_frac is None else source.max_bad_frac
+            files = sorted((ctx.out / "rejects").glob(f"{source.key}.broken.*"))
+            unread.check(source.domain, row.dropped.get(unread.BROKEN, 0), row.documents_read, most, files)
             _tell(row)
         return row
 
@@ -226,6 +237,7 @@ def _forgetting(ctx: Context, source: Source) -> Iterator[None]:
         yield
     except ConfigError:
         _forget(ctx, source)
+        source.discard(ctx.out)
         raise
 
 
@@ -273,7 +285,7 @@ def _count(source: Source, record: SourceRecord, log: Path) -> FunnelRow:
         language=source.language,
         domain=source.domain,
         origin=f"{source.origin} @ {revision}" if revision else source.origin,
-        documents_read=total["documents_read"] or total["judged"],
+        documents_read=(total["documents_read"] or total["judged"]) + total["dropped_broken"],
         dropped={k.removeprefix("dropped_"): n for k, n in total.most_common() if k.startswith("dropped_")},
         unread=record.unread,
         commit=record.commit,

@@ -12,7 +12,7 @@ import pyarrow.parquet
 import pytest
 from toy import write_jsonl
 
-from langext.data import readers, source_files
+from langext.data import formats, lines, readers, source_files
 from langext.data.readers import TableReader, TextReader
 from langext.data.sources import Source
 from langext.errors import ConfigError, RunFailed
@@ -42,6 +42,12 @@ def texts(path, **more):
     return [document.text for document in reader(path, **more).run()]
 
 
+def text_reader(path, columns=("text",), **more):
+    """The reader of one file that nobody has looked at before."""
+    told = {"division": "blocks", "encoding": "utf-8", "label": "x", "sizes": {path.name: 1}}
+    return TextReader({path.name: path}, columns, None, **told, **more)
+
+
 def counted(step, name):
     return step.stats.stats[name].total if name in step.stats.stats else 0
 
@@ -53,7 +59,7 @@ def test_in_a_folder_everything_is_read_or_named(tmp_path, capsys):
         write_jsonl(here / name, [name])
     write_jsonl(tmp_path / "elsewhere" / "d.jsonl", ["d"])
     hidden = [".ipynb_checkpoints/b-checkpoint.jsonl", ".cache/x.jsonl", "._b.jsonl", "deep/.DS_Store"]
-    for name in [*hidden, "b.jsonl~", "b.jsonl.bak", "e.jsonl.zst", "table.csv", "README.md", "empty.txt"]:
+    for name in [*hidden, "b.jsonl~", "b.jsonl.bak", "e.jsonl.bz2", "table.xls", "README.md", "empty.txt"]:
         put(here / name, "" if name == "empty.txt" else '{"text": "never"}')
     (here / "linked").symlink_to("../elsewhere")
     (here / "circle").symlink_to(".")
@@ -62,7 +68,7 @@ def test_in_a_folder_everything_is_read_or_named(tmp_path, capsys):
     found = source_files.find(here)
     assert list(found.files) == ["b.jsonl", "deep/c.jsonl", "linked/d.jsonl"]
     assert set(found.unread) == {
-        ".ipynb_checkpoints", ".cache", "._b.jsonl", "deep/.DS_Store", "b.jsonl~", "b.jsonl.bak", "e.jsonl.zst", "table.csv",
+        ".ipynb_checkpoints", ".cache", "._b.jsonl", "deep/.DS_Store", "b.jsonl~", "b.jsonl.bak", "e.jsonl.bz2", "table.xls",
         "README.md", "empty.txt (empty)", "a.jsonl (the same file as deep/c.jsonl)", "pipe.jsonl (no regular file)",
     }  # fmt: skip
     assert texts(here) == ["b.jsonl", "deep/c.jsonl", "d"]
@@ -78,7 +84,7 @@ BAD_PLACES = {
     "a link to nothing": (lambda d: (d / "x.txt").symlink_to("none"), "x.txt: the link to none leads to nothing"),
     "a link to itself": (lambda d: (d / "x.txt").symlink_to("x.txt"), "x.txt: the link to x.txt cannot be followed"),
     "a name that is not UTF-8": (lambda d: put(d / os.fsdecode(b"\xff.txt"), "x"), "name is not UTF-8"),
-    "nothing": (lambda d: put(d / "x.csv", "x"), "nothing to read here .1 not read: x.csv.; langext reads .txt"),
+    "nothing": (lambda d: put(d / "x.pdf", "x"), "nothing to read here .1 not read: x.pdf.; langext reads .txt"),
     "two kinds": (lambda d: (put(d / "x.txt", "x"), table(d / "x.parquet", text=["x"])), "both Parquet and text"),
     "no rows": (lambda d: table(d / "x.parquet", text=pyarrow.array([], "string")), "no rows"),
 }
@@ -107,6 +113,8 @@ def cut(path):
     return put(path, table(path, text=["un"] * 1000).read_bytes()[:-20])
 
 
+LATIN = "L'été, les élèves français étaient à l'école.\n".encode("latin-1") * 5
+RUSSIAN = b'{"text": "yes"}\n' + '{"text": "Вчера мы ходили в город, чтобы купить хлеба."}\n'.encode("cp1251") * 5
 BAD_FILES = {
     "LFS parquet": (lambda d: put(d / "x.parquet", POINTER), "x.parquet: this is a Git LFS pointer.*git lfs pull"),
     "LFS text": (lambda d: put(d / "x.txt", POINTER), "Git LFS pointer"),
@@ -114,7 +122,7 @@ BAD_FILES = {
     "half a table": (lambda d: cut(d / "x.parquet"), "not a Parquet file, or only a part"),
     "empty table": (lambda d: put(d / "x.parquet", ""), "not a Parquet file.*it is empty"),
     "marks alone": (lambda d: put(d / "x.parquet", b"PAR1 and more PAR1"), "damaged Parquet"),
-    "no column": (lambda d: table(d / "x.parquet", texte=["un"]), "no column 'text'. Did you mean texte"),
+    "no column": (lambda d: table(d / "x.parquet", texte=["un"]), "no 'text'. Did you mean texte.*text_column"),
     "numbers": (lambda d: table(d / "x.parquet", text=[1]), "column 'text' is int64, not text"),
     "binary": (lambda d: table(d / "x.parquet", text=[b"un"]), "column 'text' is binary, not text"),
     "empty": (lambda d: put(d / "x.txt", ""), "cannot read .*x.txt .empty."),
@@ -124,9 +132,17 @@ BAD_FILES = {
     "bzip2 unnamed": (lambda d: put(d / "x.jsonl", bz2.compress(b"un")), "looks like bzip2"),
     "a table unnamed": (lambda d: put(d / "x.txt", table(d / "y.parquet", text=["un"]).read_bytes()), "looks like Parquet"),
     "gzip unnamed": (lambda d: put(d / "x.txt", gzip.compress(b"un")), "looks like gzip .then its name must end in .gz"),
-    "UTF-16": (lambda d: put(d / "x.txt", "un\n".encode("utf-16")), "looks like UTF-16; convert it to UTF-8"),
-    "UTF-16, gzip": (lambda d: put(d / "x.jsonl.gz", gzip.compress("un".encode("utf-16"))), "looks like UTF-16"),
-    "UTF-16 without a mark": (lambda d: put(d / "x.txt", "un\n".encode("utf-16-le")), "looks like UTF-16.*zero bytes"),
+    "UTF-16 without a mark": (lambda d: put(d / "x.txt", "un\n".encode("utf-16-le")), "UTF-16.*utf-16-le.*zero bytes"),
+    "Latin-1": (lambda d: put(d / "x.txt", LATIN), "x.txt: line 1: not UTF-8 text: it looks like cp1252; set encoding: cp1252"),
+    "Cyrillic": (lambda d: put(d / "x.jsonl", RUSSIAN), "line 2: not UTF-8 text: it looks like cp1251; set encoding: cp1251"),
+    "no xz": (lambda d: put(d / "x.txt.xz", "un"), "not a xz file, but its name ends in .xz"),
+    "no Zstandard": (lambda d: put(d / "x.csv.zst", "un"), "not a Zstandard file"),
+    "empty xz": (lambda d: put(d / "x.csv.xz", ""), "not a xz file: it is empty"),
+    "zst unnamed": (lambda d: put(d / "x.csv", formats.zstd.compress(b"un")), "looks like Zstandard .*must end in .zst"),
+    "one array": (lambda d: put(d / "x.jsonl", '[{"text": "un"},\n{"text": "deux"}]\n'), "line 1: not a JSON.*on each line"),
+    "another field": (lambda d: put(d / "x.jsonl", '{"meta": {"body": "un"}}\n'), "no 'text'.* It has: meta, meta.body"),
+    "no such header": (lambda d: put(d / "x.csv", "id,texte\n1,un\n"), "no 'text'. Did you mean texte. It has: id, texte"),
+    "two of a name": (lambda d: put(d / "x.tsv", "text\ttext\nun\tdeux\n"), "the header has 'text' more than once"),
     "another suffix": (lambda d: put(d / "x.pdf", "un"), "cannot read .*x.pdf; langext reads .txt"),
 }
 
@@ -156,7 +172,7 @@ LATER_ON = {
     "list as text": (GOOD + '{"text": ["secret"]}', "line 2: 'text' is a list, not text"),
     "another column": (GOOD + '{"texte": "secret"}', "line 2: no 'text'. Did you mean texte.*It has: texte.*text_column"),
     "zero byte": (GOOD + '{"text": "secret\0"}', "line 2: not UTF-8 text: it looks like UTF-16.*zero bytes"),
-    "Latin-1": ((GOOD + '{"text": "secreté"}').encode("latin-1"), "line 2: not UTF-8 text: it looks like Latin-1"),
+    "Latin-1": ((GOOD + '{"text": "secreté"}').encode("latin-1"), "line 2: not UTF-8 text: it looks like cp1252; set encoding"),
     "surrogates in bytes": (GOOD.encode() + b'{"text": "secret\xed\xa0\xbd"}', "line 2: not UTF-8"),
 }
 
@@ -165,7 +181,7 @@ LATER_ON = {
 def test_what_only_reading_shows_is_said_with_its_line_and_without_its_text(tmp_path, case):
     data, said = LATER_ON[case]
     # Far enough behind the beginning that a look at the first bytes does not show it.
-    step = TextReader({"x.jsonl": put(tmp_path / "x.jsonl", data)}, "text", None, "blocks", "x", {"x.jsonl": 1})
+    step = text_reader(put(tmp_path / "x.jsonl", data))
     documents = step.run()
     assert next(documents).text == "le chat"
     with pytest.raises(ConfigError, match=said) as raised:
@@ -174,14 +190,14 @@ def test_what_only_reading_shows_is_said_with_its_line_and_without_its_text(tmp_
 
 
 def test_a_line_without_end_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(readers, "MOST_BYTES", 1 << 20)
+    monkeypatch.setattr(lines, "MOST_BYTES", 1 << 20)
     with pytest.raises(ConfigError, match="line 1: longer than 1 MiB"):
         texts(put(tmp_path / "x.jsonl", '{"text": "' + "x" * (1 << 20)))
 
 
 @pytest.mark.parametrize("division", ["blocks", "files"])
 def test_a_document_without_end_is_refused(tmp_path, monkeypatch, division):
-    monkeypatch.setattr(readers, "MOST_BYTES", 1 << 20)
+    monkeypatch.setattr(lines, "MOST_BYTES", 1 << 20)
     path = put(tmp_path / "x.txt", "un\n\n" + "é" * 999 + ("\n" + "é" * 999) * 999)
     with pytest.raises(ConfigError, match=r"x.txt: line 5\d\d: .*longer than 1 MiB.*txt_documents: lines"):
         texts(path, txt_documents=division)
@@ -247,7 +263,7 @@ def test_half_characters_are_mended_and_counted(tmp_path):
     assert [(document.id, document.text) for document in found] == [("1", "a\ufffdb"), ("2", "ab"), ("3", "")]
     assert counted(step, readers.MENDED) == 1
     latin = pyarrow.array([b"un\xe9"]).view(pyarrow.string())
-    with pytest.raises(ConfigError, match="y.parquet: after row 0: not UTF-8"):
+    with pytest.raises(ConfigError, match="y.parquet: row 0: .text. is not UTF-8"):
         texts(table(tmp_path / "y.parquet", text=latin))
 
 
@@ -269,7 +285,7 @@ def test_what_one_document_of_a_txt_file_is(tmp_path):
         assert list(step.run()) and counted(step, readers.UNDIVIDED) == single
     with pytest.raises(ConfigError, match="txt_documents is for .txt files"):
         texts(write_jsonl(tmp_path / "z.jsonl", ["un"]), txt_documents="lines")
-    with pytest.raises(ConfigError, match="text_column is for .jsonl and .parquet"):
+    with pytest.raises(ConfigError, match="text_column is for .jsonl, .csv"):
         texts(path, text_column="content")
 
 
@@ -299,12 +315,12 @@ def test_a_limit_and_tasks_share_the_files_in_order(tmp_path):
 
 def test_a_disk_that_does_not_answer_is_said_with_the_file(tmp_path):
     with pytest.raises(RunFailed, match="gone.txt: cannot be read: No such file"):
-        list(TextReader({"gone.txt": tmp_path / "gone.txt"}, "text", None, "blocks", "x", {"gone.txt": 1}).run())
+        list(text_reader(tmp_path / "gone.txt").run())
     path = table(tmp_path / "x.parquet", text=["un" * 10] * 5000)
     data = bytearray(path.read_bytes())
     data[8:200] = b"\xff" * 192
     with pytest.raises(ConfigError, match="x.parquet: after row 0: damaged"):
-        list(TableReader({"x.parquet": put(path, bytes(data))}, "text", None).run())
+        list(TableReader({"x.parquet": put(path, bytes(data))}, ["text"], None).run())
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,13 @@
 """Reading, language identification, the held-out split and the funnel."""
 
 import gzip
+import io
 import json
 import os
 import shutil
+from types import SimpleNamespace
 
+import fsspec
 import pytest
 from datasets.data_files import EmptyDatasetError
 from datasets.exceptions import DataFilesNotFoundError
@@ -163,12 +166,12 @@ def test_bad_sources(tmp_path, lid, make, expected):
 
 
 WRONG_INSIDE = {
-    "column": (lambda d: write_jsonl(d / "a.jsonl", FR, "content"), "no 'text'.*It has: id, content.*text_column"),
+    "column": (lambda d: _text(d / "a.jsonl", '{"text": "le chat"}\n{"content": 1}\n'), "line 2: no 'text'.*text_column"),
     "language": (lambda d: write_jsonl(d / "a.jsonl", EN), "nothing of fra_Latn is left \\(40 language_en\\)"),
     "no text": (lambda d: write_jsonl(d / "a.jsonl", [""] * 3), "nothing of fra_Latn is left \\(3 empty\\)"),
     "no lines": (lambda d: _text(d / "a.jsonl", "\n\n"), "the source is empty"),
     "JSON": (lambda d: _text(d / "a.jsonl", '{"text": "le chat"}\n{"text": \n'), "a.jsonl: line 2: not a JSON object"),
-    "UTF-8": (lambda d: _bytes(d / "a.txt", b"le chat \xff\xfe"), "not UTF-8"),
+    "UTF-8": (lambda d: _bytes(d / "a.txt", b"le chat\n\nle chat \xff\xfe"), "not UTF-8"),
     "cut": (lambda d: _bytes(d / "a.txt.gz", gzip.compress("\n\n".join(FR).encode())[:-200]), "damaged"),
 }
 
@@ -191,6 +194,71 @@ def test_what_reading_shows_costs_only_the_source_that_has_it(tmp_path, lid, cas
     ctx = Context(tmp_path / "out", 1, "fra_Latn", ("eng_Latn",))
     Filter(uses="filter", sources=[english, french], lid_model=str(lid), heldout_frac=0.2).run(ctx)
     assert ctx.summary[-1].funnel[1].kept >= 40 and [path.stat().st_mtime_ns for path in done] == before and done
+
+
+def test_what_cannot_be_read_is_left_out_up_to_a_share(tmp_path, lid, capsys):
+    """Of 42 entries two are broken: the stage bears 5 %, its default does not, and a source may have a share of its own."""
+    path = write_jsonl(tmp_path / "fr.jsonl", FR)
+    path.write_bytes(path.read_bytes() + b"no\n" + '{"text": "été"}\n'.encode("latin-1"))
+    french, english = two(tmp_path, path)
+    for more, share in (({}, None), ({"max_bad_frac": 0.05}, 0.04), ({"max_bad_frac": 0.05}, 0)):
+        place = tmp_path / f"{share}"
+        place.mkdir()
+        said = "2 of 42 entries .* max_bad_frac .*line 41: .*line 42: " if share != 0 else "line 41: not a JSON"
+        with pytest.raises(RunFailed, match=said):
+            run(place, lid, [english, {**french, "max_bad_frac": share}], **more)
+        assert not list(place.rglob("fr.*"))
+    _, summary = run(tmp_path, lid, [french, english], max_bad_frac=0.05)
+    row = summary.funnel[0]
+    assert (row.documents_read, row.kept, row.dropped) == (42, 40, {"broken": 2})
+    assert "2 of 42 entries cannot be read and are left out" in capsys.readouterr().out
+    assert texts([tmp_path / "out" / "rejects" / "fra_Latn" / "fr.broken.00000.jsonl.gz"]) == [
+        "no",
+        '{"text": "\ufffdt\ufffd"}',
+    ]
+
+
+def test_standard_input_is_read_once_also_by_a_stage_that_goes_on(tmp_path, lid, monkeypatch):
+    text = "".join(json.dumps({"text": text}) + "\n" for text in FR).encode()
+    for comes, error in ((b"no text\n", "nothing of fra_Latn is left"), (text, "")):
+        monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO(comes)))
+        sources = [{"language": "fr", "path": "-"}, two(tmp_path, "x")[1]]
+        stage = Filter(uses="filter", sources=sources, lid_model=str(lid), heldout_frac=0.2)
+        ctx = Context(tmp_path / "out", 1, "fra_Latn", ("eng_Latn",))
+        ctx.out.mkdir(exist_ok=True)
+        stage.check(ctx)
+        if error:
+            with pytest.raises(RunFailed, match=error):
+                stage.run(ctx)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Executor, "run", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
+        stage.run(ctx)
+    stage.run(ctx)  # nothing comes any more
+    row = ctx.summary[-1].funnel[0]
+    assert (row.source, row.kept, row.origin) == ("fra_Latn/stdin", 40, str(ctx.out / "stdin/fra_Latn/stdin.jsonl"))
+    manifest = manifest_of(ctx.summary[-1])
+    assert stage.outdated(manifest) == "" and not stage.same_sources(manifest)
+    with pytest.raises(ValidationError, match="can be one source only"):
+        Filter(uses="filter", sources=[{"language": code, "path": "-"} for code in ("fr", "en")])
+
+
+def test_a_store_that_is_away_does_not_stop_a_finished_run(tmp_path, lid, monkeypatch):
+    store = fsspec.filesystem("memory")
+    store.pipe("/text/fr.jsonl", write_jsonl(tmp_path / "fr.jsonl", FR).read_bytes())
+    sources = two(tmp_path, "memory://text")
+    _, summary = run(tmp_path, lid, sources)
+    stage, manifest = Filter(uses="filter", sources=sources, lid_model=str(lid)), manifest_of(summary)
+    assert summary.funnel[0].kept == 40 and stage.outdated(manifest) == "" and stage.same_sources(manifest)
+
+    def lost(*_, **__):
+        raise TimeoutError("no answer")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(store), "find", lost)
+        assert stage.outdated(manifest) == "" and not stage.same_sources(manifest)
+    store.pipe("/text/fr.jsonl", b"{}\n")
+    assert "fr.jsonl has changed since" in stage.outdated(manifest)
+    store.rm("/text", recursive=True)
 
 
 @pytest.mark.parametrize("gone", ["fr.jsonl", "en.jsonl", "lid.bin"])
@@ -536,9 +604,9 @@ def test_a_run_folder_and_a_source_may_have_any_name(tmp_path, lid, monkeypatch)
 
 def test_what_is_not_read_is_recorded(tmp_path, lid, capsys):
     write_jsonl(tmp_path / "fr" / "a.jsonl", FR)
-    (tmp_path / "fr" / "b.jsonl.zst").write_bytes(b"x")
+    (tmp_path / "fr" / "b.jsonl.bz2").write_bytes(b"x")
     _, summary = run(tmp_path, lid, two(tmp_path, tmp_path / "fr"))
-    assert summary.funnel[0].unread == ["b.jsonl.zst"] and "1 not read: b.jsonl.zst" in capsys.readouterr().err
+    assert summary.funnel[0].unread == ["b.jsonl.bz2"] and "1 not read: b.jsonl.bz2" in capsys.readouterr().err
 
 
 HUB = {

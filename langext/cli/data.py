@@ -1,0 +1,191 @@
+"""What `langext data` does: it looks at sources before a run, and at what became of them after it."""
+
+from collections import Counter
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from langext.cli import edge
+
+if TYPE_CHECKING:
+    from langext.data.language_id import LanguageId
+    from langext.data.peek import Judged
+    from langext.data.sources import Source
+    from langext.summaries import FunnelRow
+
+app = typer.Typer(no_args_is_help=True, help="Look at sources of text, and at what became of them.")
+SHOWN_LETTERS = 90
+"""Letters of a document in a table."""
+
+
+@app.command()
+def peek(
+    where: Annotated[str, typer.Argument(help="Pipeline file (YAML), or the path of a source: file, folder or pattern.")],
+    name: Annotated[str | None, typer.Argument(metavar="[SOURCE]", help="One source of the pipeline. Default: each.")] = None,
+    language: Annotated[
+        str | None, typer.Option(help="Of a path: the language that is expected. Default: the one that is found most.")
+    ] = None,
+    lid: Annotated[str, typer.Option(help="Of a path: fastText model for language identification.")] = "asset:lid.176",
+    threshold: Annotated[float, typer.Option(min=0, max=1, help="Of a path: as `threshold` of stage filter.")] = 0.65,
+    column: Annotated[list[str] | None, typer.Option(help="Of a path: as `text_column` of a source. Repeatable.")] = None,
+    documents: Annotated[int, typer.Option(min=1, help="Most documents to read of a source.")] = 1000,
+    show: Annotated[int, typer.Option(min=1, help="Most documents to show of what is kept, and of what is dropped.")] = 10,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead.")] = False,
+) -> None:
+    """Show documents of a source with language, score, runner-up and verdict.
+
+    First the worst that are kept and the best that are dropped: what another threshold would change.
+    Nothing is written, and only the beginning of files is read.
+    """
+    from langext.data.formats import SUFFIXES
+
+    is_pipeline = where.endswith((".yaml", ".yml")) or not (where.casefold().endswith(SUFFIXES) or _there(where))
+    with edge.clean(where if is_pipeline else None):
+        with edge.only_json(as_json):
+            sources = _of_pipeline(where, name) if is_pipeline else [_of_path(where, language, lid, threshold, column)]
+            looks = [_look(*each, documents) for each in sources]
+        if as_json:
+            typer.echo(edge.json_text([{**head, "documents": [vars(each) for each in found]} for head, found in looks]))
+            return
+        for head, found in looks:
+            _show(head, found, show)
+
+
+@app.command()
+def stats(root: edge.RunFolder, as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead.")] = False) -> None:
+    """Show what became of the text of a run: how much was read, dropped for what reason, trained on and held out."""
+    with edge.clean():
+        from langext.artifacts import finished
+        from langext.errors import ConfigError
+        from langext.summaries import FilterSummary
+
+        found = {path.name: text for path, manifest in finished(root) if (text := manifest.summary_as(FilterSummary))}
+        if not found:
+            raise ConfigError(f"{root}: no stage filter is finished here")
+        if as_json:
+            typer.echo(edge.json_text({name: [row.model_dump() for row in text.funnel] for name, text in found.items()}))
+            return
+        for name, text in found.items():
+            _show_funnel(name, text.funnel)
+
+
+Asked = tuple["Source", "LanguageId", float, str | None]
+"""A source, the model and threshold it is judged with, and the language to be learnt, if there is a pipeline."""
+
+
+def _there(path: str) -> bool:
+    from langext.data import formats, remote
+    from langext.errors import user_path
+
+    with edge.clean():
+        return remote.is_remote(path) or formats.pattern(path) >= 0 or user_path(path, "path").exists()
+
+
+def _of_pipeline(file: str, name: str | None) -> list[Asked]:
+    """The sources of a pipeline's stages of kind filter, or the one called `name`."""
+    from langext.errors import ConfigError
+    from langext.pipeline.plan import Pipeline
+    from langext.spec import load, near
+    from langext.stages.filter import Filter
+
+    spec = load(edge.pipeline_file(file), Pipeline)
+    found: list[Asked] = []
+    for stage in spec.stages:
+        if isinstance(stage, Filter):
+            found += [(source, _model(stage.lid_model), stage.threshold, spec.language) for source in stage.sources]
+    if not found:
+        raise ConfigError(f"{file}: no stage filter here, so there are no sources")
+    if name is None:
+        return [each for each in found if not each[0].piped]
+    chosen = [each for each in found if name in (each[0].domain, each[0].key)]
+    if not chosen:
+        known = [each[0].key for each in found]
+        raise ConfigError(f"{file}: no source is called {name!r}.{near(name, known)} There are: {', '.join(known)}")
+    return chosen
+
+
+def _of_path(path: str, language: str | None, lid: str, threshold: float, column: list[str] | None) -> Asked:
+    from pydantic import ValidationError
+
+    from langext.artifacts import first_problem
+    from langext.data.sources import Source
+    from langext.errors import ConfigError
+
+    columns: Any = column[0] if column and len(column) == 1 else column or "text"
+    try:
+        source = Source.model_validate({"language": language or "zxx", "path": path, "text_column": columns})
+    except ValidationError as error:
+        raise ConfigError(f"{path}: {first_problem(error)}") from None
+    return source, _model(lid), threshold, None
+
+
+def _model(name: str) -> "LanguageId":
+    from langext.data import assets
+    from langext.data.language_id import LanguageId
+    from langext.errors import user_path
+
+    return LanguageId(assets.resolve(name) if name.startswith(assets.PREFIX) else user_path(name, "lid_model"))
+
+
+def _look(
+    source: "Source", model: "LanguageId", threshold: float, learnt: str | None, count: int
+) -> tuple[dict[str, Any], list["Judged"]]:
+    """What is said of a source, and its documents."""
+    from langext import languages
+    from langext.data import peek
+
+    seen = peek.look(source, count)
+    language = languages.find(source.language)
+    label = languages.label_of(language, model.labels()) if language.single else None
+    unwanted = None
+    if source.language == languages.MUL and learnt:
+        unwanted = languages.label_of(languages.find(learnt), model.labels())
+    elif label is None and learnt is None:  # a path of which nothing is said
+        label = peek.commonest(model, seen.documents)
+    found = peek.judge(model, seen.documents, peek.Expected(label, threshold, unwanted)) if seen.documents else []
+    head = {"source": source.key if learnt else source.path, "expected": label and label.removeprefix("__label__"),
+            "files": seen.files, "broken": seen.broken, "places": seen.places}  # fmt: skip
+    return head, found
+
+
+def _show(head: dict[str, Any], found: "list[Judged]", count: int) -> None:
+    from langext import console
+    from langext.data import peek
+
+    kept, dropped = peek.split(found)
+    reasons = ", ".join(f"{n} {reason}" for reason, n in Counter(each.verdict for each in dropped).most_common())
+    places = f" of {head['files']} file(s)" if head["files"] else ""
+    console.say(
+        f"{head['source']}: {len(found)} documents{places}, expected {head['expected'] or 'any language'}: {len(kept)} kept, "
+        f"{len(dropped)} dropped{f' ({reasons})' if reasons else ''}"
+    )
+    if head["broken"]:
+        console.say(f"{head['broken']} entries cannot be read; {head['places'][0]}")
+    for title, part in (("kept, the worst first", kept), ("dropped, the best first", dropped)):
+        if part:
+            rows = [
+                [f"{each.label} {each.score:.2f}", f"{each.second} {each.second_score:.2f}", each.verdict, _short(each.text)]
+                for each in part[:count]
+            ]
+            console.table(f"{title} ({len(rows)} of {len(part)})", ["first choice", "runner-up", "verdict", "text"], rows)
+
+
+def _short(text: str) -> str:
+    line = " ".join(text[: 4 * SHOWN_LETTERS].split())
+    return line if len(line) <= SHOWN_LETTERS else f"{line[:SHOWN_LETTERS]}..."
+
+
+def _show_funnel(name: str, funnel: "list[FunnelRow]") -> None:
+    from langext import console
+
+    rows = [
+        [row.source, row.what, f"{row.documents_read:,}", f"{row.kept:,}", f"{row.kept / max(1, row.documents_read):.1%}",
+         f"{row.train_documents:,}", f"{row.train_bytes / 1e6:.2f}", f"{row.valid_documents:,}", f"{row.valid_bytes / 1e6:.2f}"]
+        for row in funnel
+    ]  # fmt: skip
+    heads = ["source", "", "documents", "kept", "", "to train on", "MB", "held out", "MB"]
+    console.table(name, heads, rows)
+    reasons = list(dict.fromkeys(reason for row in funnel for reason in row.dropped))
+    if reasons:
+        lost = [[row.source, *(f"{row.dropped.get(reason, 0):,}" for reason in reasons)] for row in funnel]
+        console.table("dropped, by reason", ["source", *reasons], lost)

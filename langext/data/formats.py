@@ -1,0 +1,156 @@
+"""What the files of a source are: their kind and compression, from the end of their name, and their encoding.
+
+The one rule: a file is what its name says, or it is refused; nothing is guessed but for a message.
+"""
+
+import codecs
+import gzip
+import io
+import lzma
+import re
+import sys
+import zlib
+from typing import IO, Any, cast
+
+import cchardet
+
+from langext.errors import ConfigError
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
+
+TXT, JSONL, CSV, TSV, PARQUET = "txt", "jsonl", "csv", "tsv", "parquet"
+PACKINGS = {".gz": "gzip", ".zst": "Zstandard", ".xz": "xz"}
+"""End of a name -> the compression that it means."""
+SUFFIXES = (*(f".{kind}{end}" for kind in (TXT, JSONL, CSV, TSV) for end in ("", *PACKINGS)), f".{PARQUET}")
+"""Ends of the names of files that are read, in small or capital letters."""
+READS = f".{TXT}, .{JSONL}, .{CSV}, .{TSV} (also {', '.join(PACKINGS)}) and .{PARQUET}"
+"""The same in words."""
+DAMAGED = (gzip.BadGzipFile, EOFError, zlib.error, lzma.LZMAError, zstd.ZstdError)
+"""What is raised for a compressed file that is damaged or cut short."""
+UTF_8 = "utf-8"
+MARK = "\ufeff"
+"""The byte order mark. Files begin with it, and it is no part of their text."""
+WIDE = {codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32", codecs.BOM_UTF16_LE: "utf-16",
+        codecs.BOM_UTF16_BE: "utf-16"}  # fmt: skip
+"""Byte order marks of encodings that are read without being named. UTF-32 comes first, because its marks begin like others."""
+PARQUET_MARK = b"PAR1"
+LFS = b"version https://git-lfs.github.com/spec/"
+"""Beginning of a file that Git LFS has put in place of a large one: https://github.com/git-lfs/git-lfs/blob/main/docs/spec.md"""
+PACKED = {b"\x1f\x8b": ".gz", b"\x28\xb5\x2f\xfd": ".zst", b"\xfd7zXZ": ".xz"}
+"""First bytes of a compressed file -> the end of its name."""
+KINDS = {b"PK\x03\x04": "a zip archive", b"%PDF-1": "a PDF document"} | {
+    mark: f"{PACKINGS[end]} (then its name must end in {end})" for mark, end in PACKED.items()
+}
+"""First bytes -> what the file is, of files that people take for text."""
+BZIP2 = re.compile(rb"BZh[1-9]1AY&SY")
+"""First bytes of a bzip2 file; the first three alone can begin a text."""
+GUESSED_BYTES = 16384
+"""Most bytes from which an encoding is guessed."""
+FEW_LETTERS, COMMON = 5, "cp1252"
+"""With fewer letters than this that are not English nothing can be guessed; then it is said to be the commonest after UTF-8."""
+READ_AS = {"iso8859-1": "cp1252", "ascii": ""}
+"""What uchardet calls an encoding -> the one to name. Text called Latin-1 is cp1252 nearly always, with its quotation marks and
+dashes: https://encoding.spec.whatwg.org/#names-and-labels"""
+
+
+def kind(place: Any) -> str:
+    """txt, jsonl, csv, tsv or parquet, from the end of the name of a file."""
+    return place.name.casefold().removesuffix(packing(place)).rsplit(".", 1)[-1]
+
+
+def packing(place: Any) -> str:
+    """The end of the name that says how a file is compressed: .gz, .zst, .xz, or an empty string."""
+    return next((end for end in PACKINGS if place.name.casefold().endswith(end)), "")
+
+
+def pattern(path: str) -> int:
+    """Where the first letter stands that makes a path a pattern (*, ? or [); -1 when there is none."""
+    found = re.search(r"[*?\[]", path)
+    return found.start() if found else -1
+
+
+def unpacked(raw: IO[bytes], end: str) -> IO[bytes]:
+    """The stream `raw` without the compression that the end `end` of its name means. Reading it may raise `DAMAGED`."""
+    if end == ".gz":
+        return cast(IO[bytes], io.BufferedReader(gzip.GzipFile(fileobj=raw)))  # type: ignore[arg-type]
+    if end == ".zst":
+        # Dumps are often made with --long=31, which takes 2 GiB to read and is refused otherwise.
+        return cast(IO[bytes], zstd.ZstdFile(raw, options={zstd.DecompressionParameter.window_log_max: 31}))
+    return cast(IO[bytes], lzma.LZMAFile(raw)) if end == ".xz" else raw
+
+
+def looks_like(data: bytes, tail: bytes = b"") -> str:
+    """What bytes are that are no text, an empty string when nothing speaks against text.
+
+    `tail` is the end of the file, when it is known: a Parquet file has its mark at both ends.
+    """
+    if data.startswith(PARQUET_MARK) and tail == PARQUET_MARK:
+        return "Parquet"
+    if BZIP2.match(data):
+        return "bzip2"
+    found = next((name for mark, name in KINDS.items() if data.startswith(mark)), "")
+    return found or (ZERO if b"\0" in data and not wide(data) else "")
+
+
+ZERO = "UTF-16 without a byte order mark (then set encoding: utf-16-le), or no text at all, because it holds zero bytes"
+"""What bytes look like in which a zero is."""
+
+
+def wide(data: bytes) -> str:
+    """utf-16 or utf-32 when `data`, the beginning of a file, has a byte order mark of it; else an empty string."""
+    return next((encoding for mark, encoding in WIDE.items() if data.startswith(mark)), "")
+
+
+def likely(data: bytes) -> str:
+    """The encoding that bytes, which are not UTF-8, are probably text in, by a name of Python; empty when nothing is likely.
+
+    Guessed by uchardet. Of 20 texts of 150 bytes in 12 languages and 17 encodings it names an encoding that reads them right
+    for 18, chardet 6 for 17, and charset-normalizer 3 for 12.
+    """
+    if sum(byte > 127 for byte in data[:GUESSED_BYTES]) < FEW_LETTERS:
+        return COMMON
+    named = cchardet.detect(data[:GUESSED_BYTES])["encoding"] or ""
+    try:
+        found = codecs.lookup(named).name
+    except LookupError:  # Python does not have it
+        return ""
+    found = READ_AS.get(found, found)
+    return "" if found == UTF_8 else found
+
+
+def not_utf8(data: bytes) -> str:
+    """What is wrong with bytes that are not UTF-8, and what to do."""
+    found = likely(data)
+    advice = f"it looks like {found}; set encoding: {found}, or convert it to UTF-8" if found else "convert it to UTF-8"
+    return f"not UTF-8 text: {advice}"
+
+
+def encoding(name: str) -> str:
+    """The encoding that a user names, as Python spells it. Raises ValueError when Python has no such encoding of text."""
+    try:
+        found = codecs.lookup(name)
+        "".encode(found.name)
+    except LookupError:
+        raise ValueError(f"{name!r} is no encoding; name one of Python's, as cp1252, utf-16-le, shift_jis or gb18030") from None
+    return UTF_8 if found.name == "utf-8-sig" else found.name
+
+
+def check_packed(data: bytes, end: str, where: str, size: int) -> bytes:
+    """The first `size` bytes of text in `data`, the beginning of a file that is compressed as the end of its name says.
+
+    Raises ConfigError when it is not.
+    """
+    stream, text = unpacked(io.BytesIO(data), end), bytearray()
+    try:
+        while len(text) < size and (part := stream.read1(8192)):  # type: ignore[attr-defined]
+            text += part
+    except DAMAGED:  # it may be cut, because only the beginning of the file is here; what else is damaged, reading shows
+        if not text and not any(data.startswith(mark) for mark in PACKED if PACKED[mark] == end):
+            what = ": it is empty" if not data else f", but its name ends in {end}"
+            raise ConfigError(f"{where}: not a {PACKINGS[end]} file{what}") from None
+    if not data:  # of which the gzip module makes an empty text
+        raise ConfigError(f"{where}: not a {PACKINGS[end]} file: it is empty")
+    return bytes(text[:size])

@@ -1,0 +1,173 @@
+"""What the beginning of a file shows, when a run is planned: that it is what its name says, and has the column of text.
+
+The one rule: what shows here about a whole file is refused here; a single entry that cannot be read is not judged here.
+"""
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from langext.data import columns as fields
+from langext.data import entries, formats
+from langext.data.formats import CSV, JSONL, LFS, PARQUET, PARQUET_MARK, TSV, TXT, UTF_8, kind, packing
+from langext.data.lines import Line, lines
+from langext.data.source_files import Place
+from langext.errors import ConfigError, one_line
+
+HEAD = 1 << 16
+"""Bytes at the start of a file from which it is told what it is."""
+FEWEST_BAD = 3
+"""Lines at the start of a file that must be no UTF-8 before all of it is said to be in another encoding."""
+
+
+@dataclass(frozen=True)
+class Head:
+    """What the beginning of a file shows."""
+
+    rows: bool = True
+    """False for a table without rows."""
+    undivided: bool = False
+    """True for a .txt file that has several lines, and no blank one at its beginning."""
+
+
+def check(place: Place, columns: Sequence[str], encoding: str = UTF_8) -> Head:
+    """Raise ConfigError for what shows at the start of a file, or in the footer of a Parquet file, without reading it all.
+
+    `columns` are the names of the columns of text.
+    """
+    where = one_line(place)
+    head, tail = _ends(place)
+    _check_pointer(place, head)
+    if kind(place) == PARQUET:
+        if head[:4] != PARQUET_MARK or tail != PARQUET_MARK:
+            raise ConfigError(f"{where}: not a Parquet file, or only a part of one{': it is empty' if not head else ''}")
+        return Head(rows=_check_table(place, columns))
+    complete = len(head) < HEAD
+    if end := packing(place):
+        head = formats.check_packed(head, end, where, HEAD)
+        complete = len(head) < HEAD and complete
+    if encoding == UTF_8 and (found := formats.looks_like(head, tail)):
+        raise ConfigError(f"{where}: not UTF-8 text: it looks like {found}")
+    whole = list(lines(io.BytesIO(head), encoding))
+    if not complete and whole:  # the last line is cut
+        del whole[-1]
+    if encoding == UTF_8:
+        _check_encoding(where, whole, head)
+    _check_fields(where, kind(place), whole, columns)
+    filled = [bool(line.text.strip()) for line in whole]
+    # Blank lines at the end divide nothing.
+    body = filled[: len(filled) - filled[::-1].index(True)] if True in filled else []
+    return Head(undivided=kind(place) == TXT and len(body) > 1 and all(body))
+
+
+def check_pointer(place: Place) -> None:
+    """Raise ConfigError for a file that stands for another one, which Git LFS has not fetched."""
+    _check_pointer(place, _ends(place)[0])
+
+
+def _ends(place: Place) -> tuple[bytes, bytes]:
+    """The first bytes of a file and the last four."""
+    try:
+        with place.open("rb") as file:
+            head = file.read(HEAD)
+            if not file.seekable():
+                return head, b""
+            size = file.seek(0, io.SEEK_END)
+            file.seek(max(0, size - 4))
+            return head, file.read()
+    except OSError as error:
+        raise ConfigError(f"{one_line(place)}: cannot be read: {error.strerror}") from None
+
+
+def _check_pointer(place: Place, head: bytes) -> None:
+    if head.startswith(LFS):
+        raise ConfigError(
+            f"{one_line(place)}: this is a Git LFS pointer, not the file itself; fetch the file with: git lfs pull"
+        )
+
+
+def _check_encoding(where: str, found: Sequence[Line], head: bytes) -> None:
+    """Raise ConfigError when most lines with other letters than those of English are not UTF-8."""
+    bad = [line for line in found if line.why]
+    good = sum(not line.why and not line.text.isascii() for line in found)
+    if bad and (len(bad) == len(found) or (len(bad) >= FEWEST_BAD and len(bad) > good)):
+        raise ConfigError(f"{where}: line {bad[0].number}: {bad[0].why}")
+
+
+def _check_fields(where: str, what: str, found: Sequence[Line], columns: Sequence[str]) -> None:
+    """Raise ConfigError when no entry at the beginning has one of the columns, or none is an entry at all."""
+    if what in (CSV, TSV) and found:
+        header = entries.header(found, what)
+        if twice := [column for column in columns if header.count(column) > 1]:
+            raise ConfigError(f"{where}: the header has {twice[0]!r} more than once")
+        if not all(column in header for column in columns):
+            raise ConfigError(f"{where}: {fields.lacking(columns, header)}")
+    if what == JSONL:
+        there = list(entries.objects(found))
+        objects = [entry.data for entry in there if entry.data is not None]
+        if there and not objects:
+            raise ConfigError(
+                f"{where}: line {there[0].number}: {there[0].why}. A .jsonl file has one JSON object on each line"
+            )
+        if objects and not all(any(fields.pick(data, column)[0] for data in objects) for column in columns):
+            raise ConfigError(f"{where}: {fields.lacking(columns, dict.fromkeys(n for d in objects for n in fields.every(d)))}")
+
+
+def _check_table(place: Place, columns: Sequence[str]) -> bool:
+    """Raise ConfigError when a Parquet file lacks a column of text. Returns whether it has rows."""
+    import pyarrow
+    import pyarrow.parquet
+
+    where = one_line(place)
+    try:
+        with place.open("rb") as file:
+            table = pyarrow.parquet.ParquetFile(file)
+            schema, rows = table.schema_arrow, table.metadata.num_rows
+    except (pyarrow.ArrowException, OSError) as error:
+        raise ConfigError(f"{where}: damaged Parquet file: {' '.join(str(error).split())[:200]}") from None
+    for column in columns:
+        if (count := schema.names.count(column)) > 1:
+            raise ConfigError(f"{where}: has {count} columns {column!r}")
+        found = leaf(schema, column)
+        if found is None:
+            raise ConfigError(f"{where}: {fields.lacking(columns, _leaves(schema))}")
+        if not _is_text(found):
+            raise ConfigError(f"{where}: column {column!r} is {found!s:.60}, not text")
+    return rows > 0
+
+
+def leaf(schema: Any, column: str) -> Any:
+    """The Arrow type of a column of a table, which may lie in others (`meta.body`); None when it has none of that name."""
+    from pyarrow import types
+
+    if column in schema.names:
+        return schema.field(column).type
+    first, *rest = column.split(".")
+    at = schema.field(first).type if schema.names.count(first) == 1 else None
+    for part in rest:
+        if at is None or not types.is_struct(at) or at.get_field_index(part) < 0:
+            return None
+        at = at.field(part).type
+    return at
+
+
+def _leaves(schema: Any) -> list[str]:
+    """The names of all columns, of those in others with a dot before each part."""
+    from pyarrow import types
+
+    found = []
+    for field in schema:
+        found += [field.name]
+        if types.is_struct(field.type):
+            found += [f"{field.name}.{inner}" for inner in _leaves(field.type)]
+    return found[: fields.MOST_NAMES]
+
+
+def _is_text(column: Any) -> bool:
+    from pyarrow import types
+
+    if types.is_dictionary(column):
+        return _is_text(column.value_type)
+    # A column of nothing but nulls has no type of its own.
+    return any(same(column) for same in (types.is_string, types.is_large_string, types.is_string_view, types.is_null))

@@ -1,0 +1,101 @@
+"""Lines of text from bytes. Rule: a line that cannot be read is handed on with its number and the reason, and the next read."""
+
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import IO, Any, NamedTuple, cast
+
+from langext.data import formats
+from langext.data.formats import MARK, UTF_8
+
+MOST_BYTES = 256 << 20
+"""Longest line that is read, and largest document of a .txt file."""
+AROUND = 8000
+"""Bytes on both sides of a mistake from which the encoding is guessed."""
+
+
+class Line(NamedTuple):
+    """One line of a file."""
+
+    number: int
+    """From 1."""
+    text: str
+    """Without its end, and without a byte order mark; with U+FFFD where it cannot be read."""
+    why: str = ""
+    """Why it cannot be read; empty when it can."""
+
+
+class Unreadable(ValueError):
+    """What follows in a file cannot be read, nor how much that is be said. The message says where it begins, and why."""
+
+
+def lines(stream: IO[bytes], encoding: str = UTF_8) -> Iterator[Line]:
+    """Every line of a stream. Lines end with LF, CRLF or CR. UTF-16 and UTF-32 are recognised by their byte order mark.
+
+    Raises Unreadable where a compressed stream is damaged or cut short.
+    """
+    source: Any = stream if hasattr(stream, "peek") else io.BufferedReader(cast(Any, stream))
+    with _damage(0):
+        start = source.peek(4)[:4]
+    encoding = (formats.wide(start) if encoding == UTF_8 else "") or encoding
+    whole = _coded_lines(source, encoding) if "\n".encode(encoding) == b"\n" else _wide_lines(source, encoding)
+    number = 0
+    for text, why in whole:
+        for part in [text] if why else text.rstrip("\r\n").split("\r"):
+            number += 1
+            yield Line(number, part.removeprefix(MARK), why)
+
+
+@contextmanager
+def _damage(line: int) -> Iterator[None]:
+    try:
+        yield
+    except formats.DAMAGED as error:
+        raise Unreadable(f"after line {line}: damaged: {str(error).rstrip('.')}") from None
+    except UnicodeDecodeError as error:
+        raise Unreadable(f"after line {line}: not {error.encoding} text: {error.reason}") from None
+
+
+def _coded_lines(source: Any, encoding: str) -> Iterator[tuple[str, str]]:
+    """Text of each line and why it cannot be read, where a line feed is the same byte as in UTF-8."""
+    number, unknown = 0, ""
+    while True:
+        with _damage(number):
+            raw = source.readline(MOST_BYTES)
+            number += 1
+            if len(raw) == MOST_BYTES and not raw.endswith(b"\n"):
+                while (rest := source.readline(MOST_BYTES)) and not rest.endswith(b"\n"):
+                    pass
+                yield "", f"longer than {MOST_BYTES >> 20} MiB; is this one document a line?"
+                continue
+        if not raw:
+            return
+        try:
+            text, why = raw.decode(encoding), ""
+        except UnicodeDecodeError as error:
+            if not unknown:  # guessed once for a file, because it takes its time
+                near = raw[max(0, error.start - AROUND) : error.start + AROUND]
+                unknown = formats.not_utf8(near) if encoding == UTF_8 else f"not {encoding} text"
+            text, why = raw.decode(encoding, "replace").rstrip("\r\n"), unknown
+        if "\0" in text:
+            why = f"not UTF-8 text: it looks like {formats.ZERO}" if encoding == UTF_8 else "holds zero bytes"
+        yield text, why
+
+
+def _wide_lines(source: Any, encoding: str) -> Iterator[tuple[str, str]]:
+    """Text of each line, in encodings with another line feed; halves of characters are kept, for they are mended later."""
+    number = 0
+    errors = "surrogatepass" if encoding.startswith(("utf-16", "utf-32")) else "strict"
+    text = io.TextIOWrapper(source, encoding, errors, newline="\n")
+    try:
+        while True:
+            with _damage(number):
+                line = text.readline(MOST_BYTES)
+            if not line:
+                return
+            if len(line) == MOST_BYTES and not line.endswith("\n"):
+                raise Unreadable(f"line {number + 1}: longer than {MOST_BYTES >> 20} MiB; is this one document a line?")
+            number += 1
+            yield line, "holds zero bytes" if "\0" in line else ""
+    finally:
+        text.detach()  # the stream belongs to the caller

@@ -18,6 +18,36 @@ Line = Annotated[str, Field(pattern=r"^[^\n\r<>|`]*$")]
 """Text that stays what it is in a line or a table of Markdown."""
 
 
+class Cut(Spec):
+    """How sure the language-identification model must be of the text of one source, and how that was found."""
+
+    rule: Literal["auto", "threshold"]
+    """auto: found in a sample of the source. threshold: the number that was given."""
+    labels: list[str]
+    """The model's labels that stand for the language."""
+    score: float
+    """Least probability of the language."""
+    margins: dict[str, float] = {}
+    """Neighbouring label -> how many times as probable as this runner-up the language must be."""
+    usual: float | None = None
+    """Median probability in the sample, of the text that the model takes for the language; None when it takes none."""
+    sampled: int = 0
+    """Documents, paragraphs or lines in the sample."""
+    right_frac: float = 0.0
+    """Share of the sample, in characters, that the model takes for the language."""
+    kept_frac: float = 0.0
+    """Share of that which the cuts keep."""
+    others: dict[str, float] = {}
+    """The labels that most of the rest is taken for -> their shares of the sample, in characters."""
+
+    @property
+    def told(self) -> str:
+        """The cuts in words."""
+        margins = ", ".join(f"{label} x {margin:g}" for label, margin in self.margins.items())
+        near = f"; runner-up {margins}" if margins else ""
+        return f"{'/'.join(self.labels)} >= {self.score:.2f}{near}" + (" (given)" if self.rule == "threshold" else "")
+
+
 class FunnelRow(Spec):
     """What became of the text of one source."""
 
@@ -47,6 +77,12 @@ class FunnelRow(Spec):
     """The commit of a hub data set that was read."""
     role: Role = "train"
     """What the source is there for."""
+    right_bytes: int = 0
+    """Bytes of text that the language-identification model takes for the language first of all."""
+    right_kept_bytes: int = 0
+    """Of these, the bytes that are kept for the language; other steps may drop more."""
+    cut: Cut | None = None
+    """How sure the model had to be. None of text in many languages and in none, and in runs of earlier versions."""
 
     @property
     def source(self) -> str:

@@ -21,13 +21,15 @@ from langext.data.sources import Source
 from langext.errors import ConfigError, RunFailed, one_line, user_path
 from langext.spec import LATER
 from langext.stages.base import Stage
-from langext.summaries import FilterSummary, FunnelRow, SourceFile, SourceRecord
+from langext.summaries import Cut, FilterSummary, FunnelRow, SourceFile, SourceRecord
 
 if TYPE_CHECKING:
     from langext.data.language_id import LanguageId
+    from langext.data.verdict import Rule
 
-RECORD, LID_RECORD = "read.json", "lid_model.json"
-"""Files, among the logs, of what a source and the language-identification model were before they were read."""
+RECORD, LID_RECORD, CUT = "read.json", "lid_model.json", "cut.json"
+"""Files, among the logs, of what a source and the language-identification model were before they were read, and of the cut that
+was found in the source."""
 
 
 class Filter(Stage):
@@ -40,10 +42,17 @@ class Filter(Stage):
     """Text of the new language and of every original language, and of what else is to be kept (`protect`) or measured."""
     lid_model: str = "asset:lid.176"
     """fastText model for language identification: a file, asset:lid.176 or asset:glotlid."""
-    threshold: float = Field(0.65, ge=0, le=1)
-    """Smallest probability of the expected language that is accepted. Raise it for cleaner text, but less of it."""
-    level: Literal["document", "paragraph"] = "document"
-    """What is checked: whole documents, or each paragraph, which removes paragraphs in another language from a document."""
+    lid_text: Annotated[Literal["auto", "plain", "words"], LATER] = "auto"
+    """What the model is shown: plain, the text in one line (lid.176, GlotLID); words, in lower case without digits and
+    punctuation (OpenLID). auto looks at the model's labels."""
+    threshold: Literal["auto"] | Annotated[float, Field(ge=0, le=1)] = "auto"
+    """How sure the model must be of the expected language, its first choice. auto finds that in each source (docs/text.md); a
+    number is the smallest probability that is accepted, whatever the language. Raise it for cleaner text, but less of it."""
+    min_kept: Annotated[float, Field(ge=0, le=1), LATER] = 0.5
+    """The stage stops when less of a source is kept than this share of the text for which the model's first choice is right. 0
+    never stops it."""
+    level: Literal["document", "paragraph", "line"] = "document"
+    """What is checked: whole documents, or each paragraph or line, which removes those in another language from a document."""
     max_bad_frac: Annotated[float, Field(ge=0, le=1), LATER] = 0.001
     """Largest share of a source's entries that cannot be read, as broken lines, before the run stops. 0 stops at the first one,
     1 bears damaged files too. They are in rejects/, as `broken`."""
@@ -115,12 +124,13 @@ class Filter(Stage):
 
         named = self.lid_model.startswith(assets.PREFIX)
         path = assets.resolve(self.lid_model) if named else user_path(self.lid_model, "lid_model")
-        return LanguageId(path)
+        return LanguageId(path, self.lid_text)
 
     def _labels(self, lid: "LanguageId", ctx: Context) -> dict[str, str]:
-        """The label of every language. Raises ConfigError when the model has none for one of them."""
-        every = map(languages.find, dict.fromkeys([*ctx.languages, *(source.language for source in self.sources)]))
-        return {language.code: languages.label_of(language, lid.labels()) for language in every if language.single}
+        """The label of every language. Raises ConfigError when the model has none for one of them, or one for two."""
+        from langext.data import rules
+
+        return rules.labels_of([*ctx.languages, *(source.language for source in self.sources)], lid.labels())
 
     def run(self, ctx: Context) -> Corpus:
         """Write documents/<split>/<language>/<domain>.NNNNN.jsonl.gz and rejects/<language>/<domain>.NNNNN.jsonl.gz.
@@ -187,21 +197,24 @@ class Filter(Stage):
         Text in many languages is kept but for what seems to be of the new language, and text in none whatever it seems to be.
         Raises ConfigError for the first, RunFailed for the second.
         """
+        from langext.data import cuts
         from langext.data.executor import execute
-        from langext.data.language_id import HoldOut, JoinParagraphs, LanguageFilter, SplitParagraphs
+        from langext.data.language_filter import LanguageFilter
+        from langext.data.language_id import HoldOut
         from langext.data.writers import Writer
 
         log = _log(ctx, source)
         file_name = f"{source.key}.${{rank}}.jsonl.gz"
         rejects = Writer(ctx.out / "rejects", file_name)
         broken = Writer(ctx.out / "rejects", f"{source.key}.broken.${{rank}}.jsonl.gz")
-        unwanted = labels[ctx.language] if source.language == languages.MUL else None
-        judge = LanguageFilter(lid, labels.get(source.language), self.threshold, rejects, unwanted)
+        unwanted = {labels[ctx.language]} if source.language == languages.MUL else set()
+        with _forgetting(ctx, source):
+            rule = self._rule(ctx, source, record, lid, labels)
+        whole = source.language == languages.ZXX  # blank lines of code are no paragraphs
+        judge = LanguageFilter(lid, rule, "document" if whole else self.level, rejects, frozenset(unwanted))
         keep = Writer(ctx.out / "documents", "${split}/" + file_name)
         hold_out = HoldOut(source.heldout(self.heldout_frac))
-        whole = self.level == "document" or source.language == languages.ZXX  # blank lines of code are no paragraphs
-        filters = [judge] if whole else [SplitParagraphs(), judge, JoinParagraphs()]
-        steps = [source.reader(record, broken, self.max_bad_frac), *filters, hold_out, keep]
+        steps = [source.reader(record, broken, self.max_bad_frac), judge, hold_out, keep]
         with _forgetting(ctx, source):
             execute(steps, record.tasks, log, self.runtime)
         if reason := source.difference(record.files, count_new=False):
@@ -212,8 +225,23 @@ class Filter(Stage):
             most = self.max_bad_frac if source.max_bad_frac is None else source.max_bad_frac
             files = sorted((ctx.out / "rejects").glob(f"{source.key}.broken.*"))
             unread.check(source.domain, row.dropped.get(unread.BROKEN, 0), row.documents_read, most, files)
+            if row.cut and row.right_bytes:
+                cuts.demand(row.domain, row.language, row.cut, row.right_kept_bytes / row.right_bytes, self.min_kept)
             _tell(row)
         return row
+
+    def _rule(
+        self, ctx: Context, source: Source, record: SourceRecord, lid: "LanguageId", labels: dict[str, str]
+    ) -> "Rule | None":
+        """What text of a source must be like, by the cut that is found in it; None of text in many languages and in none."""
+        from langext.data import cuts, rules
+
+        if source.language not in labels:
+            return None
+        rule = rules.rule_of(source.language, labels, lid.labels(), ctx.languages)
+        asked = cuts.Asked(self.threshold, self.level, self.min_kept)
+        cut = cuts.of(source, record, lid, rule, asked, _log(ctx, source) / CUT)
+        return cuts.applied(rule, cut)
 
 
 def _log(ctx: Context, source: Source) -> Path:
@@ -279,7 +307,7 @@ def _count(source: Source, record: SourceRecord, log: Path) -> FunnelRow:
             for key, stat in step["stats"].items():
                 total[key] += int(stat["total"] if isinstance(stat, dict) else stat)
     counts = ("judged", "bytes_read", "train_documents", "train_bytes", "valid_documents", "valid_bytes",
-              "mended", "composed", "undivided")  # fmt: skip
+              "mended", "composed", "undivided", "right_bytes", "right_kept_bytes")  # fmt: skip
     revision = record.commit or source.revision
     return FunnelRow(
         language=source.language,
@@ -290,6 +318,7 @@ def _count(source: Source, record: SourceRecord, log: Path) -> FunnelRow:
         unread=record.unread,
         commit=record.commit,
         role=source.role,
+        cut=read_as(log / CUT, Cut) if (log / CUT).exists() else None,
         **{name: total[name] for name in counts},
     )
 

@@ -474,8 +474,8 @@ def test_another_file_in_a_source_folder_is_noticed(tmp_path, lid):
 
 
 def test_labels_are_found_in_batches(lid):
-    found = LanguageId(lid).predict(["le petit chat", "the small\ndog", "", "LE GRAND CHIEN"])
-    assert [label for label, _ in found] == ["__label__fr", "__label__en", "", "__label__fr"]
+    found = LanguageId(lid).guesses(["le petit chat", "the small\ndog", "", "LE GRAND CHIEN"])
+    assert [guesses[0][0] if guesses else "" for guesses in found] == ["fr", "en", "", "fr"]
 
 
 def test_the_end_of_a_name_says_what_a_file_holds(tmp_path, lid):

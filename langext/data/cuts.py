@@ -1,0 +1,202 @@
+"""Find, in a source itself, how sure a model must be of text to keep it.
+
+The one rule: a source is overwhelmingly in the language that it is declared to be in, so the scores of its text that the model
+takes for that language show how sure the model is of it. No number is set for a language.
+
+All scores are looked at as log odds, in which they lie about evenly on both sides of their median. The half above the median is
+nearly free of other text, which scores low; from there to the 84th percentile is one standard deviation of a normal
+distribution. The cut lies three of these below the median, so it stays where it is when other text is mixed in.
+"""
+
+import heapq
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from datatrove.utils.batching import batched
+
+from langext.artifacts import read_as, write_json
+from langext.console import warn
+from langext.data.language_filter import Level, units
+from langext.data.language_id import Guesses, LanguageId, unit_hash
+from langext.data.sources import Source
+from langext.data.verdict import Rule, odds
+from langext.errors import ConfigError
+from langext.summaries import Cut, SourceRecord
+
+SPREADS = 3.0
+"""Standard deviations below the median at which the cut lies."""
+MOST_SCORE = 0.5
+"""Highest cut: what has more than half of the probability is never dropped for its score."""
+MOST_MARGIN = 3.0
+"""Highest margin, as a ratio of probabilities."""
+GIVEN_UP = 0.01
+"""Share of the text that is taken for the language, in characters, that the margins to all neighbours may cost together."""
+ENOUGH = 20
+"""Texts that are needed to see a distribution. With fewer, the first choice alone decides."""
+MOST_READ, MOST_JUDGED, MOST_DOCUMENTS, MOST_TASKS = 64 << 20, 8 << 20, 2000, 8
+"""Of a source: characters that are read for the sample, of these the characters and documents that are judged, and tasks that
+it is taken from."""
+BATCH = 256
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a run wants of all its sources."""
+
+    threshold: Literal["auto"] | float
+    """The number that is the cut, or that it is to be found."""
+    level: Level
+    least: float
+    """Share of the text taken for the language that must be kept."""
+
+
+def of(source: Source, record: SourceRecord, lid: LanguageId, rule: Rule, asked: Asked, path: Path) -> Cut:
+    """The cut of a source. It is found once and kept in the file `path`, so that an interrupted stage goes on with it.
+
+    Raises ConfigError when it would keep too little.
+    """
+    if not path.exists():
+        texts = sample(source.reader(record), record.tasks)
+        cut = find(rule, asked.threshold, seen(lid, texts, asked.level, rule.count))
+        demand(source.domain, source.language, cut, cut.kept_frac, asked.least)
+        _doubt(source.domain, source.language, cut)
+        write_json(path, cut)
+    return read_as(path, Cut)
+
+
+def sample(reader: Any, tasks: int) -> list[str]:
+    """Texts of documents of a source, always the same ones: those with the smallest hashes among the first of its files.
+
+    `reader` is the step that reads the source in `tasks` parts.
+    """
+    ranks = range(0, tasks, -(-tasks // MOST_TASKS))
+    texts = (text for rank in ranks for text in _first(reader.run(None, rank, tasks), MOST_READ // len(ranks)))
+    chosen, size = [], 0
+    for text in heapq.nsmallest(MOST_DOCUMENTS, texts, key=unit_hash):
+        if size and size + len(text) > MOST_JUDGED:
+            break
+        chosen.append(text)
+        size += len(text)
+    return chosen
+
+
+def _first(documents: Iterable[Any], most: int) -> Iterable[str]:
+    read = 0
+    for document in documents:
+        if document.text.strip():
+            yield document.text
+        read += len(document.text)
+        if read >= most:
+            return
+
+
+Seen = Sequence[tuple[int, Guesses]]
+"""For each piece of text its number of characters, and what a model takes it for."""
+
+
+def seen(lid: LanguageId, texts: Iterable[str], level: Level, count: int) -> Seen:
+    """Ask the model about each text, or each of its paragraphs or lines."""
+    return [
+        (len(text), guesses)
+        for batch in batched((part for text in texts for _, part in units(text, level)), BATCH)
+        for text, guesses in zip(batch, lid.guesses(list(batch), count), strict=True)
+    ]
+
+
+def find(rule: Rule, given: Literal["auto"] | float, found: Seen) -> Cut:
+    """The cuts of a source, from what the model takes its sample for; of a number `given`, what that does to the sample."""
+    sides = [(size, *rule.sides(guesses)) for size, guesses in found if guesses]
+    right = [row for row in sides if row[1] >= row[3]]
+    total, mine = sum(size for size, _ in found), sum(size for size, *_ in right)
+    values = np.array([odds(own) for _, own, _, _ in right])
+    if given != "auto":
+        score, margins = given, {}
+    elif len(right) >= ENOUGH:
+        score, margins = min(MOST_SCORE, _chance(_low(values))), _margins(rule, right, mine)
+    else:
+        score, margins = 0.0, {}
+    others: Counter[str] = Counter()
+    for size, own, other, rival in sides:
+        others[other] += size * (own < rival)
+    cut = Cut(
+        rule="auto" if given == "auto" else "threshold",
+        labels=sorted(rule.own),
+        score=round(score, 4),
+        margins=margins,
+        usual=round(_chance(float(np.median(values))), 4) if right else None,
+        sampled=len(found),
+        right_frac=mine / total if total else 0.0,
+        others={label: round(size / total, 4) for label, size in others.most_common(3) if size},
+    )
+    kept = sum(size for size, guesses in found if applied(rule, cut).verdict("text", guesses).kept)
+    return cut.model_copy(update={"kept_frac": kept / mine if mine else 0.0})
+
+
+def applied(rule: Rule, cut: Cut) -> Rule:
+    """The rule of a source with the cuts that were found.
+
+    Another first choice says something about a paragraph only when it is more probable than what the model usually leaves to
+    all others where it is right, 1 - `usual`: little of surely known languages, half in the worst case.
+    """
+    silent = min(MOST_SCORE, 1 - cut.usual) if cut.usual is not None else MOST_SCORE
+    return replace(rule, score=cut.score, margins=tuple(sorted(cut.margins.items())), silent=silent)
+
+
+def _doubt(source: str, language: str, cut: Cut) -> None:
+    """Warn when the model takes most of the sample of a source for other languages."""
+    if cut.right_frac >= 0.5 or not cut.sampled:
+        return
+    taken = ", ".join(f"{label} {100 * share:.0f} %" for label, share in cut.others.items())
+    warn(
+        f"source {source}: the language-ID model takes {100 * cut.right_frac:.0f} % of a sample for {language}"
+        f" (others: {taken}). Either the source is in another language, or the model hardly knows this one: try lid_model: "
+        "asset:glotlid"
+    )
+
+
+def demand(source: str, language: str, cut: Cut, kept_frac: float, least: float) -> None:
+    """Raise ConfigError when less than `least` of the text of a source that the model takes for the language is kept."""
+    if kept_frac >= least or cut.usual is None:
+        return
+    said = (
+        f"source {source}: of the text that the language-ID model itself takes for {language}, only {100 * kept_frac:.0f} % is "
+        f"kept (min_kept: {least:g}): {cut.score:.2f} is demanded, and the median of its probabilities is {cut.usual:.2f}"
+    )
+    advice = "leave threshold out, and the cut is found in the source" if cut.rule == "threshold" else "look at rejects/"
+    raise ConfigError(f"{said}. Mend it: {advice}, or set min_kept: 0 if this is meant")
+
+
+def _low(values: "np.ndarray[Any, Any]") -> float:
+    middle, high = np.quantile(values, [0.5, 0.84])
+    return float(middle - SPREADS * (high - middle))
+
+
+def _chance(log_odds: float) -> float:
+    return float(1 / (1 + np.exp(-log_odds)))
+
+
+def _margins(rule: Rule, right: Sequence[tuple[int, float, str, float]], total: int) -> dict[str, float]:
+    """The margin to each neighbour that occurs as a runner-up.
+
+    It is what costs its part of GIVEN_UP, or what lies below nearly all of the ratios as the cut does below the scores: the
+    first is higher in clean sources, the second where the neighbour is mixed in.
+    """
+    near: dict[str, list[tuple[float, int]]] = {}
+    for size, own, other, rival in right:
+        if other in rule.rivals and rival > 0:
+            near.setdefault(other, []).append((float(np.log(max(own, 1e-6) / max(rival, 1e-6))), size))
+    found = {}
+    for label, rows in sorted(near.items()):
+        rows.sort()
+        spent = np.cumsum([size for _, size in rows])
+        first = int(np.searchsorted(spent, GIVEN_UP * total / len(near), side="right"))
+        ratios = [ratio for ratio, _ in rows]
+        cheap = ratios[first] if first < len(ratios) else float("inf")
+        safe = _low(np.array(ratios)) if len(ratios) >= ENOUGH else 0.0
+        margin = min(MOST_MARGIN, float(np.exp(max(cheap, safe, 0.0))))
+        found[label] = round(margin, 4)
+    return found

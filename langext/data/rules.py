@@ -1,0 +1,48 @@
+"""What a language-identification model calls the languages of a run, and the rule for each of them.
+
+The one rule: the labels are looked up when the run is planned. An unknown code, or a label that cannot tell two languages of
+the run apart, is an error there, not a filter that drops or keeps everything.
+"""
+
+from collections.abc import Iterable, Sequence
+
+from langext import languages
+from langext.data import neighbours
+from langext.data.neighbours import PREFIX
+from langext.data.verdict import Rule, parts
+from langext.errors import ConfigError
+
+
+def labels_of(codes: Iterable[str], labels: Sequence[str]) -> dict[str, str]:
+    """The label, without its prefix, of each language; many languages together, and none, have no label.
+
+    Raises ConfigError when the model has none for a language, or one for two that are not written in different scripts.
+    """
+    every = [language for language in map(languages.find, dict.fromkeys(codes)) if language.single]
+    found = {language.code: languages.label_of(language, labels).removeprefix(PREFIX) for language in every}
+    for code, label in found.items():
+        rivals = _sharing(code, found)
+        if rivals and any(not _apart(code, other) for other in rivals):
+            raise ConfigError(
+                f"the language-ID model has one label, {label}, for {' and '.join([code, *rivals])}, and their script does not "
+                "tell them apart; take a model that knows each of them (lid_model: asset:glotlid), or leave one out"
+            )
+    return found
+
+
+def rule_of(code: str, found: dict[str, str], labels: Sequence[str], run: Iterable[str]) -> Rule:
+    """The rule for a language before any cut: its labels, its near neighbours, and the other languages of the `run`."""
+    own = neighbours.twins(found[code], labels)
+    near = neighbours.near(languages.find(code), labels) - own
+    others = {found[other] for other in run if other in found} - own
+    return Rule(own, near, near | others, script=code[4:] if _sharing(code, found) else "")
+
+
+def _sharing(code: str, found: dict[str, str]) -> list[str]:
+    return [other for other, label in found.items() if label == found[code] and other != code]
+
+
+def _apart(code: str, other: str) -> bool:
+    """Whether text shows which of two languages it is by its script."""
+    here, there = set(parts(code[4:])), set(parts(other[4:]))
+    return bool(here) and bool(there) and not here & there

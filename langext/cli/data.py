@@ -1,7 +1,8 @@
 """What `langext data` does: it looks at sources before a run, and at what became of them after it."""
 
 from collections import Counter
-from typing import TYPE_CHECKING, Annotated, Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -9,7 +10,7 @@ from langext.cli import edge
 
 if TYPE_CHECKING:
     from langext.data.language_id import LanguageId
-    from langext.data.peek import Judged
+    from langext.data.peek import Expected, Judged
     from langext.data.sources import Source
     from langext.summaries import FunnelRow
 
@@ -26,7 +27,12 @@ def peek(
         str | None, typer.Option(help="Of a path: the language that is expected. Default: the one that is found most.")
     ] = None,
     lid: Annotated[str, typer.Option(help="Of a path: fastText model for language identification.")] = "asset:lid.176",
-    threshold: Annotated[float, typer.Option(min=0, max=1, help="Of a path: as `threshold` of stage filter.")] = 0.65,
+    threshold: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Of a path: as `threshold` of stage filter. Default: auto.")
+    ] = None,
+    level: Annotated[
+        str, typer.Option(help="Of a path: document, paragraph or line, as `level` of stage filter.")
+    ] = "document",
     column: Annotated[list[str] | None, typer.Option(help="Of a path: as `text_column` of a source. Repeatable.")] = None,
     documents: Annotated[int, typer.Option(min=1, help="Most documents to read of a source.")] = 1000,
     show: Annotated[int, typer.Option(min=1, help="Most documents to show of what is kept, and of what is dropped.")] = 10,
@@ -42,10 +48,14 @@ def peek(
     is_pipeline = where.endswith((".yaml", ".yml")) or not (where.casefold().endswith(SUFFIXES) or _there(where))
     with edge.clean(where if is_pipeline else None):
         with edge.only_json(as_json):
-            sources = _of_pipeline(where, name) if is_pipeline else [_of_path(where, language, lid, threshold, column)]
-            looks = [_look(*each, documents) for each in sources]
+            sources = (
+                _of_pipeline(where, name)
+                if is_pipeline
+                else [_of_path(where, language, lid, _expected(language, threshold, level), column)]
+            )
+            looks = [_look(each, documents) for each in sources]
         if as_json:
-            typer.echo(edge.json_text([{**head, "documents": [vars(each) for each in found]} for head, found in looks]))
+            typer.echo(edge.json_text([{**head, "judged": [vars(each) for each in found]} for head, found in looks]))
             return
         for head, found in looks:
             _show(head, found, show)
@@ -69,8 +79,26 @@ def stats(root: edge.RunFolder, as_json: Annotated[bool, typer.Option("--json", 
             _show_funnel(name, text.funnel)
 
 
-Asked = tuple["Source", "LanguageId", float, str | None]
-"""A source, the model and threshold it is judged with, and the language to be learnt, if there is a pipeline."""
+@dataclass(frozen=True)
+class Asked:
+    """A source, and what it is judged with."""
+
+    source: "Source"
+    model: "LanguageId"
+    expected: "Expected"
+    name: str
+
+
+def _expected(language: str | None, threshold: float | None, level: str) -> "Expected":
+    from langext import languages
+    from langext.data.language_filter import LEVELS
+    from langext.data.peek import Expected
+    from langext.errors import ConfigError
+
+    if level not in LEVELS:
+        raise ConfigError(f"--level {level}: expected {', '.join(LEVELS)}")
+    code = languages.find(language).code if language else None
+    return Expected(code, "auto" if threshold is None else threshold, level)
 
 
 def _there(path: str) -> bool:
@@ -83,6 +111,8 @@ def _there(path: str) -> bool:
 
 def _of_pipeline(file: str, name: str | None) -> list[Asked]:
     """The sources of a pipeline's stages of kind filter, or the one called `name`."""
+    from langext import languages
+    from langext.data.peek import Expected
     from langext.errors import ConfigError
     from langext.pipeline.plan import Pipeline
     from langext.spec import load, near
@@ -92,19 +122,25 @@ def _of_pipeline(file: str, name: str | None) -> list[Asked]:
     found: list[Asked] = []
     for stage in spec.stages:
         if isinstance(stage, Filter):
-            found += [(source, _model(stage.lid_model), stage.threshold, spec.language) for source in stage.sources]
+            run = (spec.language, *spec.original_languages)
+            for source in stage.sources:
+                one = languages.find(source.language).single
+                level = "document" if source.language == languages.ZXX else stage.level
+                unwanted = spec.language if source.language == languages.MUL else None
+                expected = Expected(source.language if one else None, stage.threshold, level, unwanted, run)
+                found.append(Asked(source, _model(stage.lid_model, stage.lid_text), expected, source.key))
     if not found:
         raise ConfigError(f"{file}: no stage filter here, so there are no sources")
     if name is None:
-        return [each for each in found if not each[0].piped]
-    chosen = [each for each in found if name in (each[0].domain, each[0].key)]
+        return [each for each in found if not each.source.piped]
+    chosen = [each for each in found if name in (each.source.domain, each.source.key)]
     if not chosen:
-        known = [each[0].key for each in found]
+        known = [each.source.key for each in found]
         raise ConfigError(f"{file}: no source is called {name!r}.{near(name, known)} There are: {', '.join(known)}")
     return chosen
 
 
-def _of_path(path: str, language: str | None, lid: str, threshold: float, column: list[str] | None) -> Asked:
+def _of_path(path: str, language: str | None, lid: str, expected: "Expected", column: list[str] | None) -> Asked:
     from pydantic import ValidationError
 
     from langext.artifacts import first_problem
@@ -116,35 +152,28 @@ def _of_path(path: str, language: str | None, lid: str, threshold: float, column
         source = Source.model_validate({"language": language or "zxx", "path": path, "text_column": columns})
     except ValidationError as error:
         raise ConfigError(f"{path}: {first_problem(error)}") from None
-    return source, _model(lid), threshold, None
+    return Asked(source, _model(lid), expected, path)
 
 
-def _model(name: str) -> "LanguageId":
+def _model(name: str, text: Literal["auto", "plain", "words"] = "auto") -> "LanguageId":
     from langext.data import assets
     from langext.data.language_id import LanguageId
     from langext.errors import user_path
 
-    return LanguageId(assets.resolve(name) if name.startswith(assets.PREFIX) else user_path(name, "lid_model"))
+    return LanguageId(assets.resolve(name) if name.startswith(assets.PREFIX) else user_path(name, "lid_model"), text)
 
 
-def _look(
-    source: "Source", model: "LanguageId", threshold: float, learnt: str | None, count: int
-) -> tuple[dict[str, Any], list["Judged"]]:
+def _look(asked: Asked, count: int) -> tuple[dict[str, Any], list["Judged"]]:
     """What is said of a source, and its documents."""
     from langext import languages
     from langext.data import peek
 
-    seen = peek.look(source, count)
-    language = languages.find(source.language)
-    label = languages.label_of(language, model.labels()) if language.single else None
-    unwanted = None
-    if source.language == languages.MUL and learnt:
-        unwanted = languages.label_of(languages.find(learnt), model.labels())
-    elif label is None and learnt is None:  # a path of which nothing is said
-        label = peek.commonest(model, seen.documents)
-    found = peek.judge(model, seen.documents, peek.Expected(label, threshold, unwanted)) if seen.documents else []
-    head = {"source": source.key if learnt else source.path, "expected": label and label.removeprefix("__label__"),
-            "files": seen.files, "broken": seen.broken, "places": seen.places}  # fmt: skip
+    seen, expected = peek.look(asked.source, count), asked.expected
+    if not (expected.language or expected.run) and (label := peek.commonest(asked.model, seen.documents)):
+        expected = replace(expected, language=languages.find(label).code)  # a path of which nothing is said
+    found, cut = peek.judge(asked.model, seen.documents, expected)
+    head = {"source": asked.name, "expected": expected.language, "demanded": cut and cut.told, "files": seen.files,
+            "documents": len(seen.documents), "broken": seen.broken, "places": seen.places}  # fmt: skip
     return head, found
 
 
@@ -156,15 +185,22 @@ def _show(head: dict[str, Any], found: "list[Judged]", count: int) -> None:
     reasons = ", ".join(f"{n} {reason}" for reason, n in Counter(each.verdict for each in dropped).most_common())
     places = f" of {head['files']} file(s)" if head["files"] else ""
     console.say(
-        f"{head['source']}: {len(found)} documents{places}, expected {head['expected'] or 'any language'}: {len(kept)} kept, "
-        f"{len(dropped)} dropped{f' ({reasons})' if reasons else ''}"
+        f"{head['source']}: {head['documents']} documents{places}, expected {head['expected'] or 'any language'}: {len(kept)} "
+        f"kept, {len(dropped)} dropped{f' ({reasons})' if reasons else ''}"
     )
+    if head["demanded"]:
+        console.say(f"demanded here, as found in these documents: {head['demanded']}")
     if head["broken"]:
         console.say(f"{head['broken']} entries cannot be read; {head['places'][0]}")
     for title, part in (("kept, the worst first", kept), ("dropped, the best first", dropped)):
         if part:
             rows = [
-                [f"{each.label} {each.score:.2f}", f"{each.second} {each.second_score:.2f}", each.verdict, _short(each.text)]
+                [
+                    f"{each.label} {each.score:.2f}",
+                    f"{each.runner_up} {each.runner_up_score:.2f}",
+                    each.verdict,
+                    _short(each.text),
+                ]
                 for each in part[:count]
             ]
             console.table(f"{title} ({len(rows)} of {len(part)})", ["first choice", "runner-up", "verdict", "text"], rows)

@@ -60,7 +60,8 @@ def of(source: Source, record: SourceRecord, lid: LanguageId, rule: Rule, asked:
     Raises ConfigError when it would keep too little.
     """
     if not path.exists():
-        texts = sample(source.reader(record), record.tasks)
+        tolerant = source.model_copy(update={"max_bad_frac": 1.0})  # what cannot be read is counted when all of it is read
+        texts = sample(tolerant.reader(record), record.tasks)
         cut = find(rule, asked.threshold, seen(lid, texts, asked.level, rule.count))
         demand(source.domain, source.language, cut, cut.kept_frac, asked.least)
         _doubt(source.domain, source.language, cut)

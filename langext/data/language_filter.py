@@ -5,7 +5,7 @@ The one rule: a document comes out of it in the order in which it came, and what
 
 import re
 from collections.abc import Iterable, Iterator
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from datatrove.data import Document
 from datatrove.pipeline.base import PipelineStep
@@ -15,6 +15,7 @@ from langext.data.language_id import LanguageId
 from langext.data.verdict import EMPTY, Rule, Verdict, together
 
 Level = Literal["document", "paragraph", "line"]
+LEVELS = get_args(Level)
 MOST_DOCUMENTS, MOST_CHARACTERS = 256, 4 << 20
 """Documents and characters that are judged together. A single longer document is judged by itself."""
 _BREAKS = {"paragraph": re.compile(r"(\n[^\S\n]*(?:\n[^\S\n]*)+)"), "line": re.compile(r"(\n+)")}
@@ -37,7 +38,12 @@ class LanguageFilter(PipelineStep):
     name, type = "language", "filter"
 
     def __init__(
-        self, lid: LanguageId, rule: Rule | None, level: Level, rejects: DiskWriter, unwanted: frozenset[str] = frozenset()
+        self,
+        lid: LanguageId,
+        rule: Rule | None,
+        level: Level,
+        rejects: DiskWriter | None,
+        unwanted: frozenset[str] = frozenset(),
     ):
         super().__init__()
         self.lid, self.rule, self.rejects, self.unwanted = lid, rule, rejects, unwanted

@@ -1,17 +1,22 @@
 """A look at a source before a run: some of its documents, and what the language filter makes of them.
 
-The one rule: the verdict is that of the filter itself, `judge` is the only place that asks it.
+The one rule: the verdict is that of the filter itself, with the cut that is found in the documents that are looked at.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
+from typing import Literal
 
 from datatrove.data import Document
 
-from langext.data.language_id import LABEL, LanguageFilter, LanguageId
+from langext.data import cuts, rules
+from langext.data.language_filter import LanguageFilter, Level
+from langext.data.language_id import LanguageId
 from langext.data.sources import Source
+from langext.data.verdict import Rule, Verdict
 from langext.errors import ConfigError
+from langext.summaries import Cut
 
 FILES = 16
 """Most files of a source that documents are taken from."""
@@ -22,25 +27,29 @@ KEPT = "kept"
 class Expected:
     """What the filter is asked for."""
 
-    label: str | None
-    """The model's label of the language; None keeps whatever is not `unwanted`."""
-    threshold: float
+    language: str | None
+    """Code of the language; None of text in many languages and in none."""
+    threshold: Literal["auto"] | float = "auto"
+    level: Level = "document"
     unwanted: str | None = None
+    """Code of a language that is dropped where none is expected."""
+    run: tuple[str, ...] = ()
+    """Codes of all languages of the run."""
 
 
 @dataclass(frozen=True)
 class Judged:
-    """One document, and what the filter makes of it."""
+    """One document, paragraph or line, and what the filter makes of it."""
 
     id: str
     text: str
     label: str
-    """The model's first choice, without its prefix; empty when it has none."""
+    """The model's first choice."""
     score: float
     """Its probability."""
-    second: str
-    """The runner-up."""
-    second_score: float
+    runner_up: str
+    """The best label of another language; empty when there is none."""
+    runner_up_score: float
     verdict: str
     """`kept`, or the reason why it is dropped."""
     fit: float
@@ -81,32 +90,40 @@ def look(source: Source, count: int) -> Seen:
     return Seen(documents, len(chosen) if record.files else 0, broken, places)
 
 
-def judge(model: LanguageId, documents: Sequence[Document], expected: Expected) -> list[Judged]:
-    """What the language filter makes of each document."""
-    judged = LanguageFilter(model, expected.label, expected.threshold, None, expected.unwanted)  # type: ignore[arg-type]
-    verdicts = judged.filter_batch(list(documents))
-    # Lines are joined because fastText stops at the end of one.
-    labels, scores = model.model.predict([" ".join(document.text.split()) for document in documents], k=2)
-    found = []
-    for document, verdict, names, values in zip(documents, verdicts, labels, scores, strict=True):
-        second, second_score = (names[1], float(values[1])) if len(names) > 1 else ("", 0.0)
-        label, score = document.metadata["language_label"], document.metadata["language_score"]
-        fit = {LABEL + label: score, second: second_score}.get(expected.label or "", 0.0)
-        reason = KEPT if verdict is True else verdict[1] if isinstance(verdict, tuple) else "dropped"
-        found.append(
-            Judged(document.id, document.text, label, score, second.removeprefix(LABEL), min(1.0, second_score), reason, fit)
-        )
-    return found
+def judge(lid: LanguageId, documents: Sequence[Document], expected: Expected) -> tuple[list[Judged], Cut | None]:
+    """What the language filter makes of each document, paragraph or line, and the cut that it does that with."""
+    texts, cut, rule = [document.text for document in documents], None, None
+    if expected.language:
+        found = rules.labels_of([expected.language, *expected.run], lid.labels())
+        rule = rules.rule_of(expected.language, found, lid.labels(), expected.run)
+        cut = cuts.find(rule, expected.threshold, cuts.seen(lid, texts, expected.level, rule.count))
+        rule = cuts.applied(rule, cut)
+    unwanted = rules.labels_of([expected.unwanted] if expected.unwanted else [], lid.labels()).values()
+    judged = LanguageFilter(lid, rule, expected.level, None, frozenset(unwanted)).judge(texts)
+    return [
+        _judged(document, number if len(parts) > 1 else None, part, verdict, rule)
+        for document, parts in zip(documents, judged, strict=True)
+        for number, (_, part, verdict) in enumerate(parts)
+    ], cut
+
+
+def _judged(document: Document, number: int | None, text: str, verdict: Verdict, rule: Rule | None) -> Judged:
+    sides = {verdict.label: verdict.score, verdict.runner_up: verdict.runner_up_score}
+    return Judged(
+        id=document.id if number is None else f"{document.id}#{number}", text=text, label=verdict.label, score=verdict.score,
+        runner_up=verdict.runner_up, runner_up_score=verdict.runner_up_score, verdict=verdict.reason or KEPT,
+        fit=max((sides[label] for label in rule.own if label in sides), default=0.0) if rule else 0.0,
+    )  # fmt: skip
 
 
 def split(found: Sequence[Judged]) -> tuple[list[Judged], list[Judged]]:
     """What is kept, the worst first, and what is dropped, the best first: what a cut somewhere else would change."""
-    kept = sorted((each for each in found if each.verdict == KEPT), key=lambda each: (each.fit, -each.second_score))
+    kept = sorted((each for each in found if each.verdict == KEPT), key=lambda each: (each.fit, -each.runner_up_score))
     dropped = sorted((each for each in found if each.verdict != KEPT), key=lambda each: (-each.fit, each.score))
     return kept, dropped
 
 
-def commonest(model: LanguageId, documents: Sequence[Document]) -> str:
+def commonest(lid: LanguageId, documents: Sequence[Document]) -> str:
     """The label that is the first choice for most documents; empty when there are none."""
-    labels = [label for label, _ in model.predict([document.text for document in documents])]
+    labels = [guesses[0][0] for guesses in lid.guesses([document.text for document in documents], 1) if guesses]
     return max(sorted(set(labels)), key=labels.count, default="")

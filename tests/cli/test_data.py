@@ -32,14 +32,14 @@ def test_a_look_at_a_path_shows_what_would_be_dropped(mixed, lid):
     for language in ([], ["--language", "fr"]):
         shown = langext("peek", mixed, "--lid", lid, "--show", 3, *language)
         assert shown.exit_code == 0, shown.output
-        assert "50 documents of 1 file(s), expected fr: 40 kept, 10 dropped (10 language_en)" in shown.output
+        assert "50 documents of 1 file(s), expected fra_Latn: 40 kept, 10 dropped (10 language_en)" in shown.output
         assert "1 entries cannot be read" in shown.output and "fr.jsonl: line 51: not a JSON object" in shown.output
         assert "dropped, the best first (3 of 10)" in shown.output and shown.output.count(" language_en ") == 3
     (found,) = json.loads(langext("peek", mixed, "--lid", lid, "--json", "--documents", 45).stdout)
-    assert len(found["documents"]) == 45 and found["broken"] == 0
-    first = found["documents"][0]
-    assert (first["label"], first["second"], first["verdict"]) == ("fr", "en", "kept") and first["score"] + first[
-        "second_score"
+    assert len(found["judged"]) == found["documents"] == 45 and found["broken"] == 0
+    first = found["judged"][0]
+    assert (first["label"], first["runner_up"], first["verdict"]) == ("fr", "en", "kept") and first["score"] + first[
+        "runner_up_score"
     ] > 0.99
 
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from langext.data.sources import Source
     from langext.summaries import FunnelRow
 
+Level = Literal["document", "paragraph", "line"]
 app = typer.Typer(no_args_is_help=True, help="Look at sources of text, and at what became of them.")
 SHOWN_LETTERS = 90
 """Letters of a document in a table."""
@@ -30,9 +31,7 @@ def peek(
     threshold: Annotated[
         float | None, typer.Option(min=0, max=1, help="Of a path: as `threshold` of stage filter. Default: auto.")
     ] = None,
-    level: Annotated[
-        str, typer.Option(help="Of a path: document, paragraph or line, as `level` of stage filter.")
-    ] = "document",
+    level: Annotated[Level, typer.Option(help="Of a path: as `level` of stage filter.")] = "document",
     column: Annotated[list[str] | None, typer.Option(help="Of a path: as `text_column` of a source. Repeatable.")] = None,
     documents: Annotated[int, typer.Option(min=1, help="Most documents to read of a source.")] = 1000,
     show: Annotated[int, typer.Option(min=1, help="Most documents to show of what is kept, and of what is dropped.")] = 10,
@@ -89,14 +88,10 @@ class Asked:
     name: str
 
 
-def _expected(language: str | None, threshold: float | None, level: str) -> "Expected":
+def _expected(language: str | None, threshold: float | None, level: Level) -> "Expected":
     from langext import languages
-    from langext.data.language_filter import LEVELS
     from langext.data.peek import Expected
-    from langext.errors import ConfigError
 
-    if level not in LEVELS:
-        raise ConfigError(f"--level {level}: expected {', '.join(LEVELS)}")
     code = languages.find(language).code if language else None
     return Expected(code, "auto" if threshold is None else threshold, level)
 

@@ -5,7 +5,7 @@ The one rule: a document comes out of it in the order in which it came, and what
 
 import re
 from collections.abc import Iterable, Iterator
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from datatrove.data import Document
 from datatrove.pipeline.base import PipelineStep
@@ -15,7 +15,6 @@ from langext.data.language_id import LanguageId
 from langext.data.verdict import EMPTY, Rule, Verdict, together
 
 Level = Literal["document", "paragraph", "line"]
-LEVELS = get_args(Level)
 MOST_DOCUMENTS, MOST_CHARACTERS = 256, 4 << 20
 """Documents and characters that are judged together. A single longer document is judged by itself."""
 _BREAKS = {"paragraph": re.compile(r"(\n[^\S\n]*(?:\n[^\S\n]*)+)"), "line": re.compile(r"(\n+)")}
@@ -51,6 +50,7 @@ class LanguageFilter(PipelineStep):
 
     def run(self, data: Any, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
         """Yield the documents of which something is kept."""
+        assert self.rejects is not None, "it can only judge, as it has nowhere to put what it drops"
         with self.rejects as rejects:
             for batch in _batches(data):
                 with self.track_time():

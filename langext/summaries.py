@@ -3,7 +3,7 @@
 A stage that comes with a summary of its own defines it in its own file; those that the report or the model card read are here.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field
 
@@ -16,6 +16,15 @@ ROLES: dict[Role, str] = {"train": "of the run", "protect": "protected", "measur
 """The same in words."""
 Line = Annotated[str, Field(pattern=r"^[^\n\r<>|`]*$")]
 """Text that stays what it is in a line or a table of Markdown."""
+
+
+class FunnelStep(Spec):
+    """What was left of a source after one step."""
+
+    name: str
+    """read, language, quality, duplicates or contamination."""
+    documents: int
+    bytes: int
 
 
 class FunnelRow(Spec):
@@ -47,6 +56,14 @@ class FunnelRow(Spec):
     """The commit of a hub data set that was read."""
     role: Role = "train"
     """What the source is there for."""
+    steps: list[FunnelStep] = []
+    """What was left after each step, in their order. Runs of earlier versions have none."""
+    repaired: int = 0
+    """Documents with wrongly decoded letters (mojibake), which were mended."""
+    lines_dropped: dict[str, int] = {}
+    """Reason -> lines that the quality rules took out of documents that they kept or dropped."""
+    divided: bool = False
+    """Whether it has so few documents that they were held out by passages. Duplicates and contamination are passages then."""
 
     @property
     def source(self) -> str:
@@ -95,6 +112,35 @@ class SourceRecord(Spec):
     """Parts that the source is read in."""
 
 
+class LanguageRecord(Spec):
+    """What the quality rules took a language to be like."""
+
+    words: str
+    """How its words are found: words (spaces and punctuation), graphemes (no words), or a tokenizer of datatrove."""
+    sources: list[str]
+    """The sources that this was found in, `<language>/<domain>`."""
+    documents: int
+    """How many of their documents were looked at."""
+    stop_words: list[str]
+    """The most frequent words; a document needs two of them."""
+    mean_word_length: list[float]
+    """Least and most characters that the words of a document may have on average; empty when it does not count."""
+    left_out: dict[Line, Line]
+    """Rule that is not applied to this language -> why."""
+
+
+class BenchmarkRecord(Spec):
+    """A benchmark that text was compared with."""
+
+    task: str
+    """Name of an lm-eval task, or path of a file."""
+    items: int
+    short: int = 0
+    """Items that are too short to be found."""
+    unread: str = ""
+    """Why its items could not be read, so that text was not compared with them; empty when they were."""
+
+
 class FilterSummary(Summary):
     """Of stage filter."""
 
@@ -105,6 +151,12 @@ class FilterSummary(Summary):
     """Of the model that identified the languages."""
     lid_model: SourceFile | None = None
     """That model as a file. Runs of earlier versions have only its sha256."""
+    duplicates: Literal["near", "exact", "off"] | None = None
+    """Which duplicates were dropped. None in runs of earlier versions, which kept all."""
+    qualities: dict[str, LanguageRecord] = {}
+    """By language, where a source of it was judged by quality."""
+    benchmarks: list[BenchmarkRecord] = []
+    """What text was compared with."""
 
 
 class VocabularyGain(Spec):
@@ -195,30 +247,6 @@ class TrainSummary(Training, Summary):
     """Figures about the weights themselves."""
 
 
-class RescaleSummary(Summary):
-    """Of stage rescale."""
-
-    of: Literal["rescale"] = "rescale"
-    alpha: float | None
-    """None when layers were reverted instead."""
-    curve: list[dict[str, Any]]
-    """For each alpha that was tried: bits per byte, learning, retention and score."""
-    reverted: list[int] = []
-    """Numbers, from 0, of the layers that have their weights from before the training."""
-
-
-class RegateSummary(Summary):
-    """Of stage regate."""
-
-    of: Literal["regate"] = "regate"
-    bits_per_byte: dict[str, dict[str, float]]
-    """trained (with the old gate), fitted, distilled -> bits per byte by `<language>/<domain>`."""
-    kept: str
-    """fitted or distilled."""
-    kl_per_token: list[float]
-    """Of each step of the distillation, in nats."""
-
-
 class DialPoint(Spec):
     """A model with the thresholds of one setting of the dial, measured on held-out text."""
 
@@ -252,20 +280,6 @@ class RecalibrateSummary(Summary):
     """The most `drift` that was allowed."""
     gates: CalibrationRecord
     """Of the point that was chosen."""
-
-
-class MergeSummary(Summary):
-    """Of stage merge."""
-
-    of: Literal["merge"] = "merge"
-    models: list[str]
-    """Folders of the models."""
-    rule: str
-    lines: bool
-    scale: float
-    alpha: float | None
-    """Factor of the first layer, where the layers are scaled."""
-    curve: list[dict[str, Any]]
 
 
 class TaskFile(Spec):

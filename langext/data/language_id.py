@@ -1,10 +1,9 @@
-"""Filter text by language with fastText, and split off held-out documents.
+"""Filter text by language with fastText.
 
 Rule: the label to keep is looked up when the run is planned. An unknown code is an error, not a filter that drops everything.
 """
 
 import functools
-import hashlib
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -134,27 +133,3 @@ class LanguageFilter(BaseFilter):
             else:
                 verdicts.append(True)
         return verdicts
-
-
-class HoldOut(PipelineStep):
-    """Marks each document as train or valid by a hash of its text, so that exact copies are always on the same side."""
-
-    name = "hold out"
-
-    def __init__(self, frac: float):
-        super().__init__()
-        self.frac = frac
-
-    def run(self, data: Any, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
-        """Yield each document with its metadata replaced by `split`; count documents and UTF-8 bytes of both splits."""
-        for document in data:
-            split = "valid" if unit_hash(document.text) < self.frac else "train"
-            document.metadata = {"split": split}
-            self.stat_update(f"{split}_documents")
-            self.stat_update(f"{split}_bytes", value=len(document.text.encode()))
-            yield document
-
-
-def unit_hash(text: str) -> float:
-    """A number in [0, 1) from the sha256 of the text: evenly distributed, and always the same for the same text."""
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -56,6 +56,9 @@ class Source(Spec):
     measure_only: Annotated[bool, LATER] = False
     """Only measure what happens to this text; nothing is trained or calibrated on it. For languages that are not of the run:
     they are not protected."""
+    quality: Annotated[Literal["web", "off"], LATER] = "off"
+    """web: keep only running text, by the rules of Gopher, C4 and FineWeb. For pages as they came from the web; of manuals,
+    laws and lists these rules drop much."""
     txt_documents: Annotated[Division, LATER] = "blocks"
     """What one document of a .txt file is: blocks (the text between blank lines), lines (every line), or files (the whole
     file). In other files every object or row is a document."""
@@ -71,6 +74,8 @@ class Source(Spec):
             raise ValueError("a source needs either path or hub")
         if self.path is not None and (self.config or self.revision or self.split != "train"):
             raise ValueError("config, split and revision belong to hub sources, this one has a path")
+        if self.quality != "off" and not languages.find(self.language).single:
+            raise ValueError("quality is for text in one language")
         if self.hub is not None and self.txt_documents != "blocks":
             raise ValueError("txt_documents belongs to sources with a path, this one is of the hub")
         return self

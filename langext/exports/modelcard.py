@@ -29,14 +29,12 @@ from langext.summaries import (
     FunnelRow,
     History,
     HistorySummary,
-    MergeSummary,
     RecalibrateSummary,
-    RegateSummary,
-    RescaleSummary,
     Training,
     TrainSummary,
     TransplantSummary,
 )
+from langext.weight_summaries import MergeSummary, RegateSummary, RescaleSummary
 
 LIBRARIES = {"gguf": "llama.cpp", "delta": "langext"}
 """Export format -> the library that loads it. All other formats are loaded by transformers."""

@@ -33,14 +33,12 @@ from langext.summaries import (
     ROLES,
     EvaluateSummary,
     ExtendSummary,
-    MergeSummary,
     RecalibrateSummary,
-    RegateSummary,
-    RescaleSummary,
     TokenizerSummary,
     TrainSummary,
     TransplantSummary,
 )
+from langext.weight_summaries import MergeSummary, RegateSummary, RescaleSummary
 
 FRACTIONS = ("acc_norm", "acc", "exact_match", "f1")
 """Metrics of tasks that lie between 0 and 1 and are better when higher; the preferred one first."""

@@ -6,7 +6,7 @@ reference are the sources of the language that are not judged by quality, as the
 
 import statistics
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,16 @@ from datatrove.pipeline.base import PipelineStep
 from datatrove.utils.text import TERMINAL_PUNCTUATION
 
 from langext.artifacts import write_json
-from langext.data.filters.web import LINE_ENDS, STOP_WORDS, WORD_LENGTH, WORDS
+from langext.data.filters.web import (
+    LINE_ENDS,
+    LINE_ENDS_FRAC,
+    SHORT_LINE,
+    SHORT_LINES,
+    SHORT_LINES_FRAC,
+    STOP_WORDS,
+    WORD_LENGTH,
+    WORDS,
+)
 from langext.data.word_units import WordUnits
 from langext.data.working import Read
 from langext.summaries import LanguageRecord
@@ -33,8 +42,6 @@ ENGLISH = 4.8
 """Median over documents of the mean length of words in English text, measured on news, novels, laws and manuals."""
 GOPHER = (3, 10)
 """Gopher's limits of that mean length, for English."""
-LINE_ENDS_FRAC = 0.12
-"""FineWeb's least share of lines that end like a sentence."""
 
 
 class Reference(PipelineStep):
@@ -71,8 +78,11 @@ def describe(texts: Sequence[str], sources: list[str], units: WordUnits) -> Lang
     lengths = [sum(map(len, found)) / len(found) for found in words]
     if units.are_words and not lengths:
         out[WORD_LENGTH] = "there was no text to measure it on"
-    if not texts or statistics.median(map(_line_ends, texts)) < LINE_ENDS_FRAC:
+    lines = [found for text in texts if (found := [line.rstrip() for line in text.split("\n") if line.strip()])]
+    if not lines or statistics.median(_share(found, _ends) for found in lines) < LINE_ENDS_FRAC:
         out[LINE_ENDS] = "half of its documents hardly have a line that ends like a sentence"
+    if not lines or statistics.median(_share(found, _is_short) for found in lines) > SHORT_LINES_FRAC:
+        out[SHORT_LINES] = "half of its documents are of short lines"
     return LanguageRecord(
         words=units.kind,
         sources=sources,
@@ -83,7 +93,13 @@ def describe(texts: Sequence[str], sources: list[str], units: WordUnits) -> Lang
     )
 
 
-def _line_ends(text: str) -> float:
-    """The share of lines that end like a sentence."""
-    lines = [line for line in text.split("\n") if line.strip()]
-    return sum(line.rstrip().endswith(tuple(TERMINAL_PUNCTUATION)) for line in lines) / max(1, len(lines))
+def _share(lines: Sequence[str], what: Callable[[str], bool]) -> float:
+    return sum(map(what, lines)) / len(lines)
+
+
+def _ends(line: str) -> bool:
+    return line.endswith(tuple(TERMINAL_PUNCTUATION))
+
+
+def _is_short(line: str) -> bool:
+    return len(line) <= SHORT_LINE

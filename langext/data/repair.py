@@ -22,7 +22,8 @@ _SUSPECT = re.compile(
     rf"[{_ONE}{_TWO}{_THREE}{_CONTROL}]"  # all that it can begin with comes first, for speed
     rf"(?:(?<=[{_CONTROL}])|(?<=[{_ONE}])[{_REST}]|(?<=[{_TWO}])[{_REST}]{{2}}|(?<=[{_THREE}])[{_REST}]{{3}}|(?<=Ã) )"
 )
-"""What ftfy can mend has this: the first bytes of a letter in UTF-8, read as letters of their own, or a control character."""
+"""What ftfy can mend has this: the bytes of a letter in UTF-8, read as letters of their own, or a control character. Letters
+read as Mac OS Roman or code page 437 are not looked for, because their signs are ordinary text too."""
 
 
 def repair(text: str) -> str:

@@ -45,8 +45,8 @@ def passages(text: str) -> tuple[list[str], str]:
         if size >= PASSAGE:
             found.append(gap.join(begun))
             begun, size = [], 0
-    if begun:
-        found.append(gap.join(begun))
+    if begun:  # the last passage takes what is left, so that none is short
+        found = [*found[:-1], gap.join([*found[-1:], *begun])]
     return found, gap
 
 

@@ -21,8 +21,11 @@ from langext.data.filters.base import TextFilter
 from langext.data.word_units import WordUnits
 from langext.summaries import LanguageRecord
 
-STOP_WORDS, WORD_LENGTH, LINE_ENDS, WORDS = "stop words", "word length", "ends of lines", "all that count words"
+STOP_WORDS, WORD_LENGTH, WORDS = "stop words", "word length", "all that count words"
+LINE_ENDS, SHORT_LINES = "ends of lines", "short lines"
 """Rules that may be left out for a language, see `LanguageRecord.left_out`."""
+LINE_ENDS_FRAC, SHORT_LINES_FRAC, SHORT_LINE = 0.12, 0.67, 30
+"""FineWeb's least share of lines that end like a sentence, and most share of lines of no more than so many characters."""
 LINES = "line-filter-"
 """Beginning of the names of datatrove's counts of lines that C4's rules drop."""
 
@@ -41,10 +44,12 @@ def rules(units: WordUnits, language: LanguageRecord) -> list[BaseFilter]:
     """The filters of datatrove with the numbers of a language, in FineWeb's order."""
     words: Any = units  # they take tokenizers in place of languages, which their types do not say
     out = language.left_out
+    lines: dict[str, Any] = {"language": words, "line_punct_thr": 0 if LINE_ENDS in out else LINE_ENDS_FRAC}
+    lines |= {"short_line_thr": 1 if SHORT_LINES in out else SHORT_LINES_FRAC, "short_line_length": SHORT_LINE}
     if WORDS in out:
         return [
             GopherRepetitionFilter(top_n_grams=(), dup_n_grams=(), language=words),
-            FineWebQualityFilter(line_punct_thr=0 if LINE_ENDS in out else 0.12, new_line_ratio=float("inf"), language=words),
+            FineWebQualityFilter(**lines, new_line_ratio=float("inf")),
         ]
     least, most = language.mean_word_length or (None, None)
     gopher: dict[str, Any] = {"min_avg_word_length": least, "max_avg_word_length": most}
@@ -53,7 +58,7 @@ def rules(units: WordUnits, language: LanguageRecord) -> list[BaseFilter]:
         GopherRepetitionFilter(language=words),
         GopherQualityFilter(**gopher, language=words),
         C4QualityFilter(filter_no_terminal_punct=False, language=words),
-        FineWebQualityFilter(line_punct_thr=0 if LINE_ENDS in out else 0.12, language=words),
+        FineWebQualityFilter(**lines),
     ]
 
 

@@ -225,7 +225,7 @@ class Filter(Stage):
         code = source.language == languages.ZXX
         # Blank lines of code are no paragraphs, and its odd letters are meant.
         filters = [judge] if self.level == "document" or code else [SplitParagraphs(), judge, JoinParagraphs()]
-        mended = [working.Tally("read")] if code else [working.Tally("read"), Repair()]
+        mended = [working.Tally("read")] if code else [Repair(), working.Tally("read")]
         last = [working.Tally("language"), working.Save(folder_of(ctx, "text", source))]
         workers = min(self.runtime.workers, record.tasks)
         with _forgetting(ctx, source):

@@ -57,7 +57,7 @@ def test_what_the_page_adds_works(tmp_path, pico, lid, texts):
         source = {"language": "fr", "path": str(texts / "fr.jsonl.gz"), "name": "book"}
         loud = {
             "language": "fr",
-            "path": str(write_jsonl(tmp_path / "loud.jsonl", [*loud_texts, "la pluie dort sous la forêt"])),
+            "path": str(write_jsonl(tmp_path / "loud.jsonl", [*shouted, "la pluie dort sous la forêt"])),
         }
         spec = {"name": "toy", "language": "fr", "base_model": str(pico)}
         first = {"uses": "filter", "lid_model": str(lid), "threshold": 0.3, "heldout_frac": 0.2, "sources": [source, loud],

@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeVar
 from pydantic import ValidationError
 
 from langext.errors import ConfigError, one_line, reading
-from langext.spec import Spec
+from langext.spec import Benchmarks, Spec
 
 MANIFEST = "manifest.json"
 JOB = "job.json"
@@ -70,6 +70,8 @@ class Job(Spec):
     RunFailed ("run") the same recipe goes on with what is there, and a changed one starts from nothing. Checkpoints are never
     discarded, and stage evaluate keeps the tasks that it has measured.
     """
+    benchmarks: list[Benchmarks] = []
+    """What stages evaluate of the pipeline measure."""
     prepare_seconds: float = 0.0
     """How long the work took that was done before the stage's processes were started."""
 

@@ -15,7 +15,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from langext.errors import ConfigError, read_text, user_path
-from langext.spec import Spec
+from langext.spec import Benchmarks, Spec
 
 HOST = re.compile(r"(\w[\w.@:-]*)\s+slots=(\d{1,4})(\s+#.*)?", re.ASCII)
 """A line of a host file. DeepSpeed writes the name into a command of a shell, so nothing else than a name may be there."""
@@ -218,6 +218,8 @@ class Context:
     """The languages that the model must not lose."""
     tokens: Path = Path()
     """Folder of text as token ids, which every stage of the run, and of other runs, may share."""
+    benchmarks: tuple[Benchmarks, ...] = ()
+    """What stages evaluate of the pipeline measure, which must not be trained on; empty while planning."""
     base_model: str = ""
     """As the pipeline names it; known while planning, empty while a stage runs."""
     rank: int = 0

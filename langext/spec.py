@@ -60,6 +60,14 @@ class Spec(BaseModel):
         return plain
 
 
+class Benchmarks(Spec):
+    """The lm-eval tasks that one stage measures."""
+
+    tasks: list[str]
+    include_path: Path | None = None
+    """Folder with the user's own task files."""
+
+
 class Summary(Spec):
     """Subclass it and add `of: Literal["..."] = "..."`. What was measured may be nan or inf: such a record must be readable."""
 

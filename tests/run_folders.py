@@ -8,7 +8,8 @@ from langext.artifacts import InputRecord, Job, Manifest, read_json, write_json
 from langext.evaluation.certificate import Certificate
 from langext.evaluation.scores import FORMAT
 from langext.pipeline.plan import Step
-from langext.summaries import EvaluateSummary, ExtendSummary, FilterSummary, TrainSummary
+from langext.summaries import EvaluateSummary, ExtendSummary, TrainSummary
+from langext.text_summaries import FilterSummary
 
 
 def bits(value: float, count: int = 50) -> dict[str, Any]:

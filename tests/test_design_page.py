@@ -7,6 +7,7 @@ from pathlib import Path
 
 from forks import langext
 from ruamel.yaml import YAML
+from toy import FRENCH, documents, write_jsonl
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "design.md").read_text(encoding="utf-8")
@@ -42,20 +43,32 @@ def test_what_the_page_adds_works(tmp_path, pico, lid, texts):
     add(methods, "    NeutralResidues | ", "BiasOnly | ")
     add(stages, "from langext.stages.base import Stage\n", "from langext.stages.count import Count\n")
     add(stages, "    Filter\n", "    | Count\n")
+    (package / "data" / "filters" / "shouting.py").write_text(block("`langext/data/filters/shouting.py`"))
+    filters = package / "data" / "filters" / "__init__.py"
+    add(filters, "from langext.data.filters.length import Length\n", "from langext.data.filters.shouting import Shouting\n")
+    add(filters, "    Length\n", "    | Shouting\n")
     gates = package / "methods" / "gates.py"
     add(gates, 'GateName = Literal["relu", ', '"softplus", ')
     add(gates, "GATES: dict[GateName, Gate] = {\n", block("In `langext/methods/gates.py`"))
     add(package / "exports" / "modeling_neutral_residue.py", "GATES = {\n", block("and in `langext/exports/modeling"))
+    shouted = [text.upper() for text in documents(FRENCH, 9, 7)]
     gated = "neutral_residues, gate: softplus, width: 16, local_loss: none"
     for method, form in (("bias", "delta"), (gated, "remote")):
         source = {"language": "fr", "path": str(texts / "fr.jsonl.gz"), "name": "book"}
+        loud = {
+            "language": "fr",
+            "path": str(write_jsonl(tmp_path / "loud.jsonl", [*shouted, "la pluie dort sous la forêt"])),
+        }
         spec = {"name": "toy", "language": "fr", "base_model": str(pico)}
-        first = {"uses": "filter", "lid_model": str(lid), "threshold": 0.3, "heldout_frac": 0.2, "sources": [source]}
+        first = {"uses": "filter", "lid_model": str(lid), "threshold": 0.3, "heldout_frac": 0.2, "sources": [source, loud],
+                 "filters": [{"name": "shouting"}]}  # fmt: skip
         stages_ = YAML(typ="safe", pure=True).load(RUN % (method, form))
         file, out = tmp_path / "toy.yaml", tmp_path / method.split(",")[0]
         YAML(typ="safe", pure=True).dump(spec | {"stages": [first, *stages_]}, file)
         done = langext("run", str(file), "--out", str(out), package=package.parent)
         assert done.returncode == 0, done.stdout + done.stderr
+        text = json.loads((out / "01-filter" / "manifest.json").read_text())["summary"]["funnel"]
+        assert [row["dropped"].get("shouting", 0) for row in text] == [0, 9]
         counted = json.loads((out / "02-count" / "manifest.json").read_text())["summary"]
         assert counted["of"] == "count" and counted["words"] > 100
         exported = json.loads((out / "05-export" / "checkpoint" / "export.json").read_text())

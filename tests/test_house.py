@@ -10,7 +10,9 @@ import pytest
 ROOT = Path(__file__).parent.parent
 FLOORS = {
     "": 0, "errors": 0, "tokenizer_tools": 0, "spec": 1, "console": 1,
-    "artifacts": 2, "export_summary": 2, "summaries": 2, "languages": 2, "context": 2, "ready": 2, "architectures": 2,
+    "artifacts": 2, "export_summary": 2, "summaries": 2, "weight_summaries": 2,
+    "text_summaries": 2, "languages": 2, "context": 2, "ready": 2,
+    "architectures": 2,
     "data": 3, "methods": 3, "models": 4, "evaluation": 4, "training": 5, "exports": 5, "report": 5,
     "stages": 6, "pipeline": 7, "cli": 8,
 }  # fmt: skip

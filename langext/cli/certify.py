@@ -19,7 +19,7 @@ from langext.evaluation.neutrality import Settings
 from langext.exports import certificates
 from langext.models import bases, exported
 from langext.report import conditions
-from langext.summaries import FunnelRow
+from langext.text_summaries import FunnelRow
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from langext.data.language_id import LanguageId
     from langext.data.peek import Expected, Judged
     from langext.data.sources import Source
-    from langext.summaries import FunnelRow
+    from langext.text_summaries import FunnelRow
 
 Level = Literal["document", "paragraph", "line"]
 app = typer.Typer(no_args_is_help=True, help="Look at sources of text, and at what became of them.")
@@ -66,7 +66,7 @@ def stats(root: edge.RunFolder, as_json: Annotated[bool, typer.Option("--json", 
     with edge.clean():
         from langext.artifacts import finished
         from langext.errors import ConfigError
-        from langext.summaries import FilterSummary
+        from langext.text_summaries import FilterSummary
 
         found = {path.name: text for path, manifest in finished(root) if (text := manifest.summary_as(FilterSummary))}
         if not found:

@@ -21,11 +21,12 @@ from datatrove.utils.batching import batched
 from langext.artifacts import read_as, write_json
 from langext.console import warn
 from langext.data.language_filter import Level, units
-from langext.data.language_id import Guesses, LanguageId, unit_hash
+from langext.data.language_id import Guesses, LanguageId
 from langext.data.sources import Source
+from langext.data.split import unit_hash
 from langext.data.verdict import Rule, odds
 from langext.errors import ConfigError
-from langext.summaries import Cut, SourceRecord
+from langext.text_summaries import Cut, SourceRecord
 
 SPREADS = 3.0
 """Standard deviations below the median at which the cut lies."""

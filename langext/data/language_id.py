@@ -1,19 +1,16 @@
-"""Identify the language of text with fastText, and split off held-out documents.
+"""Identify the language of text with fastText.
 
 Rule: a model says what text is taken for, with probabilities. What is kept is decided elsewhere, in `verdict`.
 """
 
 import functools
-import hashlib
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import regex
-from datatrove.data import Document
-from datatrove.pipeline.base import PipelineStep
 
 from langext.data import fasttext_models
 from langext.data.neighbours import PREFIX
@@ -86,27 +83,3 @@ class LanguageId:
             [(label.removeprefix(PREFIX), min(1.0, float(score))) for label, score in zip(found, given, strict=True)]
             for found, given in zip(labels, scores, strict=True)
         ]
-
-
-class HoldOut(PipelineStep):
-    """Marks each document as train or valid by a hash of its text, so that exact copies are always on the same side."""
-
-    name = "hold out"
-
-    def __init__(self, frac: float):
-        super().__init__()
-        self.frac = frac
-
-    def run(self, data: Any, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
-        """Yield each document with its metadata replaced by `split`; count documents and UTF-8 bytes of both splits."""
-        for document in data:
-            split = "valid" if unit_hash(document.text) < self.frac else "train"
-            document.metadata = {"split": split}
-            self.stat_update(f"{split}_documents")
-            self.stat_update(f"{split}_bytes", value=len(document.text.encode()))
-            yield document
-
-
-def unit_hash(text: str) -> float:
-    """A number in [0, 1) from the sha256 of the text: evenly distributed, and always the same for the same text."""
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64

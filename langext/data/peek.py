@@ -16,7 +16,7 @@ from langext.data.language_id import LanguageId
 from langext.data.sources import Source
 from langext.data.verdict import Rule, Verdict
 from langext.errors import ConfigError
-from langext.summaries import Cut
+from langext.text_summaries import Cut
 
 FILES = 16
 """Most files of a source that documents are taken from."""

@@ -15,7 +15,7 @@ import fsspec
 from langext.data.formats import pattern
 from langext.errors import ConfigError, RunFailed, one_line, reason
 from langext.spec import near
-from langext.summaries import SourceFile
+from langext.text_summaries import SourceFile
 
 SCHEME = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*://")
 """How the address of a place in a store begins."""

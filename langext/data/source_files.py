@@ -21,7 +21,7 @@ from langext.data import remote
 from langext.data.formats import CSV, JSONL, READS, SUFFIXES, TSV, TXT, kind, packing, pattern
 from langext.data.remote import Remote
 from langext.errors import ConfigError, RunFailed, one_line, user_path
-from langext.summaries import SourceFile
+from langext.text_summaries import SourceFile
 
 Place = Path | Remote
 """Where a file is: on this machine, or in an object store."""

@@ -11,7 +11,7 @@ from langext.data import assets, formats, piped, remote, source_files
 from langext.data.source_files import Division
 from langext.errors import ConfigError
 from langext.spec import LATER, Spec
-from langext.summaries import Role
+from langext.text_summaries import Role
 
 PROTECTED_HELDOUT = 0.05
 """Least share of protected documents that is held out: such sets are small, and nothing is trained on them."""
@@ -51,6 +51,9 @@ class SourceSpec(Spec):
     measure_only: Annotated[bool, LATER] = False
     """Only measure what happens to this text; nothing is trained or calibrated on it. For languages that are not of the run:
     they are not protected."""
+    quality: Annotated[Literal["web", "off"], LATER] = "off"
+    """web: keep only running text, by the rules of Gopher, C4 and FineWeb. For pages as they came from the web; of manuals,
+    laws and lists these rules drop much."""
     txt_documents: Annotated[Division, LATER] = "blocks"
     """What one document of a .txt file is: blocks (the text between blank lines), lines (every line), or files (the whole
     file). In other files every object or row is a document."""
@@ -88,6 +91,8 @@ class SourceSpec(Spec):
             raise ValueError("a source needs either path or hub")
         if self.path is not None and (self.config or self.revision or self.split != "train"):
             raise ValueError("config, split and revision belong to hub sources, this one has a path")
+        if self.quality != "off" and not languages.find(self.language).single:
+            raise ValueError("quality is for text in one language")
         if self.hub is not None and (self.txt_documents != "blocks" or self.encoding):
             raise ValueError("txt_documents and encoding belong to sources with a path, this one is of the hub")
         if self.format and not self.piped:

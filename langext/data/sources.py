@@ -10,7 +10,7 @@ from langext.data.formats import PARQUET, TXT, UTF_8
 from langext.data.source_files import EVERY, Found, Place
 from langext.data.source_spec import SourceSpec
 from langext.errors import ConfigError, one_line, user_path
-from langext.summaries import SourceFile, SourceRecord
+from langext.text_summaries import SourceFile, SourceRecord
 
 if TYPE_CHECKING:
     from datatrove.pipeline.writers.disk_base import DiskWriter

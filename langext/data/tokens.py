@@ -18,7 +18,7 @@ from langext.artifacts import Corpus, fingerprint, read_json, sha256_file, write
 from langext.console import Progress, say
 from langext.data.documents import batches, encode, end_token, sources
 from langext.errors import RunFailed
-from langext.summaries import FilterSummary
+from langext.text_summaries import FilterSummary
 
 IGNORE = -100
 """The label of a position without a prediction, the same number as in PyTorch: it adds nothing to the loss."""

@@ -15,7 +15,7 @@ from langext import languages
 from langext.architectures import families
 from langext.console import say
 from langext.errors import ConfigError, RunFailed, machine_problem, one_line, read_text, reading
-from langext.evaluation import benchmarks, metrics
+from langext.evaluation import benchmarks, metrics, task_texts
 from langext.evaluation.scores import Metric
 from langext.evaluation.text_alone import TextAlone
 from langext.spec import near
@@ -42,7 +42,7 @@ def check_folder(include: Path) -> None:
         config = _yaml(path)
         for key in [key for key in ("group", "task") if key in config][:1]:
             if not isinstance(config[key], str) or not config[key].strip():
-                raise ConfigError(f"{path}: {key}: {_shown(config[key])} is no name; write one in quotes")
+                raise ConfigError(f"{path}: {key}: {task_texts.shown(config[key])} is no name; write one in quotes")
 
 
 def _yaml(path: Path) -> dict[str, Any]:
@@ -73,21 +73,6 @@ def _recipe(path: Path) -> list[Path]:
             names = load_yaml(file, resolve_func=False, recursive=False).get("include") or []
             named += [file.parent / name for name in (names if isinstance(names, list) else [names])]
     return list(found)
-
-
-def _shown(value: Any) -> str:
-    """A value of a task file for a message. Of a list or an object only the kind: YAML's aliases make a small file large."""
-    match value:
-        case str():
-            return repr(one_line(value))
-        case dict() | list():
-            return "an object" if isinstance(value, dict) else "a list"
-        case bool() | float() | None:
-            return repr(value)
-        case int() if abs(value) < 10**15:
-            return repr(value)
-        case _:
-            return f"a value of type {type(value).__name__}"
 
 
 def check_tasks(tasks: Sequence[str], include: Path | None) -> None:
@@ -143,7 +128,7 @@ def _foreign_metric(leaf: _Leaf) -> str:
         name = entry.get("metric")
         own = isinstance(name, str) and (name.startswith("/") or name in registry.metric_registry)  # a path: !function
         if entry.get("hf_evaluate") is True or not own:
-            return name if isinstance(name, str) else _shown(name)
+            return name if isinstance(name, str) else task_texts.shown(name)
     return ""
 
 
@@ -160,7 +145,7 @@ def _leaves(
     place, seen = f"{above[-1] if above else 'tasks'}: its group names", set() if seen is None else seen
     entry = manager.task_index.get(name) if isinstance(name, str) else None
     if not isinstance(name, str) or (isinstance(task, str) and entry is None):
-        what = "an object without a name" if isinstance(task, dict) else _shown(task)
+        what = "an object without a name" if isinstance(task, dict) else task_texts.shown(task)
         raise ConfigError(f"{place} {what}, which lm-eval does not have")
     if entry and entry.yaml_path in above:
         raise ConfigError(f"{entry.yaml_path}: the group {name} contains itself")
@@ -168,7 +153,7 @@ def _leaves(
     if key in seen:
         if isinstance(task, str):
             return []
-        raise ConfigError(f"{place} the same description {_shown(name)} twice, by an alias")
+        raise ConfigError(f"{place} the same description {task_texts.shown(name)} twice, by an alias")
     seen.add(key)
     config = ((entry and entry.cfg) or {}) | ({} if isinstance(task, str) else task)
     recipes = (*above, entry.yaml_path) if entry and entry.yaml_path else above
@@ -188,7 +173,7 @@ def _source(leaf: _Leaf) -> benchmarks.Source | None:
         raise ConfigError(f"tasks: {leaf.name}: dataset_path must be a text, and dataset_kwargs keys with values")
     name = leaf.config.get("dataset_name")
     if not (name is None or isinstance(name, str)):
-        raise ConfigError(f"tasks: {leaf.name}: dataset_name must be a text (got {_shown(name)})")
+        raise ConfigError(f"tasks: {leaf.name}: dataset_name must be a text (got {task_texts.shown(name)})")
     return benchmarks.Source(leaf.name, path, name, options.get("data_files"))
 
 
@@ -209,6 +194,19 @@ def files(tasks: Sequence[str], include: Path | None) -> list[Path]:
         if own and (source := _source(leaf)):
             paths += benchmarks.files(source)
     return [path for path in dict.fromkeys(path.resolve() for path in paths) if path.is_file()]
+
+
+def items(task: str, include: Path | None) -> dict[str, list[tuple[str, ...]]]:
+    """Single task of `task` -> what a model reads of each of its items. Raises ConfigError when its data cannot be loaded."""
+    manager = _manager([task], include)
+    with _quiet():
+        try:  # nothing but lm-eval: tasks have their own data and code, which can raise any exception
+            leaves = manager.load([task])["tasks"].items()
+            return {name: [task_texts.of_item(leaf, doc) for doc in leaf.eval_docs] for name, leaf in leaves}
+        except Exception as error:
+            if _is_own(error):
+                raise
+            raise ConfigError(f"{task}: lm-eval cannot load it: {type(error).__name__}: {one_line(error)}") from error
 
 
 def auto_tasks(codes: Sequence[str], include: Path | None) -> list[str]:

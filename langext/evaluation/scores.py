@@ -9,7 +9,7 @@ from pydantic import ConfigDict
 from langext.artifacts import Scores, read_as, read_object
 from langext.errors import ConfigError
 from langext.spec import Spec
-from langext.summaries import Role
+from langext.text_summaries import Role
 
 FILE = "scores.json"
 FORMAT = "langext scores 5"

@@ -24,7 +24,7 @@ from langext.evaluation import bpb, certify, gate_stats, neutrality, open_gates
 from langext.evaluation.certificate import Certificate, Measured, MeasuredWith, TextFile
 from langext.evaluation.neutrality import Mismatch, Settings, Subject
 from langext.models import base_files, bases, exported, loading
-from langext.summaries import FilterSummary, FunnelRow
+from langext.text_summaries import FilterSummary, FunnelRow
 
 MARKS = ("<!-- neutrality -->", "<!-- end of neutrality -->")
 """Around the section of the model card."""

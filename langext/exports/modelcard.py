@@ -23,20 +23,9 @@ from langext.export_summary import ExportSummary, PublicBase
 from langext.methods.base import Method
 from langext.methods.gates import GATES
 from langext.models import bases, loading
-from langext.summaries import (
-    ROLES,
-    FilterSummary,
-    FunnelRow,
-    History,
-    HistorySummary,
-    MergeSummary,
-    RecalibrateSummary,
-    RegateSummary,
-    RescaleSummary,
-    Training,
-    TrainSummary,
-    TransplantSummary,
-)
+from langext.summaries import History, HistorySummary, RecalibrateSummary, Training, TrainSummary, TransplantSummary
+from langext.text_summaries import ROLES, FilterSummary, FunnelRow
+from langext.weight_summaries import MergeSummary, RegateSummary, RescaleSummary
 
 LIBRARIES = {"gguf": "llama.cpp", "delta": "langext"}
 """Export format -> the library that loads it. All other formats are loaded by transformers."""

@@ -22,7 +22,7 @@ from langext.stages.export import Export
 from langext.stages.filter import Filter
 from langext.stages.tokenizer import ExtendTokenizer
 from langext.stages.train import Train
-from langext.summaries import ROLES
+from langext.text_summaries import ROLES
 from langext.training import flops
 
 GiB = 2**30

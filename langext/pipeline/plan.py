@@ -28,8 +28,9 @@ from langext.errors import ConfigError
 from langext.methods import gates
 from langext.methods.base import Method
 from langext.models import bases
-from langext.spec import Spec, near
+from langext.spec import Benchmarks, Spec, near
 from langext.stages import AnyStage, makes, reads
+from langext.stages.evaluate import Evaluate
 from langext.stages.extend import Extend
 from langext.stages.filter import Filter
 from langext.stages.train import Train
@@ -75,6 +76,11 @@ class Pipeline(Spec):
     def context(self, out: Path) -> Context:
         """What a stage of this pipeline may know, if it writes into `out`."""
         return Context(out, self.seed, self.language, tuple(self.original_languages), base_model=self.base_model)
+
+    def benchmarks(self) -> list[Benchmarks]:
+        """What the stages evaluate measure. May ask lm-eval which tasks it has."""
+        named = [stage.benchmarks(self.context(Path())) for stage in self.stages if isinstance(stage, Evaluate)]
+        return [found for found in named if found.tasks]
 
 
 def _single(code: str) -> str:

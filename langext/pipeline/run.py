@@ -140,6 +140,7 @@ def _do(step: Step, pipeline: Pipeline, tokens: Path, held: int) -> None:
         fingerprint=step.fingerprint,
         identity=step.identity,
         tokens=str(tokens),
+        benchmarks=pipeline.benchmarks(),
     )
     write_json(step.out / JOB, job)
     code = 0

@@ -38,7 +38,9 @@ def execute(out: Path, *, only_prepare: bool = False) -> None:
     stage: AnyStage = TypeAdapter(AnyStage).validate_python(job.stage)
     rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     languages = job.language, tuple(job.original_languages)
-    ctx = Context(out, job.seed, *languages, tokens=Path(job.tokens), rank=rank, world_size=world_size)
+    ctx = Context(
+        out, job.seed, *languages, tokens=Path(job.tokens), benchmarks=tuple(job.benchmarks), rank=rank, world_size=world_size
+    )
     inputs = {arg: takes.kind(Path(job.inputs[arg].path)) for arg, takes in reads(stage).items() if arg in job.inputs}
     started = time.time()
     if only_prepare or world_size == 1:

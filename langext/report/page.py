@@ -20,7 +20,8 @@ from langext.evaluation.significance import Mean
 from langext.export_summary import ExportSummary
 from langext.report import calibrated, plots, standing
 from langext.report.run_folder import Run, gather
-from langext.summaries import ExtendSummary, FilterSummary, TokenizerSummary, TrainSummary
+from langext.summaries import ExtendSummary, TokenizerSummary, TrainSummary
+from langext.text_summaries import FilterSummary
 
 PAGE = "report.html"
 SECTIONS = {
@@ -51,6 +52,8 @@ def build(root: Path) -> Path:
         "dial": dial,
         "dial_plot": Markup(_dial_plot(dial)) if dial else "",
         "funnel": text.funnel if (text := run.summary(FilterSummary)) else [],
+        "text_summary": text,
+        "funnel_plot": Markup(_funnel_plot(text)) if text else "",
         "vocabulary": run.summary(TokenizerSummary),
         "training": run.summary(TrainSummary),
         "export": run.summary(ExportSummary),
@@ -68,6 +71,11 @@ def build(root: Path) -> Path:
     page = render("report.html.j2", run=run, titles=titles, sections=sections, tiles=list(_tiles(run)), costs=list(_costs(run)),
                   provenance=list(_provenance(run)), **found)  # fmt: skip
     return put(root / PAGE, page)
+
+
+def _funnel_plot(text: FilterSummary) -> str:
+    """What became of the text; empty for runs of earlier versions, which did not count it after every step."""
+    return plots.funnel({row.source: [(step.name, step.bytes) for step in row.steps] for row in text.funnel if row.steps})
 
 
 def render(template: str, **values: Any) -> str:

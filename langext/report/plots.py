@@ -6,7 +6,7 @@ import zlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
-from itertools import cycle
+from itertools import cycle, pairwise
 from math import floor, log10
 from typing import Any
 
@@ -161,6 +161,36 @@ def open_shares(layers: Sequence[int], new: Shares, kept: Shares, left_out: Mapp
         if axis.lines:
             axis.legend(frameon=False, labelcolor=INK, fontsize=9, loc="upper left", bbox_to_anchor=(0, -0.16))
     return _svg(figure, "Share of tokens with an open gate by layer, as calibrated")
+
+
+def funnel(sources: Mapping[str, Sequence[tuple[str, int]]]) -> str:
+    """What became of the text of each source: one bar for each, of what was kept and what each step dropped, in percent.
+
+    `sources`: name -> (step, bytes that were left after it), the first being what was read. Empty text when there is none.
+    """
+    if not sources:
+        return ""
+    figure, (axis,) = _figure(9.5, 1.1 + 0.32 * len(sources), 1)
+    steps = list(dict.fromkeys(step for done in sources.values() for step, _ in done[1:]))
+    names = [f"{name} ({done[0][1] / 1e6:.2f} MB)" for name, done in sources.items()]
+    kept = [100 * done[-1][1] / max(1, done[0][1]) for done in sources.values()]
+    axis.barh(names, kept, color=COLOURS[0], label="kept")
+    begin = kept
+    for step, colour in zip(reversed(steps), cycle(COLOURS[1:]), strict=False):
+        lost = [100 * _lost(done, step) / max(1, done[0][1]) for done in sources.values()]
+        axis.barh(names, lost, left=begin, color=colour, label=f"dropped: {step}")
+        begin = [at + width for at, width in zip(begin, lost, strict=True)]
+    axis.invert_yaxis()
+    axis.set_xlim(0, 100)
+    axis.grid(visible=False, axis="y")
+    _label(axis, "Text that was read, and what became of it", "share of the bytes in %")
+    axis.legend(frameon=False, labelcolor=INK, fontsize=9, loc="upper left", bbox_to_anchor=(1.01, 1))
+    return _svg(figure, "Text of each source that was kept, and that each step dropped; the table below has the figures")
+
+
+def _lost(done: Sequence[tuple[str, int]], step: str) -> int:
+    """Bytes that a step dropped; 0 when it was not done."""
+    return sum(before - after for (_, before), (name, after) in pairwise(done) if name == step)
 
 
 def dial(points: Sequence[tuple[float, float, str]], kept: int, budget: float | None) -> str:

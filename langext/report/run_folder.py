@@ -30,17 +30,15 @@ from langext.evaluation.significance import Change, Mean
 from langext.export_summary import ExportSummary
 from langext.spec import Summary
 from langext.summaries import (
-    ROLES,
     EvaluateSummary,
     ExtendSummary,
-    MergeSummary,
     RecalibrateSummary,
-    RegateSummary,
-    RescaleSummary,
     TokenizerSummary,
     TrainSummary,
     TransplantSummary,
 )
+from langext.text_summaries import ROLES
+from langext.weight_summaries import MergeSummary, RegateSummary, RescaleSummary
 
 FRACTIONS = ("acc_norm", "acc", "exact_match", "f1")
 """Metrics of tasks that lie between 0 and 1 and are better when higher; the preferred one first."""

@@ -22,8 +22,10 @@ from langext.console import duration, say
 from langext.context import Context
 from langext.errors import ConfigError, user_path
 from langext.evaluation import benchmarks, heldout, scores
+from langext.spec import Benchmarks
 from langext.stages.base import Stage
-from langext.summaries import EvaluateSummary, FilterSummary, Role, TaskFile
+from langext.summaries import EvaluateSummary, TaskFile
+from langext.text_summaries import FilterSummary, Role
 
 if TYPE_CHECKING:
     from langext.evaluation.harness import Harness
@@ -158,6 +160,10 @@ class Evaluate(Stage):
             return False
         every = [name for names in self.tasks.values() for name in names] if isinstance(self.tasks, dict) else list(self.tasks)
         return self.tasks == "auto" or summary.task_files == _hashes(harness.files(every, self.include_path))
+
+    def benchmarks(self, ctx: Context) -> Benchmarks:
+        """The lm-eval tasks that this stage measures."""
+        return Benchmarks(tasks=list(self._names(ctx)), include_path=self.include_path)
 
     def _names(self, ctx: Context) -> dict[str, str | None]:
         """Name of each lm-eval task -> the language that it measures; None where that is not known."""

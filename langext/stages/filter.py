@@ -1,33 +1,36 @@
 """Stage filter: turns raw text into documents in the right language, split into training and held-out text.
 
-The two rules: a document that is held out is never trained on; and what a source is, is written down before it is read.
+The two rules: what is held out is never trained on; and what a source is, is written down before it is read. What becomes of
+text once it is read and in the right language is in `passes`.
 """
 
 import contextlib
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from langext import languages
-from langext.artifacts import Corpus, Manifest, read_as, read_json, write_json
-from langext.console import say, warn
+from langext.artifacts import Corpus, Manifest, read_as, write_json
 from langext.context import Context
 from langext.data import assets, source_files, unread
+from langext.data.filters import AnyFilter, Web
 from langext.data.sources import Source
 from langext.errors import ConfigError, RunFailed, one_line, user_path
 from langext.spec import LATER
+from langext.stages import funnel
 from langext.stages.base import Stage
-from langext.summaries import Cut, FilterSummary, FunnelRow, SourceFile, SourceRecord
+from langext.stages.passes import Duplicates, Part, Passes, folder_of, log_of
+from langext.text_summaries import FilterSummary, SourceFile, SourceRecord
 
 if TYPE_CHECKING:
     from langext.data.language_id import LanguageId
     from langext.data.verdict import Rule
 
-RECORD, LID_RECORD, CUT = "read.json", "lid_model.json", "cut.json"
+RECORD, LID_RECORD = "read.json", "lid_model.json"
 """Files, among the logs, of what a source and the language-identification model were before they were read, and of the cut that
 was found in the source."""
 
@@ -57,7 +60,18 @@ class Filter(Stage):
     """Largest share of a source's entries that cannot be read, as broken lines, before the run stops. 0 stops at the first one,
     1 bears damaged files too. They are in rejects/, as `broken`."""
     heldout_frac: float = Field(0.01, gt=0, lt=1)
-    """Share of the documents that is held out for measuring, chosen by a hash of their text. Raise it to train on less."""
+    """Share of the documents that is held out for measuring, chosen by a hash of their text; of a source of fewer than 50
+    documents, share of their passages. Raise it to train on less."""
+    filters: Annotated[list[AnyFilter], LATER] = []
+    """What text of every source must pass, for example `{name: length, min_characters: 200}`."""
+    duplicates: Annotated[Duplicates, LATER] = "near"
+    """near: of texts of one language that are alike (about three quarters of their runs of five words) keep the first, whatever
+    sources they are in, so that no copy of what is trained on is measured on. exact: only of equal texts. off: keep all."""
+    contamination: Annotated[list[Path], LATER] = []
+    """Files of texts that must not be trained on (.jsonl or .txt, one item a line), besides the items of the tasks that stages
+    evaluate name."""
+    contamination_words: Annotated[int, LATER] = Field(13, ge=5)
+    """Text is dropped when it has so many words in a row of an item. Lower it to find more, and more that is chance."""
 
     @model_validator(mode="after")
     def _distinct_domains(self) -> "Filter":
@@ -69,8 +83,16 @@ class Filter(Stage):
             raise ValueError("standard input (path: -) can be one source only")
         return self
 
+    @field_validator("contamination")
+    @classmethod
+    def _files(cls, value: list[Path]) -> list[Path]:
+        return [user_path(path, "contamination") for path in value]
+
     def check(self, ctx: Context) -> None:
         """Raise ConfigError for files that are missing or damaged, languages without a label, and no text to train on."""
+        for path in self.contamination:
+            if not path.is_file():
+                raise ConfigError(f"contamination: {one_line(path)}: no such file", at=("contamination",))
         for source in self.sources:
             source.check_role(ctx.language, ctx.original_languages)
             source.check()
@@ -103,7 +125,7 @@ class Filter(Stage):
     def same_sources(self, manifest: Manifest) -> bool:
         """True when no source file is new, missing or changed, hub datasets are at the same commit, and so is the LID model."""
         summary = manifest.summary_as(FilterSummary)
-        if summary is None:
+        if summary is None or summary.duplicates is None:  # an earlier version made it, which kept duplicates
             return False
         read, commits = _by_source(manifest), {row.source: row.commit for row in summary.funnel}
         try:
@@ -138,26 +160,38 @@ class Filter(Stage):
         Raises RunFailed when a source or the model changes or vanishes before the stage is finished, and for what only reading
         shows: sources that are finished are kept. Raises ConfigError when all of them together lack text.
         """
-        funnel, files = [], []
+        files = []
         with _going_on():
             lid = self._lid()
             labels = self._labels(lid, ctx)
             model = self._begin_model(ctx, lid.path)
             sources = [source.at_hand(ctx.out) for source in self.sources]
             for source in sources:  # what was begun with before an interruption, all of it before anything goes on
-                if (path := _log(ctx, source) / RECORD).exists():
+                if (path := log_of(ctx, source) / RECORD).exists():
                     self._unchanged(source.difference(read_as(path, SourceRecord).files))
+            parts = []
             for source in sources:
                 record = self._begin(ctx, source)
-                funnel.append(self._filter(ctx, source, record, lid, labels))
+                self._read(ctx, source, record, lid, labels)
+                parts.append(Part(source, record, self._filters(source)))
                 files += record.files
+            extra, words = self.contamination, self.contamination_words
+            found = Passes(ctx, parts, self.duplicates, extra, words, self.heldout_frac, self.runtime).run()
+        rows = [funnel.count(part.source, part.record, log_of(ctx, part.source)) for part in parts]
+        for row in rows:
+            funnel.tell(row)
         for code in dict.fromkeys([*ctx.languages, *(source.language for source in self.sources)]):
             needed = any(source.language == code and (source.trained or source.protect) for source in self.sources)
-            _demand(code, [row for row in funnel if row.language == code], needed)
+            funnel.demand(code, [row for row in rows if row.language == code], needed)
         if source_files.changed(lid.path, model):
             self._unchanged(f"lid_model {one_line(lid.path)} has changed since it was first used")
-        ctx.report(FilterSummary(funnel=funnel, source_files=files, lid_sha256=model.sha256, lid_model=model))
+        known = {"lid_sha256": model.sha256, "lid_model": model, "duplicates": self.duplicates, "qualities": found.qualities}
+        ctx.report(FilterSummary(funnel=rows, source_files=files, benchmarks=found.benchmarks, **known))
         return Corpus(ctx.out)
+
+    def _filters(self, source: Source) -> tuple[AnyFilter, ...]:
+        """What text of a source must pass, in this order."""
+        return (*self.filters, *([Web(name="web")] if source.quality == "web" else []))
 
     def _unchanged(self, reason: str) -> None:
         if reason:
@@ -179,7 +213,7 @@ class Filter(Stage):
 
     def _begin(self, ctx: Context, source: Source) -> SourceRecord:
         """What a source was when this stage began to read it; it is written down now when this is the beginning."""
-        log = _log(ctx, source)
+        log = log_of(ctx, source)
         if not (log / RECORD).exists():
             if (log / "completions").exists():
                 self._unchanged(f"another version of langext has begun to read source {source.key}")
@@ -189,46 +223,43 @@ class Filter(Stage):
             write_json(log / RECORD, record)
         return read_as(log / RECORD, SourceRecord)
 
-    def _filter(
-        self, ctx: Context, source: Source, record: SourceRecord, lid: "LanguageId", labels: dict[str, str]
-    ) -> FunnelRow:
-        """Read and filter one source. Keeps nothing of it when reading shows a mistake in it, or when it changes meanwhile.
+    def _read(self, ctx: Context, source: Source, record: SourceRecord, lid: "LanguageId", labels: dict[str, str]) -> None:
+        """Read one source, and keep what is in the right language in the working folder.
 
         Text in many languages is kept but for what seems to be of the new language, and text in none whatever it seems to be.
-        Raises ConfigError for the first, RunFailed for the second.
+        Keeps nothing of it when reading shows a mistake in it, or when it changes meanwhile. Raises ConfigError for the first,
+        RunFailed for the second.
         """
-        from langext.data import cuts
+        from langext.data import cuts, working
         from langext.data.executor import execute
         from langext.data.language_filter import LanguageFilter
-        from langext.data.language_id import HoldOut
+        from langext.data.repair import Repair
         from langext.data.writers import Writer
 
-        log = _log(ctx, source)
-        file_name = f"{source.key}.${{rank}}.jsonl.gz"
-        rejects = Writer(ctx.out / "rejects", file_name)
+        log = log_of(ctx, source)
+        rejects = Writer(ctx.out / "rejects", f"{source.key}.${{rank}}.jsonl.gz")
         broken = Writer(ctx.out / "rejects", f"{source.key}.broken.${{rank}}.jsonl.gz")
         unwanted = {labels[ctx.language]} if source.language == languages.MUL else set()
         with _forgetting(ctx, source):
             rule = self._rule(ctx, source, record, lid, labels)
-        whole = source.language == languages.ZXX  # blank lines of code are no paragraphs
-        judge = LanguageFilter(lid, rule, "document" if whole else self.level, rejects, frozenset(unwanted))
-        keep = Writer(ctx.out / "documents", "${split}/" + file_name)
-        hold_out = HoldOut(source.heldout(self.heldout_frac))
-        steps = [source.reader(record, broken, self.max_bad_frac), judge, hold_out, keep]
+        code = source.language == languages.ZXX
+        # Blank lines of code are no paragraphs, and its odd letters are meant.
+        judge = LanguageFilter(lid, rule, "document" if code else self.level, rejects, frozenset(unwanted))
+        mended = [working.Tally("read")] if code else [Repair(), working.Tally("read")]
+        last = [working.Tally("language"), working.Save(folder_of(ctx, "text", source))]
         with _forgetting(ctx, source):
-            execute(steps, record.tasks, log, self.runtime)
+            execute([source.reader(record, broken, self.max_bad_frac), *mended, judge, *last], record.tasks, log, self.runtime)
         if reason := source.difference(record.files, count_new=False):
             _forget(ctx, source)
             raise RunFailed(f"{reason}: it changed while it was read. Run the same command again when it is complete")
-        row = _count(source, record, log)
         with _forgetting(ctx, source):
+            row = funnel.count(source, record, log)
             most = self.max_bad_frac if source.max_bad_frac is None else source.max_bad_frac
             files = sorted((ctx.out / "rejects").glob(f"{source.key}.broken.*"))
             unread.check(source.domain, row.dropped.get(unread.BROKEN, 0), row.documents_read, most, files)
             if row.cut and row.right_bytes:
                 cuts.demand(row.domain, row.language, row.cut, row.right_kept_bytes / row.right_bytes, self.min_kept)
-            _tell(row)
-        return row
+            funnel.demand_text(row, row.steps[-1].documents)
 
     def _rule(
         self, ctx: Context, source: Source, record: SourceRecord, lid: "LanguageId", labels: dict[str, str]
@@ -240,12 +271,8 @@ class Filter(Stage):
             return None
         rule = rules.rule_of(source.language, labels, lid.labels(), ctx.languages)
         asked = cuts.Asked(self.threshold, self.level, self.min_kept)
-        cut = cuts.of(source, record, lid, rule, asked, _log(ctx, source) / CUT)
+        cut = cuts.of(source, record, lid, rule, asked, log_of(ctx, source) / funnel.CUT)
         return cuts.applied(rule, cut)
-
-
-def _log(ctx: Context, source: Source) -> Path:
-    return ctx.out / "log" / source.language / source.domain
 
 
 @contextlib.contextmanager
@@ -271,7 +298,7 @@ def _forgetting(ctx: Context, source: Source) -> Iterator[None]:
 
 def _forget(ctx: Context, source: Source) -> None:
     """Remove all that is made of a source. Its log goes first and at once, because without it nothing counts as made."""
-    log = _log(ctx, source)
+    log = log_of(ctx, source)
     aside = log.with_name(f".{log.name}.old")
     if aside.exists():  # of an earlier time, which was killed
         shutil.rmtree(aside)
@@ -279,6 +306,8 @@ def _forget(ctx: Context, source: Source) -> None:
         log.rename(aside)
     for path in list(ctx.out.glob(f"*/**/{source.key}.*.jsonl.gz")):
         path.unlink()
+    if (working := folder_of(ctx, "text", source)).exists():
+        shutil.rmtree(working)
     if aside.exists():
         shutil.rmtree(aside)
 
@@ -297,60 +326,3 @@ def _by_source(manifest: Manifest) -> dict[str, list[SourceFile]]:
     for file in summary.source_files if summary else []:
         files.setdefault(file.source, []).append(file)
     return files
-
-
-def _count(source: Source, record: SourceRecord, log: Path) -> FunnelRow:
-    """The counts of all steps for one source, added up over all tasks."""
-    total: Counter[str] = Counter()
-    for path in sorted((log / "stats").glob("*.json")):
-        for step in read_json(path):
-            for key, stat in step["stats"].items():
-                total[key] += int(stat["total"] if isinstance(stat, dict) else stat)
-    counts = ("judged", "bytes_read", "train_documents", "train_bytes", "valid_documents", "valid_bytes",
-              "mended", "composed", "undivided", "right_bytes", "right_kept_bytes")  # fmt: skip
-    revision = record.commit or source.revision
-    return FunnelRow(
-        language=source.language,
-        domain=source.domain,
-        origin=f"{source.origin} @ {revision}" if revision else source.origin,
-        documents_read=(total["documents_read"] or total["judged"]) + total["dropped_broken"],
-        dropped={k.removeprefix("dropped_"): n for k, n in total.most_common() if k.startswith("dropped_")},
-        unread=record.unread,
-        commit=record.commit,
-        role=source.role,
-        cut=read_as(log / CUT, Cut) if (log / CUT).exists() else None,
-        **{name: total[name] for name in counts},
-    )
-
-
-def _tell(row: FunnelRow) -> None:
-    """Print what became of a source. Raises ConfigError when nothing of it is left."""
-    say(f"  {row.domain} ({row.language}): {row.documents_read} documents read, {row.kept} kept; {row.used}")
-    if row.mended:
-        say(f"  {row.domain} ({row.language}): broken Unicode in {row.mended} document(s), mended with U+FFFD")
-    if row.composed:
-        say(f"  {row.domain} ({row.language}): {row.composed} document(s) brought into the Unicode form NFC")
-    if not row.kept:
-        reasons = ", ".join(f"{n} {reason}" for reason, n in row.dropped.items()) or "the source is empty"
-        raise ConfigError(f"source {row.domain}: nothing of {row.language} is left ({reasons})")
-
-
-def _demand(code: str, rows: Sequence[FunnelRow], needed: bool) -> None:
-    """Raise ConfigError when a language has no held-out document, or none to train or calibrate on, if these are `needed`.
-
-    Warn when it has no source at all.
-    """
-    if not rows:
-        warn(f"no source for the original language {code}: nothing replays it and nothing measures it")
-        return
-    if not any(row.valid_documents for row in rows):
-        what, advice = f"no document of {code} fell into the held-out part", "raise heldout_frac or give more text"
-    elif needed and not any(row.train_documents for row in rows):
-        purpose = "calibrate gates" if any(row.role == "protect" for row in rows) else "train"
-        what, advice = f"no document of {code} is left to {purpose} on", "lower heldout_frac or give more text"
-    else:
-        return
-    if whole := [f"{row.undivided} in {one_line(row.origin)}" for row in rows if row.undivided]:
-        what += f". A .txt file without a blank line is one single document ({', '.join(whole)})"
-        advice = "if every line is a document, give its source txt_documents: lines"
-    raise ConfigError(f"{what}; {advice}")

@@ -13,7 +13,7 @@ from langext.methods import Full
 from langext.methods.base import Method
 from langext.models import bases
 from langext.stages.base import Stage
-from langext.summaries import MergeSummary
+from langext.weight_summaries import MergeSummary
 
 
 class Merge(Stage):

@@ -12,7 +12,7 @@ from langext.errors import ConfigError
 from langext.methods.base import Method
 from langext.methods.gates import GATES, GateName
 from langext.stages.base import Stage
-from langext.summaries import RegateSummary
+from langext.weight_summaries import RegateSummary
 
 
 class Regate(Stage):

@@ -13,7 +13,7 @@ from langext.methods.base import Method
 from langext.methods.layers import AnyLayers, numbers
 from langext.spec import LATER
 from langext.stages.base import Stage
-from langext.summaries import RescaleSummary
+from langext.weight_summaries import RescaleSummary
 
 if TYPE_CHECKING:
     from collections.abc import Callable

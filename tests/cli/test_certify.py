@@ -23,7 +23,7 @@ from langext.evaluation.neutrality import shown
 from langext.exports import certificates
 from langext.report import page
 from langext.report.run_folder import gather
-from langext.summaries import FilterSummary, FunnelRow
+from langext.text_summaries import FilterSummary, FunnelRow
 
 RESIDUES = {"name": "neutral_residues", "gate": "hard_sigmoid", "init": "lecun", "width": 16, "alpha": 0.1}
 QUICK = ("--bytes", "1000", "--continuations", "2")

@@ -8,7 +8,7 @@ from toy import ENGLISH, FRENCH, documents, write_jsonl
 from typer.testing import CliRunner
 
 from langext.cli import app
-from langext.summaries import FilterSummary, FunnelRow
+from langext.text_summaries import FilterSummary, FunnelRow
 
 
 def langext(*args):

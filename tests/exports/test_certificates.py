@@ -17,7 +17,7 @@ from langext.evaluation.neutrality import Settings
 from langext.exports import certificates
 from langext.methods import extended
 from langext.models import bases, loading
-from langext.summaries import FilterSummary, FunnelRow
+from langext.text_summaries import FilterSummary, FunnelRow
 
 QUICK = Settings(batch=2, continuations=1, new_tokens=2)
 RESIDUES = {"name": "neutral_residues", "gate": "hard_sigmoid", "width": 16, "init": "lecun"}

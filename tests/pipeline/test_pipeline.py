@@ -14,7 +14,8 @@ from langext.data.tokens import TokenFile
 from langext.errors import ConfigError
 from langext.pipeline import launcher, plan, reuse, run
 from langext.pipeline.plan import Pipeline
-from langext.summaries import EvaluateSummary, FilterSummary
+from langext.summaries import EvaluateSummary
+from langext.text_summaries import FilterSummary
 
 ROOT = Path(__file__).parent.parent.parent
 SHIPPED = sorted((ROOT / "pipelines").glob("**/*.yaml"))

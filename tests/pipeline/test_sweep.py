@@ -16,7 +16,7 @@ from run_folders import manifest_of
 from langext.artifacts import InputRecord, read_json, sha256_file, write_json
 from langext.errors import ConfigError, RunFailed
 from langext.pipeline import plan, reuse, run, sweep
-from langext.summaries import FilterSummary
+from langext.text_summaries import FilterSummary
 
 EVALUATE = {"uses": "evaluate", "bpb_bytes": 2000, "kl_bytes": 0, "continuation_items": 0, "samples": 0, "precision": "fp32"}
 

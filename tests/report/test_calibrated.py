@@ -8,15 +8,8 @@ from run_folders import compared, evaluation, manifest_of, stage
 from langext.artifacts import write_json
 from langext.report import calibrated, page, plots
 from langext.report.run_folder import gather
-from langext.summaries import (
-    CalibrationRecord,
-    DialPoint,
-    ExtendSummary,
-    FilterSummary,
-    FunnelRow,
-    GateShares,
-    RecalibrateSummary,
-)
+from langext.summaries import CalibrationRecord, DialPoint, ExtendSummary, GateShares, RecalibrateSummary
+from langext.text_summaries import FilterSummary, FunnelRow
 
 EVIL = "<script>x</script>"
 LAYERS = [2, 3, 5]

@@ -14,7 +14,8 @@ from langext.cli.app import app
 from langext.errors import ConfigError
 from langext.evaluation.significance import unbeaten
 from langext.report import compare_page, comparison, page, run_folder
-from langext.summaries import FilterSummary, TokenizerSummary
+from langext.summaries import TokenizerSummary
+from langext.text_summaries import FilterSummary
 
 
 @pytest.fixture

@@ -8,9 +8,10 @@ from run_folders import bits, certificate, change, evaluation, stage
 
 from langext.artifacts import FileRecord, Manifest, read_as, write_json
 from langext.errors import ConfigError
-from langext.report import conditions, page, standing
+from langext.report import conditions, page, plots, standing
 from langext.report.run_folder import gather
-from langext.summaries import FilterSummary, FunnelRow, TrainSummary
+from langext.summaries import TrainSummary
+from langext.text_summaries import BenchmarkRecord, FilterSummary, FunnelRow, FunnelStep, LanguageRecord
 
 EVIL = "<script>alert('x')</script> & <b>"
 
@@ -247,3 +248,29 @@ def test_an_unfinished_run_is_reported_as_far_as_it_is(tmp_path):
     assert "No before and after yet" in page.build(tmp_path).read_text()
     with pytest.raises(ConfigError, match="no finished stage"):
         page.build(tmp_path / "01-filter")
+
+
+def test_the_funnel_is_drawn_and_told(tmp_path):
+    """Per source what was left after each step; names that come with the data are escaped."""
+    steps = [("read", 10, 1000), ("language", 8, 800), ("duplicates", 6, 600), ("contamination", 5, 550)]
+    row = FunnelRow(
+        language="fra_Latn", domain="web", origin="web", documents_read=10, judged=10, bytes_read=1000, dropped={},
+        train_documents=4, valid_documents=1, train_bytes=500, valid_bytes=50,
+        steps=[FunnelStep(name=name, documents=n, bytes=size) for name, n, size in steps],
+    )  # fmt: skip
+    known = LanguageRecord(words="words", sources=["fra_Latn/web"], documents=9, stop_words=["<de>"], mean_word_length=[],
+                           left_out={"ends of lines": "of lists"})  # fmt: skip
+    benchmarks = [BenchmarkRecord(task="mine", items=7, short=2), BenchmarkRecord(task="lost", items=0, unread=EVIL)]
+    more = {"duplicates": "near", "qualities": {"fra_Latn": known}, "benchmarks": benchmarks}
+    summary = FilterSummary(funnel=[row], source_files=[], lid_sha256="", **more)
+    stage(tmp_path, 1, "filter", "Corpus", summary=summary)
+    html = page.build(tmp_path).read_text(encoding="utf-8")
+    assert "fra_Latn/web (0.00 MB)" in html and "dropped: duplicates" in html and "dropped: quality" not in html
+    assert "mine (7 items, 2 too short to be found)" in html and "not compared with lost" in html and EVIL not in html
+    assert "&lt;de&gt;" in html and "without the rule on ends of lines, because of lists" in html
+
+
+def test_the_bars_of_the_funnel_add_up():
+    done = {"a": [("read", 100), ("language", 80), ("duplicates", 80)], "b": [("read", 0), ("language", 0)]}
+    assert plots._lost(done["a"], "language") == 20 and plots._lost(done["a"], "duplicates") == 0 == plots._lost(done["b"], "x")
+    assert plots.funnel({}) == "" and "dropped: language" in plots.funnel(done)

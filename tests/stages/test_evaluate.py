@@ -23,7 +23,8 @@ from langext.models import loading
 from langext.models.loading import Reference
 from langext.stages import evaluate
 from langext.stages.evaluate import Evaluate
-from langext.summaries import EvaluateSummary, FilterSummary, FunnelRow, TaskFile
+from langext.summaries import EvaluateSummary, TaskFile
+from langext.text_summaries import FilterSummary, FunnelRow
 
 FORMATS = Path(__file__).parent.parent.parent / "configs" / "lm_eval"
 

@@ -1,0 +1,100 @@
+"""Find text that holds a piece of a benchmark. The one rule: what is looked for, and what is too short for it, is recorded.
+
+As for GPT-3 (https://arxiv.org/abs/2005.14165, appendix C), a text is contaminated when it shares a run of 13 words with an
+item; unlike there all of the text is dropped, as datatrove does.
+"""
+
+import gzip
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from datatrove.data import Document
+from datatrove.pipeline.filters.base_filter import BaseFilter
+from datatrove.pipeline.writers.disk_base import DiskWriter
+
+from langext.data.word_units import WordUnits, runs
+from langext.errors import ConfigError, one_line
+
+COMMON = 0.1
+"""A run that more than this share of a task's items has, and at least FEWEST of them, is its wording, not its content."""
+FEWEST = 5
+
+
+def file_items(path: Path) -> list[tuple[str, ...]]:
+    """The items of a file of one's own: every object of a .jsonl file with all its texts, or every line of a .txt file.
+
+    Raises ConfigError when it cannot be read.
+    """
+    where = one_line(path)
+    kind = path.name.casefold().removesuffix(".gz").rsplit(".", 1)[-1]
+    if kind not in ("jsonl", "txt"):
+        raise ConfigError(f"contamination: {where}: write .jsonl or .txt, plain or .gz")
+    try:
+        with (gzip.open if path.name.casefold().endswith(".gz") else open)(path, "rt", encoding="utf-8-sig") as file:
+            lines = [line.rstrip("\n") for line in file if line.strip()]
+        return [tuple(_texts(json.loads(line))) if kind == "jsonl" else (line,) for line in lines]
+    except (OSError, EOFError, ValueError) as error:
+        reason = error.strerror or error if isinstance(error, OSError) else "no lines of JSON, or no UTF-8"
+        raise ConfigError(f"contamination: {where}: cannot be read: {reason}") from None
+
+
+def _texts(value: Any) -> list[str]:
+    """All texts in a value of JSON."""
+    if isinstance(value, str):
+        return [value]
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return [text for part in inner for text in _texts(part)]
+
+
+def index(items: Sequence[Iterable[str]], units: WordUnits, words: int) -> tuple[np.ndarray, int]:
+    """The runs of words to look for, ascending uint64, and how many items are too short to have one."""
+    count: Counter[int] = Counter()
+    short = 0
+    for item in items:
+        found = {int(run) for text in item for run in runs(text, units, words)}
+        count.update(found)
+        short += not found
+    most = max(FEWEST, COMMON * len(items))
+    return np.array(sorted(run for run, times in count.items() if times <= most), np.uint64), short
+
+
+def write_index(folder: Path, items: Mapping[str, Sequence[Iterable[str]]], units: WordUnits, words: int) -> dict[str, int]:
+    """Write what to look for in text of one language: `<number>.npy` for each task. Returns how many items are too short."""
+    folder.mkdir(parents=True, exist_ok=True)
+    short = {}
+    for number, (task, entries) in enumerate(items.items()):
+        found, short[task] = index(entries, units, words)
+        np.save(folder / f"{number:05d}.npy", found)
+    return short
+
+
+class Decontaminate(BaseFilter):
+    """Drops texts that share a run of words with an item. The reason names the task."""
+
+    name = "contamination"
+
+    def __init__(self, folder: Path, tasks: Sequence[str], units: WordUnits, words: int, rejects: DiskWriter):
+        super().__init__(rejects)
+        self.folder, self.tasks, self.units, self.words = folder, list(tasks), units, words
+        self.runs = self.owner = np.zeros(0, np.uint64)
+
+    def run(self, data: Any, rank: int = 0, world_size: int = 1) -> Any:
+        """Yield the clean texts."""
+        parts = [np.load(self.folder / f"{number:05d}.npy") for number in range(len(self.tasks))]
+        every = np.concatenate([*parts, self.runs])
+        self.runs, first = np.unique(every, return_index=True)
+        self.owner = np.repeat(np.arange(len(parts)), [len(part) for part in parts])[first]
+        yield from super().run(data, rank, world_size)
+
+    def filter(self, doc: Document) -> bool | tuple[bool, str]:
+        """True, or False and the reason."""
+        mine = runs(doc.text, self.units, self.words)
+        if not len(self.runs) or not len(mine):
+            return True
+        at = np.minimum(np.searchsorted(self.runs, mine), len(self.runs) - 1)
+        hits = at[self.runs[at] == mine]
+        return True if not len(hits) else (False, f"contaminated_{self.tasks[int(self.owner[hits].min())]}")

@@ -1,0 +1,104 @@
+"""The funnel of stage filter: what became of the text of each source. The one rule: every document that was read is counted."""
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from langext.artifacts import read_as, read_json
+from langext.console import say, warn
+from langext.data.sources import Source
+from langext.errors import ConfigError, one_line
+from langext.text_summaries import Cut, FunnelRow, FunnelStep, SourceRecord
+
+CUT = "cut.json"
+"""File, among the logs of a source, of how sure the language-identification model must be of its text."""
+STEPS = ("read", "language", "quality", "duplicates", "contamination")
+"""Steps after which it is counted what is left, in their order."""
+
+
+def totals(log: Path) -> Counter[str]:
+    """The counts of all steps of a source, added up over all its passes and tasks."""
+    total: Counter[str] = Counter()
+    for path in sorted(log.glob("stats/*.json")) + sorted(log.glob("*/stats/*.json")):
+        for step in read_json(path):
+            for key, stat in step["stats"].items():
+                total[key] += int(stat["total"] if isinstance(stat, dict) else stat)
+    return total
+
+
+def steps_of(log: Path) -> list[FunnelStep]:
+    """What was left of a source after every step that has been done."""
+    from langext.data.working import AFTER
+
+    total = totals(log)
+    counts = {name: (f"{AFTER}{name}/documents", f"{AFTER}{name}/bytes") for name in STEPS}
+    return [
+        FunnelStep(name=name, documents=total[documents], bytes=total[size])
+        for name, (documents, size) in counts.items()
+        if documents in total
+    ]
+
+
+def count(source: Source, record: SourceRecord, log: Path) -> FunnelRow:
+    """The counts of all steps for one source, added up over all tasks."""
+    from langext.data.filters.web import LINES
+
+    total = totals(log)
+    counts = ("judged", "bytes_read", "train_documents", "train_bytes", "valid_documents", "valid_bytes",
+              "mended", "composed", "undivided", "right_bytes", "right_kept_bytes", "repaired")  # fmt: skip
+    revision = record.commit or source.revision
+    return FunnelRow(
+        language=source.language,
+        domain=source.domain,
+        origin=f"{source.origin} @ {revision}" if revision else source.origin,
+        documents_read=(total["documents_read"] or total["judged"]) + total["dropped_broken"],
+        dropped={k.removeprefix("dropped_"): n for k, n in total.most_common() if k.startswith("dropped_")},
+        unread=record.unread,
+        commit=record.commit,
+        role=source.role,
+        cut=read_as(log / CUT, Cut) if (log / CUT).exists() else None,
+        steps=steps_of(log),
+        lines_dropped={k.removeprefix(LINES): n for k, n in total.most_common() if k.startswith(LINES)},
+        divided=bool(total["divided"]),
+        **{name: total[name] for name in counts},
+    )
+
+
+def tell(row: FunnelRow) -> None:
+    """Print what became of a source. Raises ConfigError when nothing of it is left."""
+    demand_text(row, row.kept)
+    say(f"  {row.domain} ({row.language}): {row.documents_read} documents read, {row.kept} kept; {row.used}")
+    if row.mended:
+        say(f"  {row.domain} ({row.language}): broken Unicode in {row.mended} document(s), mended with U+FFFD")
+    if row.composed:
+        say(f"  {row.domain} ({row.language}): {row.composed} document(s) brought into the Unicode form NFC")
+    if row.repaired:
+        say(f"  {row.domain} ({row.language}): wrongly decoded letters in {row.repaired} document(s), mended")
+
+
+def demand_text(row: FunnelRow, left: int) -> None:
+    """Raise ConfigError when nothing of a source is left."""
+    if not left:
+        reasons = ", ".join(f"{n} {reason}" for reason, n in row.dropped.items()) or "the source is empty"
+        raise ConfigError(f"source {row.domain}: nothing of {row.language} is left ({reasons})")
+
+
+def demand(code: str, rows: Sequence[FunnelRow], needed: bool) -> None:
+    """Raise ConfigError when a language has no held-out document, or none to train or calibrate on, if these are `needed`.
+
+    Warn when it has no source at all.
+    """
+    if not rows:
+        warn(f"no source for the original language {code}: nothing replays it and nothing measures it")
+        return
+    if not any(row.valid_documents for row in rows):
+        what, advice = f"no document of {code} fell into the held-out part", "raise heldout_frac or give more text"
+    elif needed and not any(row.train_documents for row in rows):
+        purpose = "calibrate gates" if any(row.role == "protect" for row in rows) else "train"
+        what, advice = f"no document of {code} is left to {purpose} on", "lower heldout_frac or give more text"
+    else:
+        return
+    if whole := [f"{row.undivided} in {one_line(row.origin)}" for row in rows if row.undivided]:
+        what += f". A .txt file without a blank line is one single document ({', '.join(whole)})"
+        advice = "if every line is a document, give its source txt_documents: lines"
+    raise ConfigError(f"{what}; {advice}")

@@ -1,0 +1,71 @@
+"""Benchmarks in text: what is found, what is not, and what is said about it."""
+
+import gzip
+import json
+
+import pytest
+from datatrove.data import Document
+from toy import ENGLISH, FRENCH, sentences
+
+from langext.data import contamination
+from langext.data.contamination import Decontaminate, file_items, index, write_index
+from langext.data.word_units import WordUnits
+from langext.errors import ConfigError
+
+UNITS = WordUnits("fra_Latn")
+ITEM = "Quel est le plus grand des chats qui dorment sous la pluie de la ville ?"
+WORDING = "Lisez le texte suivant et choisissez celle des quatre réponses qui vous paraît la bonne :"
+
+
+class Rejects:
+    def __enter__(self):
+        self.documents = []
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def write(self, document, rank):
+        self.documents.append(document)
+
+
+def test_a_text_with_a_run_of_words_of_an_item_goes_and_names_its_task(tmp_path):
+    items = {"other": [(text,) for text in sentences(ENGLISH, 20, 1)], "mine/fr": [(ITEM, "oui"), ("trop court",)]}
+    assert write_index(tmp_path, items, UNITS, 13) == {"other": 0, "mine/fr": 1}
+    inside = f"On lit : quel est LE plus grand des chats, qui dorment sous la pluie de la ville. {sentences(FRENCH, 1, 1)[0]}"
+    texts = [inside, ITEM.replace("chats", "chiens"), "Quel est le plus grand ?", *sentences(FRENCH, 20, 2)]
+    rejects = Rejects()
+    step = Decontaminate(tmp_path, list(items), UNITS, 13, rejects)
+    kept = [doc.text for doc in step.run(iter([Document(text=text, id="") for text in texts]))]
+    assert kept == texts[1:]
+    assert [(d.text, d.metadata["filter_reason"]) for d in rejects.documents] == [(inside, "contaminated_mine/fr")]
+
+
+def test_the_wording_of_a_task_is_not_its_content():
+    items = [(f"{WORDING} {text}",) for text in sentences(FRENCH, 60, 3)]
+    found, short = index(items, UNITS, 13)
+    wording, _ = index(items[:1], UNITS, 13)
+    assert short == 0 and len(found) > 60
+    assert 0 < sum(run not in found for run in wording) < len(wording)  # the question itself is still looked for
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.txt"])
+def test_files_of_ones_own(tmp_path, name):
+    path = tmp_path / name
+    lines = ["un\n", "\n", "deux\n"] if name == "a.txt" else [json.dumps({"q": "un", "choices": ["a", {"x": "b"}], "gold": 1})]
+    with (gzip.open if name.endswith("gz") else open)(path, "wt") as file:
+        file.writelines(lines)
+    assert file_items(path) == ([("un",), ("deux",)] if name == "a.txt" else [("un", "a", "b")])
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [("a.csv", b"", "write .jsonl or .txt"), ("a.jsonl", b"{", "no lines of JSON"), ("a.txt", b"\xff\xfe", "no UTF-8"),
+     ("a.txt.gz", b"x", "cannot be read"), ("b.txt", None, "No such file")],
+)  # fmt: skip
+def test_files_that_cannot_be_read(tmp_path, name, content, said):
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(ConfigError, match=f"contamination: .*{said}") as raised:
+        contamination.file_items(tmp_path / name)
+    assert "\n" not in str(raised.value)

@@ -1,0 +1,158 @@
+"""The passes of stage filter: across sources, with benchmarks, and interrupted."""
+
+import gzip
+import json
+
+import pytest
+from toy import ENGLISH, FRENCH, documents, sentences, write_jsonl
+
+from langext.context import Context
+from langext.data.executor import Executor
+from langext.data.split import PASSAGE, unit_hash
+from langext.errors import RunFailed
+from langext.spec import Benchmarks
+from langext.stages import passes
+from langext.stages.filter import Filter
+from langext.text_summaries import BenchmarkRecord
+
+FR, EN = documents(FRENCH, 70, 1), documents(ENGLISH, 60, 2)
+HELD = [text for text in documents(FRENCH, 20, 3) if unit_hash(text) >= 0.2][:3]
+"""Texts that are only measured, and that would be trained on elsewhere."""
+ITEMS = sentences(FRENCH, 4, 9)
+
+
+def near(text):
+    return text.rsplit(" ", 3)[0] + " mais pas tout à fait"
+
+
+def lines(paths):
+    return [json.loads(line) for path in sorted(paths) for line in gzip.open(path, "rt", encoding="utf-8")]
+
+
+def stage_of(root, lid, french, **more):
+    sources = [
+        {"language": "fr", "path": str(write_jsonl(root / "fr.jsonl", french)), **more.pop("source", {})},
+        {"language": "en", "path": str(write_jsonl(root / "en.jsonl", EN))},
+        *more.pop("sources", []),
+    ]
+    return Filter(uses="filter", sources=sources, lid_model=str(lid), **{"heldout_frac": 0.2, "threshold": 0.1, **more})
+
+
+def run(root, stage, **more):
+    ctx = Context(root / "out", 1, "fra_Latn", ("eng_Latn",), **more)
+    ctx.out.mkdir(exist_ok=True)
+    corpus = stage.run(ctx)
+    return corpus, {row.domain: row for row in ctx.summary[-1].funnel}, ctx.summary[-1]
+
+
+def test_every_document_is_kept_or_has_its_reason(tmp_path, lid):
+    """A source to train on with copies of itself, of one that is only measured, and of a benchmark, all of it counted."""
+    (tmp_path / "items.jsonl").write_text(json.dumps({"good": ITEMS[0], "bad": ITEMS[1]}) + "\n")
+    task = {"task": "mine", "dataset_path": "json", "test_split": "test", "output_type": "multiple_choice",
+            "dataset_kwargs": {"data_files": {"test": str(tmp_path / "items.jsonl")}}, "doc_to_text": "",
+            "doc_to_choice": "{{[good, bad]}}", "doc_to_target": 0, "metric_list": [{"metric": "acc"}]}  # fmt: skip
+    (tmp_path / "tasks").mkdir()
+    (tmp_path / "tasks" / "mine.yaml").write_text(json.dumps(task))
+    lost = {"task": "lost", "dataset_kwargs": {"data_files": {"test": str(tmp_path / "lost.jsonl")}}}
+    (tmp_path / "tasks" / "lost.yaml").write_text(json.dumps(task | lost))
+    own = tmp_path / "own.txt"
+    own.write_text(f"{ITEMS[2]}\ntrop court\n")
+    contaminated = [f"{FR[0]} {ITEMS[1]} {FR[1]}", f"{FR[2]} {ITEMS[2]} {FR[3]}"]
+    french = [*FR, FR[5], near(FR[6]), *map(near, HELD), HELD[0], *contaminated, EN[0], "le chat"]
+    probe = {"language": "fr", "name": "probe", "path": str(write_jsonl(tmp_path / "p.jsonl", HELD)), "heldout_only": True}
+    more = {"contamination": [own], "filters": [{"name": "length", "min_characters": 20}], "sources": [probe]}
+    given = (Benchmarks(tasks=["mine", "lost"], include_path=tmp_path / "tasks"),)
+    corpus, rows, summary = run(tmp_path, stage_of(tmp_path, lid, french, **more), benchmarks=given)
+    row = rows["fr"]
+    why = {"language_en": 1, "too_short": 1, "duplicate": 2, "near_duplicate": 4, "contaminated_mine": 1}
+    assert row.dropped == why | {f"contaminated_{own}": 1}
+    assert {step.name: step.documents for step in row.steps} == {
+        "read": len(french), "language": len(french) - 1, "quality": len(french) - 2, "duplicates": 72, "contamination": 70
+    }  # fmt: skip
+    assert row.kept == 70 and rows["probe"].valid_documents == 3 and not row.divided
+    kept = lines((corpus.path / "documents").glob("*/fra_Latn/fr.*"))
+    assert sorted(doc["text"] for doc in kept) == sorted(FR)
+    rejected = lines((corpus.path / "rejects" / "fra_Latn").glob("fr.*"))
+    assert len(rejected) == sum(row.dropped.values()) and len(rejected) + row.kept == row.documents_read
+    reasons = [doc["metadata"]["filter_reason"] for doc in rejected]
+    assert {reason: reasons.count(reason) for reason in reasons} == row.dropped
+    found = {record.task: record for record in summary.benchmarks}
+    assert found[str(own)] == BenchmarkRecord(task=str(own), items=2, short=1)
+    assert found["mine"] == BenchmarkRecord(task="mine", items=1) and "lost.jsonl" in found["lost"].unread
+    assert not (corpus.path / passes.WORK).exists()
+
+
+def test_near_copies_stay_when_nobody_asks(tmp_path, lid):
+    french = [*FR, FR[5], near(FR[6])]
+    _, rows, _ = run(tmp_path, stage_of(tmp_path, lid, french, duplicates="exact"))
+    assert rows["fr"].dropped == {"duplicate": 1} and [step.name for step in rows["fr"].steps][-1] == "duplicates"
+    (tmp_path / "2").mkdir()
+    _, rows, summary = run(tmp_path / "2", stage_of(tmp_path, lid, french, duplicates="off"))
+    assert rows["fr"].kept == 72 and summary.duplicates == "off" and summary.benchmarks == []
+
+
+def test_a_source_of_one_document_is_held_out_and_trained_on(tmp_path, lid):
+    novel = "\n\n".join(FR)
+    corpus, rows, _ = run(tmp_path, stage_of(tmp_path, lid, [novel]))
+    train, valid = (lines(corpus.files(split, "fra_Latn")) for split in ("train", "valid"))
+    assert rows["fr"].divided and len(train) == 1 and len(valid) > 2
+    assert all(len(doc["text"]) >= PASSAGE and doc["text"] not in train[0]["text"] for doc in valid)
+    paragraphs = [part for doc in (*train, *valid) for part in doc["text"].split("\n\n")]
+    assert sorted(paragraphs) == sorted(part for text in FR for part in text.split("\n\n"))
+
+
+def test_web_text_is_judged_by_what_its_language_is_like(tmp_path, lid):
+    """With stop words of the curated source, and with the lines counted that go."""
+    pages = ["\n".join(" ".join(sentences(FRENCH, 3, 100 * n + i)) for i in range(12)) for n in range(60)]
+    junk = ["\n".join(["Le chat dort sous la pluie."] * 30), f"{pages[0]}\n{pages[1]}\nlorem ipsum " + pages[2]]
+    web = {"language": "fr", "name": "web", "quality": "web", "path": str(write_jsonl(tmp_path / "w.jsonl", [*pages, *junk]))}
+    _, rows, summary = run(tmp_path, stage_of(tmp_path, lid, FR, sources=[web]))
+    assert rows["web"].dropped == {"dup_line_frac": 1, "lorem_ipsum": 1} and rows["web"].kept == 60
+    known = summary.qualities["fra_Latn"]
+    assert known.sources == ["fra_Latn/fr"] and known.documents == 70 and "fr" not in summary.qualities
+    assert rows["fr"].dropped == {} and rows["web"].lines_dropped["kept"] > 700
+
+
+def test_a_pass_that_was_interrupted_goes_on_and_gives_the_same(tmp_path, lid, monkeypatch):
+    """Killed before each pass in turn, and once more when all is done but nothing is reported yet."""
+    for part in range(2):
+        write_jsonl(tmp_path / "many" / f"{part}.jsonl", [*FR[part::2], near(FR[part])])
+    source = {"path": str(tmp_path / "many"), "name": "many"}
+    whole, rows, _ = run(tmp_path, stage_of(tmp_path, lid, FR, source=source))
+    want = {path.relative_to(whole.path): path.read_bytes() for path in whole.path.glob("[dr]*/**/*.gz")}
+    assert rows["many"].dropped == {"near_duplicate": 2} and len(want) > 5
+    again, execute, count = tmp_path / "again", Executor.run, 0
+    again.mkdir()
+    stage = stage_of(tmp_path, lid, FR, source=source)
+    while True:
+        begun = []
+
+        def step(self, begun=begun):
+            if list(self.get_incomplete_ranks(range(self.tasks))):
+                if begun:
+                    raise KeyboardInterrupt
+                begun.append(self)
+            execute(self)
+
+        monkeypatch.setattr(Executor, "run", step)
+        try:
+            run(again, stage)
+            break
+        except KeyboardInterrupt:
+            count += 1
+    assert count == 9  # two sources read; then of each language signatures, pairs, choice and split
+    assert {path.relative_to(again / "out"): path.read_bytes() for path in (again / "out").glob("[dr]*/**/*.gz")} == want
+    monkeypatch.setattr(Executor, "run", lambda self: pytest.fail("nothing is left to do") if self.tasks > 2 else execute(self))
+    assert run(again, stage)[1]["many"].kept == rows["many"].kept
+
+
+def test_other_benchmarks_in_the_middle_of_a_stage_are_refused(tmp_path, lid, monkeypatch):
+    own = tmp_path / "own.txt"
+    own.write_text(ITEMS[0])
+    stage = stage_of(tmp_path, lid, FR, contamination=[own])
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(passes.Passes, "_split", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        run(tmp_path, stage)
+    own.write_text(ITEMS[1])
+    with pytest.raises(RunFailed, match="benchmarks .* have changed since this stage began.*--redo"):
+        run(tmp_path, stage)

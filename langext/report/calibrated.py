@@ -5,14 +5,8 @@ from dataclasses import dataclass
 
 from langext import languages
 from langext.report.run_folder import Run
-from langext.summaries import (
-    CalibrationRecord,
-    DialPoint,
-    ExtendSummary,
-    FilterSummary,
-    GateShares,
-    RecalibrateSummary,
-)  # fmt: skip
+from langext.summaries import CalibrationRecord, DialPoint, ExtendSummary, GateShares, RecalibrateSummary
+from langext.text_summaries import FilterSummary
 
 NEW, ORIGINAL, PROTECTED, NOT_PROTECTED = ROLES = ("new", "original", "protected", "not protected")
 """What held-out text is, in the order of the table."""

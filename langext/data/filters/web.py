@@ -69,7 +69,7 @@ class Rules(BaseFilter):
 
     name = "quality"
 
-    def __init__(self, rules: list[BaseFilter], rejects: DiskWriter):
+    def __init__(self, rules: Sequence[BaseFilter], rejects: DiskWriter):
         super().__init__(rejects)
         self.rules = rules
         for rule in rules:

@@ -68,6 +68,10 @@ class Benchmarks(Spec):
     """Folder with the user's own task files."""
 
 
+Line = Annotated[str, Field(pattern=r"^[^\n\r<>|`]*$")]
+"""Text that stays what it is in a line or a table of Markdown."""
+
+
 class Summary(Spec):
     """Subclass it and add `of: Literal["..."] = "..."`. What was measured may be nan or inf: such a record must be readable."""
 

@@ -3,14 +3,11 @@
 A stage that comes with a summary of its own defines it in its own file; those that the report or the model card read are here.
 """
 
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict
 
-from langext.spec import Spec, Summary
-
-Line = Annotated[str, Field(pattern=r"^[^\n\r<>|`]*$")]
-"""Text that stays what it is in a line or a table of Markdown."""
+from langext.spec import Line, Spec, Summary
 
 
 class VocabularyGain(Spec):

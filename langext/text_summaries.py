@@ -2,8 +2,7 @@
 
 from typing import Literal
 
-from langext.spec import Spec, Summary
-from langext.summaries import Line
+from langext.spec import Line, Spec, Summary
 
 Role = Literal["train", "protect", "measure"]
 """What a source is there for: text of a language of the run; text that the model is to be kept as it is on, which is never

@@ -147,10 +147,12 @@ def check_packed(data: bytes, end: str, where: str, size: int) -> bytes:
     try:
         while len(text) < size and (part := stream.read1(8192)):  # type: ignore[attr-defined]
             text += part
-    except DAMAGED:  # it may be cut, because only the beginning of the file is here; what else is damaged, reading shows
-        if not text and not any(data.startswith(mark) for mark in PACKED if PACKED[mark] == end):
+    except DAMAGED as error:  # it may be cut, because only the beginning of the file is here
+        if not any(data.startswith(mark) for mark in PACKED if PACKED[mark] == end) and not text:
             what = ": it is empty" if not data else f", but its name ends in {end}"
             raise ConfigError(f"{where}: not a {PACKINGS[end]} file{what}") from None
+        if not isinstance(error, EOFError):
+            raise ConfigError(f"{where}: damaged {PACKINGS[end]} file: {str(error).rstrip('.')}; mend or remove it") from None
     if not data:  # of which the gzip module makes an empty text
         raise ConfigError(f"{where}: not a {PACKINGS[end]} file: it is empty")
     return bytes(text[:size])

@@ -2,7 +2,6 @@
 
 import io
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import IO, Any, NamedTuple, cast
 
 from langext.data import formats
@@ -35,41 +34,42 @@ def lines(stream: IO[bytes], encoding: str = UTF_8) -> Iterator[Line]:
     Raises Unreadable where a compressed stream is damaged or cut short.
     """
     source: Any = stream if hasattr(stream, "peek") else io.BufferedReader(cast(Any, stream))
-    with _damage(0):
+    try:
         start = source.peek(4)[:4]
+    except formats.DAMAGED as error:
+        raise _damaged(0, error) from None
     encoding = (formats.wide(start) if encoding == UTF_8 else "") or encoding
     whole = _coded_lines(source, encoding) if "\n".encode(encoding) == b"\n" else _wide_lines(source, encoding)
     number = 0
     for text, why in whole:
-        for part in [text] if why else text.rstrip("\r\n").split("\r"):
+        for part in (text,) if why else text.rstrip("\r\n").split("\r"):
             number += 1
             yield Line(number, part.removeprefix(MARK), why)
 
 
-@contextmanager
-def _damage(line: int) -> Iterator[None]:
-    try:
-        yield
-    except formats.DAMAGED as error:
-        raise Unreadable(f"after line {line}: damaged: {str(error).rstrip('.')}") from None
-    except UnicodeDecodeError as error:
-        raise Unreadable(f"after line {line}: not {error.encoding} text: {error.reason}") from None
+def _damaged(line: int, error: Exception) -> Unreadable:
+    if isinstance(error, UnicodeDecodeError):
+        return Unreadable(f"after line {line}: not {error.encoding} text: {error.reason}")
+    return Unreadable(f"after line {line}: damaged: {str(error).rstrip('.')}")
 
 
 def _coded_lines(source: Any, encoding: str) -> Iterator[tuple[str, str]]:
     """Text of each line and why it cannot be read, where a line feed is the same byte as in UTF-8."""
     number, unknown = 0, ""
     while True:
-        with _damage(number):
+        try:
             raw = source.readline(MOST_BYTES)
-            number += 1
-            if len(raw) == MOST_BYTES and not raw.endswith(b"\n"):
-                while (rest := source.readline(MOST_BYTES)) and not rest.endswith(b"\n"):
-                    pass
-                yield "", f"longer than {MOST_BYTES >> 20} MiB; is this one document a line?"
-                continue
+            long = len(raw) == MOST_BYTES and not raw.endswith(b"\n")
+            while long and (rest := source.readline(MOST_BYTES)) and not rest.endswith(b"\n"):
+                pass
+        except formats.DAMAGED as error:
+            raise _damaged(number, error) from None
         if not raw:
             return
+        number += 1
+        if long:
+            yield "", f"longer than {MOST_BYTES >> 20} MiB; is this one document a line?"
+            continue
         try:
             text, why = raw.decode(encoding), ""
         except UnicodeDecodeError as error:
@@ -89,8 +89,10 @@ def _wide_lines(source: Any, encoding: str) -> Iterator[tuple[str, str]]:
     text = io.TextIOWrapper(source, encoding, errors, newline="\n")
     try:
         while True:
-            with _damage(number):
+            try:
                 line = text.readline(MOST_BYTES)
+            except (*formats.DAMAGED, UnicodeDecodeError) as error:
+                raise _damaged(number, error) from None
             if not line:
                 return
             if len(line) == MOST_BYTES and not line.endswith("\n"):

@@ -59,7 +59,8 @@ class Reader(PipelineStep):
 
     def document(self, data: dict[str, Any], name: str) -> Document:
         """The document of one entry, which is called `name` if it has no id. Raises Broken when it has no text."""
-        raw = "\n\n".join(part for column in self.columns if (part := self._text(data, column)))
+        parts = [self._text(data, column) for column in self.columns]
+        raw = parts[0] if len(parts) == 1 else "\n\n".join(filter(None, parts))
         whole = mend(raw)
         if whole != raw:
             self.stat_update(MENDED)

@@ -137,6 +137,7 @@ BAD_FILES = {
     "Cyrillic": (lambda d: put(d / "x.jsonl", RUSSIAN), "line 2: not UTF-8 text: it looks like cp1251; set encoding: cp1251"),
     "no xz": (lambda d: put(d / "x.txt.xz", "un"), "not a xz file, but its name ends in .xz"),
     "no Zstandard": (lambda d: put(d / "x.csv.zst", "un"), "not a Zstandard file"),
+    "marks of Zstandard alone": (lambda d: put(d / "x.txt.zst", b"\x28\xb5\x2f\xfd" + b"0" * 50), "damaged Zstandard file: "),
     "empty xz": (lambda d: put(d / "x.csv.xz", ""), "not a xz file: it is empty"),
     "zst unnamed": (lambda d: put(d / "x.csv", formats.zstd.compress(b"un")), "looks like Zstandard .*must end in .zst"),
     "one array": (lambda d: put(d / "x.jsonl", '[{"text": "un"},\n{"text": "deux"}]\n'), "line 1: not a JSON.*on each line"),

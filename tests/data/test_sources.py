@@ -383,7 +383,7 @@ def pipe(monkeypatch, data):
     [
         (b"un\n\ndeux\n", None, "stdin.txt"),
         (b'\n{"text": "un"}\n{"text": "deux"}\n', None, "stdin.jsonl"),
-        (gzip.compress(b'{"text": "un"}\n{"text": "deux"}\n'), None, "stdin.jsonl.gz"),
+        (gzip.compress(b'{"text": "un"}\n{"text": "deux"}\n', mtime=0), None, "stdin.jsonl.gz"),
         (b"text\nun\ndeux\n", "csv", "stdin.csv"),
         (zstd.compress(b"text\tid\nun\t1\ndeux\t2\n"), "tsv", "stdin.tsv.zst"),
     ],

@@ -82,6 +82,19 @@ def unpacked(raw: IO[bytes], end: str) -> IO[bytes]:
     return cast(IO[bytes], lzma.LZMAFile(raw)) if end == ".xz" else raw
 
 
+def opens(raw: IO[bytes], end: str) -> bool:
+    """False for a stream that begins as one which is compressed as `end` says, and of which nothing at all can be read."""
+    head = raw.read(max(map(len, PACKED)))
+    raw.seek(0)
+    if not any(head.startswith(mark) for mark in PACKED if PACKED[mark] == end):
+        return True  # it is something else
+    try:
+        unpacked(raw, end).read(1)
+    except DAMAGED:
+        return False
+    return True
+
+
 def looks_like(data: bytes, tail: bytes = b"") -> str:
     """What bytes are that are no text, an empty string when nothing speaks against text.
 

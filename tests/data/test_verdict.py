@@ -1,4 +1,4 @@
-"""What is kept as text of a language: by the first choice, the cut that the source itself gives, and the margin to neighbours."""
+"""What is kept as text of a language: by the first choice, the cut of the source itself, and the margin to neighbours."""
 
 import math
 import random

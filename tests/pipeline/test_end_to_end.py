@@ -36,6 +36,7 @@ def overrides(pico: Path, lid: Path, texts: Path) -> list[str]:
         "evaluate_base.tasks": "[]", "evaluate_base.runtime.gpus": 0, "evaluate_base.bpb_bytes": 3000,
         "evaluate_base.continuation_items": 8, "evaluate_base.sample_tokens": 8,
         "evaluate.tasks": "[]", "evaluate.runtime.gpus": 0, "evaluate.bpb_bytes": 3000, "evaluate.continuation_items": 8,
+        "certify.runtime.gpus": 0, "certify.bytes": 1000, "certify.continuations": 1, "certify.new_tokens": 4,
         "evaluate.sample_tokens": 8, "extend.method.init": "lecun", "extend.runtime.gpus": 0,
         "extend.method.calibrate": "{closed: 0.9, original_tokens: 4000, new_tokens: 3000, min_open: 0.1}",
         "evaluate_base.precision": "fp32", "evaluate.precision": "fp32", "train.precision": "fp32",

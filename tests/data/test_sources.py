@@ -463,7 +463,7 @@ def test_a_look_takes_the_beginning_of_many_files(tmp_path):
 def test_of_a_folder_what_cannot_be_opened_at_all_is_named_and_the_rest_is_read(tmp_path, end):
     whole = PACK[end](b'{"text": "un"}\n')
     put(tmp_path / f"a.jsonl{end}", whole)
-    put(tmp_path / f"b.jsonl{end}", whole[:4] + bytes(50))
+    put(tmp_path / f"b.jsonl{end}", whole[:6] + bytes(50))
     found = source_files.find(tmp_path)
     assert list(found.files) == [f"a.jsonl{end}"] and found.unread[0].startswith(f"b.jsonl{end} (damaged")
     put(tmp_path / f"c.jsonl{end}", b"a text that is called an archive")  # as what it is, `heads` refuses it

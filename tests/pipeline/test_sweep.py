@@ -206,7 +206,7 @@ def test_a_stage_is_taken_whole_or_not_at_all(file, tmp_path):
     was = source.read_bytes()
     lid = sha256_file(Path(step.stage.lid_model))
     read = [file for source in step.stage.sources for file in source.record().files]
-    summary = FilterSummary(funnel=[], source_files=read, lid_sha256=lid)
+    summary = FilterSummary(funnel=[], source_files=read, lid_sha256=lid, duplicates="near")
     right = manifest_of(summary, fingerprint=step.fingerprint)
     others = [file.model_copy(update={"sha256": "of other text", "modified_ns": 0}) for file in summary.source_files]
     elsewhere = summary.model_copy(update={"source_files": others})  # what the same relative path is in another project

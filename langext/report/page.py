@@ -51,6 +51,7 @@ def build(root: Path) -> Path:
         "dial": dial,
         "dial_plot": Markup(_dial_plot(dial)) if dial else "",
         "funnel": text.funnel if (text := run.summary(FilterSummary)) else [],
+        "cuts": [row for row in text.funnel if row.cut] if text else [],
         "vocabulary": run.summary(TokenizerSummary),
         "training": run.summary(TrainSummary),
         "export": run.summary(ExportSummary),

@@ -3,10 +3,11 @@
     python benchmarks/language_id.py asset:lid.176 --text texts --labelled sentences.jsonl.gz noisy.jsonl.gz
 
 `--text` is a folder of clean corpora, <language>.<name>.jsonl[.gz], one document {"text"} a line. `--labelled` are sets of
-{"text", "lang"} and, if you like, {"kind"}; lang is a code that langext knows, or und for what is no language. Three tables:
+{"text", "lang"} and, if you like, {"kind"}; lang is a code that langext knows, or und for what is no language. Four tables:
 
-- precision, recall and F1 for each language of each set. One language after the other is taken to be the source, with all texts of
-  it and the same number of others, drawn at random: langext finds its cut in that mixture. The figures are of the whole set.
+- precision, recall and F1 for each language of each set. One language after the other is taken to be the source, with all texts
+  of it and the same number of others, drawn at random: langext finds its cut in that mixture. The figures are of the whole set.
+- for pairs of near neighbours of the first set, the same with the one mixed into the other: single texts, and four in a row.
 - characters kept of every clean corpus.
 - mixtures: every corpus with 10, 30 and 50 % of documents from each other language of the corpora, and from all languages of
   the first set: characters of its own that are kept, and of the others that are dropped.
@@ -17,16 +18,18 @@ of the same text, serve for all three.
 """
 
 import argparse
+import contextlib
 import gzip
 import json
 import random
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 from langext import languages
-from langext.data import assets, cuts, rules
+from langext.data import assets, cuts, neighbours, rules
 from langext.data.language_id import Guesses, LanguageId
 from langext.data.readers import mend
 from langext.data.verdict import Rule
@@ -34,6 +37,8 @@ from langext.errors import ConfigError
 
 DATATROVE = 0.65
 MIXED = (0.1, 0.3, 0.5)
+TOGETHER = (1, 4)
+"""How many texts are joined to one, where near neighbours are told apart."""
 COUNT = 4
 """Guesses for each text: as many as a rule may need."""
 
@@ -60,18 +65,21 @@ def main() -> None:
     parser.add_argument("model", help="a fastText file, asset:lid.176 or asset:glotlid")
     parser.add_argument("--text", type=Path, help="folder of clean corpora")
     parser.add_argument("--labelled", type=Path, nargs="*", default=[], help="sets of texts with their languages")
-    parser.add_argument("--most", type=int, default=2000, help="most documents of a corpus")
+    parser.add_argument("--most", type=int, default=2000, help="most documents of a corpus, its first ones")
     asked = parser.parse_args()
     named = asked.model.startswith(assets.PREFIX)
     lid = LanguageId(assets.resolve(asked.model) if named else Path(asked.model))
-    sets = {path.name: list(read(lid, path, None)) for path in asked.labelled}
+    sets = {path.name: list(read(lid, path)) for path in asked.labelled}
     corpora = {}
     for path in sorted(asked.text.glob("*.jsonl*")) if asked.text else []:
-        corpora[path.name.split(".jsonl")[0]] = list(read(lid, path, path.name.split(".")[0]))[: asked.most]
+        corpora[path.name.split(".jsonl")[0]] = list(read(lid, path, path.name.split(".")[0], asked.most))
     for name, texts in sets.items():
         print(f"\n## {name}: precision / recall / F1\n")
         scores(lid, texts)
         recalls(lid, texts)
+    if sets:
+        print("\n## Near neighbours, 30 % mixed in: % of the characters of its own kept / of the neighbour's dropped\n")
+        pairs(lid, next(iter(sets.values())))
     if corpora:
         print("\n## Characters kept of clean corpora, %\n")
         clean(lid, corpora)
@@ -79,11 +87,11 @@ def main() -> None:
         mixtures(lid, corpora, next(iter(sets.values()), []))
 
 
-def read(lid: LanguageId, path: Path, language: str | None) -> Iterator[Text]:
-    """The texts of a file with what the model takes them for."""
+def read(lid: LanguageId, path: Path, language: str | None = None, most: int | None = None) -> Iterator[Text]:
+    """The first `most` texts of a file, or all, with what the model takes them for."""
     opener = gzip.open if path.suffix == ".gz" else open
     with opener(path, "rt", encoding="utf-8") as file:
-        rows = [json.loads(line) for line in file]
+        rows = [json.loads(line) for line in islice(file, most)]
     for start in range(0, len(rows), cuts.BATCH):
         batch = rows[start : start + cuts.BATCH]
         for row, guesses in zip(batch, lid.guesses([mend(row["text"]) for row in batch], COUNT), strict=True):
@@ -91,11 +99,14 @@ def read(lid: LanguageId, path: Path, language: str | None) -> Iterator[Text]:
 
 
 def code(language: str) -> str:
-    return language if language == "und" else languages.find(language).code
+    """The code of a language; `und` and languages that langext does not know stay what they are."""
+    with contextlib.suppress(ConfigError):
+        return languages.find(language).code
+    return language
 
 
 def judges(lid: LanguageId, language: str, source: Sequence[Text]) -> dict[str, Judge]:
-    """The three rules for a language; the first finds its cut in `source`. Raises ConfigError when the model does not know it."""
+    """The three rules for a language; the first finds its cut in `source`. Raises ConfigError for one that is unknown."""
     found = rules.labels_of([language], lid.labels())
     rule = rules.rule_of(language, found, lid.labels(), [])
     cut = cuts.find(rule, "auto", [(text.size, text.guesses) for text in source])
@@ -140,11 +151,11 @@ def recalls(lid: LanguageId, texts: Sequence[Text]) -> None:
         return
     made = {}
     for language in sorted({text.language for text in texts} - {"und"}):
-        source = [text for text in texts if text.language == language]
-        made[language] = judges(lid, language, source)
+        with contextlib.suppress(ConfigError):
+            made[language] = judges(lid, language, [text for text in texts if text.language == language])
     print("\n| kind | texts | langext | first choice | datatrove |\n| --- | --- | --- | --- | --- |")
     for kind in sorted(kinds):
-        of_kind = [text for text in texts if text.kind == kind]
+        of_kind = [text for text in texts if text.kind == kind and (text.language in made or text.language == "und")]
         cells = []
         for name in ("langext", "first choice", "datatrove"):
             kept = sum(
@@ -154,6 +165,38 @@ def recalls(lid: LanguageId, texts: Sequence[Text]) -> None:
             noise = of_kind[0].language == "und"
             cells.append(f"{100 * kept / len(of_kind):.1f} %" + " (noise, kept by the source of any language)" * noise)
         print(f"| {kind} | {len(of_kind)} | {' | '.join(cells)} |")
+
+
+def pairs(lid: LanguageId, texts: Sequence[Text]) -> None:
+    """Print what the margins do, for each pair of which the first choice lets through more than 1 % of the neighbour."""
+    dice = random.Random(3)
+    print("| language + neighbour | texts | langext | first choice | datatrove |\n| --- | --- | --- | --- | --- |")
+    for number in TOGETHER:
+        joined = {language: in_a_row(lid, texts, language, number) for language in sorted({text.language for text in texts})}
+        for language, own in joined.items():
+            with contextlib.suppress(ConfigError):
+                near = neighbours.near(languages.find(language), lid.labels())
+                found = rules.labels_of([language], lid.labels())
+                rivals = [other for other in joined if named(lid, other) in near - {found[language]}]
+                for rival in rivals:
+                    made = judges(lid, language, [*own, *mixed_in(own, joined[rival], 0.3, dice)])
+                    if share(joined[rival], made["first choice"]) > 1:
+                        cells = [f"{share(own, keep):.1f} / {100 - share(joined[rival], keep):.1f}" for keep in made.values()]
+                        print(f"| {language} + {rival} | {number} | {' | '.join(cells)} |")
+
+
+def named(lid: LanguageId, language: str) -> str:
+    """The model's label of a language; empty when it has none."""
+    with contextlib.suppress(ConfigError):
+        return rules.labels_of([language], lid.labels()).get(language, "")
+    return ""
+
+
+def in_a_row(lid: LanguageId, texts: Sequence[Text], language: str, number: int) -> list[Text]:
+    """The texts of a language, every `number` of them joined to one."""
+    own = [text.text for text in texts if text.language == language]
+    joined = ["\n".join(own[start : start + number]) for start in range(0, len(own), number)]
+    return [Text(language, "", text, guesses) for text, guesses in zip(joined, lid.guesses(joined, COUNT), strict=True)]
 
 
 def share(texts: Sequence[Text], keep: Judge) -> float:

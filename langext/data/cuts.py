@@ -5,10 +5,12 @@ takes for that language show how sure the model is of it. No number is set for a
 
 All scores are looked at as log odds, in which they lie about evenly on both sides of their median. The half above the median is
 nearly free of other text, which scores low; from there to the 84th percentile is one standard deviation of a normal
-distribution. The cut lies three of these below the median, so it stays where it is when other text is mixed in.
+distribution. The cut lies three of these below the median, so it stays where it is when other text is mixed in; or higher,
+where it costs no more than one hundredth of the text. In clean sources the second decides, and drops what is no text at all.
 """
 
 import heapq
+import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -35,7 +37,8 @@ MOST_SCORE = 0.5
 MOST_MARGIN = 3.0
 """Highest margin, as a ratio of probabilities."""
 GIVEN_UP = 0.01
-"""Share of the text that is taken for the language, in characters, that the margins to all neighbours may cost together."""
+"""Share of the text that is taken for the language, in characters, that the cut may always cost; and the margins to all
+neighbours together as much again."""
 ENOUGH = 20
 """Texts that are needed to see a distribution. With fewer, the first choice alone decides."""
 MOST_READ, MOST_JUDGED, MOST_DOCUMENTS, MOST_TASKS = 64 << 20, 8 << 20, 2000, 8
@@ -114,11 +117,11 @@ def find(rule: Rule, given: Literal["auto"] | float, found: Seen) -> Cut:
     sides = [(size, *rule.sides(guesses)) for size, guesses in found if guesses]
     right = [row for row in sides if row[1] >= row[3]]
     total, mine = sum(size for size, _ in found), sum(size for size, *_ in right)
-    values = np.array([odds(own) for _, own, _, _ in right])
     if given != "auto":
         score, margins = given, {}
     elif len(right) >= ENOUGH:
-        score, margins = min(MOST_SCORE, _chance(_low(values))), _margins(rule, right, mine)
+        low = _low([(odds(own), size) for size, own, _, _ in right], GIVEN_UP * mine)
+        score, margins = _down(min(MOST_SCORE, _chance(low))), _margins(rule, right, GIVEN_UP * mine)
     else:
         score, margins = 0.0, {}
     others: Counter[str] = Counter()
@@ -127,9 +130,9 @@ def find(rule: Rule, given: Literal["auto"] | float, found: Seen) -> Cut:
     cut = Cut(
         rule="auto" if given == "auto" else "threshold",
         labels=sorted(rule.own),
-        score=round(score, 4),
+        score=score,
         margins=margins,
-        usual=round(_chance(float(np.median(values))), 4) if right else None,
+        usual=round(float(np.median([own for _, own, _, _ in right])), 4) if right else None,
         sampled=len(found),
         right_frac=mine / total if total else 0.0,
         others={label: round(size / total, 4) for label, size in others.most_common(3) if size},
@@ -172,33 +175,32 @@ def demand(source: str, language: str, cut: Cut, kept_frac: float, least: float)
     raise ConfigError(f"{said}. Mend it: {advice}, or set min_kept: 0 if this is meant")
 
 
-def _low(values: "np.ndarray[Any, Any]") -> float:
-    middle, high = np.quantile(values, [0.5, 0.84])
-    return float(middle - SPREADS * (high - middle))
+def _low(rows: list[tuple[float, int]], budget: float) -> float:
+    """Where the cut lies among log odds, each with the characters that it stands for: as this module says above."""
+    rows = sorted(rows)
+    spent = np.cumsum([size for _, size in rows])
+    first = int(np.searchsorted(spent, budget, side="right"))
+    cheap = rows[first][0] if first < len(rows) else np.inf
+    if len(rows) < ENOUGH:
+        return float(cheap)
+    middle, high = np.quantile([value for value, _ in rows], [0.5, 0.84])
+    return float(max(cheap, middle - SPREADS * (high - middle)))
 
 
 def _chance(log_odds: float) -> float:
     return float(1 / (1 + np.exp(-log_odds)))
 
 
-def _margins(rule: Rule, right: Sequence[tuple[int, float, str, float]], total: int) -> dict[str, float]:
-    """The margin to each neighbour that occurs as a runner-up.
+def _down(value: float) -> float:
+    """Four digits, never above `value`: the text that a cut was taken from must pass it."""
+    return math.floor(value * 10_000) / 10_000
 
-    It is what costs its part of GIVEN_UP, or what lies below nearly all of the ratios as the cut does below the scores: the
-    first is higher in clean sources, the second where the neighbour is mixed in.
-    """
+
+def _margins(rule: Rule, right: Sequence[tuple[int, float, str, float]], budget: float) -> dict[str, float]:
+    """The margin to each neighbour that occurs as a runner-up; to find it, ratios of probabilities are taken for odds."""
     near: dict[str, list[tuple[float, int]]] = {}
     for size, own, other, rival in right:
-        if other in rule.rivals and rival > 0:
-            near.setdefault(other, []).append((float(np.log(max(own, 1e-6) / max(rival, 1e-6))), size))
-    found = {}
-    for label, rows in sorted(near.items()):
-        rows.sort()
-        spent = np.cumsum([size for _, size in rows])
-        first = int(np.searchsorted(spent, GIVEN_UP * total / len(near), side="right"))
-        ratios = [ratio for ratio, _ in rows]
-        cheap = ratios[first] if first < len(ratios) else float("inf")
-        safe = _low(np.array(ratios)) if len(ratios) >= ENOUGH else 0.0
-        margin = min(MOST_MARGIN, float(np.exp(max(cheap, safe, 0.0))))
-        found[label] = round(margin, 4)
-    return found
+        if other in rule.rivals:
+            near.setdefault(other, []).append((math.log(max(own, 1e-6) / max(rival, 1e-6)), size))
+    lows = {label: _low(rows, budget / len(near)) for label, rows in sorted(near.items())}
+    return {label: _down(min(MOST_MARGIN, math.exp(max(0.0, min(low, 9.0))))) for label, low in lows.items()}

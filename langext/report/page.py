@@ -54,6 +54,7 @@ def build(root: Path) -> Path:
         "funnel": text.funnel if (text := run.summary(FilterSummary)) else [],
         "text_summary": text,
         "funnel_plot": Markup(_funnel_plot(text)) if text else "",
+        "cuts": [row for row in text.funnel if row.cut] if text else [],
         "vocabulary": run.summary(TokenizerSummary),
         "training": run.summary(TrainSummary),
         "export": run.summary(ExportSummary),

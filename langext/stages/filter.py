@@ -49,7 +49,7 @@ class Filter(Stage):
     """What the model is shown: plain, the text in one line (lid.176, GlotLID); words, in lower case without digits and
     punctuation (OpenLID). auto looks at the model's labels."""
     threshold: Literal["auto"] | Annotated[float, Field(ge=0, le=1)] = "auto"
-    """How sure the model must be of the expected language, its first choice. auto finds that in each source (docs/text.md); a
+    """How sure the model must be of the expected language, its first choice. auto finds that in each source (docs/data.md); a
     number is the smallest probability that is accepted, whatever the language. Raise it for cleaner text, but less of it."""
     min_kept: Annotated[float, Field(ge=0, le=1), LATER] = 0.5
     """The stage stops when less of a source is kept than this share of the text for which the model's first choice is right. 0

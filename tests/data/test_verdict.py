@@ -63,6 +63,15 @@ def test_an_absolute_threshold_of_before_throws_the_unsure_language_away_and_is_
     cuts.demand("news", "swh_Latn", cuts.find(SW, 0.65, source(0.5, 1, 9, label="en")), 0.0, 0.5)  # nothing is right
 
 
+def test_the_cut_of_a_clean_source_may_always_cost_a_hundredth_of_it_and_no_more():
+    """Scores of short text are wide: three standard deviations below the median there is code and noise too."""
+    own = source(0.9, 1.8, 1000)
+    cut = cuts.find(SW, "auto", own)
+    assert 0.985 <= cut.kept_frac < 0.995 and 0.05 < cut.score < cuts.MOST_SCORE
+    wide = [(1_000_000 if number == 0 else size, guesses) for number, (size, guesses) in enumerate(sorted(own, key=str))]
+    assert cuts.find(SW, "auto", wide).kept_frac > 0.99  # characters count, not documents
+
+
 def test_few_texts_are_judged_by_the_first_choice_alone():
     cut = cuts.find(SW, "auto", source(0.9, 0.8, cuts.ENOUGH - 1))
     assert (cut.score, cut.margins, cut.sampled) == (0.0, {}, cuts.ENOUGH - 1)

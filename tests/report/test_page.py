@@ -11,7 +11,7 @@ from langext.errors import ConfigError
 from langext.report import conditions, page, plots, standing
 from langext.report.run_folder import gather
 from langext.summaries import TrainSummary
-from langext.text_summaries import BenchmarkRecord, FilterSummary, FunnelRow, FunnelStep, LanguageRecord
+from langext.text_summaries import BenchmarkRecord, Cut, FilterSummary, FunnelRow, FunnelStep, LanguageRecord
 
 EVIL = "<script>alert('x')</script> & <b>"
 
@@ -21,6 +21,8 @@ def run(tmp_path):
     row = FunnelRow(
         language="fra_Latn", domain=EVIL, origin=EVIL, documents_read=9, judged=9, bytes_read=1, dropped={"language_en": 2},
         train_documents=5, valid_documents=2, train_bytes=1000, valid_bytes=400,
+        cut=Cut(rule="auto", labels=[EVIL], score=0.31, margins={EVIL: 3.0}, usual=0.5, sampled=9, right_frac=0.8,
+                kept_frac=0.99, others={EVIL: 0.2}),
     )  # fmt: skip
     stage(tmp_path, 1, "filter", "Corpus", summary=FilterSummary(funnel=[row], source_files=[], lid_sha256=""))
     for number, name, model, french, english in ((2, "evaluate_base", "base", 2.0, 1.0), (4, "evaluate", "train", 1.5, 1.0001)):
@@ -226,7 +228,7 @@ def test_sections_are_there(run):
     for part in (
         "Learning curves", "Gates", "Before and after", "Samples", "language_en", "continuation_fra_Latn",
         "0.0123 nats per token", "layers 4, 7 are closed", "active blocks: 3", "50 % of the gap closed", "nothing beyond noise",
-        "(95 %: 43 to 57 %)", ">1.50<", "French: learned", "English: forgot",
+        "(95 %: 43 to 57 %)", ">1.50<", "French: learned", "English: forgot", "&gt;= 0.31; runner-up",
     ):  # fmt: skip
         assert part in html
 

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import shutil
+import struct
 from types import SimpleNamespace
 
 import fsspec
@@ -14,7 +15,7 @@ from datasets.exceptions import DataFilesNotFoundError
 from deadly import Dies
 from pydantic import ValidationError
 from run_folders import manifest_of
-from toy import ENGLISH, FRENCH, GERMAN, documents, sentences, write_fasttext, write_jsonl
+from toy import ENGLISH, FRENCH, GERMAN, SWAHILI, documents, sentences, write_fasttext, write_jsonl
 
 from langext.artifacts import sha256_file, write_json
 from langext.context import Context
@@ -103,6 +104,61 @@ def test_paragraph_level_cuts_the_other_language_out(tmp_path, lid):
     kept = texts(corpus.files("train", "fra_Latn")) + texts(corpus.files("valid", "fra_Latn"))
     assert sorted(kept) == sorted(sentences(FRENCH, 30, 5))
     assert summary.funnel[0].documents_read == 30 and summary.funnel[0].dropped == {"language_en": 30}
+
+
+def test_line_level_keeps_the_lines_and_their_paragraphs(tmp_path, lid):
+    lines = sentences(FRENCH, 90, 5)
+    mixed = [
+        f"{a}\n{english}\n\n{b}\n{c}" for a, b, c, english in zip(*[iter(lines)] * 3, sentences(ENGLISH, 30, 6), strict=True)
+    ]
+    corpus, summary = run(tmp_path, lid, two(tmp_path, write_jsonl(tmp_path / "m.jsonl", mixed)), level="line")
+    kept = texts(corpus.files("train", "fra_Latn")) + texts(corpus.files("valid", "fra_Latn"))
+    assert sorted(kept) == sorted(f"{a}\n\n{b}\n{c}" for a, b, c in zip(*[iter(lines)] * 3, strict=True))
+    assert summary.funnel[0].judged == 120 and summary.funnel[0].dropped == {"language_en": 30}
+
+
+def test_the_cut_is_in_the_summary_and_what_was_dropped_has_its_runner_up(tmp_path, lid):
+    unsure = [f"{a} {b}" for a, b in zip(sentences(FRENCH, 5, 8), sentences(ENGLISH, 5, 9), strict=True)]
+    _, summary = run(tmp_path, lid, two(tmp_path, write_jsonl(tmp_path / "fr.jsonl", [*FR, *EN[:5], *unsure])))
+    row = summary.funnel[0]
+    assert row.cut and row.cut.rule == "auto" and row.cut.labels == ["fr"] and row.cut.sampled == 50 and row.cut.score == 0.5
+    assert FilterSummary.model_validate_json(summary.model_dump_json()).funnel[0].cut == row.cut
+    assert 0 < row.right_kept_bytes <= row.right_bytes < row.bytes_read
+    (rejects,) = (tmp_path / "out" / "rejects" / "fra_Latn").glob("*")
+    found = [json.loads(line)["metadata"] for line in gzip.decompress(rejects.read_bytes()).splitlines()]
+    assert len(found) >= 5 and all(told["filter_reason"] and told["runner_up"] in ("fr", "en") for told in found)
+
+
+def test_an_interrupted_stage_goes_on_with_the_cut_that_it_had(tmp_path, lid, monkeypatch):
+    sources = two(tmp_path, write_jsonl(tmp_path / "fr.jsonl", FR))
+    stage, ctx = interrupted(tmp_path, lid, sources, monkeypatch)
+    path = ctx.out / "log" / "fra_Latn" / "fr" / filter_stage.CUT
+    had = json.loads(path.read_text())
+    path.write_text(json.dumps(had | {"score": 0.25}))
+    shutil.rmtree(path.parent / "completions")
+    stage.run(ctx)
+    assert ctx.summary[-1].funnel[0].cut.score == 0.25 != had["score"]
+
+
+@pytest.mark.parametrize("level", ["document", "paragraph"])
+def test_a_threshold_that_throws_the_language_away_stops_the_stage(tmp_path, level, capsys):
+    """Of toy Swahili this model's first choice is right and unsure: the other label is nearly as likely."""
+    path = write_fasttext(tmp_path / "lid.bin", {"fr": FRENCH, "en": ENGLISH, "sw": SWAHILI})
+    data = bytearray(path.read_bytes())
+    data[-3 * 3 * 4 :] = b"".join(struct.pack("<3f", *row) for row in ((0.6, 0, 0), (0, 8, 0), (0, 0, 8)))
+    path.write_bytes(data)
+    sources = two(tmp_path, write_jsonl(tmp_path / "fr.jsonl", FR))
+    with pytest.raises(RunFailed, match="source fr: of the text .* only 0 % is kept .min_kept: 0.5.*leave threshold out"):
+        run(tmp_path, path, sources, threshold=0.65, level=level)
+    assert not list((tmp_path / "out").rglob("*.jsonl.gz"))
+    (tmp_path / "auto").mkdir()
+    _, summary = run(tmp_path / "auto", path, sources, level=level)
+    assert summary.funnel[0].kept == 40 and summary.funnel[0].cut.score < 0.5 and not summary.funnel[0].dropped
+
+
+def test_a_source_that_is_mostly_something_else_is_named(tmp_path, lid, capsys):
+    run(tmp_path, lid, two(tmp_path, write_jsonl(tmp_path / "fr.jsonl", [*FR[:20], *EN])))
+    assert "% of a sample for fra_Latn (others: en 6" in " ".join(capsys.readouterr().err.split())
 
 
 def test_documents_with_the_same_id_stay_apart(tmp_path, lid):

@@ -159,7 +159,7 @@ def test_an_interrupted_stage_of_another_recipe_is_refused(tmp_path):
     spec_ = make(FILTER, EXTEND, TRAIN)
     first = plan.plan(spec_, tmp_path)[0]
     begun(first, fingerprint="other", identity={**first.identity, "threshold": 0.1})
-    with pytest.raises(ConfigError, match=r"(?s)was interrupted.*threshold: 0.1 -> 0.65.*--redo filter"):
+    with pytest.raises(ConfigError, match=r"(?s)was interrupted.*threshold: 0.1 -> 'auto'.*--redo filter"):
         run.run(spec_, tmp_path)
 
 

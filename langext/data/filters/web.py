@@ -5,6 +5,7 @@ Rules and numbers: https://arxiv.org/abs/2112.11446 (Gopher, appendix A.1), http
 https://arxiv.org/abs/2406.17557 (FineWeb, section 3.6). C4's rule that every line must end a sentence is left out, as there.
 """
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from datatrove.data import Document
@@ -40,15 +41,16 @@ class Web(TextFilter):
         return Rules(rules(units, language), rejects)
 
 
-def rules(units: WordUnits, language: LanguageRecord) -> list[BaseFilter]:
+def rules(units: WordUnits, language: LanguageRecord) -> Sequence[BaseFilter]:
     """The filters of datatrove with the numbers of a language, in FineWeb's order."""
     words: Any = units  # they take tokenizers in place of languages, which their types do not say
     out = language.left_out
     lines: dict[str, Any] = {"language": words, "line_punct_thr": 0 if LINE_ENDS in out else LINE_ENDS_FRAC}
     lines |= {"short_line_thr": 1 if SHORT_LINES in out else SHORT_LINES_FRAC, "short_line_length": SHORT_LINE}
     if WORDS in out:
+        none: Any = ()
         return [
-            GopherRepetitionFilter(top_n_grams=(), dup_n_grams=(), language=words),
+            GopherRepetitionFilter(top_n_grams=none, dup_n_grams=none, language=words),
             FineWebQualityFilter(**lines, new_line_ratio=float("inf")),
         ]
     least, most = language.mean_word_length or (None, None)
@@ -67,7 +69,7 @@ class Rules(BaseFilter):
 
     name = "quality"
 
-    def __init__(self, rules: list[BaseFilter], rejects: DiskWriter):
+    def __init__(self, rules: Sequence[BaseFilter], rejects: DiskWriter):
         super().__init__(rejects)
         self.rules = rules
         for rule in rules:

@@ -18,7 +18,7 @@ GRAPHEMES_PER_WORD = 3
 SLICE = 1 << 20
 """Characters of a long text that are compared at once."""
 _FACTOR = np.uint64(0x9E3779B97F4A7C15)
-_WORD = regex.compile(r"[\w\p{M}]+(?:['’·-][\w\p{M}]+)*|[^\w\s]")
+_WORD = regex.compile(r"[\w\p{M}]+(?:['’·-][\w\p{M}]+)*")
 _GRAPHEME = regex.compile(r"\X")
 _PUNCTUATION = regex.compile(f"[{regex.escape(PUNCTUATION)}]")
 _MARKS = regex.compile(r"\p{Mn}+")
@@ -26,7 +26,7 @@ _SENTENCE = regex.compile(rf".+?(?:[{regex.escape(''.join(TERMINAL_PUNCTUATION))
 
 
 class WordUnits(WordTokenizer):
-    """Divides text of one language into words: at spaces and punctuation, which is a word of its own.
+    """Divides text of one language into words: at spaces and punctuation, which is no word, as Gopher's rules have it.
 
     In scripts without spaces datatrove's word tokenizer divides it, if the package that it needs is installed, and else every
     grapheme (https://unicode.org/reports/tr29) is a unit.
@@ -57,7 +57,7 @@ class WordUnits(WordTokenizer):
         return words if self.are_words else words * GRAPHEMES_PER_WORD
 
     def word_tokenize(self, text: str) -> list[str]:
-        """The units, without white space."""
+        """The words, or else the graphemes that are no white space."""
         if self.kind == "words":
             return _WORD.findall(text)
         if self.kind == "graphemes":

@@ -48,9 +48,9 @@ def rules(units: WordUnits, language: LanguageRecord) -> Sequence[BaseFilter]:
     lines: dict[str, Any] = {"language": words, "line_punct_thr": 0 if LINE_ENDS in out else LINE_ENDS_FRAC}
     lines |= {"short_line_thr": 1 if SHORT_LINES in out else SHORT_LINES_FRAC, "short_line_length": SHORT_LINE}
     if WORDS in out:
-        no_grams: dict[str, Any] = {"top_n_grams": (), "dup_n_grams": ()}
+        none: Any = ()
         return [
-            GopherRepetitionFilter(**no_grams, language=words),
+            GopherRepetitionFilter(top_n_grams=none, dup_n_grams=none, language=words),
             FineWebQualityFilter(**lines, new_line_ratio=float("inf")),
         ]
     least, most = language.mean_word_length or (None, None)

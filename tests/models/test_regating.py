@@ -5,6 +5,7 @@ import torch
 from bench import Bench, extend, train
 from toy import make_base, make_tokenizer
 
+from langext.architectures import precision
 from langext.artifacts import Corpus, Model, read_json
 from langext.context import Context
 from langext.evaluation.bpb import Ruler
@@ -88,7 +89,7 @@ def test_in_a_pipeline_it_leads_to_a_stock_architecture(tmp_path, pico):
     manifest = read_json(run / "04-regate" / "manifest.json")
     cost = manifest["summary"]["bits_per_byte"]
     assert set(cost) == {"trained", "fitted", "distilled"}
-    live = loading.load(Model(run / "04-regate"), torch.bfloat16)
+    live = loading.load(Model(run / "04-regate"), precision.here(0))
     ctx = Context(tmp_path, 17, "fra_Latn", ("eng_Latn",))
     measured = Ruler(ctx, Corpus(run / "01-filter"), 2000).measure(live.net, live.tokenizer)
     for name, before in cost["trained"].items():  # what is saved is what was measured

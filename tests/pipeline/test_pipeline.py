@@ -1,5 +1,6 @@
 """Wiring, identity, and what is refused before anything runs."""
 
+import gzip
 import shutil
 from contextlib import nullcontext
 from pathlib import Path
@@ -165,14 +166,16 @@ def test_an_interrupted_stage_of_another_recipe_is_refused(tmp_path):
 
 def test_a_stage_that_failed_starts_over_when_its_recipe_is_mended(tmp_path, pico, lid, texts, capfd):
     """No --redo after a mistake: what failed has nothing to keep. With the same recipe it goes on instead."""
-    source = {"language": "fr", "path": str(texts / "fr.jsonl.gz"), "text_column": "body"}
+    path = tmp_path / "fr.jsonl"
+    path.write_bytes(gzip.decompress((texts / "fr.jsonl.gz").read_bytes()) + b"no\n")
+    source = {"language": "fr", "path": str(path), "max_bad_frac": 0}
     stage = {"uses": "filter", "lid_model": str(lid), "heldout_frac": 0.2, "level": "paragraph"}
     english = {"language": "en", "path": str(texts / "en.jsonl.gz")}
     with pytest.raises(SystemExit):
-        run.run(make({**stage, "sources": [source, english]}, base_model=str(pico)), tmp_path)
-    assert f"01-filter: {texts / 'fr.jsonl.gz'}: line 1: no 'body'" in capfd.readouterr().err
-    right = make({**stage, "sources": [{**source, "text_column": "text"}, english]}, base_model=str(pico))
-    steps = run.run(right, tmp_path)
+        run.run(make({**stage, "sources": [source, english]}, base_model=str(pico)), tmp_path / "run")
+    assert "fr.jsonl: line 161: not a JSON object" in capfd.readouterr().err
+    right = make({**stage, "sources": [{**source, "max_bad_frac": 0.5}, english]}, base_model=str(pico))
+    steps = run.run(right, tmp_path / "run")
     assert steps[0].state == "done"
 
 

@@ -124,7 +124,7 @@ def test_settings_that_need_every_layer_in_every_step():
 def test_the_plan_says_what_disk_they_can_take():
     config, plain = make_base("llama", 320).config, {"uses": "train", "steps": 10, "lr": 1.0, "sequence_length": 64}
     numbers = estimate.size(config, [NeutralResidues(**UPPER)], 0)
-    train = Train(**plain, batch_sequences=4)
+    train = Train(**plain, batch_sequences=4, precision="bf16")
     assert numbers.first == 2 and estimate.training(config, numbers, train)["prefix"] == 10 * 4 * 64 * 64 * 2
     assert not estimate.training(config, estimate.size(config, [NeutralResidues(**UPPER)], 5), train)["prefix"]
 

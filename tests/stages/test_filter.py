@@ -132,7 +132,7 @@ def test_the_cut_is_in_the_summary_and_what_was_dropped_has_its_runner_up(tmp_pa
 def test_an_interrupted_stage_goes_on_with_the_cut_that_it_had(tmp_path, lid, monkeypatch):
     sources = two(tmp_path, write_jsonl(tmp_path / "fr.jsonl", FR))
     stage, ctx = interrupted(tmp_path, lid, sources, monkeypatch)
-    path = ctx.out / "log" / "fra_Latn" / "fr" / filter_stage.CUT
+    path = ctx.out / "log" / "fra_Latn" / "fr" / funnel.CUT
     had = json.loads(path.read_text())
     path.write_text(json.dumps(had | {"score": 0.25}))
     shutil.rmtree(path.parent / "completions")

@@ -9,7 +9,6 @@ import itertools
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from tokenizers import Tokenizer
 
@@ -40,11 +39,15 @@ class Identity:
         return self.identical / self.documents if self.documents else 1.0
 
 
-def identity(base: Any, bigger: Any, texts: Iterable[str], first_new: int, spelt: Sequence[Sequence[int]]) -> Identity:
-    """Encode texts with both tokenizers and compare. `spelt` has the base ids of each new token, from id `first_new` on."""
+def identity(
+    encoded: Iterable[tuple[Sequence[int], Sequence[int]]], first_new: int, spelt: Sequence[Sequence[int]]
+) -> Identity:
+    """Compare the ids of documents by the base and by the extended tokenizer.
+
+    `spelt` has the base ids of each new token, from id `first_new` on.
+    """
     documents = identical = tokens = replaced = 0
-    for text in texts:
-        before, after = base(text, add_special_tokens=False).input_ids, bigger(text, add_special_tokens=False).input_ids
+    for before, after in encoded:
         documents, tokens = documents + 1, tokens + len(before)
         identical += before == after
         replaced += sum(len(spelt[i - first_new]) for i in after if i >= first_new)

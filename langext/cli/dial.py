@@ -11,7 +11,6 @@ import typer
 from langext.cli import edge
 
 if TYPE_CHECKING:
-    from langext.artifacts import Manifest
     from langext.pipeline.plan import Pipeline
 
 STAGE = "dial"
@@ -75,14 +74,10 @@ def pipeline(root: Path, settings: dict[str, Any], form: str) -> "tuple[list[str
     `settings` are those of stage recalibrate. What follows it are the run's evaluation and an export as `form`. Raises
     ConfigError when the run has no trained model.
     """
-    from pydantic import ValidationError
-
-    from langext.artifacts import BASE, JOB, Job, Scores, finished, first_problem, read_as, read_base
-    from langext.cli import export
-    from langext.cli.transplant import plain_name, settings_of
+    from langext.artifacts import BASE, JOB, Job, Scores, finished, read_as, read_base
+    from langext.cli import export, rerun
     from langext.errors import ConfigError
     from langext.models import bases
-    from langext.pipeline.plan import Pipeline
 
     export.asked(form, None, None)
     stages, prepared, model = finished(root), read_base(root), bases.extended(str(root))
@@ -92,34 +87,21 @@ def pipeline(root: Path, settings: dict[str, Any], form: str) -> "tuple[list[str
     folders = [path for path, _ in stages]
     upto = folders.index(model.path) + (job.stage.get("name") != STAGE)  # a dial that is turned again replaces the last one
     kept = stages[:upto]
-    measured = [manifest for _, manifest in stages if manifest.kind == Scores.__name__]
-    of_model = [manifest for manifest in measured if manifest.inputs["model"].stage != BASE]
-    evaluate = settings_of(of_model[-1], "name", "inputs") if of_model else {"uses": "evaluate"}
-    of_base = [name_of(m) for _, m in kept if m.kind == Scores.__name__ and m.inputs["model"].stage == BASE]
+    evaluate = rerun.evaluation([manifest for _, manifest in stages])
+    of_base = [m.name for _, m in kept if m.kind == Scores.__name__ and m.inputs["model"].stage == BASE]
     base_first = [] if of_base else [{**evaluate, "name": "evaluate_base", "inputs": {"model": BASE}}]
-    options = [f"{value:g}" for key in ("closed", "max_kl") for value in _listed(settings.get(key, []))]
+    given = [*settings.get("closed", []), *([settings["max_kl"]] if "max_kl" in settings else [])]
+    name = "-".join([root.resolve().name.removesuffix("-dial"), "dial", *(f"{value:g}" for value in given)])
     spec = {
-        "name": plain_name("-".join([root.resolve().name.removesuffix("-dial"), "dial", *options])),
+        "name": rerun.plain_name(name),
         "language": job.language, "original_languages": job.original_languages, "seed": job.seed,
         "base_model": prepared.identity["base_model"], "revision": prepared.identity["revision"],
         "stages": [
-            *(settings_of(manifest) for _, manifest in kept),
+            *(rerun.settings_of(manifest) for _, manifest in kept),
             {"uses": "recalibrate", "name": STAGE, **settings},
             *base_first,
             {**evaluate, "name": "evaluate_dialled"},
             {"uses": "export", "format": form, "inputs": {"before": of_base[-1] if of_base else "evaluate_base"}},
         ],
     }  # fmt: skip
-    try:
-        return [path.name for path, _ in kept], Pipeline.model_validate(spec)
-    except ValidationError as error:
-        raise ConfigError(first_problem(error)) from None
-
-
-def name_of(manifest: "Manifest") -> str:
-    """Name of a finished stage in its pipeline."""
-    return manifest.stage.get("name") or manifest.stage["uses"]
-
-
-def _listed(value: Any) -> list[float]:
-    return value if isinstance(value, list) else [value]
+    return [path.name for path, _ in kept], rerun.pipeline(spec)

@@ -1,15 +1,13 @@
 """What `langext transplant` does: it makes a small pipeline of a finished run and another base, and runs it."""
 
-import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from langext.cli import edge
 
 if TYPE_CHECKING:
-    from langext.artifacts import Manifest
     from langext.pipeline.plan import Pipeline
 
 
@@ -48,13 +46,10 @@ def pipeline(root: Path, onto: str, form: str) -> "Pipeline":
     Text and measurements are those of the run. Calibrated gates are fitted anew on the new base. Raises ConfigError when the
     run has no trained model or no text.
     """
-    from pydantic import ValidationError
-
-    from langext.artifacts import BASE, JOB, Corpus, Job, Scores, finished, first_problem, read_as
-    from langext.cli import export
+    from langext.artifacts import BASE, JOB, Corpus, Job, finished, read_as
+    from langext.cli import export, rerun
     from langext.errors import ConfigError
     from langext.models import bases, loading
-    from langext.pipeline.plan import Pipeline
 
     export.asked(form, None, None)
     manifests = [manifest for _, manifest in finished(root)]
@@ -64,15 +59,13 @@ def pipeline(root: Path, onto: str, form: str) -> "Pipeline":
     text = [manifest for manifest in manifests if manifest.kind == Corpus.__name__]
     if not text:
         raise ConfigError(f"{root}: has no text to measure with; write a pipeline with a stage filter and a stage transplant")
-    measured = [manifest for manifest in manifests if manifest.kind == Scores.__name__]
-    of_model = [manifest for manifest in measured if manifest.inputs["model"].stage != BASE]
-    evaluate = settings_of(of_model[-1], "name", "inputs") if of_model else {"uses": "evaluate"}
+    evaluate = rerun.evaluation(manifests)
     if not evaluate.get("kl_bytes", 1):
         del evaluate["kl_bytes"]  # how far the sibling moves on its original languages is what this is about
     method = loading.read_record(donor).method
     calibrated = method is not None and method.calibration
     stages = [
-        settings_of(text[-1], "inputs"),
+        rerun.settings_of(text[-1], "inputs"),
         {"uses": "transplant", "donor": str(root.resolve())},
         *([{"uses": "recalibrate", "rows": "fit"}] if calibrated else []),
         {**evaluate, "name": "evaluate_base", "inputs": {"model": BASE}},
@@ -80,25 +73,7 @@ def pipeline(root: Path, onto: str, form: str) -> "Pipeline":
         {"uses": "export", "format": form, "inputs": {"before": "evaluate_base"}},
     ]
     spec = {
-        "name": plain_name(f"{root.resolve().name}-on-{bases.plain_name(onto)}"), "language": job.language,
+        "name": rerun.plain_name(f"{root.resolve().name}-on-{bases.plain_name(onto)}"), "language": job.language,
         "original_languages": job.original_languages, "base_model": onto, "seed": job.seed, "stages": stages,
     }  # fmt: skip
-    try:
-        return Pipeline.model_validate(spec)
-    except ValidationError as error:
-        raise ConfigError(first_problem(error)) from None
-
-
-def settings_of(manifest: "Manifest", *without: str) -> dict[str, Any]:
-    """The settings of a finished stage as a file would give them: without defaults and the keys `without`."""
-    from pydantic import TypeAdapter
-
-    from langext.stages import AnyStage
-
-    stage = TypeAdapter(AnyStage).validate_python(manifest.stage)
-    return stage.model_dump(mode="json", exclude_defaults=True, exclude=set(without))
-
-
-def plain_name(text: str) -> str:
-    """The text as the name of a run: ASCII letters, digits and `._-`, at most 100."""
-    return re.sub(r"[^A-Za-z0-9._-]", "-", text).lstrip(".-")[:100] or "transplant"
+    return rerun.pipeline(spec)

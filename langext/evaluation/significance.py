@@ -135,12 +135,17 @@ def worst(rows: Sequence[Change]) -> Change | None:
 
     A row whose change is not a number counts as the largest increase.
     """
-    return max(rows, key=lambda row: inf if isnan(row.relative) else row.relative, default=None)
+    return max(rows, key=lambda row: unknown_last(row.relative), default=None)
+
+
+def unknown_last(value: float) -> float:
+    """A key to order values by: nan comes after all others, because nobody knows how large it is."""
+    return inf if isnan(value) else value
 
 
 def largest(values: Sequence[float]) -> float:
-    """The largest value; nan if one of them is nan, because nobody knows how large that one is."""
-    return max(values, key=lambda value: inf if isnan(value) else value)
+    """The largest value; nan if one of them is nan."""
+    return max(values, key=unknown_last)
 
 
 def interval(value: float, stderr: float | None) -> Mean:

@@ -62,11 +62,15 @@ def base(root: Path, model: str, revision: str | None, others: Sequence[Path]) -
 def whole(run: Path, names: Sequence[str], out: Path) -> None:
     """Copy the base and the stage folders `names` of a finished run into the run folder `out`, which may have some of them.
 
-    Raises ConfigError when one cannot be copied.
+    Raises ConfigError when one cannot be copied, and when `out` has it as it was before `run` made it again.
     """
     out.mkdir(parents=True, exist_ok=True)
     for name in (BASE, *names):
-        if not (out / name / MANIFEST).exists() and not _take(run / name, out / name, lambda _: True):
+        here, there = out / name / MANIFEST, run / name / MANIFEST
+        if here.exists():
+            if there.exists() and here.read_bytes() != there.read_bytes():
+                raise ConfigError(f"{out / name}: {run} has made this stage again since; remove {out}, or choose another --out")
+        elif not _take(run / name, out / name, lambda _: True):
             raise ConfigError(f"{run / name}: cannot be copied to {out}: it is not finished, or was changed meanwhile")
 
 

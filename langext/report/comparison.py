@@ -8,7 +8,6 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from math import inf, isnan
 from pathlib import Path
 from typing import Any
 
@@ -76,8 +75,7 @@ class Entry:
         by_language = self.run.model_scores.kl_to_base if self.run.model_scores else {}
         if not by_language:
             return None
-        # A value that is no number counts as the largest, because nobody knows how large it is.
-        worst = max(by_language.values(), key=lambda kl: inf if isnan(kl.value) else kl.value)
+        worst = max(by_language.values(), key=lambda kl: significance.unknown_last(kl.value))
         return significance.interval(worst.value, worst.stderr)
 
 

@@ -31,8 +31,7 @@ if TYPE_CHECKING:
     from langext.data.verdict import Rule
 
 RECORD, LID_RECORD = "read.json", "lid_model.json"
-"""Files, among the logs, of what a source and the language-identification model were before they were read, and of the cut that
-was found in the source."""
+"""Files, among the logs, of what a source and the language-identification model were before they were read."""
 
 
 class Filter(Stage):

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -94,7 +95,8 @@ class ExtendTokenizer(Stage):
         gains = {c: _gain(base, bigger, documents.heldout(corpus, [c])) for c in ctx.languages}
         record = None
         if kept:
-            alike = protect.identity(base, bigger, self._texts(corpus, kept), first, [token.base_ids for token in added])
+            encoded = _encoded(base, bigger, self._texts(corpus, kept))
+            alike = protect.identity(encoded, first, [token.base_ids for token in added])
             loose = _gain(base, extended(base, free), documents.heldout(corpus, [ctx.language])).bytes_per_token_after
             record = ProtectedText(**asdict(alike), kept_apart=len(apart), bytes_per_token_without=loose)
             _tell(record, gains[ctx.language])
@@ -112,6 +114,15 @@ class ExtendTokenizer(Stage):
 
         for code in codes:
             yield from _first_bytes(documents.batches(corpus.files("train", code), 256), self.sample_bytes)
+
+
+def _encoded(base: Any, bigger: Any, texts: Iterable[str]) -> Iterator[tuple[list[int], list[int]]]:
+    """The ids of every text by both tokenizers."""
+    from langext.data import documents
+
+    left = iter(texts)
+    while batch := list(islice(left, 256)):
+        yield from zip(documents.encode_text(base, batch), documents.encode_text(bigger, batch), strict=True)
 
 
 def _tell(record: ProtectedText, gain: VocabularyGain) -> None:

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from run_folders import begun, done
 
 from langext import spec
+from langext.artifacts import write_json
 from langext.context import Runtime
 from langext.data.tokens import TokenFile
 from langext.errors import ConfigError
@@ -327,3 +328,18 @@ def test_finished_tokens_of_other_runs_are_taken(tmp_path):
     assert theirs.stat().st_nlink == 2
     TokenFile.write(mine / "tokens" / "key" / "fra_Latn" / "book", [[9]])  # made anew here, it stays what it was there
     assert TokenFile.open(theirs.parent).tokens.tolist() == [1, 2, 3]
+
+
+def test_what_a_run_has_made_again_is_not_taken_for_what_was_copied_before(tmp_path):
+    for name in ("base", "01-filter"):
+        (tmp_path / "run" / name).mkdir(parents=True)
+        write_json(tmp_path / "run" / name / "manifest.json", {"made": 1})
+    reuse.whole(tmp_path / "run", ["01-filter"], tmp_path / "out")
+    reuse.whole(tmp_path / "run", ["01-filter"], tmp_path / "out")
+    again = tmp_path / "run" / "01-filter" / "manifest.json"
+    again.unlink()
+    write_json(again, {"made": 2})
+    with pytest.raises(ConfigError, match="01-filter: .*run has made this stage again since"):
+        reuse.whole(tmp_path / "run", ["01-filter"], tmp_path / "out")
+    with pytest.raises(ConfigError, match="02-train: cannot be copied"):
+        reuse.whole(tmp_path / "run", ["02-train"], tmp_path / "other")

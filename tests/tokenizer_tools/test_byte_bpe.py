@@ -147,7 +147,8 @@ def test_protected_text_is_encoded_as_before_and_other_text_still_gets_shorter()
         bigger, spelt = extended(base, found), [token.base_ids for token in found]
         assert not any((token.left, token.right) in kept_apart for token in found)
         english, french = (
-            protect.identity(base, bigger, texts, len(base), spelt) for texts in (guarded, sentences(FRENCH, 50, 13))
+            protect.identity(zip(base(texts).input_ids, bigger(texts).input_ids, strict=True), len(base), spelt)
+            for texts in (guarded, sentences(FRENCH, 50, 13))
         )
         assert french.share < 0.5 and french.replaced > 0.2 * french.tokens
         shares[name] = english.share, english.replaced

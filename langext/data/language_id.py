@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import regex
 
 from langext.data import fasttext_models
@@ -28,8 +29,22 @@ def _load(path: Path) -> Any:
 Guesses = Sequence[tuple[str, float]]
 """What a model takes a text for: labels without their prefix and their probabilities (0 to 1), the most likely first."""
 _NOT_WORDS = regex.compile(r"[^\p{Word}\p{Zs}]|\d")
+_NO_CASE = 0x20000
+"""The first code point from which on no letter has a case."""
 NO_LANGUAGE, MOST_LABELS = "zxx_Zxxx", 400
 """A label that models in the style of OpenLID have, and more labels than those have."""
+
+
+@functools.cache
+def _cases() -> np.ndarray:
+    """For each code point 1 for a capital letter, -1 for a small one, else 0; the last entry stands for all others."""
+    return np.array([*(c.isupper() - c.islower() for c in map(chr, range(_NO_CASE))), 0], np.int8)
+
+
+def in_capitals(text: str) -> bool:
+    """Whether a text has more capital than small letters."""
+    points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
+    return int(_cases()[np.minimum(points, _NO_CASE)].sum(dtype=np.int64)) > 0
 
 
 @dataclass(frozen=True)
@@ -72,8 +87,7 @@ class LanguageId:
         line = " ".join(text.split())
         if self.words_alone:
             return " ".join(_NOT_WORDS.sub("", line.lower()).split())
-        upper = sum(map(str.isupper, line))
-        return line.lower() if upper > sum(map(str.islower, line)) else line
+        return line.lower() if in_capitals(line) else line
 
     def guesses(self, texts: list[str], count: int = 2) -> list[Guesses]:
         """The `count` most likely labels of each text; none for a text without a word that the model knows."""

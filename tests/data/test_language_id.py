@@ -1,13 +1,14 @@
-"""Files that are no complete fastText model are refused before fastText sees them, and none makes anything grow or crash."""
+"""Files that are no complete fastText model are refused before fastText sees them; and how text is shown to a model."""
 
 import gzip
 import os
 import struct
+import sys
 
 import pytest
 from toy import ENGLISH, FRENCH, write_fasttext
 
-from langext.data import fasttext_models
+from langext.data import fasttext_models, language_id
 from langext.data.language_id import LanguageId
 from langext.errors import ConfigError
 
@@ -84,3 +85,14 @@ def test_what_crashes_fasttext_is_said_in_one_line(tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match="x.bin: not a usable fastText model: fastText fails on it") as raised:
         LanguageId(path).try_out()
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "Abc", "ABc", "ÀÉß", "ЩЁя", "съешь ЕЩЁ", "ÇA VA ?", "ǅ", "漢字", "A漢字かな", "𞤀𞤁𞤢", "A\ud800b", "ﬁﬂＡＢ"]
+)
+def test_capital_letters_are_counted_in_every_script(text):
+    assert language_id.in_capitals(text) == (sum(map(str.isupper, text)) > sum(map(str.islower, text)))
+
+
+def test_no_letter_beyond_the_table_has_a_case():
+    assert not any(c.isupper() or c.islower() for c in map(chr, range(language_id._NO_CASE, sys.maxunicode + 1)))

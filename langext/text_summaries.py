@@ -91,6 +91,8 @@ class FunnelRow(Spec):
     """Documents with wrongly decoded letters (mojibake), which were mended."""
     lines_dropped: dict[str, int] = {}
     """Reason -> lines that the quality rules took out of documents that they kept or dropped."""
+    heldout_parts: int = 0
+    """Paragraphs and lines that were taken out of its text to train on, because they are held out here or in another source."""
     divided: bool = False
     """Whether it has so few documents that they were held out by passages. Duplicates and contamination are passages then."""
 
@@ -190,3 +192,7 @@ class FilterSummary(Summary):
     """By language, where a source of it was judged by quality."""
     benchmarks: list[BenchmarkRecord] = []
     """What text was compared with."""
+    tasks: list[str] = []
+    """lm-eval tasks that text was compared with, as stages evaluate name them."""
+    compared_files: dict[str, str] = {}
+    """Path -> sha256 of the files of the user's own among them."""

@@ -26,7 +26,7 @@ from langext.data.language_filter import Level, units
 from langext.data.language_id import Guesses, LanguageId
 from langext.data.sources import Source
 from langext.data.split import unit_hash
-from langext.data.verdict import Rule, odds
+from langext.data.verdict import Rule, in_script, odds
 from langext.errors import ConfigError
 from langext.text_summaries import Cut, SourceRecord
 
@@ -66,7 +66,7 @@ def of(source: Source, record: SourceRecord, lid: LanguageId, rule: Rule, asked:
     if not path.exists():
         tolerant = source.model_copy(update={"max_bad_frac": 1.0})  # what cannot be read is counted when all of it is read
         texts = sample(tolerant.reader(record), record.tasks)
-        cut = find(rule, asked.threshold, seen(lid, texts, asked.level, rule.count))
+        cut = find(rule, asked.threshold, seen(lid, texts, asked.level, rule))
         demand(source.domain, source.language, cut, cut.kept_frac, asked.least)
         _doubt(source.domain, source.language, cut)
         write_json(path, cut)
@@ -103,12 +103,13 @@ Seen = Sequence[tuple[int, Guesses]]
 """For each piece of text its number of characters, and what a model takes it for."""
 
 
-def seen(lid: LanguageId, texts: Iterable[str], level: Level, count: int) -> Seen:
-    """Ask the model about each text, or each of its paragraphs or lines."""
+def seen(lid: LanguageId, texts: Iterable[str], level: Level, rule: Rule) -> Seen:
+    """Ask the model about each text, or each of its paragraphs or lines, that is in the script that the rule demands."""
+    parts = (part for text in texts for _, part in units(text, level))
     return [
         (len(text), guesses)
-        for batch in batched((part for text in texts for _, part in units(text, level)), BATCH)
-        for text, guesses in zip(batch, lid.guesses(list(batch), count), strict=True)
+        for batch in batched((part for part in parts if not rule.script or in_script(part, rule.script)), BATCH)
+        for text, guesses in zip(batch, lid.guesses(list(batch), rule.count), strict=True)
     ]
 
 
@@ -137,7 +138,8 @@ def find(rule: Rule, given: Literal["auto"] | float, found: Seen) -> Cut:
         right_frac=mine / total if total else 0.0,
         others={label: round(size / total, 4) for label, size in others.most_common(3) if size},
     )
-    kept = sum(size for size, guesses in found if applied(rule, cut).verdict("text", guesses).kept)
+    with_cut = replace(applied(rule, cut), script="")  # the sample is in the script already, see `seen`
+    kept = sum(size for size, guesses in found if with_cut.verdict("text", guesses).kept)
     return cut.model_copy(update={"kept_frac": kept / mine if mine else 0.0})
 
 
@@ -171,7 +173,7 @@ def demand(source: str, language: str, cut: Cut, kept_frac: float, least: float)
         f"source {source}: of the text that the language-ID model itself takes for {language}, only {100 * kept_frac:.0f} % is "
         f"kept (min_kept: {least:g}): {cut.score:.2f} is demanded, and the median of its probabilities is {cut.usual:.2f}"
     )
-    advice = "leave threshold out, and the cut is found in the source" if cut.rule == "threshold" else "look at rejects/"
+    advice = "leave threshold out, and the cut is found in it" if cut.rule == "threshold" else "look at it (langext data peek)"
     raise ConfigError(f"{said}. Mend it: {advice}, or set min_kept: 0 if this is meant")
 
 

@@ -101,6 +101,8 @@ def _check_fields(where: str, what: str, found: Sequence[Line], columns: Sequenc
         header = entries.header(found, what)
         if twice := [column for column in columns if header.count(column) > 1]:
             raise ConfigError(f"{where}: the header has {twice[0]!r} more than once")
+        if what == CSV and len(header) == 1 and (mark := next((mark for mark in ";\t|" if mark in header[0]), "")):
+            raise ConfigError(f"{where}: the fields are divided by {mark!r}; write commas, or tabs into a .tsv file")
         if not all(column in header for column in columns):
             raise ConfigError(f"{where}: {fields.lacking(columns, header)}")
     if what == JSONL:

@@ -5,11 +5,13 @@ The one rule: a document comes out of it in the order in which it came, and what
 
 import re
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from typing import Any, Literal
 
 from datatrove.data import Document
 from datatrove.pipeline.base import PipelineStep
 from datatrove.pipeline.writers.disk_base import DiskWriter
+from datatrove.utils.batching import batched
 
 from langext.data.language_id import LanguageId
 from langext.data.verdict import EMPTY, Rule, Verdict, together
@@ -17,6 +19,8 @@ from langext.data.verdict import EMPTY, Rule, Verdict, together
 Level = Literal["document", "paragraph", "line"]
 MOST_DOCUMENTS, MOST_CHARACTERS = 256, 4 << 20
 """Documents and characters that are judged together. A single longer document is judged by itself."""
+MOST_UNITS = 4096
+"""Documents, paragraphs or lines that the model is asked about together."""
 _BREAKS = {"paragraph": re.compile(r"(\n[^\S\n]*(?:\n[^\S\n]*)+)"), "line": re.compile(r"(\n+)")}
 
 
@@ -64,14 +68,20 @@ class LanguageFilter(PipelineStep):
     def judge(self, texts: list[str]) -> list[list[tuple[str, str, Verdict]]]:
         """For each text its parts: the line breaks before it, the part, and the verdict."""
         split = [units(text, self.level) for text in texts]
-        guesses = iter(self.lid.guesses([part for parts in split for _, part in parts], self.rule.count if self.rule else 1))
+        found = self._verdicts(part for parts in split for _, part in parts)
         judged = []
         for parts in split:
-            verdicts = [self._verdict(part, next(guesses)) for _, part in parts]
+            verdicts = list(islice(found, len(parts)))
             if self.level != "document":
                 verdicts = together(verdicts, [len(part) for _, part in parts])
             judged.append([(gap, part, verdict) for (gap, part), verdict in zip(parts, verdicts, strict=True)])
         return judged
+
+    def _verdicts(self, texts: Iterable[str]) -> Iterator[Verdict]:
+        """A verdict on each text. What the model says is not kept: of a long document in lines it is larger than the text."""
+        for batch in batched(texts, MOST_UNITS):
+            guesses = self.lid.guesses(list(batch), self.rule.count if self.rule else 1)
+            yield from map(self._verdict, batch, guesses)
 
     def _verdict(self, text: str, guesses: Any) -> Verdict:
         if self.rule:

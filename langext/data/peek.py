@@ -96,10 +96,10 @@ def judge(lid: LanguageId, documents: Sequence[Document], expected: Expected) ->
     if expected.language:
         found = rules.labels_of([expected.language, *expected.run], lid.labels())
         rule = rules.rule_of(expected.language, found, lid.labels(), expected.run)
-        cut = cuts.find(rule, expected.threshold, cuts.seen(lid, texts, expected.level, rule.count))
+        cut = cuts.find(rule, expected.threshold, cuts.seen(lid, texts, expected.level, rule))
         rule = cuts.applied(rule, cut)
-    unwanted = rules.labels_of([expected.unwanted] if expected.unwanted else [], lid.labels()).values()
-    judged = LanguageFilter(lid, rule, expected.level, None, frozenset(unwanted)).judge(texts)
+    unwanted = rules.own(expected.unwanted, lid.labels()) if expected.unwanted else frozenset()
+    judged = LanguageFilter(lid, rule, expected.level, None, unwanted).judge(texts)
     return [
         _judged(document, number if len(parts) > 1 else None, part, verdict, rule)
         for document, parts in zip(documents, judged, strict=True)

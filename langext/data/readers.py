@@ -25,6 +25,8 @@ from langext.data.source_files import Division, Place
 from langext.data.unread import Broken, Lacking, Unread
 from langext.errors import RunFailed, one_line
 
+ROWS, BATCH = 1000, 16 << 20
+"""Rows of a Parquet file, and bytes of them, that are read together."""
 MENDED, COMPOSED, UNDIVIDED = "mended", "composed", "undivided"
 """Counts: documents with broken Unicode, documents brought into form NFC, and .txt files without a blank line."""
 _LINE_END = re.compile(r"\r\n?")
@@ -218,7 +220,7 @@ class TableReader(FileReader):
                 schema = table.schema_arrow
                 wanted = {column for column in self.columns if heads.leaf(schema, column) is not None}
                 wanted |= {field.name for field in schema if _names_rows(field)}
-                for batch in table.iter_batches(1000, columns=sorted(wanted)):
+                for batch in table.iter_batches(_rows(table.metadata), columns=sorted(wanted)):
                     values = {column: _values(batch, column) for column in wanted}
                     for i in range(batch.num_rows):
                         row = {column: rows[i] for column, rows in values.items()}
@@ -231,6 +233,13 @@ class TableReader(FileReader):
             why = f"after row {number}: damaged: {' '.join(str(error).split())[:200]}"
             self.unread.rest(where, f"{name}/rest", why)
             self.stat_update("dropped_broken")
+
+
+def _rows(metadata: Any) -> int:
+    """How many rows of a Parquet file are read together: not more than ROWS, nor than take BATCH bytes on average."""
+    groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
+    widest = max((group.total_byte_size // max(1, group.num_rows) for group in groups), default=0)
+    return max(1, min(ROWS, BATCH // max(1, widest)))
 
 
 def _names_rows(field: Any) -> bool:

@@ -30,6 +30,11 @@ def labels_of(codes: Iterable[str], labels: Sequence[str]) -> dict[str, str]:
     return found
 
 
+def own(code: str, labels: Sequence[str]) -> frozenset[str]:
+    """All labels of the model that stand for a language. Raises ConfigError when it has none."""
+    return neighbours.twins(labels_of([code], labels)[languages.find(code).code], labels)
+
+
 def rule_of(code: str, found: dict[str, str], labels: Sequence[str], run: Iterable[str]) -> Rule:
     """The rule for a language before any cut: its labels, its near neighbours, and the other languages of the `run`."""
     own = neighbours.twins(found[code], labels)

@@ -4,6 +4,7 @@ A source of few documents, such as novels, is divided into passages, so that a p
 """
 
 import hashlib
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -14,10 +15,16 @@ FEW = 50
 """A source of fewer documents is divided."""
 PASSAGE = 1000
 """Least characters of a passage, so that what is measured has some context. Most are a little longer."""
+LONG = 2 * PASSAGE
+"""A paragraph of more characters is divided further."""
 DIVIDED = "divided"
 """Count: documents that were divided into passages."""
-OF, BREAK = "of", "break"
+OF, AFTER = "of", "after"
 """Metadata of a passage: number and name of its document, and what stands between it and the next."""
+GAP = re.compile(r"\n[^\S\n]*(?:\n[^\S\n]*)+")
+"""What stands between two paragraphs."""
+_ENDS = (GAP, re.compile(r"\n"), re.compile(r"(?<=[.!?؟።։])\s+|(?<=[。！？।॥။។])\s*"), re.compile(r"\s+"))
+"""Where text may be divided, the best places first: paragraphs, lines, sentences, words."""
 
 
 def unit_hash(text: str) -> float:
@@ -30,24 +37,37 @@ def text_hash(text: str) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
 
 
-def passages(text: str) -> tuple[list[str], str]:
-    """Neighbouring paragraphs in pieces of at least PASSAGE characters, and what stands between them.
+def passages(text: str) -> list[tuple[str, str]]:
+    """Neighbouring paragraphs in pieces of at least PASSAGE characters, each with what stands between it and the next.
 
-    Paragraphs are divided by blank lines, or where there is none, by line ends. A text of one line stays whole.
+    A paragraph of more than LONG characters is divided at line ends, or else between sentences, words or characters.
     """
-    gap = next((gap for gap in ("\n\n", "\n") if gap in text.strip()), "")
     found: list[str] = []
-    begun: list[str] = []
-    size = 0
-    for paragraph in text.split(gap) if gap else [text]:
-        begun.append(paragraph)
-        size += len(paragraph)
-        if size >= PASSAGE:
-            found.append(gap.join(begun))
-            begun, size = [], 0
+    begun = ""
+    for piece in _pieces(text, 0):
+        begun += piece
+        if len(begun.rstrip()) >= PASSAGE:
+            found.append(begun)
+            begun = ""
     if begun:  # the last passage takes what is left, so that none is short
-        found = [*found[:-1], gap.join([*found[-1:], *begun])]
-    return found, gap
+        found = [*found[:-1], "".join([*found[-1:], begun])]
+    cut = [(passage.rstrip(), passage[len(passage.rstrip()) :]) for passage in found[:-1]]
+    return [*cut, *((passage, "") for passage in found[-1:])]
+
+
+def _pieces(text: str, level: int) -> Iterator[str]:
+    """A text in pieces of which none is longer than LONG, but for white space. Together they are the text."""
+    if len(text) <= PASSAGE or (level > 0 and len(text) <= LONG):
+        yield text
+    elif level == len(_ENDS):
+        for start in range(0, len(text), PASSAGE):
+            yield text[start : start + PASSAGE]
+    else:
+        start = 0
+        for end in (match.end() for match in _ENDS[level].finditer(text)):
+            yield from _pieces(text[start:end], level + 1)
+            start = end
+        yield from _pieces(text[start:], level + 1) if start < len(text) else ()
 
 
 class Divide(PipelineStep):
@@ -67,9 +87,8 @@ class Divide(PipelineStep):
         self.stat_update(DIVIDED, value=0)
         for number, document in enumerate(data):
             self.stat_update(DIVIDED)
-            found, gap = passages(document.text)
-            for count, text in enumerate(found):
-                yield Document(text=text, id=f"{document.id}#{count}", metadata={OF: (number, document.id), BREAK: gap})
+            for count, (text, after) in enumerate(passages(document.text)):
+                yield Document(text=text, id=f"{document.id}#{count}", metadata={OF: [number, document.id], AFTER: after})
 
 
 class HoldOut(PipelineStep):
@@ -95,23 +114,22 @@ class Unite(PipelineStep):
 
     def run(self, data: Any, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
         """Yield the documents. Passages of one come one after the other, so only one is kept in memory."""
-        of: tuple[int, str] | None = None
-        gap, texts = "", []
+        begun: list[Document] = []
         for passage in data:
             if passage.metadata["split"] == "valid" or OF not in passage.metadata:
                 yield passage
                 continue
-            if texts and passage.metadata[OF] != of:
-                yield _whole(of, texts, gap)
-                texts = []
-            of, gap = passage.metadata[OF], passage.metadata[BREAK]
-            texts.append(passage.text)
-        if texts:
-            yield _whole(of, texts, gap)
+            if begun and passage.metadata[OF] != begun[0].metadata[OF]:
+                yield _whole(begun)
+                begun = []
+            begun.append(passage)
+        if begun:
+            yield _whole(begun)
 
 
-def _whole(of: tuple[int, str] | None, texts: list[str], gap: str) -> Document:
-    return Document(text=gap.join(texts), id=of[1] if of else "", metadata={"split": "train"})
+def _whole(passages: Sequence[Document]) -> Document:
+    text = "".join(passage.text + passage.metadata[AFTER] for passage in passages[:-1]) + passages[-1].text
+    return Document(text=text, id=passages[0].metadata[OF][1], metadata={"split": "train"})
 
 
 class Shares(PipelineStep):

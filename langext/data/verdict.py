@@ -17,7 +17,7 @@ EMPTY, NONE = "empty", "none"
 """The reason for which text without a word is dropped; and what stands in place of a label where the model knows no word."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Verdict:
     """What is decided about one piece of text, and why."""
 
@@ -82,11 +82,15 @@ class Rule:
         reason = ""
         if self.script and not in_script(text, self.script):
             return Verdict("script", False, mine, own, other, rival)
-        if rival and own < dict(self.margins).get(other, 0.0) * rival:
+        if rival and own < self._margin_to.get(other, 0.0) * rival:
             reason = f"close_to_{other}"
         elif own < self.score:
             reason = "low_score"
         return Verdict(reason, True, mine, own, other, rival, unsure=bool(reason))
+
+    @functools.cached_property
+    def _margin_to(self) -> dict[str, float]:
+        return dict(self.margins)
 
     def sides(self, guesses: Guesses) -> tuple[float, str, float]:
         """The probability of the language, and the most likely other label with its probability."""

@@ -44,7 +44,8 @@ class Save(PipelineStep):
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("wb") as file:
             for document in data:
-                file.write(orjson.dumps({"text": document.text, "id": document.id}, option=orjson.OPT_APPEND_NEWLINE))
+                fields = {"text": document.text, "id": document.id, "metadata": document.metadata}
+                file.write(orjson.dumps(fields, option=orjson.OPT_APPEND_NEWLINE))
             file.flush()
             os.fsync(file.fileno())
         yield from ()

@@ -82,6 +82,10 @@ class Pipeline(Spec):
         named = [stage.benchmarks(self.context(Path())) for stage in self.stages if isinstance(stage, Evaluate)]
         return [found for found in named if found.tasks]
 
+    def tasks(self) -> set[str]:
+        """The names of the lm-eval tasks among them."""
+        return {task for found in self.benchmarks() for task in found.tasks}
+
 
 def _single(code: str) -> str:
     language = languages.find(code)

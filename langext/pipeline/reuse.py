@@ -5,7 +5,7 @@ one is deleted, moved or run again.
 """
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 from langext.artifacts import BASE, CHECKPOINTS, MANIFEST, STOP, TOKENS, Artifact, link_or_copy, read_base
@@ -22,10 +22,11 @@ def check(others: Sequence[Path]) -> None:
             raise ConfigError(f"--reuse {root}: no run folder")
 
 
-def stage(step: Step, others: Sequence[Path]) -> Path | None:
+def stage(step: Step, others: Sequence[Path], measured: Callable[[], Collection[str]]) -> Path | None:
     """Copy the stage from the first of the runs `others` that finished it by the same recipe. Returns that run, or None.
 
-    The stage must have the same folder name there, and the same source files and inputs (names and bytes) as here.
+    The stage must have the same folder name there, and the same source files and inputs (names and bytes) as here. `measured`
+    gives the names of the lm-eval tasks that this run measures.
     """
     ours = {arg: (path.name, _hashes(path)) for arg, (_, path, _) in step.inputs.items()}
     if not all(hashes for _, hashes in ours.values()):
@@ -35,7 +36,7 @@ def stage(step: Step, others: Sequence[Path]) -> Path | None:
         manifest = Artifact(folder).manifest
         names = {arg: Path(entry.path).name for arg, entry in manifest.inputs.items()}
         theirs = {arg: (name, _hashes(folder.parent / name)) for arg, name in names.items()}
-        return manifest.fingerprint == step.fingerprint and theirs == ours and step.stage.same_sources(manifest)
+        return manifest.fingerprint == step.fingerprint and theirs == ours and step.stage.same_sources(manifest, measured)
 
     for other in others:
         if _take(other / step.out.name, step.out, same):

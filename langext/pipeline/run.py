@@ -6,7 +6,7 @@ The one rule: a finished stage never runs again, unless the user asks for it or 
 import fcntl
 import shutil
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -51,7 +51,7 @@ def run(
         reuse.base(root, pipeline.base_model, pipeline.revision, others)
         if tokens is None:
             reuse.tokens(root, others)
-        taken = _taken(todo, redone, others)
+        taken = _taken(todo, redone, others, pipeline.tasks)
         todo = [step for step in todo if step.out not in taken]
         known = bases.place_if_here(pipeline.base_model, pipeline.revision) is not None
         if todo:
@@ -103,17 +103,20 @@ def _unfinished(steps: Sequence[Step], redo: Collection[str]) -> tuple[list[Step
     return todo, redone
 
 
-def _taken(todo: Sequence[Step], redone: Collection[Path], others: Sequence[Path]) -> dict[Path, Path]:
+def _taken(
+    todo: Sequence[Step], redone: Collection[Path], others: Sequence[Path], measured: Callable[[], Collection[str]]
+) -> dict[Path, Path]:
     """Folder of each step that is copied from another run -> that run.
 
-    Such a step was never started here and is finished there, and none of its inputs is made again here.
+    Such a step was never started here and is finished there, and none of its inputs is made again here. `measured` gives the
+    names of the lm-eval tasks of this run.
     """
     taken: dict[Path, Path] = {}
     anew = {step.out for step in todo}
     for step in todo:
         if step.out in redone or step.job or any(path in anew for _, path, _ in step.inputs.values()):
             continue
-        if home := reuse.stage(step, others):
+        if home := reuse.stage(step, others, measured):
             taken[step.out] = home
             anew.discard(step.out)
     return taken

@@ -1,5 +1,6 @@
 """The base class of all stages. The one rule: a stage is a frozen configuration that can run itself."""
 
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -74,6 +75,9 @@ class Stage(Spec):
         """What has changed outside the run since the stage finished, for example a source file; else an empty string."""
         return ""
 
-    def same_sources(self, manifest: Manifest) -> bool:
-        """True when this stage, if it ran now, would read the same files as the finished stage of `manifest` has read."""
+    def same_sources(self, manifest: Manifest, measured: Callable[[], Collection[str]] = tuple) -> bool:
+        """True when this stage, if it ran now, would read the same files as the finished stage of `manifest` has read.
+
+        `measured` gives the names of the lm-eval tasks that this run measures.
+        """
         return not self.outdated(manifest)

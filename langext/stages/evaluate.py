@@ -6,7 +6,7 @@ that was given to be kept or watched.
 
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -149,7 +149,7 @@ class Evaluate(Stage):
                 return f"task file {path} has changed since it was measured with"
         return ""
 
-    def same_sources(self, manifest: Manifest) -> bool:
+    def same_sources(self, manifest: Manifest, measured: Callable[[], Collection[str]] = tuple) -> bool:
         """True when the user's own task files are the same as in the finished stage."""
         from langext.evaluation import harness
 

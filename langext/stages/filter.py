@@ -7,14 +7,14 @@ text once it is read and in the right language is in `passes`.
 import contextlib
 import shutil
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from langext import languages
-from langext.artifacts import Corpus, Manifest, read_as, write_json
+from langext.artifacts import Corpus, Manifest, read_as, sha256_file, write_json
 from langext.context import Context
 from langext.data import assets, source_files, unread
 from langext.data.filters import AnyFilter, Web
@@ -90,8 +90,9 @@ class Filter(Stage):
     def check(self, ctx: Context) -> None:
         """Raise ConfigError for files that are missing or damaged, languages without a label, and no text to train on."""
         for path in self.contamination:
-            if not path.is_file():
-                raise ConfigError(f"contamination: {one_line(path)}: no such file", at=("contamination",))
+            from langext.data import contamination  # it imports datatrove
+
+            contamination.file_items(path)
         for source in self.sources:
             source.check_role(ctx.language, ctx.original_languages)
             source.check()
@@ -116,15 +117,23 @@ class Filter(Stage):
                 if source.key in read and (reason := source.difference(read[source.key])):
                     return reason
         summary = manifest.summary_as(FilterSummary)
+        if summary is None or summary.duplicates is None:
+            return "an earlier version of langext filtered the text, and kept duplicates"
+        for path in self.contamination:
+            if path.is_file() and summary.compared_files.get(str(path)) != sha256_file(path):
+                return f"contamination: {one_line(path)} has changed since text was compared with it"
         with contextlib.suppress(ConfigError):
-            if summary and (path := self._lid().path).exists() and _is_another(path, summary):
+            if (path := self._lid().path).exists() and _is_another(path, summary):
                 return f"lid_model {one_line(path)} has changed since text was filtered with it"
         return ""
 
-    def same_sources(self, manifest: Manifest) -> bool:
-        """True when no source file is new, missing or changed, hub datasets are at the same commit, and so is the LID model."""
+    def same_sources(self, manifest: Manifest, measured: Callable[[], Collection[str]] = tuple) -> bool:
+        """True when no source file is new, missing or changed, hub datasets are at the same commit, and so is the LID model.
+
+        And when the text was compared with every benchmark that this run measures.
+        """
         summary = manifest.summary_as(FilterSummary)
-        if summary is None or summary.duplicates is None:  # an earlier version made it, which kept duplicates
+        if summary is None or not set(summary.tasks).issuperset(measured()):
             return False
         read, commits = _by_source(manifest), {row.source: row.commit for row in summary.funnel}
         try:
@@ -185,12 +194,17 @@ class Filter(Stage):
         if source_files.changed(lid.path, model):
             self._unchanged(f"lid_model {one_line(lid.path)} has changed since it was first used")
         known = {"lid_sha256": model.sha256, "lid_model": model, "duplicates": self.duplicates, "qualities": found.qualities}
-        ctx.report(FilterSummary(funnel=rows, source_files=files, benchmarks=found.benchmarks, **known))
+        tasks = [task for given in ctx.benchmarks for task in given.tasks]
+        compared = {"benchmarks": found.benchmarks, "tasks": tasks, "compared_files": found.files}
+        ctx.report(FilterSummary(funnel=rows, source_files=files, **compared, **known))
         return Corpus(ctx.out)
 
     def _filters(self, source: Source) -> tuple[AnyFilter, ...]:
         """What text of a source must pass, in this order."""
-        return (*self.filters, *([Web(name="web")] if source.quality == "web" else []))
+        web = [Web(name="web")] if source.quality == "web" else []
+        single = languages.find(source.language).single
+        every = [rule for rule in (*self.filters, *web) if single or not isinstance(rule, Web)]
+        return tuple(rule for number, rule in enumerate(every) if rule not in every[:number])
 
     def _unchanged(self, reason: str) -> None:
         if reason:
@@ -229,7 +243,7 @@ class Filter(Stage):
         Keeps nothing of it when reading shows a mistake in it, or when it changes meanwhile. Raises ConfigError for the first,
         RunFailed for the second.
         """
-        from langext.data import cuts, working
+        from langext.data import cuts, rules, working
         from langext.data.executor import execute
         from langext.data.language_filter import LanguageFilter
         from langext.data.repair import Repair
@@ -238,12 +252,12 @@ class Filter(Stage):
         log = log_of(ctx, source)
         rejects = Writer(ctx.out / "rejects", f"{source.key}.${{rank}}.jsonl.gz")
         broken = Writer(ctx.out / "rejects", f"{source.key}.broken.${{rank}}.jsonl.gz")
-        unwanted = {labels[ctx.language]} if source.language == languages.MUL else set()
+        unwanted = rules.own(ctx.language, lid.labels()) if source.language == languages.MUL else frozenset()
         with _forgetting(ctx, source):
             rule = self._rule(ctx, source, record, lid, labels)
         code = source.language == languages.ZXX
         # Blank lines of code are no paragraphs, and its odd letters are meant.
-        judge = LanguageFilter(lid, rule, "document" if code else self.level, rejects, frozenset(unwanted))
+        judge = LanguageFilter(lid, rule, "document" if code else self.level, rejects, unwanted)
         mended = [working.Tally("read")] if code else [Repair(), working.Tally("read")]
         last = [working.Tally("language"), working.Save(folder_of(ctx, "text", source))]
         with _forgetting(ctx, source):
@@ -280,7 +294,7 @@ def _going_on() -> Iterator[None]:
     try:
         yield
     except ConfigError as error:
-        advice = "Mend that and run the same command again; sources that are finished are kept"
+        advice = "Mend that and run the same command again; finished sources are kept, if no setting of this stage changes"
         raise RunFailed(f"{str(error).rstrip('.')}. {advice}") from None
 
 

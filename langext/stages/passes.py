@@ -34,6 +34,8 @@ class PassesRecord(Spec):
 
     qualities: dict[str, LanguageRecord]
     benchmarks: list[BenchmarkRecord]
+    files: dict[str, str]
+    """Path -> sha256 of files that text was compared with."""
 
 
 class Compared(Spec):
@@ -42,6 +44,8 @@ class Compared(Spec):
     given: list[Benchmarks]
     files: dict[str, str]
     """Path -> sha256 of files of the user's own."""
+    words: dict[str, str]
+    """Language -> how its words are found, which depends on what is installed."""
     records: list[BenchmarkRecord]
 
 
@@ -78,7 +82,7 @@ class Passes:
             for code in dict.fromkeys(part.source.language for part in self.parts):
                 found = self._language(code, [record.task for record in compared.records if not record.unread])
                 qualities |= {code: found} if found else {}
-            write_json(done, PassesRecord(qualities=qualities, benchmarks=compared.records))
+            write_json(done, PassesRecord(qualities=qualities, benchmarks=compared.records, files=compared.files))
         if (self.ctx.out / WORK).exists():
             shutil.rmtree(self.ctx.out / WORK)
         return read_as(done, PassesRecord)
@@ -95,8 +99,9 @@ class Passes:
         drops = self._find_duplicates(code, parts, units) if self.duplicates != "off" else None
         first = 0
         for part in parts:
-            self._split(part, units, tasks, drops, first)
+            self._compare(part, units, tasks, drops, first)
             first += part.record.tasks
+        self._split(code, parts)
         return quality
 
     def _judge(self, code: str, parts: Sequence[Part], units: "WordUnits") -> LanguageRecord | None:
@@ -138,10 +143,12 @@ class Passes:
         self._execute([duplicates.clusters(pairs, found), choose] if near else [choose], 1, log / "choose")
         return drops
 
-    def _split(self, part: Part, units: "WordUnits", tasks: list[str], drops: Path | None, first: int) -> None:
-        """Write the documents of one source. `first` is the number of its first part among those of its language."""
-        from langext.data import contamination, duplicates, split, working
-        from langext.data.writers import Writer
+    def _compare(self, part: Part, units: "WordUnits", tasks: list[str], drops: Path | None, first: int) -> None:
+        """Drop duplicates and what benchmarks have of one source, and write down what of it will be held out.
+
+        `first` is the number of its first part among those of its language.
+        """
+        from langext.data import contamination, duplicates, heldout, working
 
         source = part.source
         steps = self._texts([part])
@@ -150,14 +157,38 @@ class Passes:
         if tasks and (source.trained or source.protect):
             index, rejects = self._work / "benchmarks" / units.kind, self._rejects(source, "benchmarks")
             steps += [contamination.Decontaminate(index, tasks, units, self.words, rejects), working.Tally("contamination")]
-        steps += [split.HoldOut(source.heldout(self.heldout_frac)), split.Unite(), split.Shares()]
-        keep = Writer(self.ctx.out / "documents", f"${{split}}/{source.key}.${{rank}}.jsonl.gz")
-        self._execute([*steps, keep], part.record.tasks, log_of(self.ctx, source) / "split")
+        marks = heldout.Mark(source.heldout(self.heldout_frac), self._folder("marks", part))
+        last = [marks, working.Save(self._folder("compared", part))]
+        self._execute([*steps, *last], part.record.tasks, log_of(self.ctx, source) / "compare")
+
+    def _split(self, code: str, parts: Sequence[Part]) -> None:
+        """Write the documents of the sources of a language: what is held out of any is not trained on in any."""
+        from langext.data import heldout, split, working
+        from langext.data.writers import Writer
+
+        fracs, held = list[float](), set[int]()
+        for part in parts:
+            frac = part.source.heldout(self.heldout_frac)
+            chosen, keys = heldout.chosen(self._folder("marks", part), part.record.tasks, frac)
+            fracs.append(chosen)
+            held |= keys
+        file = self._work / "marks" / f"{code}.npy"
+        heldout.write(file, held)
+        for part, frac in zip(parts, fracs, strict=True):
+            source = part.source
+            steps = [working.Read(self._files("compared", part)), split.HoldOut(frac), split.Unite()]
+            steps += [heldout.Apart(file, self._rejects(source, "heldout")), split.Shares()]
+            keep = Writer(self.ctx.out / "documents", f"${{split}}/{source.key}.${{rank}}.jsonl.gz")
+            self._execute([*steps, keep], part.record.tasks, log_of(self.ctx, source) / "split")
 
     def _compared(self) -> Compared:
         """Read the benchmarks and write down what to look for, once. Raises RunFailed when they have changed meanwhile."""
         file = self._work / "benchmarks" / "compared.json"
+        from langext.data.word_units import WordUnits
+
         hashes = {str(path): sha256_file(path) for path in self.files}
+        every = {code: WordUnits(code) for code in dict.fromkeys(part.source.language for part in self.parts)}
+        words = {code: units.kind for code, units in every.items()}
         if file.exists():
             compared = read_as(file, Compared)
             if (compared.given, compared.files) != (list(self.ctx.benchmarks), hashes):
@@ -165,16 +196,20 @@ class Passes:
                     "the benchmarks that text is compared with have changed since this stage began; put them back, or do all "
                     "of it again with --redo filter"
                 )
+            if other := next((code for code, kind in words.items() if compared.words.get(code) != kind), None):
+                raise RunFailed(
+                    f"the words of {other} were found by {compared.words.get(other)} when this stage began, and by "
+                    f"{words[other]} now: another package is installed. Put it back, or do all of it again with --redo filter"
+                )
             return compared
         from langext.data import contamination
-        from langext.data.word_units import WordUnits
 
         items, records = self._items()
         short: dict[str, int] = {}
-        for units in {units.kind: units for units in (WordUnits(part.source.language) for part in self.parts)}.values():
+        for units in {units.kind: units for units in every.values()}.values():
             short |= contamination.write_index(self._work / "benchmarks" / units.kind, items, units, self.words)
         records = [record.model_copy(update={"short": short.get(record.task, 0)}) for record in records]
-        compared = Compared(given=list(self.ctx.benchmarks), files=hashes, records=records)
+        compared = Compared(given=list(self.ctx.benchmarks), files=hashes, words=words, records=records)
         file.parent.mkdir(parents=True, exist_ok=True)
         write_json(file, compared)
         return compared
@@ -241,5 +276,5 @@ def log_of(ctx: Context, source: Source) -> Path:
 
 
 def folder_of(ctx: Context, kind: str, source: Source) -> Path:
-    """Folder of the working files of a source: its `text` as it was read, or what was `judged` good."""
+    """Folder of the working files of a source: its `text` as it was read, what was `judged` good, and so on."""
     return ctx.out / WORK / kind / source.key

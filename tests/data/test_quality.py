@@ -7,7 +7,7 @@ from test_contamination import Rejects
 from test_word_units import SCRIPTS
 from toy import FRENCH, sentences
 
-from langext.data.filters import AnyFilter, Length, Web
+from langext.data.filters import AnyFilter, Length, Web, web
 from langext.data.filters.web import LINE_ENDS, SHORT_LINES, STOP_WORDS, WORDS, rules
 from langext.data.quality import describe
 from langext.data.word_units import WordUnits
@@ -39,6 +39,13 @@ BAD = {
     "lorem_ipsum": PAGE + "\nLorem ipsum dolor sit amet.",
     "gopher_too_many_bullets": "\n".join(f"- {line}" for line in PAGE.split("\n")),
 }
+
+
+def test_the_lines_that_go_are_found():
+    text = "One line.  \n\n javascript must be on\nTwo [1] words [2].\nuse cookies\nEnd of it."
+    after = "One line.\nTwo  words .\nEnd of it."
+    assert web.removed(text, after) == [" javascript must be on", "use cookies"]
+    assert web.removed(text, text) == []
 
 
 @pytest.mark.parametrize("reason", BAD)

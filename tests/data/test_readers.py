@@ -143,6 +143,7 @@ BAD_FILES = {
     "one array": (lambda d: put(d / "x.jsonl", '[{"text": "un"},\n{"text": "deux"}]\n'), "line 1: not a JSON.*on each line"),
     "another field": (lambda d: put(d / "x.jsonl", '{"meta": {"body": "un"}}\n'), "no 'text'.* It has: meta, meta.body"),
     "no such header": (lambda d: put(d / "x.csv", "id,texte\n1,un\n"), "no 'text'. Did you mean texte. It has: id, texte"),
+    "semicolons": (lambda d: put(d / "x.csv", "id;text\n1;un\n"), "the fields are divided by ';'; write commas"),
     "two of a name": (lambda d: put(d / "x.tsv", "text\ttext\nun\tdeux\n"), "the header has 'text' more than once"),
     "another suffix": (lambda d: put(d / "x.pdf", "un"), "cannot read .*x.pdf; langext reads .txt"),
 }
@@ -312,6 +313,15 @@ def test_a_limit_and_tasks_share_the_files_in_order(tmp_path):
         ["a1", "a2", "d1", "d2"], ["b1", "b2"], ["c1", "c2"],
     ]  # fmt: skip
     assert texts(tmp_path, max_documents=3) == ["a1", "a2", "b1"]
+
+
+def test_rows_of_a_table_are_read_by_their_bytes(tmp_path, monkeypatch):
+    long, short = tmp_path / "long.parquet", tmp_path / "short.parquet"
+    pyarrow.parquet.write_table(pyarrow.table({"text": [f"{n} {'x' * 50_000}" for n in range(40)]}), long, use_dictionary=False)
+    pyarrow.parquet.write_table(pyarrow.table({"text": ["x", "y"]}), short)
+    monkeypatch.setattr(readers, "BATCH", 200_000)
+    rows = [readers._rows(pyarrow.parquet.ParquetFile(path).metadata) for path in (long, short)]
+    assert rows[0] in (3, 4) and rows[1] == readers.ROWS
 
 
 def test_a_disk_that_does_not_answer_is_said_with_the_file(tmp_path):

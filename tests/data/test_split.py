@@ -1,5 +1,6 @@
 """Passages: nothing is lost or measured twice, and a document is whole again but for what is held out."""
 
+import pytest
 from datatrove.data import Document
 from toy import FRENCH, documents
 
@@ -14,20 +15,38 @@ def pieces(texts, frac, which=True):
     return list(Unite().run(HoldOut(frac).run(Divide([which]).run(data))))
 
 
-def test_passages_are_paragraphs_until_they_are_long_enough():
-    found, gap = passages(NOVEL)
-    assert gap.join(found) == NOVEL and all(len(text) >= split.PASSAGE for text in found) and len(found) > 10
-    assert passages("a\nb") == (["a\nb"], "\n") and passages("one line") == (["one line"], "")
-    lines, gap = passages("\n".join("x" * 600 for _ in range(4)))
-    assert len(lines) == 2 and gap == "\n"
+@pytest.mark.parametrize(
+    "text",
+    [
+        NOVEL,
+        "\n" + NOVEL + "\n\n",
+        "\n".join("x" * 600 for _ in range(9)),
+        " ".join(documents(FRENCH, 40, 2)),
+        "。".join("字" * 300 for _ in range(20)),
+        "字" * 5432,
+        " \n\n\n" * 900,
+        "Title\n\n" + "\n".join(documents(FRENCH, 60, 3)),
+    ],
+)
+def test_passages_are_long_enough_and_together_are_the_text(text):
+    found = passages(text)
+    assert "".join(passage + after for passage, after in found) == text
+    assert all(split.PASSAGE <= len(passage) <= 2 * split.LONG for passage, _ in found[:-1])
+    assert not any(after.strip() for _, after in found)
+    assert len(found) > 3 or not text.strip()
+
+
+def test_short_text_is_one_passage():
+    assert [passages(text) for text in ("a\nb", "one line", "x" * 999)] == [[(t, "")] for t in ("a\nb", "one line", "x" * 999)]
 
 
 def test_a_document_is_held_out_and_trained_on_by_its_passages():
     found = pieces([NOVEL, "short"], 0.3)
     held = [doc.text for doc in found if doc.metadata["split"] == "valid"]
     (trained,) = [doc for doc in found if doc.metadata["split"] == "train" and doc.id == "0"]
-    assert held == [text for text in passages(NOVEL)[0] if unit_hash(text) < 0.3] and len(held) > 2
-    assert trained.text == "\n\n".join(text for text in passages(NOVEL)[0] if text not in held)
+    texts = [text for text, _ in passages(NOVEL)]
+    assert held == [text for text in texts if unit_hash(text) < 0.3] and len(held) > 2
+    assert trained.text == "\n\n".join(text for text in texts if text not in held)
 
 
 def test_documents_that_are_not_divided_stay_whole():

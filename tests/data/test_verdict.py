@@ -144,6 +144,23 @@ def test_two_languages_with_one_label_are_told_apart_by_script_or_refused():
     assert in_script("東京タワー", "Jpan") and not in_script("东京", "Cyrl")
 
 
+def test_where_the_script_decides_the_cut_is_that_of_the_text_in_it():
+    rule = Rule(frozenset({"sr"}), script="Cyrl")
+
+    class Says:
+        def guesses(self, texts, count):
+            return [guess("sr", 0.9 if in_script(text, "Cyrl") else 0.2, "hr") for text in texts]
+
+    texts = ["ово је текст"] * 30 + ["ovo je tekst"] * 30
+    cut = cuts.find(rule, "auto", cuts.seen(Says(), texts, "document", rule))
+    assert (cut.sampled, cut.usual, cut.kept_frac) == (30, 0.9, 1.0)
+    assert not cuts.applied(rule, cut).verdict(texts[-1], guess("sr", 0.9)).kept
+
+
+def test_all_labels_of_a_language_are_its_own():
+    assert rules.own("swh_Latn", [f"__label__{label}" for label in GLOTLID]) == {"swh_Latn", "swa_Latn"}
+
+
 def test_parts_of_a_document_that_say_little_go_by_the_rest():
     rule = Rule(frozenset({"sw"}), score=0.1, silent=0.5)
     own, short, foreign = (rule.verdict("x", g) for g in (guess("sw", 0.6), guess("eu", 0.2, "sw", 0.1), guess("en", 0.9)))

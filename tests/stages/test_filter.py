@@ -308,6 +308,7 @@ def test_a_store_that_is_away_does_not_stop_a_finished_run(tmp_path, lid, monkey
     _, summary = run(tmp_path, lid, sources)
     stage, manifest = Filter(uses="filter", sources=sources, lid_model=str(lid)), manifest_of(summary)
     assert summary.funnel[0].kept == 40 and stage.outdated(manifest) == "" and stage.same_sources(manifest)
+    assert not stage.same_sources(manifest, lambda: {"a task that text was not compared with"})
 
     def lost(*_, **__):
         raise TimeoutError("no answer")

@@ -4,9 +4,11 @@ import gzip
 import json
 
 import pytest
+from run_folders import manifest_of
 from toy import ENGLISH, FRENCH, documents, sentences, write_jsonl
 
 from langext.context import Context
+from langext.data import heldout
 from langext.data.executor import Executor
 from langext.data.split import PASSAGE, unit_hash
 from langext.errors import RunFailed
@@ -106,6 +108,28 @@ def test_a_source_of_one_document_is_held_out_and_trained_on(tmp_path, lid):
     assert sorted(paragraphs) == sorted(part for text in FR for part in text.split("\n\n"))
 
 
+@pytest.mark.parametrize("probe", [True, False])
+def test_a_book_that_is_whole_in_one_source_and_one_of_many_in_another_is_not_measured_and_trained_on(tmp_path, lid, probe):
+    """Neither as text that is only measured, nor held out by its passages; duplicates alone would not find it."""
+    novel = "\n\n".join(FR[:20])
+    with_more = next(text for n in range(50, 70) if unit_hash(text := "\n\n".join(FR[:n])) >= 0.1)
+    many = [with_more, *(f"{text} {n}" for n, text in enumerate(documents(FRENCH, 60, 8)))]
+    book = {"language": "fr", "name": "book", "path": str(write_jsonl(tmp_path / "book.jsonl", [novel])), "heldout_only": probe}
+    corpus, rows, _ = run(tmp_path, stage_of(tmp_path, lid, many, sources=[book], heldout_frac=0.1))
+    train, valid = ([doc["text"] for doc in lines(corpus.files(split, "fra_Latn"))] for split in ("train", "valid"))
+    trained = {key for text in train for key in heldout.keys(text)}
+    measured = {key for text in valid for key in heldout.keys(text)}
+    assert trained and measured and not trained & measured
+    assert rows["fr"].heldout_parts and rows["fr"].valid_documents
+    rejected = [doc["text"] for doc in lines((corpus.path / "rejects" / "fra_Latn").glob("fr.heldout.*"))]
+    assert len(rejected) == rows["fr"].heldout_parts and all(heldout.keys(text) <= measured for text in rejected)
+
+
+def test_a_source_of_one_line_is_held_out_and_trained_on(tmp_path, lid):
+    _, rows, _ = run(tmp_path, stage_of(tmp_path, lid, [" ".join(" ".join(FR).split())], heldout_frac=0.01))
+    assert rows["fr"].divided and rows["fr"].train_documents == 1 and rows["fr"].valid_documents == 1
+
+
 def test_web_text_is_judged_by_what_its_language_is_like(tmp_path, lid):
     """With stop words of the curated source, and with the lines counted that go."""
     pages = ["\n".join(" ".join(sentences(FRENCH, 3, 100 * n + i)) for i in range(12)) for n in range(60)]
@@ -146,7 +170,7 @@ def test_a_pass_that_was_interrupted_goes_on_and_gives_the_same(tmp_path, lid, m
             break
         except KeyboardInterrupt:
             count += 1
-    assert count == 9  # two sources read; then of each language signatures, pairs, choice and split
+    assert count == 11  # two sources read; then of each language signatures, pairs, choice, comparison and split
     assert content(again / "out") == want
     monkeypatch.setattr(Executor, "run", lambda self: pytest.fail("nothing is left to do") if self.tasks > 2 else execute(self))
     assert run(again, stage)[1]["many"].kept == rows["many"].kept
@@ -162,3 +186,8 @@ def test_other_benchmarks_in_the_middle_of_a_stage_are_refused(tmp_path, lid, mo
     own.write_text(ITEMS[1])
     with pytest.raises(RunFailed, match="benchmarks .* have changed since this stage began.*--redo"):
         run(tmp_path, stage)
+    own.write_text(ITEMS[0])
+    manifest = manifest_of(run(tmp_path, stage)[2])
+    assert stage.outdated(manifest) == ""
+    own.write_text(ITEMS[1])
+    assert "own.txt has changed since text was compared with it" in stage.outdated(manifest)

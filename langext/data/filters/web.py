@@ -16,6 +16,7 @@ from datatrove.pipeline.filters import (
     GopherRepetitionFilter,
 )
 from datatrove.pipeline.filters.base_filter import BaseFilter, get_filter_result
+from datatrove.pipeline.filters.c4_filters import CITATION_REGEX
 from datatrove.pipeline.writers.disk_base import DiskWriter
 
 from langext.data.filters.base import TextFilter
@@ -32,7 +33,9 @@ LINES = "line-filter-"
 
 
 class Web(TextFilter):
-    """Keep running text. Meant for raw web pages: of manuals, laws and lists it drops much."""
+    """Keep running text. Meant for raw web pages: of manuals, laws and lists it drops much. Text in many languages together,
+    and code, is not judged by it.
+    """
 
     name: Literal["web"]
 
@@ -71,14 +74,36 @@ class Rules(BaseFilter):
 
     def __init__(self, rules: Sequence[BaseFilter], rejects: DiskWriter):
         super().__init__(rejects)
-        self.rules = rules
+        self.rules, self.places, self.rank = rules, rejects, 0
         for rule in rules:
             rule.stats = self.stats
 
+    def run(self, data: Any, rank: int = 0, world_size: int = 1) -> Any:
+        """Yield the documents that pass."""
+        self.rank = rank
+        yield from super().run(data, rank, world_size)
+
     def filter(self, doc: Document) -> bool | tuple[bool, str]:
-        """True, or False and the reason. C4's rules take lines out of a document that is kept."""
+        """True, or False and the reason. C4's rules take lines out of a document that is kept; these are in the rejects too."""
+        whole = doc.text
         for rule in self.rules:
             kept, reason = get_filter_result(rule.filter(doc))
             if not kept:
+                doc.text = whole
                 return False, str(reason)
+        if lines := removed(whole, doc.text):
+            told = {"filter_reason": LINES.rstrip("-")}
+            self.places.write(Document(text="\n".join(lines), id=f"{doc.id}#lines", metadata=told), self.rank)
         return True
+
+
+def removed(before: str, after: str) -> list[str]:
+    """The lines that C4's rules have taken out of a text. Blank ones and spaces around a line are none."""
+    left = after.split("\n")[::-1]
+    lines = []
+    for line in before.splitlines():
+        if left and CITATION_REGEX.sub("", line.strip()).strip() == left[-1].strip():
+            left.pop()
+        elif line.strip():
+            lines.append(line)
+    return lines

@@ -1,0 +1,129 @@
+"""Keep held-out text out of the text to train on, paragraph by paragraph, in whatever source of the language it stands.
+
+The one rule: a paragraph or line of at least LEAST characters that is measured on is not trained on. Duplicates are whole texts
+or passages, so a book that is one document here and a hundred there has none; its paragraphs are the same.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from datatrove.data import Document
+from datatrove.pipeline.base import PipelineStep
+from datatrove.pipeline.writers.disk_base import DiskWriter
+
+from langext.data.split import GAP, text_hash, unit_hash
+
+LEAST = 60
+"""Characters, with every run of white space as one. Shorter ones, as headings, are in many texts."""
+REASON, PARTS = "held_out", "heldout_parts"
+"""Reason to drop a paragraph; and the count of them."""
+
+
+def keys(text: str) -> set[int]:
+    """Numbers for the paragraphs of a text, and for the lines of them, that are long enough; equal for equal ones."""
+    return {key for block in GAP.split(text) for part in (block, *block.split("\n")) if (key := _key(part))}
+
+
+def _key(part: str) -> int:
+    """0 for what is too short."""
+    words = " ".join(part.split())
+    return text_hash(words) if len(words) >= LEAST else 0
+
+
+def without(text: str, held: set[int]) -> tuple[str, list[str]]:
+    """The text without paragraphs and lines that are in `held`, and these."""
+    if held.isdisjoint(keys(text)):
+        return text, []
+    rest, removed = "", list[str]()
+    start, gap = 0, ""
+    for match in [*GAP.finditer(text), None]:
+        block = text[start : match.start() if match else len(text)]
+        lines = [block] if _key(block) in held else block.split("\n")
+        kept = [line for line in lines if _key(line) not in held]
+        removed += [line for line in lines if _key(line) in held]
+        if kept:
+            rest += gap + "\n".join(kept)
+            gap = ""
+        if match:
+            start, gap = match.end(), gap or match[0]
+    return rest.strip("\n"), removed
+
+
+class Mark(PipelineStep):
+    """Writes down what is held out of every part, and of each part its text with the smallest hash: `<folder>/<part>.npz`."""
+
+    name = "mark"
+
+    def __init__(self, frac: float, folder: Path):
+        super().__init__()
+        self.frac, self.folder = frac, folder
+
+    def run(self, data: Any, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
+        """Yield every document."""
+        held, first = set[int](), set[int]()
+        least, count = 1.0, 0
+        for document in data:
+            value = unit_hash(document.text)
+            count += 1
+            if value < self.frac:
+                held |= keys(document.text)
+            if value < least:
+                least, first = value, keys(document.text)
+            yield document
+        self.folder.mkdir(parents=True, exist_ok=True)
+        arrays = {"held": _array(held), "first": _array(first)}
+        np.savez(self.folder / f"{rank:05d}.npz", least=np.float64(least), count=np.int64(count), **arrays)
+
+
+def chosen(folder: Path, parts: int, frac: float) -> tuple[float, set[int]]:
+    """The share of a source that is held out by its hashes, and the keys of that text, from what `Mark` has written.
+
+    It is `frac`, or as much as it takes for one text to be held out, if the source has two.
+    """
+    found = [dict(np.load(folder / f"{rank:05d}.npz")) for rank in range(parts)]
+    least = min(float(part["least"]) for part in found)
+    held = {key for part in found for key in part["held"].tolist()}
+    if least < frac or sum(int(part["count"]) for part in found) < 2:
+        return frac, held
+    first = next(part for part in found if float(part["least"]) == least)
+    return math.nextafter(least, 1.0), set(first["first"].tolist())
+
+
+def write(path: Path, held: set[int]) -> None:
+    """Write the keys of all text of a language that is held out, for `Apart`."""
+    np.save(path, _array(held))
+
+
+class Apart(PipelineStep):
+    """Takes what is held out anywhere out of text to train on. A document of which nothing is left is dropped."""
+
+    name = "apart"
+
+    def __init__(self, path: Path, rejects: DiskWriter):
+        super().__init__()
+        self.path, self.rejects = path, rejects
+
+    def run(self, data: Any, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
+        """Yield the documents of which something is left."""
+        held = set(np.load(self.path).tolist())
+        with self.rejects as rejects:
+            for document in data:
+                if document.metadata["split"] == "train":
+                    document.text, removed = without(document.text, held)
+                    self._told(document, removed, rejects, rank)
+                if document.text.strip():
+                    yield document
+
+    def _told(self, document: Document, removed: Sequence[str], rejects: DiskWriter, rank: int) -> None:
+        for number, text in enumerate(removed):
+            self.stat_update(PARTS)
+            rejects.write(Document(text=text, id=f"{document.id}#held{number}", metadata={"filter_reason": REASON}), rank)
+        if removed and not document.text.strip():
+            self.stat_update(f"dropped_{REASON}")
+
+
+def _array(numbers: set[int]) -> np.ndarray:
+    return np.array(sorted(numbers), np.uint64)

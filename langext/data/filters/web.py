@@ -99,10 +99,12 @@ class Rules(BaseFilter):
 
 def removed(before: str, after: str) -> list[str]:
     """The lines that C4's rules have taken out of a text. Blank ones and spaces around a line are none."""
+    if before == after:
+        return []
     left = after.split("\n")[::-1]
     lines = []
     for line in before.splitlines():
-        if left and CITATION_REGEX.sub("", line.strip()).strip() == left[-1].strip():
+        if left and CITATION_REGEX.sub("", line.strip()).strip() == left[-1].strip():  # they take citations out of lines, too
             left.pop()
         elif line.strip():
             lines.append(line)

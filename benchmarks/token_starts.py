@@ -58,22 +58,18 @@ class Bench:
         vocabulary.extend(net, next_id(base), len(added))
         self.blank = new_rows.Blank(net)
         self.material = new_rows.material(self.blank, self.pieces, self.bigger, 1, text=self.documents)
-        self.original = new_rows.seen(self.blank, self.cut(base, bpb.passages(texts(given.original_valid, 300_000), 1000, 8_000)))
-        original, text = (bpb.passages(texts(paths, 300_000), 1000, 8_000) for paths in (given.original, given.new))
-        self.direction_D = softmax.direction(
-            new_rows.seen(self.blank, self.cut(base, original)).hidden_TD, self.of_new(self.cut(self.bigger, text))
+        valid, original, text, heldout = (
+            bpb.passages(texts(paths, 20 * given.bytes), 1000, given.bytes)
+            for paths in (given.original_valid, given.original, given.new, given.new_valid)
         )
-        self.mean_D = self.original.hidden_TD.mean(0) / self.original.hidden_TD.mean(0).square().sum()
-        self.heldout = bpb.passages(texts(given.new_valid, 300_000), 1000, 8_000)
+        self.original, self.heldout = new_rows.seen(self.blank, self.cut(base, valid)), heldout
+        start = STARTS["mean"](self.material)
+        sides = (self.cut(base, original), self.cut(self.bigger, text))
+        self.direction_D = softmax.direction(*(new_rows.states_of(self.blank, side, start) for side in sides))
 
     @staticmethod
     def cut(tokenizer: Any, found: list[str]) -> list[list[int]]:
         return [ids[:256] for ids in encode_text(tokenizer, found)]
-
-    @torch.no_grad()
-    def of_new(self, rows: list[list[int]]) -> torch.Tensor:
-        start = STARTS["mean"](self.material).input_ND
-        return torch.cat([self.blank.states(torch.tensor([ids]), start)[0] for ids in rows])
 
     def documents(self) -> Iterator[list[int]]:
         """Training text as ids of the extended tokenizer."""
@@ -96,8 +92,7 @@ class Bench:
         kind, _, how = name.partition("+")
         rows, shift = STARTS[kind](self.material), 0.0
         if how:
-            along = self.mean_D if how == "mean" else self.direction_D
-            seen = self.original
+            seen, along = self.original, self.direction_D
             moved, shift = softmax.shifted(seen.hidden_TD, seen.base_T, rows.head_ND, along, budget, self.blank.cap)
             rows = rows.with_head(moved)
         seconds = time.perf_counter() - began
@@ -122,22 +117,20 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=1000)
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--learn-bytes", type=int, default=2_000_000)
+    parser.add_argument("--bytes", type=int, default=16_000, help="of each text that measures")
     parser.add_argument("--kl-budget", type=float, default=1e-4)
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
     bench = None
-    print(f"{'start':20} {'KL':>9} {'bpb':>7} {'bpb after':>9} {'KL after':>9} {'shift':>7} {'norm':>6} {'seconds':>8}", flush=True)
+    print("start                       KL     bpb bpb after  KL after   shift   norm  seconds", flush=True)
     for name in given.starts:
         path = given.out / f"{name}.json"
         if not path.exists():
             bench = bench or Bench(given)
             write_json(path, bench.measured(name, given.steps, given.kl_budget))
         row = read_json(path)
-        print(
-            f"{name:20} {row['kl']:9.2e} {row['bits']:7.4f} {row['bits_after']:9.4f} {row['kl_after']:9.2e} {row['shift']:7.2f} "
-            f"{row['norm']:6.2f} {row['seconds']:8.1f}",
-            flush=True,
-        )
+        measured = f"{row['kl']:9.2e} {row['bits']:7.4f} {row['bits_after']:9.4f} {row['kl_after']:9.2e}"
+        print(f"{name:20} {measured} {row['shift']:7.2f} {row['norm']:6.2f} {row['seconds']:8.1f}", flush=True)
 
 
 if __name__ == "__main__":

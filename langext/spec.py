@@ -33,8 +33,8 @@ LATER = Later()
 """Marks a field that was added when runs without it already existed: `ema: Annotated[float | None, LATER] = None`.
 
 The default of the field must give the same results as before the field existed. `Spec.recipe` then leaves the default out, so
-old runs keep their fingerprint. Where the default is not what it was, `Annotated[..., Later(was=...)]` leaves the old value out:
-an old run is another recipe for the new default, and the same one for a pipeline that asks for the old value.
+old runs keep their fingerprint. Where the default is not what it was, `Annotated[..., Later(was=...)]` leaves the old value
+out: an old run is another recipe for the new default, and the same one for a pipeline that asks for the old value.
 """
 
 

@@ -49,6 +49,8 @@ class StartRecord(Spec):
     """On held-out text of the new language; of a probe alone."""
     loss_after: float | None = None
     """After the steps of the probe."""
+    failure: str = ""
+    """Why it could not be computed, and was left out of the probe."""
 
 
 class RowsRecord(Spec):

@@ -125,6 +125,4 @@ def material(blank: Blank, pieces: Sequence[Sequence[int]], tokenizer: Any, seed
     named = {i: name for name, i in tokenizer.get_vocab().items()}
     names = [named.get(i, "") for i in range(blank.first + len(pieces))]  # a vocabulary can have holes
     lengths = [max(1, len(tokenizer.decode([i]))) for i in range(blank.first)]
-    return Material(
-        blank.input_VD, blank.output_VD, pieces, lengths, seed, names, states=blank.states, **more
-    )
+    return Material(blank.input_VD, blank.output_VD, pieces, lengths, seed, names, states=blank.states, **more)

@@ -18,7 +18,7 @@ from langext.summaries import RowsRecord, StartRecord
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from langext.models.new_rows import Blank, Seen
+    from langext.models.new_rows import Seen
     from tokenizer_tools.start import Rows
 
 PROBE_STEPS, PROBE_BATCH, WINDOW = 50, 2, 128
@@ -104,7 +104,7 @@ class Bench:
 
     @cached_property
     def direction(self) -> "Tensor":
-        """Where logits of new tokens are lowered, see `softmax.direction`. New tokens are read with the mean of their pieces."""
+        """Where logits of new tokens are lowered, see `softmax.direction`. New tokens are read as means of their pieces."""
         from langext.models import new_rows
         from tokenizer_tools.start import STARTS, softmax
 
@@ -133,7 +133,7 @@ class Bench:
         try:
             rows = STARTS[name](self.material)
         except ValueError as error:
-            raise RunFailed(f"start {name}: {error}; choose another start") from None
+            raise RunFailed(f"start {name} cannot be computed: {error}") from None
         rows = rows.map(lambda part: part.bfloat16().float())  # weights are stored in it, and every precision has these
         if self.original is None:
             if budget is not None:
@@ -176,12 +176,20 @@ def choose(bench: Bench, start: str, budget: float | None) -> "tuple[Rows, RowsR
         rows, record = bench.start(start, budget)
         return rows, RowsRecord(start=start, kl_budget=budget, tried={start: record})
     found: dict[str, tuple[Rows, StartRecord]] = {}
+    failed: dict[str, StartRecord] = {}
     for name in STARTS:
-        rows, record = bench.start(name, budget)
-        found[name] = rows, bench.probed(rows, record)
-        say(f"  start {name}: held-out loss {found[name][1].loss:.3f}, {found[name][1].loss_after:.3f} after {PROBE_STEPS} steps")
+        try:
+            rows, record = bench.start(name, budget)
+        except RunFailed as error:
+            say(f"  {error}; left out of the probe")
+            failed[name] = StartRecord(failure=str(error))
+            continue
+        record = bench.probed(rows, record)
+        say(f"  start {name}: held-out loss {record.loss:.3f}, {record.loss_after:.3f} after {PROBE_STEPS} steps")
+        found[name] = rows, record
     best = min(found, key=lambda name: found[name][1].loss_after or 0.0)
-    return found[best][0], RowsRecord(start=best, kl_budget=budget, tried={name: record for name, (_, record) in found.items()})
+    tried = {name: record for name, (_, record) in found.items()} | failed
+    return found[best][0], RowsRecord(start=best, kl_budget=budget, tried=tried)
 
 
 def write(ctx: Context, bench: Bench, start: str, budget: float | None) -> RowsRecord:

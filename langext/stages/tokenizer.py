@@ -38,13 +38,13 @@ class ExtendTokenizer(Stage):
     encoded exactly as before. Costs part of the gain where the new language shares words with them."""
 
     start: Annotated[new_rows.Start, Later(was="mean")] = "composition"
-    """How the rows of new tokens start. mean: the mean of the rows of their pieces. composition: pieces weighted by their length
-    for the head, and a mean of the usual norm for the input. sample: chance, from the distribution of the base's rows. focus:
-    rows of tokens that are used alike. distilled: rows that give the states that the pieces gave. probe trains all of them for
-    50 steps and takes the one that has learnt best."""
+    """How the rows of new tokens start. mean: the mean of the rows of their pieces. composition: pieces weighted by their
+    length for the head, and a mean of the usual norm for the input. sample: chance, from the distribution of the base's rows.
+    focus: rows of tokens that are used alike. distilled: rows that give the states that the pieces gave. probe trains all of
+    them for 50 steps and takes the one that has learnt best."""
     output: Annotated[Literal["unchanged", "shifted"], LATER] = "unchanged"
-    """shifted lowers the logits of new tokens where hidden states are those of original text, by as little as `kl_budget` takes.
-    Where the base's head is tied, the input rows move along."""
+    """shifted lowers the logits of new tokens where hidden states are those of original text, by as little as `kl_budget`
+    takes. Where the base's head is tied, the input rows move along."""
     kl_budget: Annotated[float, Field(gt=0), LATER] = 1e-4
     """Most KL(base || extended) on held-out original text, in nats per token, that new tokens may cost before any training. For
     output: shifted. Lower it to disturb the original languages less; new tokens then begin less likely."""

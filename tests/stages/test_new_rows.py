@@ -64,8 +64,8 @@ def test_training_starts_from_the_rows_of_the_stage_and_the_base_keeps_its_own(t
     assert rows.keys() == ({"input"} if tied else {"input", "output"})
     extended_model = Extend.model_validate({"uses": "extend", "method": "full"}).run(context(tmp_path / "03"), model, tokens)
     live = loading.load(extended_model, torch.float32, trained=False)
-    assert all(torch.equal(rows[name], found) for name, found in vocabulary.new_rows(live.net).items())
-    assert all(torch.equal(rows[name], found) for name, found in vocabulary.new_rows(loading.load(extended_model, torch.float32).net).items())
+    for net in (live.net, loading.load(extended_model, torch.float32).net):
+        assert all(torch.equal(rows[name], found) for name, found in vocabulary.new_rows(net).items())
     plain = loading.load_base(loading.read_record(model).base, torch.float32)
     assert torch.equal(live.net.model.embed_tokens.weight, plain.model.embed_tokens.weight)
     assert torch.equal(live.net.lm_head.weight, plain.lm_head.weight)
@@ -83,7 +83,7 @@ def test_a_shift_keeps_to_the_budget_or_says_that_none_does(tmp_path, corpus):
     model = base(tmp_path, tied=False)
     _, plain = made(tmp_path, model, corpus, start="mean")
     budget = plain.tried["mean"].kl / 2
-    tokens, record = made(tmp_path, model, corpus, "03-quiet", start="mean", output="shifted", kl_budget=budget)
+    _, record = made(tmp_path, model, corpus, "03-quiet", start="mean", output="shifted", kl_budget=budget)
     told = record.tried["mean"]
     assert 0.99 * budget < told.kl <= budget and told.kl_unshifted == plain.tried["mean"].kl and told.shift > 0
     rows, before = (load_file(tmp_path / name / loading.NEW_ROWS) for name in ("03-quiet", "02-tokens"))
@@ -121,7 +121,7 @@ def test_a_probe_takes_the_start_that_has_learnt_best(tmp_path, corpus, monkeypa
     monkeypatch.setattr("tokenizer_tools.start.STARTS", {**planted, "mean": STARTS["mean"]})
     monkeypatch.setattr(new_rows, "PROBE_STEPS", 4)
     monkeypatch.setattr(new_rows, "HELDOUT_WINDOWS", 4)
-    tokens, record = made(tmp_path, base(tmp_path, tied=False), corpus, start="probe")
+    _, record = made(tmp_path, base(tmp_path, tied=False), corpus, start="probe")
     losses = {name: tried.loss_after for name, tried in record.tried.items()}
     assert record.start == "near" and losses["near"] == losses["mean"] < losses["far"]
     assert all(tried.loss_after < tried.loss for tried in record.tried.values())

@@ -27,8 +27,9 @@ def output_rows(weight_VD: Tensor, pieces: Sequence[Sequence[int]], lengths: Seq
 def rows(material: Material) -> Rows:
     """Both rows. A tied matrix has one row for both uses, which is the output row.
 
-    A longer row has larger logits, so the norm of the input row would put probability on new tokens everywhere; and of the two
-    uses, the output is what the original languages see.
+    Of the two uses the output is what the original languages see, and a longer row has larger logits everywhere: with the norm
+    of the input row, 1,000 French tokens cost SmolLM2-135M, whose head is tied, 4.2 nats per token of English, with the output
+    row 0.005.
     """
     output_ND = output_rows(
         material.input_VD if material.output_VD is None else material.output_VD, material.pieces, material.lengths

@@ -63,10 +63,9 @@ def vectors(lines: Iterable[Sequence[str]]) -> dict[str, Tensor]:
                 file.write(" ".join(line) + "\n")
         if not any(count >= MIN_COUNT for count in counts.values()):
             return {}
+        how = {"model": "skipgram", "dim": DIMENSIONS, "epoch": EPOCHS, "minCount": MIN_COUNT, "bucket": BUCKETS, "thread": 1}
         try:
-            model = fasttext.train_unsupervised(
-                str(path), model="skipgram", dim=DIMENSIONS, epoch=EPOCHS, minCount=MIN_COUNT, bucket=BUCKETS, thread=1, verbose=0
-            )
+            model = fasttext.train_unsupervised(str(path), verbose=0, **how)
         except RuntimeError as error:
             raise ValueError(f"fastText: {error}") from None
     found = {token: torch.from_numpy(model.get_word_vector(token)) for token, count in counts.items() if count >= MIN_COUNT}

@@ -15,8 +15,11 @@ from torch.nn.functional import softplus
 
 CHUNK = 512
 """Tokens whose logits are in memory at a time."""
-RIDGE = 1e-3
-"""Of `direction`: as a share of the mean square of a number of a hidden state."""
+RIDGE = 1.0
+"""Of `direction`, as a share of the mean square of a number of a hidden state. Larger moves the rows less, and the new language
+loses more of its logits. SmolLM2-135M with 1,000 French tokens of mean rows (norm 2.0), shifted from 4.2e-3 to 1e-4 nats per
+token on English: with 0.001 the rows move by 1.58 and French logits fall by 0.15 nats, with 1 by 0.40 and 0.25, with 10 by 0.31
+and 0.90; along the mean of the states, without telling the languages apart, by 0.13 and 3.8."""
 HALVINGS = 20
 """Steps of the bisection: the shift is exact to a millionth."""
 MOST = 1e4
@@ -39,14 +42,15 @@ def disturbance(hidden_TD: Tensor, base_T: Tensor, rows_ND: Tensor, cap: float |
 
 
 def direction(original_TD: Tensor, new_TD: Tensor) -> Tensor:
-    """(D,) d for which h . d is near 1 in states of original text, and near 0 in states of text of the new language.
+    """(D,) d for which h . d is 1 in the mean of the states of original text, and near 0 in text of the new language.
 
-    The least squares (C_o + C_n + r I) d = m_o, with the second moments C of both, m_o the mean of the original states. So a
-    shift lowers logits in original text, and the new language, where they are needed, keeps most of them.
+    The least squares (C_o + C_n + r I) d = m_o, with the second moments C of both and m_o the mean of the original states,
+    scaled so that m_o . d = 1. So a shift lowers logits in original text, and the new language keeps most of them.
     """
     second_DD = original_TD.T @ original_TD / len(original_TD) + new_TD.T @ new_TD / len(new_TD)
     second_DD.diagonal().add_(RIDGE * second_DD.diagonal().mean())
-    return torch.linalg.solve(second_DD, original_TD.mean(0))
+    solved_D = torch.linalg.solve(second_DD, original_TD.mean(0))
+    return solved_D / (original_TD.mean(0) @ solved_D)
 
 
 def shifted(

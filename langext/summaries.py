@@ -34,6 +34,35 @@ class ProtectedText(Spec):
     """Held-out text of the new language with as many tokens that were learnt without protection."""
 
 
+class StartRecord(Spec):
+    """What a start of the rows of new tokens came to. Losses and KL are in nats per token."""
+
+    model_config = ConfigDict(allow_inf_nan=True)
+
+    kl: float | None = None
+    """KL(base || extended) on held-out original text; None without such text."""
+    kl_unshifted: float | None = None
+    """The same before the output rows were shifted."""
+    shift: float = 0.0
+    """How far, in nats of a logit on original text."""
+    loss: float | None = None
+    """On held-out text of the new language; of a probe alone."""
+    loss_after: float | None = None
+    """After the steps of the probe."""
+    failure: str = ""
+    """Why it could not be computed, and was left out of the probe."""
+
+
+class RowsRecord(Spec):
+    """The rows that new tokens start from."""
+
+    start: str
+    """The start that was taken."""
+    kl_budget: float | None
+    tried: dict[str, StartRecord]
+    """By the name of the start."""
+
+
 class TokenizerSummary(Summary):
     """Of stage extend_tokenizer."""
 
@@ -43,6 +72,8 @@ class TokenizerSummary(Summary):
     """By language."""
     protected: ProtectedText | None = None
     """Absent without protection."""
+    rows: RowsRecord | None = None
+    """Absent in what was made before starts could be chosen, which is `mean`."""
 
 
 class GateShares(Spec):

@@ -87,6 +87,21 @@ def fill(model: Any, spelt: Mapping[int, list[int]]) -> None:
         module.new_weight.data.copy_(subtoken_mean(module.weight.data, pieces))
 
 
+def new_rows(model: Any) -> dict[str, Tensor]:
+    """The (N, D) rows of new tokens: `input`, and `output` unless it is tied."""
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    rows = {"input": embedding.new_weight.data}
+    return rows if head.new_weight is embedding.new_weight else rows | {"output": head.new_weight.data}
+
+
+def put(model: Any, rows: Mapping[str, Tensor]) -> None:
+    """Give the new rows these values, in place. The names are those of `new_rows`."""
+    places = new_rows(model)
+    assert places.keys() == rows.keys(), "one matrix of new rows where the base has one"
+    for name, place in places.items():
+        place.copy_(rows[name])
+
+
 def head_parameters(model: Any) -> list[Any]:
     """The parameters that `head_weight` reads."""
     head = model.get_output_embeddings()

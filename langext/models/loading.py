@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from pydantic import NonNegativeInt, TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as hf_logging
@@ -33,6 +33,9 @@ if not sys.stderr.isatty():
     hf_logging.disable_progress_bar()
 
 MODEL_FILE = "model.json"
+NEW_TOKENS = "new_tokens.json"
+NEW_ROWS = "new_rows.safetensors"
+"""The rows that new tokens start from: `input` and, unless the base's matrices are tied, `output`. Beside NEW_TOKENS."""
 
 
 @dataclass(frozen=True)
@@ -155,19 +158,18 @@ def load(model: Model, dtype: torch.dtype, device: str = "cpu", *, trained: bool
     """Build the live model of an artifact from base, new rows, extensions and delta, in evaluation mode on `device`.
 
     With `trained` False the delta is left out. The result is the model before training, except that random new matrices have
-    other values. New vocabulary rows then hold the mean values that training started from.
+    other values. New vocabulary rows then hold the values that training started from.
     """
     record = read_record(model)
     net = load_base(record.base, dtype)
     if attention != "auto":
         net.set_attn_implementation(attention)
     tokenizer = load_tokenizer(record.tokenizer or record.base)
-    base_ids = new_tokens(model)
-    live = build(net, tokenizer, record.method, len(base_ids), record.earlier)
+    live = build(net, tokenizer, record.method, len(new_tokens(model)), record.earlier)
     if record.method is not None and trained:
         load_delta(live, model.path / DELTA)
-    elif base_ids and not record.earlier:  # the deltas of earlier extensions contain the new rows
-        vocabulary.fill(net, base_ids)
+    elif record.tokenizer and not record.earlier:  # the deltas of earlier extensions contain the new rows
+        fill(net, Tokenizer(record.tokenizer.parent))
     live.net.to(device).eval()
     return live
 
@@ -232,11 +234,34 @@ def new_tokens(model: Model) -> dict[int, list[int]]:
 
 def read_new_tokens(tokenizer: Tokenizer) -> dict[int, list[int]]:
     """The new tokens of an extended tokenizer, in the form of `new_tokens`. Raises ConfigError when the file is damaged."""
-    path = tokenizer.path / "new_tokens.json"
+    path = tokenizer.path / NEW_TOKENS
     try:
         return TypeAdapter(dict[NonNegativeInt, list[NonNegativeInt]]).validate_python(read_object(path))
     except ValidationError as error:
         raise ConfigError(f"{path}: {first_problem(error)}") from None
+
+
+def fill(net: Any, tokenizer: Tokenizer) -> None:
+    """Give the rows of new tokens, which `net` has already, the values that they start from.
+
+    They are those that stage extend_tokenizer has chosen; of a tokenizer from before it chose any, the means of the pieces.
+    Raises ConfigError when the file is damaged, or does not belong to this base.
+    """
+    path = tokenizer.path / NEW_ROWS
+    if not path.is_file():
+        vocabulary.fill(net, read_new_tokens(tokenizer))
+        return
+    with reading(path, "safetensors"):
+        rows = load_file(path)
+    wanted = {name: weight.shape for name, weight in vocabulary.new_rows(net).items()}
+    if {name: tensor.shape for name, tensor in rows.items()} != wanted:
+        raise ConfigError(f"{path}: holds rows of other shapes than the model has; make it again with --redo extend_tokenizer")
+    vocabulary.put(net, rows)
+
+
+def save_rows(out: Path, rows: dict[str, Tensor]) -> None:
+    """Write the rows that new tokens start from into `out`, in float32."""
+    save_file({name: tensor.float().contiguous() for name, tensor in rows.items()}, out / NEW_ROWS)
 
 
 @dataclass(frozen=True)

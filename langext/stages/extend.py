@@ -59,7 +59,7 @@ class Extend(Stage):
         return self.method.calibration is not None if argument == "corpus" else None
 
     def run(self, ctx: Context, model: Model, tokenizer: Tokenizer | None = None, corpus: Corpus | None = None) -> Model:
-        """Write the untrained weights that the base does not have. The row of a new token is the mean of its base tokens.
+        """Write the untrained weights that the base does not have. The rows of new tokens are those of stage extend_tokenizer.
 
         Gates with thresholds are calibrated on `corpus` first, which decides which layers get a block.
         """
@@ -71,14 +71,14 @@ class Extend(Stage):
         record = loading.read_record(model)
         assert record.method is None, "refused when planning"
         record = replace(record, tokenizer=tokenizer.path / "tokenizer" if tokenizer else record.tokenizer)
-        spelt = loading.read_new_tokens(tokenizer) if tokenizer else {}
-        num_new = len(spelt) or len(loading.new_tokens(model))
+        added = len(loading.read_new_tokens(tokenizer)) if tokenizer else 0
+        num_new = added or len(loading.new_tokens(model))
         gates = told = None
         if corpus and self.method.calibration:
-            gates, told = self._calibrated(ctx, corpus, _built(record, None, num_new, spelt), self.method.calibration)
+            gates, told = self._calibrated(ctx, corpus, _built(record, None, num_new, tokenizer), self.method.calibration)
         method = gates.placed(self.method) if gates else self.method
         loading.write_record(ctx.out, replace(record, method=method))
-        live = _built(record, method, num_new, spelt)
+        live = _built(record, method, num_new, tokenizer)
         if gates:
             gates.put(live.net)
         delta = live.delta()
@@ -87,7 +87,7 @@ class Extend(Stage):
         num_base = sum(p.numel() for name, p in live.net.named_parameters() if name in live.base_names)
         ctx.report(
             ExtendSummary(
-                method=method.name, base_parameters=num_base, trainable_parameters=learns, new_tokens=len(spelt),
+                method=method.name, base_parameters=num_base, trainable_parameters=learns, new_tokens=added,
                 gates=told,
             )
         )  # fmt: skip
@@ -110,16 +110,15 @@ class Extend(Stage):
         return found, calibrating.reported(ctx, live.net, found, text, settings.closed)
 
 
-def _built(record: "Record", method: Method | None, num_new: int, spelt: dict[int, list[int]]) -> "LiveModel":
+def _built(record: "Record", method: Method | None, num_new: int, tokenizer: Tokenizer | None) -> "LiveModel":
     """The base of a record with its earlier extensions, its new vocabulary rows, and the untrained modules of `method`."""
     import torch
 
-    from langext.architectures import vocabulary
     from langext.methods import extended
     from langext.models import loading
 
     net = loading.load_base(record.base, torch.bfloat16)
     live = extended.build(net, loading.load_tokenizer(record.tokenizer or record.base), method, num_new, record.earlier)
-    if spelt:
-        vocabulary.fill(net, spelt)
+    if tokenizer:
+        loading.fill(net, tokenizer)
     return live

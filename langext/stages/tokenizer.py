@@ -2,17 +2,20 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
+from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from langext.artifacts import Corpus, Model, Tokenizer, write_json
 from langext.console import say
 from langext.context import Context
 from langext.errors import ConfigError, RunFailed
 from langext.methods.base import Method
+from langext.spec import LATER
+from langext.stages import new_rows
 from langext.stages.base import Stage
 from langext.summaries import ProtectedText, TokenizerSummary, VocabularyGain
 
@@ -34,6 +37,24 @@ class ExtendTokenizer(Stage):
     """Never join tokens that are neighbours in training text of the original languages or in protected text, which is then
     encoded exactly as before. Costs part of the gain where the new language shares words with them."""
 
+    start: Annotated[new_rows.Start, LATER] = "mean"
+    """How the rows of new tokens start. mean: the mean of the rows of their pieces. composition: pieces weighted by their
+    length for the head, and a mean of the usual norm for the input. sample: chance, from the distribution of the base's rows.
+    focus: rows of tokens that are used alike. distilled: rows that give the states that the pieces gave. probe trains all of
+    them for 50 steps and takes the one that has learnt best."""
+    output: Annotated[Literal["unchanged", "shifted"], LATER] = "unchanged"
+    """shifted lowers the logits of new tokens where hidden states are those of original text, by as little as `kl_budget`
+    takes. Where the base's head is tied, the input rows move along."""
+    kl_budget: Annotated[float, Field(gt=0), LATER] = 1e-4
+    """Most KL(base || extended) on held-out original text, in nats per token, that new tokens may cost before any training. For
+    output: shifted. Lower it to disturb the original languages less; new tokens then begin less likely."""
+
+    @model_validator(mode="after")
+    def _of_the_shift(self) -> "ExtendTokenizer":
+        if self.output != "shifted" and self.kl_budget != type(self).model_fields["kl_budget"].default:
+            raise ValueError("kl_budget: is for output: shifted")
+        return self
+
     def check_model(self, given: tuple[Method, ...], config: Any) -> None:
         """Raise ConfigError when the vocabulary of the base cannot be extended."""
         from langext.models import loading
@@ -53,7 +74,7 @@ class ExtendTokenizer(Stage):
             )
 
     def run(self, ctx: Context, model: Model, corpus: Corpus) -> Tokenizer:
-        """Write tokenizer/ and new_tokens.json; record the gain in every language in the manifest.
+        """Write tokenizer/, new_tokens.json and new_rows.safetensors; record the gain in every language in the manifest.
 
         Raises ConfigError when the vocabulary was extended before, or when no pair of tokens is frequent enough.
         """
@@ -92,6 +113,10 @@ class ExtendTokenizer(Stage):
         bigger.save_pretrained(ctx.out / "tokenizer")
         first = next_id(base)
         write_json(ctx.out / "new_tokens.json", {str(first + i): token.base_ids for i, token in enumerate(added)})
+        pieces = [token.base_ids for token in added]
+        text = new_rows.texts(ctx, corpus, partial(self._texts, corpus))
+        bench = new_rows.bench(ctx, model, base, bigger, pieces, text, self.runtime.gpus)
+        rows = new_rows.write(ctx, bench, self.start, self.kl_budget if self.output == "shifted" else None)
         gains = {c: _gain(base, bigger, documents.heldout(corpus, [c])) for c in ctx.languages}
         record = None
         if kept:
@@ -100,7 +125,7 @@ class ExtendTokenizer(Stage):
             loose = _gain(base, extended(base, free), documents.heldout(corpus, [ctx.language])).bytes_per_token_after
             record = ProtectedText(**asdict(alike), kept_apart=len(apart), bytes_per_token_without=loose)
             _tell(record, gains[ctx.language])
-        ctx.report(TokenizerSummary(new_tokens=len(added), heldout=gains, protected=record))
+        ctx.report(TokenizerSummary(new_tokens=len(added), heldout=gains, protected=record, rows=rows))
         for code, gain in gains.items():
             say(
                 f"  {code}: {gain.bytes_per_token_before:.2f} -> {gain.bytes_per_token_after:.2f} bytes per token, "

@@ -1,0 +1,137 @@
+"""How rows of new tokens start: KL on original text, and bits per byte of the new language at the start and after some steps.
+
+    python benchmarks/token_starts.py BASE --new fr.jsonl.gz ... --new-valid fr-valid.jsonl.gz ... --original en.jsonl.gz ...
+        --original-valid en-valid.jsonl.gz ... --out FOLDER
+
+BASE is a folder in Hugging Face format; texts are gzipped lines of JSON with "text". Every start is one file in FOLDER, so that
+the same command goes on where it was; it prints one table.
+"""
+
+import argparse
+import gzip
+import json
+import time
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from langext.architectures import vocabulary
+from langext.artifacts import read_json, write_json
+from langext.data.plain_text import encode_text
+from langext.evaluation import bpb
+from langext.models import loading, new_rows
+from tokenizer_tools.byte_bpe import continue_merges, extended, word_counts
+from tokenizer_tools.start import STARTS, Rows, softmax
+from tokenizer_tools.vocabulary import next_id
+
+LENGTH, BATCH = 128, 2
+
+
+def texts(paths: list[Path], num_bytes: int) -> list[str]:
+    """About so many bytes of text, the same share of each file."""
+    found = []
+    for path in paths:
+        left = num_bytes / len(paths)
+        with gzip.open(path, "rt", encoding="utf-8") as file:
+            for line in file:
+                text = json.loads(line)["text"][:20_000]
+                found.append(text)
+                left -= len(text.encode())
+                if left <= 0:
+                    break
+    return found
+
+
+class Bench:
+    """The base, new tokens, and the texts."""
+
+    def __init__(self, given: Any):
+        base = loading.load_tokenizer(given.base)
+        new = texts(given.new, given.learn_bytes)
+        added = continue_merges(base.backend_tokenizer, word_counts(base.backend_tokenizer, iter(new)), given.tokens, 10)
+        self.bigger, self.pieces = extended(base, added), [list(token.base_ids) for token in added]
+        self.new = new
+        net = loading.load_base(given.base, torch.float32)
+        vocabulary.extend(net, next_id(base), len(added))
+        self.blank = new_rows.Blank(net)
+        self.material = new_rows.material(self.blank, self.pieces, self.bigger, 1, text=self.documents)
+        valid, original, text, heldout = (
+            bpb.passages(texts(paths, 20 * given.bytes), 1000, given.bytes)
+            for paths in (given.original_valid, given.original, given.new, given.new_valid)
+        )
+        self.original, self.heldout = new_rows.seen(self.blank, self.cut(base, valid)), heldout
+        start = STARTS["mean"](self.material)
+        sides = (self.cut(base, original), self.cut(self.bigger, text))
+        self.direction_D = softmax.direction(*(new_rows.states_of(self.blank, side, start) for side in sides))
+
+    @staticmethod
+    def cut(tokenizer: Any, found: list[str]) -> list[list[int]]:
+        return [ids[:256] for ids in encode_text(tokenizer, found)]
+
+    def documents(self) -> Iterator[list[int]]:
+        """Training text as ids of the extended tokenizer."""
+        left = iter(self.new)
+        while batch := list(islice(left, 64)):
+            yield from encode_text(self.bigger, batch)
+
+    def kl(self, rows: Rows) -> float:
+        return softmax.disturbance(self.original.hidden_TD, self.original.base_T, rows.head_ND, self.blank.cap)
+
+    def bits(self, rows: Rows) -> float:
+        """Bits per byte of held-out text of the new language."""
+        net = self.blank.net
+        vocabulary.put(net, rows.named)
+        return bpb.measure(net, self.bigger, self.heldout).per_byte
+
+    def measured(self, name: str, steps: int, budget: float) -> dict[str, Any]:
+        """What a start comes to. `NAME+shift` is shifted to keep within the budget."""
+        began = time.perf_counter()
+        kind, _, how = name.partition("+")
+        rows, shift = STARTS[kind](self.material), 0.0
+        if how:
+            seen, along = self.original, self.direction_D
+            moved, shift = softmax.shifted(seen.hidden_TD, seen.base_T, rows.head_ND, along, budget, self.blank.cap)
+            rows = rows.with_head(moved)
+        seconds = time.perf_counter() - began
+        windows = new_rows.packed(self.documents(), LENGTH)
+        before = {"kl": self.kl(rows), "bits": self.bits(rows), "norm": float(rows.input_ND.norm(dim=1).median())}
+        began = time.perf_counter()
+        rows = new_rows.learnt(self.blank, rows, windows, steps, BATCH)
+        return {
+            **before, "shift": shift, "seconds": seconds, "kl_after": self.kl(rows), "bits_after": self.bits(rows),
+            "steps": steps, "seconds_training": time.perf_counter() - began,
+        }  # fmt: skip
+
+
+def main() -> None:
+    """Measure what is not in the folder yet, and print the table."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("base", type=Path)
+    for name in ("new", "new-valid", "original", "original-valid"):
+        parser.add_argument(f"--{name}", type=Path, nargs="+", required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--starts", nargs="+", default=[*STARTS, *(f"{name}+shift" for name in STARTS)])
+    parser.add_argument("--tokens", type=int, default=1000)
+    parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--learn-bytes", type=int, default=2_000_000)
+    parser.add_argument("--bytes", type=int, default=16_000, help="of each text that measures")
+    parser.add_argument("--kl-budget", type=float, default=1e-4)
+    given = parser.parse_args()
+    given.out.mkdir(parents=True, exist_ok=True)
+    bench = None
+    print("start                       KL     bpb bpb after  KL after   shift   norm  seconds", flush=True)
+    for name in given.starts:
+        path = given.out / f"{name}.json"
+        if not path.exists():
+            bench = bench or Bench(given)
+            write_json(path, bench.measured(name, given.steps, given.kl_budget))
+        row = read_json(path)
+        measured = f"{row['kl']:9.2e} {row['bits']:7.4f} {row['bits_after']:9.4f} {row['kl_after']:9.2e}"
+        print(f"{name:20} {measured} {row['shift']:7.2f} {row['norm']:6.2f} {row['seconds']:8.1f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

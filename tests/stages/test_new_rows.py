@@ -1,0 +1,136 @@
+"""Stage extend_tokenizer chooses the rows of new tokens, and every later stage starts from them."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from pydantic import ValidationError
+from safetensors.torch import load_file, save_file
+from toy import ENGLISH, FRENCH, documents, make_llama, make_tokenizer, write_jsonl
+
+from langext.architectures import vocabulary
+from langext.artifacts import Corpus, Model, Tokenizer, sha256_file
+from langext.context import Context
+from langext.data import documents as read
+from langext.errors import ConfigError
+from langext.evaluation import bpb
+from langext.evaluation.kl import BaseKL
+from langext.methods import extended
+from langext.models import bases, loading
+from langext.stages import new_rows
+from langext.stages.extend import Extend
+from langext.stages.tokenizer import ExtendTokenizer
+from tokenizer_tools.start import STARTS, subtoken_mean
+
+CODES: dict[str, list[str]] = {"fra_Latn": FRENCH, "eng_Latn": ENGLISH}
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
+    root = tmp_path_factory.mktemp("corpus")
+    for seed, (code, words) in enumerate(CODES.items()):
+        for split, count in (("train", 60), ("valid", 12)):
+            write_jsonl(root / "documents" / split / code / "book.jsonl.gz", documents(words, count, 10 * seed + count))
+    return Corpus(root)
+
+
+def base(root: Path, tied: bool) -> Model:
+    tokenizer = make_tokenizer()
+    make_llama(len(tokenizer) + 7, tied).save_pretrained(root / "pico")  # with rows that are padding
+    tokenizer.save_pretrained(root / "pico")
+    return bases.prepare(str(root / "pico"), None, root / "base")
+
+
+def context(out: Path) -> Context:
+    out.mkdir(parents=True, exist_ok=True)
+    return Context(out, 1, "fra_Latn", ("eng_Latn",))
+
+
+def stage(**more: object) -> ExtendTokenizer:
+    return ExtendTokenizer.model_validate({"uses": "extend_tokenizer", "new_tokens": 30, "min_count": 2} | more)
+
+
+def made(root: Path, model: Model, corpus: Corpus, name: str = "02-tokens", **more: object):
+    ctx = context(root / name)
+    return stage(**more).run(ctx, model, corpus), ctx.summary[-1].rows  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_training_starts_from_the_rows_of_the_stage_and_the_base_keeps_its_own(tmp_path, corpus, tied):
+    model = base(tmp_path, tied)
+    tokens, record = made(tmp_path, model, corpus, start="composition")
+    rows = load_file(tokens.path / loading.NEW_ROWS)
+    assert rows.keys() == ({"input"} if tied else {"input", "output"})
+    extended_model = Extend.model_validate({"uses": "extend", "method": "full"}).run(context(tmp_path / "03"), model, tokens)
+    live = loading.load(extended_model, torch.float32, trained=False)
+    for net in (live.net, loading.load(extended_model, torch.float32).net):
+        assert all(torch.equal(rows[name], found) for name, found in vocabulary.new_rows(net).items())
+    plain = loading.load_base(loading.read_record(model).base, torch.float32)
+    assert torch.equal(live.net.model.embed_tokens.weight, plain.model.embed_tokens.weight)
+    assert torch.equal(live.net.lm_head.weight, plain.lm_head.weight)
+    again, _ = made(tmp_path, model, corpus, "04-again", start="composition")
+    assert sha256_file(again.path / loading.NEW_ROWS) == sha256_file(tokens.path / loading.NEW_ROWS)
+    texts = [text for found in read.heldout(corpus, ["eng_Latn"]).values() for text in found]
+    kl = BaseKL(plain, make_tokenizer(), bpb.passages(texts, new_rows.PASSAGE_BYTES, new_rows.SEEN_BYTES))
+    # The reference normalises over the padding of the base too, which new tokens replace.
+    kl.weight = kl.weight[: len(make_tokenizer())]
+    kl.num_ids = len(make_tokenizer())
+    assert record.tried["composition"].kl == pytest.approx(kl.measure(live.net), rel=1e-3)
+
+
+def test_a_shift_keeps_to_the_budget_or_says_that_none_does(tmp_path, corpus):
+    model = base(tmp_path, tied=False)
+    _, plain = made(tmp_path, model, corpus, start="mean")
+    budget = plain.tried["mean"].kl / 2
+    _, record = made(tmp_path, model, corpus, "03-quiet", start="mean", output="shifted", kl_budget=budget)
+    told = record.tried["mean"]
+    assert 0.99 * budget < told.kl <= budget and told.kl_unshifted == plain.tried["mean"].kl and told.shift > 0
+    rows, before = (load_file(tmp_path / name / loading.NEW_ROWS) for name in ("03-quiet", "02-tokens"))
+    assert torch.equal(rows["input"], before["input"]) and not torch.equal(rows["output"], before["output"])
+    with pytest.raises(ConfigError, match="no shift of the new rows keeps the KL"):
+        made(tmp_path, model, corpus, "04-quieter", start="mean", output="shifted", kl_budget=1e-9)
+
+
+def test_without_the_file_rows_are_means_and_a_wrong_file_is_refused(tmp_path, corpus):
+    model = base(tmp_path, tied=True)
+    tokens, _ = made(tmp_path, model, corpus, start="mean")
+    net = loading.load_base(loading.read_record(model).base, torch.bfloat16)
+    spelt = loading.read_new_tokens(tokens)
+    extended.build(net, loading.load_tokenizer(tokens.path / "tokenizer"), None, len(spelt))
+    loading.fill(net, tokens)
+    chosen = net.model.embed_tokens.new_weight.clone()
+    path = tokens.path / loading.NEW_ROWS
+    path.unlink()
+    loading.fill(net, tokens)
+    assert torch.equal(chosen, net.model.embed_tokens.new_weight)
+    assert torch.equal(chosen, subtoken_mean(net.model.embed_tokens.weight, [spelt[i] for i in sorted(spelt)]))
+    save_file({"input": torch.zeros(3, 64)}, path)
+    with pytest.raises(ConfigError, match="rows of other shapes"):
+        loading.fill(net, tokens)
+    path.write_bytes(b"no tensors")
+    with pytest.raises(ConfigError, match="safetensors"):
+        loading.fill(net, Tokenizer(tokens.path))
+
+
+def test_a_probe_takes_the_start_that_has_learnt_best(tmp_path, corpus, monkeypatch):
+    planted = {
+        "far": lambda given: STARTS["sample"](given).map(lambda part: 20 * part),
+        "near": STARTS["mean"],
+    }
+    monkeypatch.setattr("tokenizer_tools.start.STARTS", {**planted, "mean": STARTS["mean"]})
+    monkeypatch.setattr(new_rows, "PROBE_STEPS", 4)
+    monkeypatch.setattr(new_rows, "HELDOUT_WINDOWS", 4)
+    _, record = made(tmp_path, base(tmp_path, tied=False), corpus, start="probe")
+    losses = {name: tried.loss_after for name, tried in record.tried.items()}
+    assert record.start == "near" and losses["near"] == losses["mean"] < losses["far"]
+    assert all(tried.loss_after < tried.loss for tried in record.tried.values())
+    assert json.loads(record.model_dump_json())["tried"].keys() == losses.keys()
+
+
+def test_old_runs_are_the_same_recipe_and_a_budget_needs_a_shift():
+    keys = json.loads((Path(__file__).parent.parent / "keys_of_identity.json").read_text())["ExtendTokenizer"]
+    assert stage().recipe().keys() == set(keys)
+    assert stage(start="sample").recipe().keys() - set(keys) == {"start"}
+    with pytest.raises(ValidationError, match="is for output: shifted"):
+        stage(kl_budget=1e-3)

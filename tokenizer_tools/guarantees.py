@@ -43,14 +43,14 @@ def broken(
 def _moved(base: Any, written: Any, found: New) -> str:
     """Every id of the base is unchanged, and those of the new tokens follow it."""
     had, has, first = base.get_vocab(), written.get_vocab(), next_id(base)
-    for text, i in had.items():
+    for text, i in sorted(had.items(), key=lambda item: item[1]):  # the order of a vocabulary is another each time
         if has.get(text) != i:
             return f"the token {text!r} would get another id ({i} -> {has.get(text)})"
     for k, token in enumerate(found):
         if has.get(token.text) != first + k:
             return f"the new token {token.text!r} has the id {has.get(token.text)} in place of {first + k}"
-    if more := next((text for text, i in has.items() if text not in had and not first <= i < first + len(found)), None):
-        return f"the token {more!r} appears that is neither of the base nor new"
+    if more := sorted(has.keys() - had.keys() - {token.text for token in found}):
+        return f"the token {more[0]!r} appears that is neither of the base nor new"
     return ""
 
 

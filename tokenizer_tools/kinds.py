@@ -32,7 +32,8 @@ class Kind:
     in_model_file: bool = True
     """Whether a tokenizer.model of such a base holds the same pieces."""
     coarser: bool = True
-    """Whether a new token always stands for tokens that the base writes there; new pieces of a unigram model cut anew."""
+    """Whether a new token stands for its `base_ids` wherever it is. A piece of SentencePiece is known by its text alone: it can
+    stand for other pieces of the base here and there, and those of a unigram model cut anew."""
 
 
 KINDS = (
@@ -42,7 +43,7 @@ KINDS = (
     ),
     Kind(
         "BPE of SentencePiece", sentencepiece_bpe.obstacle, pieces.word_counts, sentencepiece_bpe.guarded,
-        sentencepiece_bpe.learn, sentencepiece_bpe.extended,
+        sentencepiece_bpe.learn, sentencepiece_bpe.extended, coarser=False,
     ),
     Kind(
         "unigram", unigram.obstacle, unigram.word_counts, unigram.guarded, unigram.learn, unigram.extended, coarser=False,

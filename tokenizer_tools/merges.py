@@ -26,7 +26,9 @@ def text(left: str, right: str) -> Name:
 def continued(
     words: Iterable[tuple[list[str], int]], min_count: int, refused: Callable[[Name], bool], name_of: Callable[[str, str], Name]
 ) -> Iterator[tuple[str, str]]:
-    """The next merges, most frequent first, as the pair that is joined, until none occurs `min_count` times any more.
+    """The next merges, most frequent first, as the pair that is joined (the most frequent one of that name).
+
+    They end when none occurs `min_count` times any more.
 
     `words` are tokens and how often the word occurs; their lists are changed. Of merges with equal counts, the one whose name
     sorts first wins, so the result depends on the counts alone. `refused` is asked when it is a merge's turn. A merge known by
@@ -54,8 +56,12 @@ def continued(
             return
         if refused(name) or (name_of is text and any(_ambiguous(split[i], name) for i in where[name])):
             continue
-        first = split[min(where[name])]
-        yield next(neighbours for neighbours in itertools.pairwise(first) if name_of(*neighbours) == name)
+        ways: Counter[tuple[str, str]] = Counter()
+        for i in where[name]:
+            for neighbours in itertools.pairwise(split[i]):
+                if name_of(*neighbours) == name:
+                    ways[neighbours] += counts[i]
+        yield min(ways, key=lambda neighbours: (-ways[neighbours], neighbours))
         for changed in _join(name, name_of, split, counts, sums, where):
             heapq.heappush(heap, (-sums[changed], changed))
 

@@ -9,7 +9,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
@@ -38,8 +38,16 @@ class Pieces:
     numbers: bool
     """Whether pieces of several digits exist."""
 
+    kinds: dict[str, str] = field(default_factory=dict)
+    """What `kind` has said already: it is asked for every token of a text."""
+
     def kind(self, piece: str) -> str:
         """The kind of signs that a piece is made of; empty for one that is joined to nothing."""
+        if piece not in self.kinds:
+            self.kinds[piece] = self._judged(piece)
+        return self.kinds[piece]
+
+    def _judged(self, piece: str) -> str:
         body = piece.removeprefix(SPACE)
         if piece in self.unlike or SPACE in body:
             return ""

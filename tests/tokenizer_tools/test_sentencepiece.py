@@ -12,7 +12,7 @@ from tokenizers import AddedToken, Tokenizer, models
 from toy import ENGLISH, FRENCH, make_tokenizer, sentences
 from transformers import PreTrainedTokenizerFast
 
-from tokenizer_tools import guarantees, kinds, model_file, pieces, protect
+from tokenizer_tools import guarantees, kinds, merges, model_file, pieces, protect
 from tokenizer_tools.vocabulary import next_id
 
 NEW = [*sentences(FRENCH, 150, 9), *["हिन्दी में किताब और दुकान 2024"] * 12, "l'été (1998) <s> <0x0A> <b>\n\n"]
@@ -157,3 +157,22 @@ def test_a_model_file_that_says_something_else_is_refused(made, tmp_path):
     (tmp_path / model_file.NAME).write_text("version https://git-lfs.github.com/spec/v1\n")
     with pytest.raises(ValueError, match="no file of SentencePiece"):
         model_file.obstacle(tmp_path / model_file.NAME, base)
+
+
+def test_a_merge_known_by_its_text_is_joined_from_whatever_sides():
+    """The most frequent way is the one that is told; two ways that overlap are left out, since programs choose differently."""
+    words = [(["x", "ab", "c"], 3), (["a", "bc"], 4), (["ab", "c", "d"], 1)]
+    assert list(merges.continued(words, 2, lambda name: False, merges.text)) == [("a", "bc"), ("x", "abc")]
+    overlapping = [(["ab", "a", "ba"], 5)]
+    assert ("ab", "a") not in list(merges.continued(overlapping, 2, lambda name: False, merges.text))
+    assert list(merges.continued([(["ab", "a", "ba"], 5)], 2, lambda name: False, merges.pair)) == [("a", "ba"), ("ab", "aba")]
+
+
+def test_no_piece_makes_a_piece_of_the_base_in_a_new_way(made):
+    """Else sentencepiece, which knows no list of merges, would find base pieces where the base did not write them."""
+    _, _, base, _, found, _ = made["llama2"]
+    rules = pieces.of(base.backend_tokenizer)
+    known = rules.ids.keys() | {piece.text for piece in found}
+    new = known - rules.ids.keys()
+    ways = [(piece[:k], piece[k:]) for piece in rules.ids for k in range(1, len(piece))]
+    assert ways and not [way for way in ways if known.issuperset(way) and not new.isdisjoint(way)]

@@ -2,22 +2,20 @@
 
 New merges come after all merges of the base. BPE applies merges in order, so a text is first encoded as by the base, and then
 the new merges join these tokens further. Hence it is exact to learn the new merges from words that the base has encoded, and a
-word without a new pair is encoded as before. BPE for text: Sennrich et al. 2016, https://arxiv.org/abs/1508.07909.
+word without a new pair is encoded as before.
 """
 
 import copy
-import heapq
-import itertools
 import json
 import unicodedata
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Collection, Iterable
-from typing import Any
 
 from tokenizers import Tokenizer
 from tokenizers.decoders import ByteLevel
 from transformers import PreTrainedTokenizerBase
 
+from tokenizer_tools import merges
 from tokenizer_tools.vocabulary import NewToken, next_id
 
 
@@ -73,59 +71,24 @@ def continue_merges(
         raise ValueError(reason)
     base_vocab = tokenizer.get_vocab(with_added_tokens=True)
     ids_of: dict[str, tuple[int, ...]] = {}
-    split: list[list[str]] = []
-    counts: list[int] = []
+    split: list[tuple[list[str], int]] = []
     for word, count in sorted(words.items()):
         tokens = tokenizer.model.tokenize(word)
         if len(tokens) > 1:  # a word that is one token has no pair to join
-            split.append([token.value for token in tokens])
-            counts.append(count)
+            split.append(([token.value for token in tokens], count))
             ids_of.update((token.value, (token.id,)) for token in tokens)
-    pairs: Counter[tuple[str, str]] = Counter()
-    where: defaultdict[tuple[str, str], set[int]] = defaultdict(set)
-    for i, tokens in enumerate(split):
-        for pair in itertools.pairwise(tokens):
-            pairs[pair] += counts[i]
-            where[pair].add(i)
-    heap = [(-count, pair) for pair, count in pairs.items()]  # heapq pops the smallest, so counts are negative
-    heapq.heapify(heap)
-    new_tokens: list[NewToken] = []
-    while heap and len(new_tokens) < num_new:
-        negative, pair = heapq.heappop(heap)
-        if pairs[pair] != -negative:
-            continue  # this count is outdated; the pair is in the heap with its new count too
-        if -negative < min_count:
-            break
+
+    def refused(pair: tuple[str, str]) -> bool:
         joined = pair[0] + pair[1]
-        if joined in base_vocab or joined in ids_of or pair in kept_apart:
-            continue
-        ids_of[joined] = ids_of[pair[0]] + ids_of[pair[1]]
-        new_tokens.append(NewToken(*pair, ids_of[joined]))
-        for changed in _join(pair, joined, split, counts, pairs, where):
-            heapq.heappush(heap, (-pairs[changed], changed))
+        return joined in base_vocab or joined in ids_of or pair in kept_apart
+
+    new_tokens: list[NewToken] = []
+    for left, right in merges.continued(split, min_count, refused, merges.pair):
+        ids_of[left + right] = ids_of[left] + ids_of[right]
+        new_tokens.append(NewToken(left, right, ids_of[left + right]))
+        if len(new_tokens) == num_new:
+            break
     return new_tokens
-
-
-def _join(pair: Any, joined: str, split: Any, counts: Any, pairs: Any, where: Any) -> set[tuple[str, str]]:
-    """Apply one merge to all words that contain the pair, in place; returns the remaining pairs whose counts changed."""
-    changed: set[tuple[str, str]] = set()
-    for i in sorted(where.pop(pair)):
-        before = split[i]
-        after: list[str] = []
-        for token in before:
-            if after and after[-1] == pair[0] and token == pair[1]:
-                after[-1] = joined
-            else:
-                after.append(token)
-        split[i] = after
-        # Counting the whole word again is simpler than finding the pairs that changed, and words are short.
-        for tokens, sign in ((before, -1), (after, 1)):
-            for neighbour in itertools.pairwise(tokens):
-                pairs[neighbour] += sign * counts[i]
-                changed.add(neighbour)
-                if sign == 1:
-                    where[neighbour].add(i)
-    return {p for p in changed if pairs[p] > 0}
 
 
 def extended(base: PreTrainedTokenizerBase, found: list[NewToken]) -> PreTrainedTokenizerBase:
@@ -141,11 +104,11 @@ def extended(base: PreTrainedTokenizerBase, found: list[NewToken]) -> PreTrained
     # them, so they become part of it: without merges nothing else leads to them.
     for token in state["added_tokens"]:
         state["model"]["vocab"].setdefault(token["content"], token["id"])
-    merges = state["model"]["merges"]
-    as_text = bool(merges) and isinstance(merges[0], str)  # older files write a merge as one string, newer ones as a pair
+    listed = state["model"]["merges"]
+    as_text = bool(listed) and isinstance(listed[0], str)  # older files write a merge as one string, newer ones as a pair
     for i, token in enumerate(found):
         state["model"]["vocab"][token.text] = first + i
-        merges.append(f"{token.left} {token.right}" if as_text else [token.left, token.right])
+        listed.append(f"{token.left} {token.right}" if as_text else [token.left, token.right])
     bigger = copy.deepcopy(base)
     bigger._tokenizer = Tokenizer.from_str(json.dumps(state))  # type: ignore[attr-defined]
     had, has = base.get_vocab(), bigger.get_vocab()

@@ -1,5 +1,6 @@
 """Writes an export that is a Hugging Face folder: weights, config, tokenizer, as transformers 4 and 5 both read them."""
 
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -8,6 +9,7 @@ from langext.exports.formats import Order
 
 if TYPE_CHECKING:
     from langext.architectures.stock import Stock
+    from langext.artifacts import Model
     from langext.methods.extended import LiveModel
 
 
@@ -16,6 +18,7 @@ def write(order: Order) -> dict[str, Any]:
     from langext.exports import verify
 
     save(order.live, order.stock, order.out)
+    _sentencepiece(order.model, order.out)
     return verify.compare(order.out, order.expected, own_code=order.own_code, whole=order.whole)
 
 
@@ -35,6 +38,15 @@ def save(live: "LiveModel", stock: "Stock | None", out: Path) -> None:
     if live.net.generation_config is not None:
         live.net.generation_config.save_pretrained(out)
     _config_of_both(out / "config.json")
+
+
+def _sentencepiece(model: "Model", out: Path) -> None:
+    """Copy tokenizer.model, which transformers reads and does not write; other programs know no other file of SentencePiece."""
+    from langext.models import loading
+
+    source = loading.tokenizer_folder(model) / "tokenizer.model"
+    if source.is_file():
+        shutil.copyfile(source, out / source.name)
 
 
 def _tokenizer_of_both(path: Path, templates: str | dict[str, str] | None) -> None:

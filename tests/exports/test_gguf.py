@@ -204,3 +204,23 @@ def test_sentencepiece_like_vocabularies_split_alike(tmp_path, spaces):
     expected = verify.expect(loading.load_base(tmp_path, torch.float32), made, texts, tmp_path / "logits")
     file.write(tmp_path, tmp_path / "x.gguf", "f32")
     check.compare(tmp_path / "x.gguf", "f32", expected)
+
+
+def test_an_extended_sentencepiece_vocabulary_splits_alike(tmp_path):
+    """The new pieces get scores below those of the base, in their order: llama.cpp, too, writes a text in the same tokens."""
+    import spm
+    from toy import FRENCH, sentences
+
+    from tokenizer_tools import kinds
+
+    base = spm.load(spm.write(tmp_path / "base", "llama2"))
+    kind, backend = kinds.of(base), base.backend_tokenizer
+    found = kind.learn(backend, kind.word_counts(backend, sentences(FRENCH, 100, 9)), 40, 5)
+    made = kind.extended(base, found)
+    make_base("llama", len(made)).save_pretrained(tmp_path)
+    made.save_pretrained(tmp_path)
+    texts = [*sentences(FRENCH, 3, 10), "the big cat sleeps, 123 forêt garçon"]
+    expected = verify.expect(loading.load_base(tmp_path, torch.float32), made, texts, tmp_path / "logits")
+    assert any(i >= len(base) for row in expected.ids for i in row)
+    file.write(tmp_path, tmp_path / "x.gguf", "f32")
+    check.compare(tmp_path / "x.gguf", "f32", expected)

@@ -34,6 +34,26 @@ class ProtectedText(Spec):
     """Held-out text of the new language with as many tokens that were learnt without protection."""
 
 
+class SizeCompared(Spec):
+    """A vocabulary of some size, on held-out text."""
+
+    new_tokens: int
+    bytes_per_token: float
+    """Of the new language."""
+    identical_documents_frac: float
+    """Share of documents of the original languages that are encoded as by the base."""
+
+
+class VocabularyAdvice(Spec):
+    """What `new_tokens: auto` has come to."""
+
+    new_tokens: int
+    """0: the vocabulary stays as it is."""
+    reason: Line
+    compared: list[SizeCompared] = []
+    """The base first; empty when it was plain without learning tokens."""
+
+
 class TokenizerSummary(Summary):
     """Of stage extend_tokenizer."""
 
@@ -43,6 +63,8 @@ class TokenizerSummary(Summary):
     """By language."""
     protected: ProtectedText | None = None
     """Absent without protection."""
+    advice: VocabularyAdvice | None = None
+    """Present with `new_tokens: auto`."""
 
 
 class GateShares(Spec):

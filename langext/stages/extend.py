@@ -70,8 +70,8 @@ class Extend(Stage):
         torch.manual_seed(ctx.seed)
         record = loading.read_record(model)
         assert record.method is None, "refused when planning"
-        record = replace(record, tokenizer=tokenizer.path / "tokenizer" if tokenizer else record.tokenizer)
-        spelt = loading.read_new_tokens(tokenizer) if tokenizer else {}
+        spelt = loading.read_new_tokens(tokenizer) if tokenizer else {}  # of a vocabulary that was left as it is there are none
+        record = replace(record, tokenizer=tokenizer.path / "tokenizer" if tokenizer and spelt else record.tokenizer)
         num_new = len(spelt) or len(loading.new_tokens(model))
         gates = told = None
         if corpus and self.method.calibration:

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -13,8 +13,10 @@ from langext.console import say
 from langext.context import Context
 from langext.errors import ConfigError, RunFailed
 from langext.methods.base import Method
+from langext.spec import LATER
+from langext.stages import sizing
 from langext.stages.base import Stage
-from langext.summaries import ProtectedText, TokenizerSummary, VocabularyGain
+from langext.summaries import ProtectedText, TokenizerSummary, VocabularyAdvice, VocabularyGain
 
 MANY_CUTS = 0.02
 """Share of the parts of words that begin with a combining mark, from which on it is told."""
@@ -24,8 +26,11 @@ class ExtendTokenizer(Stage):
     """Learn more merges for the byte-level BPE tokenizer of the base, from text in the new language."""
 
     uses: Literal["extend_tokenizer"]
-    new_tokens: int = Field(8000, ge=1)
-    """Tokens to add. More tokens make text in the new language shorter and the embedding matrix larger."""
+    new_tokens: Annotated[int, Field(ge=1)] | Literal["auto"] = 8000
+    """Tokens to add. More tokens make text in the new language shorter and the embedding matrix larger. auto: as many as
+    an audit of held-out text advises, which can be none (docs/tokenizer.md)."""
+    round_to: Annotated[int, LATER] = Field(1, ge=1, le=4096)
+    """Add so many fewer tokens that the number of rows is a multiple of this: 64 for serving with tensor parallelism."""
     sample_bytes: int = Field(100_000_000, ge=1000)
     """Bytes of training text to learn from, from the start of the corpus. More take longer."""
     min_count: int = Field(10, ge=2)
@@ -70,16 +75,22 @@ class ExtendTokenizer(Stage):
         state = base.backend_tokenizer
         kept = [code for code in corpus.languages("train") if code != ctx.language] if self.protect else []
         try:
+            if near := sizing.close(self.new_tokens, ctx, corpus, base):
+                return self._unchanged(ctx, base, near)
             words = word_counts(state, self._texts(corpus, [ctx.language]))
             apart = protect.pairs(state, word_counts(state, self._texts(corpus, kept)))
-            added = continue_merges(state, words, self.new_tokens, self.min_count, apart)
-            free = continue_merges(state, words, self.new_tokens, self.min_count) if kept else added
+            number, least = sizing.most(self.new_tokens), sizing.least(self.new_tokens, self.min_count)
+            learnt = continue_merges(state, words, number, least, apart)
+            added, advice = sizing.chosen(self.new_tokens, self.round_to, ctx, model, corpus, base, learnt, extended)
+            free = continue_merges(state, words, len(added), least) if kept else added
         except ValueError as error:
             raise ConfigError(f"{folder}: {error}") from None
+        if advice and not added:
+            return self._unchanged(ctx, base, advice)
         if not added:
             raise ConfigError(f"no pair of tokens occurs {self.min_count} times in the text; give more text or lower min_count")
-        if len(added) < self.new_tokens:
-            say(f"  only {len(added)} of {self.new_tokens} tokens: no other pair occurs {self.min_count} times within a word")
+        if not advice and len(learnt) < number:
+            say(f"  only {len(learnt)} of {number} tokens: no other pair occurs {self.min_count} times within a word")
         if (cut := cut_before_marks(words)) > MANY_CUTS:
             say(
                 f"  the base's pre-tokenizer cuts words of this script: {cut:.0%} of the parts begin with a combining mark (a "
@@ -100,12 +111,20 @@ class ExtendTokenizer(Stage):
             loose = _gain(base, extended(base, free), documents.heldout(corpus, [ctx.language])).bytes_per_token_after
             record = ProtectedText(**asdict(alike), kept_apart=len(apart), bytes_per_token_without=loose)
             _tell(record, gains[ctx.language])
-        ctx.report(TokenizerSummary(new_tokens=len(added), heldout=gains, protected=record))
+        ctx.report(TokenizerSummary(new_tokens=len(added), heldout=gains, protected=record, advice=advice))
         for code, gain in gains.items():
             say(
                 f"  {code}: {gain.bytes_per_token_before:.2f} -> {gain.bytes_per_token_after:.2f} bytes per token, "
                 f"{gain.identical_documents_frac:.0%} of documents encoded as before"
             )
+        return Tokenizer(ctx.out)
+
+    def _unchanged(self, ctx: Context, base: Any, advice: VocabularyAdvice) -> Tokenizer:
+        """Pass the base's own tokenizer on, without new tokens."""
+        say(f"  the vocabulary stays as it is: {advice.reason}")
+        base.save_pretrained(ctx.out / "tokenizer")
+        write_json(ctx.out / "new_tokens.json", {})
+        ctx.report(TokenizerSummary(new_tokens=0, heldout={}, advice=advice))
         return Tokenizer(ctx.out)
 
     def _texts(self, corpus: Corpus, codes: Sequence[str]) -> Iterator[str]:

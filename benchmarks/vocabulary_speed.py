@@ -3,8 +3,8 @@
     python benchmarks/vocabulary_speed.py BASE TEXT.jsonl.gz ... --megabytes 5
 
 `ours` counts the words of the text as the base divides it and continues the base's merges; `theirs` is BpeTrainer, which
-divides the text in the same way and learns as many merges from single bytes. Reported are wall time, CPU time of all cores (what others
-on the machine disturb less) and the peak of memory, without the text itself being held: it is read as it is needed.
+divides the text in the same way and learns as many merges from single bytes. Reported are wall time, CPU
+time of all cores (what others on the machine disturb less) and the peak of memory; text is read as it is needed, not held.
 """
 
 import argparse

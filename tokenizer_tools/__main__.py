@@ -111,16 +111,18 @@ def _parted(documents: Sequence[str]) -> tuple[list[str], list[str]]:
 
 def _telling() -> Progress:
     """A `Progress` that writes a line to stderr every ten seconds, with the time that is left where the end is known."""
-    began: dict[str, float] = {}
-    last = [time.monotonic()]
+    began, told, before = 0.0, 0.0, ("", 0)
 
     def tell(what: str, done: int, total: int) -> None:
+        nonlocal began, told, before
         now = time.monotonic()
-        began.setdefault(what, now)
-        if now - last[0] < SECONDS:
+        if (what, done) < before or what != before[0]:
+            began, told = now, now  # other work has begun
+        before = (what, done)
+        if now - told < SECONDS:
             return
-        last[0] = now
-        left = f", {(now - began[what]) * (total - done) / done:.0f} s left" if total and done else ""
+        told = now
+        left = f", {(now - began) * (total - done) / done:.0f} s left" if total and done else ""
         print(f"  {what}: {done:,}{f' of {total:,}' if total else ''}{left}", file=sys.stderr)
 
     return tell

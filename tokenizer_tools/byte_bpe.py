@@ -188,8 +188,13 @@ def extended(
     for i, token in zip(ids, found, strict=True):
         state["model"]["vocab"][token.text] = i
         merges.append(f"{token.left} {token.right}" if as_text else [token.left, token.right])
-    bigger = copy.deepcopy(base)
-    bigger._tokenizer = Tokenizer.from_str(json.dumps(state))  # type: ignore[attr-defined]
+    bigger: Any = copy.deepcopy(base)
+    bigger._tokenizer = Tokenizer.from_str(json.dumps(state))
+    if reused:  # else the names of these tokens are written into tokenizer_config.json, and come back when it is read
+        names = {text for text, i in base.get_vocab().items() if i in reused}
+        bigger._extra_special_tokens = [token for token in bigger._extra_special_tokens if str(token) not in names]
+        for key in ("added_tokens_decoder", "extra_special_tokens", "additional_special_tokens"):
+            bigger.init_kwargs.pop(key, None)
     had, has = {text: i for text, i in base.get_vocab().items() if i not in reused}, bigger.get_vocab()
     if moved := next((text for text, i in had.items() if has.get(text) != i), None):
         raise ValueError(f"the token {moved!r} would get another id ({had[moved]} -> {has.get(moved)})")

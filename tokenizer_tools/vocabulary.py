@@ -42,6 +42,6 @@ def rounded(found: int, first: int, multiple: int) -> int:
     """The most new tokens, up to `found`, for which a vocabulary that has `first` tokens becomes a multiple of `multiple`.
 
     Tensor parallelism divides the rows among devices. Rounding with tokens that exist needs no rows that stand for nothing:
-    without a bias, no such row has a logit that is low in every state, not even one of zeros. 0 when no number fits.
+    without a bias, no such row has a logit that is low in every state, nor has one of zeros. 0 when no number fits.
     """
     return max(0, (first + found) // multiple * multiple - first)

@@ -104,7 +104,7 @@ def test_nothing_is_learnt_of_or_across_added_tokens_that_text_can_hold():
     base.add_tokens([AddedToken("    ", normalized=False), AddedToken("<br>", lstrip=True, rstrip=True, normalized=False)])
     backend = base.backend_tokenizer
     words = word_counts(backend, ["a    forêt", "one <br> forêt <|end|>"])
-    assert words["forÃªt"] == 2 and "ĠforÃªt" not in words and words["<|"] == 1  # a special token in text is text
+    assert words["forÃªt"] == 2 and "ĠforÃªt" not in words and words["Ġ<|"] == 1  # a special token in text is text
     text = ["    forêt    déjà"] * 9
     found = continue_merges(backend, word_counts(backend, text), 20, 5)
     bigger = extended(base, found)
@@ -115,9 +115,8 @@ def test_nothing_is_learnt_of_or_across_added_tokens_that_text_can_hold():
 
 
 def test_special_tokens_in_text_stay_text():
-    base = with_rule(QWEN)
-    _, bigger = learnt(base)
-    text = "documents about <|im_start|> and <|end|> tokens"
+    base, text = with_rule(QWEN), "documents about <|im_start|> and <|end|> tokens"
+    _, bigger = learnt(base, guarded=[text])
     (before,), (after,) = encode(base, [text]), encode(bigger, [text])
     assert before == after and not {bigger.eos_token_id, bigger.get_vocab()["<|im_start|>"]} & set(after)
 
@@ -125,7 +124,7 @@ def test_special_tokens_in_text_stay_text():
 def test_added_tokens_in_the_middle_of_the_vocabulary(tmp_path):
     base = make_tokenizer()
     state = json.loads(base.backend_tokenizer.to_str())
-    state["model"]["vocab"] = {text: i + (i >= 200) for text, i in state["model"]["vocab"].items()}
+    state["model"]["vocab"] = {text: i + (i >= 200) for text, i in state["model"]["vocab"].items()} | {"<|middle|>": 200}
     state["added_tokens"].append(state["added_tokens"][0] | {"id": 200, "content": "<|middle|>"})
     base._tokenizer = Tokenizer.from_str(json.dumps(state))
     _, bigger = learnt(base)

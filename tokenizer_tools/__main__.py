@@ -3,21 +3,20 @@
 import argparse
 import json
 import sys
-import time
+from collections import Counter
 from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any, NoReturn
 
-from tokenizer_tools import audit, byte_bpe, protect, texts
-from tokenizer_tools.vocabulary import NewToken, next_id, rounded, slots
-from tokenizer_tools.words import Progress
+from tokenizer_tools import audit, byte_bpe, guarantees, kinds, model_file, texts
+from tokenizer_tools.kinds import Kind
+from tokenizer_tools.vocabulary import next_id, rounded, slots
+from tokenizer_tools.words import telling, told
 
 HELDOUT = 20
 """One document of so many is not learnt from, but measured."""
 PICTURE = "write the curve here (.svg, .png)"
-SECONDS = 10
-"""Between two lines that tell how far the work is."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -109,62 +108,41 @@ def _parted(documents: Sequence[str]) -> tuple[list[str], list[str]]:
     return [text for i, text in enumerate(documents) if i % HELDOUT], list(documents[::HELDOUT])
 
 
-def _telling() -> Progress:
-    """A `Progress` that writes a line to stderr every ten seconds, with the time that is left where the end is known."""
-    began, told, before = 0.0, 0.0, ("", 0)
-
-    def tell(what: str, done: int, total: int) -> None:
-        nonlocal began, told, before
-        now = time.monotonic()
-        if (what, done) < before or what != before[0]:
-            began, told = now, now  # other work has begun
-        before = (what, done)
-        if now - told < SECONDS:
-            return
-        told = now
-        left = f", {(now - began) * (total - done) / done:.0f} s left" if total and done else ""
-        print(f"  {what}: {done:,}{f' of {total:,}' if total else ''}{left}", file=sys.stderr)
-
-    return tell
+def _counts(kind: Kind, base: Any, documents: Sequence[str]) -> Any:
+    """The words of documents; stderr tells how far the counting is."""
+    size = sum(len(text.encode()) for text in documents)
+    return kind.word_counts(base.backend_tokenizer, told(documents, telling(_say), size))
 
 
-def _counts(base: Any, documents: Sequence[str], progress: Progress) -> Any:
-    """The words of documents. Raises ValueError for a kind of tokenizer that cannot be extended."""
-    return byte_bpe.word_counts(base.backend_tokenizer, documents, progress, sum(len(text.encode()) for text in documents))
-
-
-def _apart(base: Any, guarded: Sequence[str], progress: Progress) -> set[tuple[str, str]]:
-    """The pairs of tokens that protected text keeps apart."""
-    return protect.pairs(base.backend_tokenizer, _counts(base, guarded, progress))
-
-
-def _learnt(
-    base: Any, new: Sequence[str], guarded: Sequence[str], number: int, min_count: int, progress: Progress
-) -> list[NewToken]:
+def _learnt(kind: Kind, base: Any, new: Sequence[str], guarded: Sequence[str], number: int, min_count: int) -> list[Any]:
     """The new tokens, in the order of their ids."""
-    apart = _apart(base, guarded, progress)
-    return byte_bpe.continue_merges(base.backend_tokenizer, _counts(base, new, progress), number, min_count, apart, progress)
+    state = base.backend_tokenizer
+    apart = kind.guarded(state, _counts(kind, base, guarded))
+    return list(kind.learn(state, _counts(kind, base, new), number, min_count, apart))
 
 
-def _grown(base: Any, found: Sequence[NewToken], sizes: Sequence[int]) -> dict[int, Any]:
-    """Number of new tokens -> tokenizer. The first n tokens that were learnt are those that n alone would have given."""
-    return {n: byte_bpe.extended(base, found[:n]) for n in sizes}
+def _say(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
+def _grown(kind: Kind, base: Any, found: Sequence[Any]) -> dict[int, Any]:
+    """Number of new tokens -> tokenizer."""
+    return {n: kind.extended(base, found[:n]) for n in audit.sizes(len(found))}
 
 
 def _advised(
-    base: Any, folder: Path, new: Sequence[str], originals: dict[str, list[str]], progress: Progress, min_count: int
-) -> tuple[audit.Advice, list[NewToken]]:
-    """The advice for a new language, and the tokens that it was found with (none when it is to leave the vocabulary)."""
+    kind: Kind, base: Any, folder: Path, new: Sequence[str], originals: dict[str, list[str]], min_count: int
+) -> tuple[audit.Advice, list[Any]]:
+    """The advice for a new language, and the tokens that it was found with (none when it is plain without learning)."""
     learn, measured = _parted(new)
     kept = {code: _parted(documents) for code, documents in originals.items()}
     near = audit.close(audit.use(base, measured), [audit.use(base, unseen) for _, unseen in kept.values()])
     if near:
         return near, []
     guarded = [text for seen, _ in kept.values() for text in seen]
-    least = max(min_count, audit.OCCURRENCES)
-    found = _learnt(base, learn, guarded, audit.SIZES[-1], least, progress)
+    found = _learnt(kind, base, learn, guarded, audit.SIZES[-1], max(min_count, audit.OCCURRENCES))
     unseen = [text for _, rest in kept.values() for text in rest]
-    points = audit.curve(base, _grown(base, found, audit.sizes(len(found))), measured, unseen)
+    points = audit.curve(base, _grown(kind, base, found), measured, unseen)
     return audit.advise(points, audit.Matrices.of(folder)), found
 
 
@@ -174,12 +152,13 @@ def _audit(given: argparse.Namespace) -> None:
     new = given.new or max(uses, key=lambda code: uses[code].fertility)
     if new not in uses:
         raise ValueError(f"--new {new}: no text of it; there is {', '.join(uses)}")
-    progress = _telling()
     others = {code: documents for code, documents in found.items() if code != new}
-    if reason := byte_bpe.obstacle(base.backend_tokenizer):
-        advice = audit.Advice(0, reason)
+    try:
+        kind = kinds.of(base)
+    except ValueError as error:
+        advice = audit.Advice(0, str(error))
     else:
-        advice, _ = _advised(base, given.base, found[new], others, progress, 2)
+        advice, _ = _advised(kind, base, given.base, found[new], others, 2)
     if given.picture:
         _draw(given.picture, {new: advice.points})
     if given.json:
@@ -220,15 +199,15 @@ def _curve(given: argparse.Namespace) -> None:
     else:
         raise ValueError("give --protect or --unseen: without text of an original language there is nothing to disturb")
     curves: dict[str, list[audit.Point]] = {}
-    progress = _telling()
-    apart = _apart(base, guarded, progress)
+    kind, state = kinds.of(base), base.backend_tokenizer
+    free, apart = kind.guarded(state, _counts(kind, base, [])), kind.guarded(state, _counts(kind, base, guarded))
     for code, documents in found.items():
         learn, measured = _parted(documents)
-        counts = _counts(base, learn, progress)
-        ways = {code: apart, f"{code} unprotected": set()} if guarded else {f"{code} unprotected": set()}
+        counts = _counts(kind, base, learn)
+        ways = {code: apart, f"{code} unprotected": free} if guarded else {f"{code} unprotected": free}
         for name, kept in ways.items():
-            tokens = byte_bpe.continue_merges(base.backend_tokenizer, counts, audit.SIZES[-2], given.min_count, kept, progress)
-            curves[name] = audit.curve(base, _grown(base, tokens, audit.sizes(len(tokens))), measured, unseen)
+            tokens = list(kind.learn(state, counts, audit.SIZES[-2], given.min_count, kept))
+            curves[name] = audit.curve(base, _grown(kind, base, tokens), measured, unseen)
     if given.picture:
         _draw(given.picture, curves)
     if given.json:
@@ -243,36 +222,52 @@ def _extend(given: argparse.Namespace) -> None:
     base, found = _tokenizer(given.base), _by_language(given.text)
     new = list(chain.from_iterable(found.values()))
     guarded = [text for path in given.protect for text in texts.read(path)]
-    progress = _telling()
+    kind = kinds.of(base)
+    if given.reuse_slots and kind.in_model_file:
+        raise ValueError(f"--reuse-slots: not for {kind.name}, whose tokenizer.model would keep the names of these tokens")
     if given.new_tokens == "auto":
         originals = {"protected": guarded} if guarded else {}
-        advice, tokens = _advised(base, given.base, new, originals, progress, given.min_count)
+        advice, tokens = _advised(kind, base, given.base, new, originals, given.min_count)
+        tokens = tokens[: advice.new_tokens]
         if not given.json:
             print(advice.text)
-        number = advice.new_tokens
     else:
-        number = _number(given.new_tokens)
-        tokens = _learnt(base, new, guarded, number, given.min_count, progress)
-    spare = slots(base) if given.reuse_slots else []
-    first = next_id(base)
-    tokens = tokens[: min(number, len(tokens))]
+        tokens = _learnt(kind, base, new, guarded, _number(given.new_tokens), given.min_count)
+        if not tokens:
+            raise ValueError(f"nothing that may become a token occurs {given.min_count} times")
+    spare, first = slots(base) if given.reuse_slots else [], next_id(base)
     if len(tokens) > len(spare):
         tokens = tokens[: len(spare) + rounded(len(tokens) - len(spare), first, given.round_to)]
-    if number and not tokens:
-        raise ValueError(
-            f"no pair occurs {given.min_count} times, or --round-to {given.round_to} leaves no room for new tokens"
-        )
+        if not tokens:
+            raise ValueError(f"--round-to {given.round_to} leaves no room for new tokens")
     ids = [*spare, *range(first, first + len(tokens))][: len(tokens)]
-    byte_bpe.extended(base, tokens, ids).save_pretrained(given.out)
+    _write(given.out, given.base, kind, base, tokens, ids, new)
+    sorts = Counter(texts.made_of(byte_bpe.plain(token) if not kind.in_model_file else token.text) for token in tokens)
+    reused = sum(i < first for i in ids)
+    if given.json:
+        print(json.dumps({"new_tokens": len(tokens), "reused_slots": reused, "made_of": sorts, "out": str(given.out)}))
+        return
+    made_of = ", ".join(f"{number:,} {sort}" for sort, number in sorts.most_common()) or "none"
+    print(f"{len(tokens):,} new tokens ({made_of}), {reused:,} of them with ids of reserved tokens, in {given.out}")
+
+
+def _write(
+    out: Path, folder: Path, kind: Kind, base: Any, tokens: Sequence[Any], ids: Sequence[int], new: Sequence[str]
+) -> None:
+    """Write the extended tokenizer of the base in `folder`, and check it. Raises ValueError when it breaks a guarantee."""
+    reused = [i for i in ids if i < next_id(base)]
+    bigger = kind.extended(base, tokens, ids) if reused else kind.extended(base, tokens)
+    bigger.save_pretrained(out)
+    source, written = folder / model_file.NAME, _tokenizer(out)
+    if kind.in_model_file and source.is_file():
+        (out / model_file.NAME).write_bytes(model_file.extended(source, base, tokens, next_id(base)))
+    if not reused:
+        sample = [text[:2000] for text in new[:1000]]
+        words = kind.word_counts(base.backend_tokenizer, new)
+        if reason := guarantees.broken(base, bigger, written, tokens, words, sample, {}, coarser=kind.coarser):
+            raise ValueError(f"{out}: {reason}; do not use it")
     spelt = {str(i): token.base_ids for i, token in zip(ids, tokens, strict=True)}
-    (given.out / "new_tokens.json").write_text(json.dumps(spelt), encoding="utf-8")
-    kinds = {kind: sum(byte_bpe.kind(token) == kind for token in tokens) for kind in ("letters", "digits", "marks", "part")}
-    made = {"new_tokens": len(tokens), "reused_slots": sum(i < first for i in ids), "kinds": kinds, "out": str(given.out)}
-    made_of = ", ".join(f"{number:,} {kind}" for kind, number in kinds.items() if number)
-    told = (
-        f"{len(tokens):,} new tokens ({made_of}), {made['reused_slots']:,} of them with ids of reserved tokens, in {given.out}"
-    )
-    print(json.dumps(made) if given.json else told)
+    (out / "new_tokens.json").write_text(json.dumps(spelt), encoding="utf-8")
 
 
 def _compare(given: argparse.Namespace) -> None:

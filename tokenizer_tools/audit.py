@@ -242,7 +242,7 @@ def advise(points: Sequence[Point], matrices: Matrices | None) -> Advice:
         rows = best.new_tokens * matrices.row
         cost = f"{rows / 1e6:.1f} M parameters ({rows / matrices.model:.1%} of the model)"
     reason = (
-        f"{1 - best.tokens / base.tokens:.0%} fewer tokens ({base.bytes_per_token:.2f} -> {best.bytes_per_token:.2f} bytes per "
+        f"{1 - best.tokens / base.tokens:.0%} fewer tokens ({base.bytes_per_token:.2f} to {best.bytes_per_token:.2f} bytes per "
         f"token) for {cost}; {best.identical:.1%} of unseen original documents are encoded as before; {stop}"
     )
     return Advice(best.new_tokens, reason, list(points))

@@ -2,15 +2,13 @@
 
 New merges come after all merges of the base. BPE applies merges in order, so a text is first encoded as by the base, and then
 the new merges join these tokens further. Hence it is exact to learn the new merges from words that the base has encoded, and a
-word without a new pair is encoded as before. BPE for text: Sennrich et al. 2016, https://arxiv.org/abs/1508.07909.
+word without a new pair is encoded as before.
 """
 
 import copy
-import heapq
-import itertools
 import json
 import unicodedata
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
@@ -18,8 +16,9 @@ from tokenizers import Tokenizer
 from tokenizers.decoders import ByteLevel
 from transformers import PreTrainedTokenizerBase
 
-from tokenizer_tools.vocabulary import NewToken, next_id
-from tokenizer_tools.words import Progress, counted, silent
+from tokenizer_tools import merges
+from tokenizer_tools.vocabulary import NewToken, next_id, slots
+from tokenizer_tools.words import counted
 
 MOST_WORDS = 2_000_000
 """Different words that are learnt from. They bound the memory; rarer ones hardly count where frequent pairs are looked for."""
@@ -41,11 +40,11 @@ def obstacle(tokenizer: Tokenizer) -> str:
     return ""
 
 
-def word_counts(tokenizer: Tokenizer, texts: Iterable[str], progress: Progress = silent, total_bytes: int = 0) -> Counter[str]:
+def word_counts(tokenizer: Tokenizer, texts: Iterable[str]) -> Counter[str]:
     """`words.counted`, keyed by byte-level characters. Raises ValueError if the tokenizer is not a byte-level BPE tokenizer."""
     if reason := obstacle(tokenizer):
         raise ValueError(reason)
-    return counted(tokenizer, texts, progress, total_bytes)
+    return counted(tokenizer, texts)
 
 
 def cut_before_marks(words: Counter[str]) -> float:
@@ -64,19 +63,16 @@ def octets(token: str) -> bytes:
     return bytes(BYTES[letter] for letter in token)
 
 
-def kind(token: NewToken) -> str:
-    """What a new token is made of: "letters" (and anything with letters), "digits", "marks" (punctuation, blanks) or "part".
+def plain(token: NewToken) -> str | None:
+    """The text of a token as it is read; None if it begins or ends inside a character.
 
-    A part begins or ends inside a character. It is not refused: of 2,000 tokens learnt from Japanese 170 were parts, the text
-    was 5 % longer without those that mix a part with a complete character, and other scripts were not disturbed less for it.
+    Such tokens are not refused: of 2,000 tokens learnt from Japanese 170 were parts of characters, the text was 5 % longer
+    without those that mix a part with a complete character, and text in other scripts was not disturbed less for it.
     """
     try:
-        text = octets(token.text).decode()
+        return octets(token.text).decode()
     except UnicodeDecodeError:
-        return "part"
-    if any(unicodedata.category(letter)[0] in "LM" for letter in text):
-        return "letters"
-    return "digits" if any(letter.isdigit() for letter in text) else "marks"
+        return None
 
 
 def _frequent(words: Counter[str]) -> list[tuple[str, int]]:
@@ -87,12 +83,7 @@ def _frequent(words: Counter[str]) -> list[tuple[str, int]]:
 
 
 def continue_merges(
-    tokenizer: Tokenizer,
-    words: Counter[str],
-    num_new: int,
-    min_count: int,
-    kept_apart: Collection[tuple[str, str]] = (),
-    progress: Progress = silent,
+    tokenizer: Tokenizer, words: Counter[str], num_new: int, min_count: int, kept_apart: Collection[tuple[str, str]] = ()
 ) -> list[NewToken]:
     """The next `num_new` merges, most frequent pair first; fewer if no pair occurs at least `min_count` times any more.
 
@@ -106,61 +97,25 @@ def continue_merges(
         raise ValueError(reason)
     base_vocab = tokenizer.get_vocab(with_added_tokens=True)
     ids_of: dict[str, tuple[int, ...]] = {}
-    split: list[list[str]] = []
-    counts: list[int] = []
+    split: list[tuple[list[str], int]] = []
     name: dict[str, str] = {}  # one string for all occurrences of a token: there are millions
     for word, count in _frequent(words):
         tokens = tokenizer.model.tokenize(word)
         if len(tokens) > 1:  # a word that is one token has no pair to join
-            split.append([name.setdefault(token.value, token.value) for token in tokens])
-            counts.append(count)
+            split.append(([name.setdefault(token.value, token.value) for token in tokens], count))
             ids_of.update((token.value, (token.id,)) for token in tokens)
-    pairs: Counter[tuple[str, str]] = Counter()
-    where: defaultdict[tuple[str, str], set[int]] = defaultdict(set)
-    for i, tokens in enumerate(split):
-        for pair in itertools.pairwise(tokens):
-            pairs[pair] += counts[i]
-            where[pair].add(i)
-    heap = [(-count, pair) for pair, count in pairs.items()]  # heapq pops the smallest, so counts are negative
-    heapq.heapify(heap)
-    new_tokens: list[NewToken] = []
-    while heap and len(new_tokens) < num_new:
-        negative, pair = heapq.heappop(heap)
-        if pairs[pair] != -negative:
-            continue  # this count is outdated; the pair is in the heap with its new count too
-        if -negative < min_count:
-            break
+
+    def refused(pair: tuple[str, str]) -> bool:
         joined = pair[0] + pair[1]
-        if joined in base_vocab or joined in ids_of or pair in kept_apart:
-            continue
-        ids_of[joined] = ids_of[pair[0]] + ids_of[pair[1]]
-        new_tokens.append(NewToken(*pair, ids_of[joined]))
-        progress("tokens learnt", len(new_tokens), num_new)
-        for changed in _join(pair, joined, split, counts, pairs, where):
-            heapq.heappush(heap, (-pairs[changed], changed))
+        return joined in base_vocab or joined in ids_of or pair in kept_apart
+
+    new_tokens: list[NewToken] = []
+    for left, right in merges.continued(split, min_count, refused, merges.pair):
+        ids_of[left + right] = ids_of[left] + ids_of[right]
+        new_tokens.append(NewToken(left, right, ids_of[left + right]))
+        if len(new_tokens) == num_new:
+            break
     return new_tokens
-
-
-def _join(pair: Any, joined: str, split: Any, counts: Any, pairs: Any, where: Any) -> set[tuple[str, str]]:
-    """Apply one merge to all words that contain the pair, in place; returns the remaining pairs whose counts changed."""
-    changed: set[tuple[str, str]] = set()
-    for i in sorted(where.pop(pair)):
-        before = split[i]
-        after: list[str] = []
-        for token in before:
-            if after and after[-1] == pair[0] and token == pair[1]:
-                after[-1] = joined
-            else:
-                after.append(token)
-        split[i] = after
-        # Counting the whole word again is simpler than finding the pairs that changed, and words are short.
-        for tokens, sign in ((before, -1), (after, 1)):
-            for neighbour in itertools.pairwise(tokens):
-                pairs[neighbour] += sign * counts[i]
-                changed.add(neighbour)
-                if sign == 1:
-                    where[neighbour].add(i)
-    return {p for p in changed if pairs[p] > 0}
 
 
 def extended(
@@ -177,17 +132,21 @@ def extended(
     first = next_id(base)
     ids = range(first, first + len(found)) if ids is None else ids
     reused = {i for i in ids if i < first}
+    if taken := sorted(reused - set(slots(base))):
+        raise ValueError(
+            f"{base.convert_ids_to_tokens(taken[0])!r} is no reserved token, so its id {taken[0]} stays what it is"
+        )
     state["added_tokens"] = [token for token in state["added_tokens"] if token["id"] not in reused]
     state["model"]["vocab"] = {text: i for text, i in state["model"]["vocab"].items() if i not in reused}
     # Added tokens outside of the vocabulary are numbered after it when a tokenizer is read. A larger vocabulary would move
     # them, so they become part of it: without merges nothing else leads to them.
     for token in state["added_tokens"]:
         state["model"]["vocab"].setdefault(token["content"], token["id"])
-    merges = state["model"]["merges"]
-    as_text = bool(merges) and isinstance(merges[0], str)  # older files write a merge as one string, newer ones as a pair
+    listed = state["model"]["merges"]
+    as_text = bool(listed) and isinstance(listed[0], str)  # older files write a merge as one string, newer ones as a pair
     for i, token in zip(ids, found, strict=True):
         state["model"]["vocab"][token.text] = i
-        merges.append(f"{token.left} {token.right}" if as_text else [token.left, token.right])
+        listed.append(f"{token.left} {token.right}" if as_text else [token.left, token.right])
     bigger: Any = copy.deepcopy(base)
     bigger._tokenizer = Tokenizer.from_str(json.dumps(state))
     if reused:  # else the names of these tokens are written into tokenizer_config.json, and come back when it is read

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import unicodedata
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -68,3 +69,15 @@ def encode(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
 def words(text: str) -> tuple[int, int]:
     """(number of words between spaces and punctuation, number of characters of scripts that do not part words by spaces)."""
     return sum(1 for _ in _WORD.finditer(text)), sum(1 for _ in _UNSPACED.finditer(text))
+
+
+def made_of(text: str | None) -> str:
+    """What the text of a token is: "letters" (and anything with letters), "digits", "marks" (punctuation, blanks), or "parts".
+
+    None is a part of a character.
+    """
+    if text is None:
+        return "parts"
+    if any(unicodedata.category(letter)[0] in "LM" for letter in text):
+        return "letters"
+    return "digits" if any(letter.isdigit() for letter in text) else "marks"

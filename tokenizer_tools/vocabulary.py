@@ -24,6 +24,18 @@ class NewToken:
         return self.left + self.right
 
 
+@dataclass(frozen=True)
+class NewPiece:
+    """A new piece of a SentencePiece vocabulary."""
+
+    text: str
+    """As in the vocabulary, with ▁ for a space."""
+    base_ids: tuple[int, ...]
+    """The ids of the base tokens into which the base splits this text."""
+    score: float = 0.0
+    """Its log-probability, for a unigram model. BPE knows only the order."""
+
+
 def next_id(tokenizer: Any) -> int:
     """The id that the next new token gets: one more than the largest id, which can have holes below."""
     return max(tokenizer.get_vocab().values()) + 1

@@ -16,15 +16,11 @@ Progress = Callable[[str, int, int], None]
 """Called now and then with what is done, how much of it is done and how much there is in all (0: not known)."""
 
 
-def silent(what: str, done: int, total: int) -> None:
-    """The `Progress` that says nothing."""
-
-
-def counted(tokenizer: Tokenizer, texts: Iterable[str], progress: Progress = silent, total_bytes: int = 0) -> Counter[str]:
+def counted(tokenizer: Tokenizer, texts: Iterable[str]) -> Counter[str]:
     """Number of times that each pre-token (roughly a word) occurs in the texts, keyed as the model of the tokenizer reads it.
 
     All cores normalise and divide text, which takes most of the time of learning a vocabulary; texts are read as they are
-    needed. `progress` is told the bytes of text that were read, `total_bytes` are those expected.
+    needed, so that `told` can follow them.
     """
     counter = Tokenizer(models.WordLevel())
     if tokenizer.normalizer is not None:
@@ -32,7 +28,7 @@ def counted(tokenizer: Tokenizer, texts: Iterable[str], progress: Progress = sil
     if tokenizer.pre_tokenizer is not None:
         counter.pre_tokenizer = tokenizer.pre_tokenizer
     trainer = trainers.WordLevelTrainer(vocab_size=1, show_progress=False)  # it counts words in parallel, without the lock
-    counter.train_from_iterator(_told(_without_added(tokenizer, texts), progress, total_bytes), trainer)
+    counter.train_from_iterator(_without_added(tokenizer, texts), trainer)
     return Counter(json.loads(trainer.__getstate__())["WordLevelTrainer"]["words"])
 
 
@@ -51,12 +47,29 @@ def _without_added(tokenizer: Tokenizer, texts: Iterable[str]) -> Iterator[str]:
         yield from (piece for piece in divider.split(text) if piece)
 
 
-def _told(texts: Iterable[str], progress: Progress, total: int) -> Iterator[str]:
-    """The same texts; `progress` hears of their bytes once a second."""
-    done, last = 0, time.monotonic()
+def told(texts: Iterable[str], progress: Progress, total: int = 0) -> Iterator[str]:
+    """The same texts; `progress` hears of the bytes that were read, of `total` that are expected (0: not known)."""
+    done = 0
     for text in texts:
         yield text
         done += len(text.encode())
-        if time.monotonic() - last >= 1:
-            progress("words counted", done, total)
-            last = time.monotonic()
+        progress("bytes read", done, total)
+
+
+def telling(write: Callable[[str], None], seconds: float = 10) -> Progress:
+    """A `Progress` that writes a line every so many seconds, with the time that is left where the end is known."""
+    began, last, before = 0.0, 0.0, ("", 0)
+
+    def tell(what: str, done: int, total: int) -> None:
+        nonlocal began, last, before
+        now = time.monotonic()
+        if what != before[0] or done < before[1]:
+            began, last = now, now  # other work has begun
+        before = (what, done)
+        if now - last < seconds:
+            return
+        last = now
+        left = f", {(now - began) * (total - done) / done:.0f} s left" if total and done else ""
+        write(f"  {what}: {done:,}{f' of {total:,}' if total else ''}{left}")
+
+    return tell

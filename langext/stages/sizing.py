@@ -4,6 +4,7 @@ Rule: the audit reads held-out text, which nothing is learnt from.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from langext.artifacts import Corpus, Model
@@ -49,34 +50,58 @@ def close(asked: Number, ctx: Context, corpus: Corpus, base: Any) -> VocabularyA
     return _recorded(found) if found else None
 
 
+@dataclass(frozen=True)
+class Wanted:
+    """What the stage was asked for."""
+
+    new_tokens: Number
+    min_count: int
+    round_to: int
+
+
 def chosen(
-    asked: Number,
-    multiple: int,
+    wanted: Wanted,
     ctx: Context,
     model: Model,
     corpus: Corpus,
     base: Any,
-    added: Sequence[T],
+    learnt: Sequence[T],
     extended: Callable[..., Any],
 ) -> tuple[list[T], VocabularyAdvice | None]:
-    """The first of the tokens `added` that were learnt, as many as there are to be, and the advice for `auto`.
+    """The first of the tokens that were learnt, as many as there are to be, and the advice for `auto`, which can be none.
 
-    `extended` makes a tokenizer of the base and new tokens. Raises ConfigError when rounding leaves none.
+    `extended` makes a tokenizer of the base and new tokens. Raises ConfigError when a number was asked for and there is no
+    token, and when rounding leaves none.
     """  # fmt: skip
-    from langext.models import loading
-    from tokenizer_tools import audit
     from tokenizer_tools.vocabulary import next_id, rounded
 
-    number, record = len(added), None
-    if asked == "auto":
-        grown = {size: extended(base, added[:size]) for size in audit.sizes(len(added))}
-        points = audit.curve(base, grown, texts(corpus, [ctx.language]), texts(corpus, _originals(ctx)))
-        advice = audit.advise(points, audit.Matrices.of(loading.read_record(model).base))
-        number, record = advice.new_tokens, _recorded(advice)
-        say(f"  {advice.text}")
-    if number and not (number := rounded(number, next_id(base), multiple)):
-        raise ConfigError(f"round_to: fewer than {multiple} tokens were found, too few to reach the next multiple of it")
-    return list(added[:number]), record
+    number, record = len(learnt), None
+    if wanted.new_tokens == "auto":
+        record = _advised(ctx, model, corpus, base, learnt, extended)
+        number = record.new_tokens
+    elif not learnt:
+        raise ConfigError(f"no pair of tokens occurs {wanted.min_count} times in the text; give more text or lower min_count")
+    elif number < wanted.new_tokens:
+        say(f"  only {number} of {wanted.new_tokens} tokens: no other pair occurs {wanted.min_count} times within a word")
+    if number and not (number := rounded(number, next_id(base), wanted.round_to)):
+        raise ConfigError(f"round_to: too few tokens were found to reach the next multiple of {wanted.round_to}")
+    return list(learnt[:number]), record
+
+
+def _advised(
+    ctx: Context, model: Model, corpus: Corpus, base: Any, learnt: Sequence[T], extended: Callable[..., Any]
+) -> VocabularyAdvice:
+    from langext.models import loading
+    from tokenizer_tools import audit
+
+    try:
+        grown = {size: extended(base, learnt[:size]) for size in audit.sizes(len(learnt))}
+    except ValueError as error:
+        raise ConfigError(f"{base.name_or_path}: the vocabulary cannot be extended: {error}") from None
+    points = audit.curve(base, grown, texts(corpus, [ctx.language]), texts(corpus, _originals(ctx)))
+    advice = audit.advise(points, audit.Matrices.of(loading.read_record(model).base))
+    say(f"  {advice.text}")
+    return _recorded(advice)
 
 
 def texts(corpus: Corpus, codes: Sequence[str]) -> list[str]:

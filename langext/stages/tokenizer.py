@@ -4,11 +4,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
-from langext.artifacts import Corpus, Model, Tokenizer, write_json
+from langext.artifacts import Corpus, Model, Tokenizer, read_object, write_json
 from langext.console import say
 from langext.context import Context
 from langext.errors import ConfigError, RunFailed
@@ -18,12 +18,18 @@ from langext.stages import sizing
 from langext.stages.base import Stage
 from langext.summaries import ProtectedText, TokenizerSummary, VocabularyAdvice, VocabularyGain
 
+if TYPE_CHECKING:
+    from tokenizer_tools.kinds import Kind
+
+CHECKED, CHECKED_CHARACTERS = 1000, 2000
+"""Texts of each language, and characters of each, on which the written tokenizer is compared with the base's."""
+CONFIGS = ("config.json", "generation_config.json")
 MANY_CUTS = 0.02
 """Share of the parts of words that begin with a combining mark, from which on it is told."""
 
 
 class ExtendTokenizer(Stage):
-    """Learn more merges for the byte-level BPE tokenizer of the base, from text in the new language."""
+    """Add tokens to the vocabulary of the base, learnt from text in the new language: byte-level BPE, or SentencePiece."""
 
     uses: Literal["extend_tokenizer"]
     new_tokens: Annotated[int, Field(ge=1)] | Literal["auto"] = 8000
@@ -34,23 +40,21 @@ class ExtendTokenizer(Stage):
     sample_bytes: int = Field(100_000_000, ge=1000)
     """Bytes of training text to learn from, from the start of the corpus. More take longer."""
     min_count: int = Field(10, ge=2)
-    """A pair of tokens that occurs less often than this does not become a token. Raise it to avoid rare tokens."""
+    """What occurs less often than this does not become a token. Raise it to avoid rare tokens."""
     protect: bool = True
-    """Never join tokens that are neighbours in training text of the original languages or in protected text, which is then
-    encoded exactly as before. Costs part of the gain where the new language shares words with them."""
+    """Add no token that would occur in training text of the original languages or in protected text, which is then encoded
+    exactly as before. Costs part of the gain where the new language shares words with them."""
 
     def check_model(self, given: tuple[Method, ...], config: Any) -> None:
         """Raise ConfigError when the vocabulary of the base cannot be extended."""
         from langext.models import loading
-        from tokenizer_tools.byte_bpe import obstacle
         from tokenizer_tools.vocabulary import next_id
 
         if config is None:  # the base is not on this machine yet
             return
         folder = Path(config.name_or_path)
         tokenizer = loading.load_tokenizer(folder)
-        if reason := obstacle(tokenizer.backend_tokenizer):
-            raise ConfigError(f"{folder}: the vocabulary cannot be extended: {reason}. Leave {self.uses} out")
+        self._kind(folder, tokenizer)
         if (first := next_id(tokenizer)) > config.vocab_size:
             raise ConfigError(
                 f"{folder}: the vocabulary cannot be extended: the tokenizer has ids up to {first - 1}, the model "
@@ -60,47 +64,39 @@ class ExtendTokenizer(Stage):
     def run(self, ctx: Context, model: Model, corpus: Corpus) -> Tokenizer:
         """Write tokenizer/ and new_tokens.json; record the gain in every language in the manifest.
 
-        Raises ConfigError when the vocabulary was extended before, or when no pair of tokens is frequent enough.
+        Raises ConfigError when the vocabulary was extended before, when it cannot be, or when no pair of tokens is frequent
+        enough.
         """
         from langext.data import documents
         from langext.models import loading
         from tokenizer_tools import protect
-        from tokenizer_tools.byte_bpe import continue_merges, cut_before_marks, extended, word_counts
         from tokenizer_tools.vocabulary import next_id
+        from tokenizer_tools.words import telling, told
 
         folder = loading.tokenizer_folder(model)
         if loading.new_tokens(model):
             raise ConfigError("the earlier language's run has extended the vocabulary already; it can be extended once")
         base = loading.load_tokenizer(folder)
-        state = base.backend_tokenizer
+        kind, state = self._kind(folder, base), base.backend_tokenizer
         kept = [code for code in corpus.languages("train") if code != ctx.language] if self.protect else []
-        try:
-            if near := sizing.close(self.new_tokens, ctx, corpus, base):
-                return self._unchanged(ctx, base, near)
-            words = word_counts(state, self._texts(corpus, [ctx.language]))
-            apart = protect.pairs(state, word_counts(state, self._texts(corpus, kept)))
-            number, least = sizing.most(self.new_tokens), sizing.least(self.new_tokens, self.min_count)
-            learnt = continue_merges(state, words, number, least, apart)
-            added, advice = sizing.chosen(self.new_tokens, self.round_to, ctx, model, corpus, base, learnt, extended)
-            free = continue_merges(state, words, len(added), least) if kept else added
-        except ValueError as error:
-            raise ConfigError(f"{folder}: {error}") from None
-        if advice and not added:
-            return self._unchanged(ctx, base, advice)
+        if near := sizing.close(self.new_tokens, ctx, corpus, base):
+            return self._unchanged(ctx, base, near)
+        words = kind.word_counts(state, told(self._texts(corpus, [ctx.language]), telling(say)))
+        apart = kind.guarded(state, kind.word_counts(state, told(self._texts(corpus, kept), telling(say))))
+        number, least = sizing.most(self.new_tokens), sizing.least(self.new_tokens, self.min_count)
+        learnt = kind.learn(state, words, number, least, apart)
+        wanted = sizing.Wanted(self.new_tokens, self.min_count, self.round_to)
+        added, advice = sizing.chosen(wanted, ctx, model, corpus, base, learnt, kind.extended)
         if not added:
-            raise ConfigError(f"no pair of tokens occurs {self.min_count} times in the text; give more text or lower min_count")
-        if not advice and len(learnt) < number:
-            say(f"  only {len(learnt)} of {number} tokens: no other pair occurs {self.min_count} times within a word")
-        if (cut := cut_before_marks(words)) > MANY_CUTS:
+            assert advice is not None, "no token of a given number is an error"
+            return self._unchanged(ctx, base, advice)
+        free = kind.learn(state, words, len(added), least) if kept else added
+        if (cut := kind.cuts(words)) > MANY_CUTS:
             say(
                 f"  the base's pre-tokenizer cuts words of this script: {cut:.0%} of the parts begin with a combining mark (a "
                 "vowel sign, for example), and no new token crosses such a cut"
             )
-        try:
-            bigger = extended(base, added)
-        except ValueError as error:
-            raise ConfigError(f"{folder}: {error}") from None
-        bigger.save_pretrained(ctx.out / "tokenizer")
+        bigger = self._written(ctx, kind, folder, base, added, words, self._starts(corpus, [ctx.language, *kept]))
         first = next_id(base)
         write_json(ctx.out / "new_tokens.json", {str(first + i): token.base_ids for i, token in enumerate(added)})
         gains = {c: _gain(base, bigger, documents.heldout(corpus, [c])) for c in ctx.languages}
@@ -108,7 +104,7 @@ class ExtendTokenizer(Stage):
         if kept:
             encoded = _encoded(base, bigger, self._texts(corpus, kept))
             alike = protect.identity(encoded, first, [token.base_ids for token in added])
-            loose = _gain(base, extended(base, free), documents.heldout(corpus, [ctx.language])).bytes_per_token_after
+            loose = _gain(base, kind.extended(base, free), documents.heldout(corpus, [ctx.language])).bytes_per_token_after
             record = ProtectedText(**asdict(alike), kept_apart=len(apart), bytes_per_token_without=loose)
             _tell(record, gains[ctx.language])
         ctx.report(TokenizerSummary(new_tokens=len(added), heldout=gains, protected=record, advice=advice))
@@ -126,6 +122,53 @@ class ExtendTokenizer(Stage):
         write_json(ctx.out / "new_tokens.json", {})
         ctx.report(TokenizerSummary(new_tokens=0, heldout={}, advice=advice))
         return Tokenizer(ctx.out)
+
+    def _kind(self, folder: Path, tokenizer: Any) -> "Kind":
+        """The kind of the base's vocabulary. Raises ConfigError when it cannot be extended."""
+        from tokenizer_tools import kinds, model_file
+
+        try:
+            kind = kinds.of(tokenizer)
+            path = folder / model_file.NAME
+            reason = model_file.obstacle(path, tokenizer) if kind.in_model_file and path.is_file() else ""
+        except ValueError as error:
+            reason = str(error)
+        if reason:
+            raise ConfigError(f"{folder}: the vocabulary cannot be extended: {reason}. Leave {self.uses} out")
+        return kind
+
+    def _written(
+        self, ctx: Context, kind: "Kind", folder: Path, base: Any, added: Any, words: Any, texts: Sequence[str]
+    ) -> Any:
+        """Write the extended tokenizer of the base in `folder`, read it again and return that.
+
+        Raises ConfigError when it breaks a guarantee. `texts` are what guarantees about whole texts are checked on.
+        """
+        from langext.models import loading
+        from tokenizer_tools import guarantees, model_file
+        from tokenizer_tools.vocabulary import next_id
+
+        out = ctx.out / "tokenizer"
+        source, target = folder / model_file.NAME, out / model_file.NAME
+        configs = {path.name: read_object(path) for name in CONFIGS if (path := folder / name).is_file()}
+        try:
+            bigger = kind.extended(base, added)
+        except ValueError as error:
+            raise ConfigError(f"{folder}: the vocabulary cannot be extended: {error}") from None
+        bigger.save_pretrained(out)
+        if kind.in_model_file and source.is_file():
+            target.write_bytes(model_file.extended(source, base, added, next_id(base)))
+        written = loading.load_tokenizer(out)
+        reason = guarantees.broken(base, bigger, written, added, words, texts, configs, coarser=kind.coarser)
+        if not reason and target.is_file() and (text := model_file.difference((source, base), (target, written), texts)):
+            reason = f"sentencepiece and the tokenizers library would encode {text[:40]!r} in two ways, as they do not now"
+        if reason:
+            raise ConfigError(f"{folder}: the vocabulary cannot be extended: {reason}")
+        return written
+
+    def _starts(self, corpus: Corpus, codes: Sequence[str]) -> list[str]:
+        """The starts of some training texts of each of the languages."""
+        return [text[:CHECKED_CHARACTERS] for code in codes for text in islice(self._texts(corpus, [code]), CHECKED)]
 
     def _texts(self, corpus: Corpus, codes: Sequence[str]) -> Iterator[str]:
         """Training text of each of the languages, from its start, until there are `sample_bytes` of it."""

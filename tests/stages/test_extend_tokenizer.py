@@ -18,7 +18,8 @@ def bench(tmp_path_factory, pico) -> Bench:
 
 
 def test_a_vocabulary_is_extended_where_it_pays(bench):
-    run = bench.run("pays", "fra_Latn", ["eng_Latn"], [{"uses": "extend_tokenizer", "new_tokens": "auto", "round_to": 16}])
+    words = {"uses": "extend_tokenizer", "new_tokens": "auto", "round_to": 16}
+    run = bench.run("pays", "fra_Latn", ["eng_Latn"], [words, extend(name="adapter", width=8)])
     made = Tokenizer(run / "02-extend_tokenizer")
     summary = made.manifest.summary_as(TokenizerSummary)
     assert summary is not None and summary.advice is not None and summary.protected is not None

@@ -4,15 +4,15 @@ import json
 from collections import Counter
 
 import pytest
-from tokenizers import AddedToken, Regex, Tokenizer, pre_tokenizers
+from tokenizers import AddedToken, Regex, Tokenizer, normalizers, pre_tokenizers
 from toy import ENGLISH, FRENCH, make_tokenizer, sentences
 from transformers import AutoTokenizer
 
 from tokenizer_tools import protect
-from tokenizer_tools.byte_bpe import continue_merges, extended, kind, octets, word_counts
-from tokenizer_tools.texts import encode
+from tokenizer_tools.byte_bpe import continue_merges, extended, octets, plain, word_counts
+from tokenizer_tools.texts import encode, made_of
 from tokenizer_tools.vocabulary import NewToken, next_id, rounded, slots
-from tokenizer_tools.words import counted
+from tokenizer_tools.words import counted, telling, told
 
 # The regular expressions of the tokenizer.json files of Qwen 2, 2.5 and 3, and of Llama 3.
 QWEN = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -78,24 +78,23 @@ def test_new_tokens_stand_for_base_tokens_and_protected_text_stays(base, tmp_pat
 
 def test_a_word_taken_whole_is_the_token_that_its_merges_make():
     """Llama 3 ignores merges for words of its vocabulary; a new word must not mean another token for that."""
-    plain, whole = with_rule(LLAMA), with_rule(LLAMA, ignore_merges=True)
-    (found, without), (same, taken) = learnt(plain), learnt(whole)
+    merged, whole = with_rule(LLAMA), with_rule(LLAMA, ignore_merges=True)
+    (found, without), (same, taken) = learnt(merged), learnt(whole)
     assert found == same
     texts = [*sentences(FRENCH, 50, 13), *sentences(ENGLISH, 50, 13), ODD]
     assert encode(without, texts) == encode(taken, texts)
 
 
 def test_words_are_counted_as_the_tokenizer_divides_text():
-    """Against a slow reference, with a normaliser."""
-    from tokenizers import normalizers
-
+    """Against a slow reference, with a normaliser; how far the reading is, is told."""
     backend = with_rule(QWEN).backend_tokenizer
     backend.normalizer = normalizers.NFC()
-    texts, reference = [ODD, "", *sentences(FRENCH, 30, 3)], Counter()
+    texts, reference, lines = [ODD, "", *sentences(FRENCH, 30, 3)], Counter(), []
     for text in texts:
         reference.update(piece for piece, _ in backend.pre_tokenizer.pre_tokenize_str(backend.normalizer.normalize_str(text)))
-    heard = []
-    assert counted(backend, iter(texts), lambda *told: heard.append(told)) == reference
+    size = sum(len(text.encode()) for text in texts)
+    assert counted(backend, told(texts, telling(lines.append, 0), size)) == reference
+    assert len(lines) == len(texts) and lines[-1] == f"  bytes read: {size:,} of {size:,}, 0 s left"
 
 
 def test_nothing_is_learnt_of_or_across_added_tokens_that_text_can_hold():
@@ -177,11 +176,11 @@ def test_reserved_tokens_give_their_ids_to_new_tokens(tmp_path):
         t: i for t, i in base.get_vocab().items() if i not in spare
     }
     assert written(names[7]).input_ids == [base.get_vocab()[names[7]]] and len(written(names[0]).input_ids) > 1
-    plain, text = extended(base, found), sentences(FRENCH, 20, 12)
-    new_id = {plain.get_vocab()[token.text]: i for token, i in zip(found, ids, strict=True)}
-    assert encode(written, text) == [[new_id.get(i, i) for i in row] for row in encode(plain, text)]
-    with pytest.raises(ValueError, match="would get another id"):
-        extended(base, found[:1], [base.get_vocab()["<|eot_id|>"] + 500])
+    behind, text = extended(base, found), sentences(FRENCH, 20, 12)
+    new_id = {behind.get_vocab()[token.text]: i for token, i in zip(found, ids, strict=True)}
+    assert encode(written, text) == [[new_id.get(i, i) for i in row] for row in encode(behind, text)]
+    with pytest.raises(ValueError, match="is no reserved token, so its id 320 stays"):
+        extended(base, found[:1], [base.get_vocab()["<|eot_id|>"]])
 
 
 @pytest.mark.parametrize(("found", "first", "number"), [(100, 320, 64), (64, 320, 64), (63, 320, 0), (8000, 49153, 7999)])
@@ -195,5 +194,5 @@ def test_new_tokens_are_sorted_by_what_they_are_made_of():
         return NewToken(piece[:1], piece[1:], (0,))
 
     kinds = ["letters", "marks", "digits", "letters", "marks"]
-    assert [kind(token(text)) for text in ("forêt", "’’", "12", " é", " !")] == kinds
-    assert kind(NewToken("à", "¤", (0,))) == "part" and octets("à¤") == b"\xe0\xa4"
+    assert [made_of(plain(token(text))) for text in ("forêt", "’’", "12", " é", " !")] == kinds
+    assert made_of(plain(NewToken("à", "¤", (0,)))) == "parts" and octets("à¤") == b"\xe0\xa4"

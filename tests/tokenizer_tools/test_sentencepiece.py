@@ -1,0 +1,159 @@
+"""SentencePiece vocabularies with new pieces: every id stays, protected text too, and both files say the same."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import sentencepiece
+import spm
+from sentencepiece import sentencepiece_model_pb2
+from tokenizers import AddedToken, Tokenizer, models
+from toy import ENGLISH, FRENCH, make_tokenizer, sentences
+from transformers import PreTrainedTokenizerFast
+
+from tokenizer_tools import guarantees, kinds, model_file, pieces, protect
+from tokenizer_tools.vocabulary import next_id
+
+NEW = [*sentences(FRENCH, 150, 9), *["हिन्दी में किताब और दुकान 2024"] * 12, "l'été (1998) <s> <0x0A> <b>\n\n"]
+OLD = [*sentences(ENGLISH, 60, 11), "a  b   c\n\n\tthe  <b>cat</b> 1998 </s> <0x41>", "naïve हि"]
+
+
+def ids(tokenizer, texts):
+    return tokenizer(texts, add_special_tokens=False, split_special_tokens=True).input_ids
+
+
+def extend(folder: Path, out: Path, apart: list[str], num: int = 60):
+    """Base, kind, new pieces, words and the extended tokenizer as it is read again."""
+    base = spm.load(folder)
+    kind, backend = kinds.of(base), base.backend_tokenizer
+    words = kind.word_counts(backend, NEW)
+    found = kind.learn(backend, words, num, 5, kind.guarded(backend, kind.word_counts(backend, apart)))
+    bigger = kind.extended(base, found)
+    bigger.save_pretrained(out)
+    (out / model_file.NAME).write_bytes(model_file.extended(folder / model_file.NAME, base, found, next_id(base)))
+    written = spm.load(out)
+    assert guarantees.broken(base, bigger, written, found, words, NEW + OLD, {}, coarser=kind.coarser) == ""
+    return base, kind, found, written
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory):
+    """Every setting -> the folder of the base, that of the protected extension, and what `extend` says of it."""
+    root = tmp_path_factory.mktemp("spm")
+    folders = {name: (spm.write(root / name, name), root / f"{name}+") for name in spm.SETTINGS}
+    return {name: (here, out, *extend(here, out, OLD)) for name, (here, out) in folders.items()}
+
+
+@pytest.mark.parametrize("name", spm.SETTINGS)
+def test_every_id_stays_and_the_new_language_gets_shorter(made, name):
+    _, _, base, kind, found, bigger = made[name]
+    assert kind.name == ("unigram" if name in ("llm-jp", "t5") else "BPE of SentencePiece") and len(found) > 30
+    assert {text: bigger.get_vocab()[text] for text in base.get_vocab()} == base.get_vocab()
+    assert [bigger.get_vocab()[piece.text] for piece in found] == list(range(len(base), len(base) + len(found)))
+    assert ids(bigger, OLD) == ids(base, OLD)
+    assert sum(map(len, ids(bigger, NEW))) < 0.75 * sum(map(len, ids(base, NEW)))
+    starts = [tokenizer("le").input_ids[0] == tokenizer.bos_token_id for tokenizer in (base, bigger)]
+    assert bigger.chat_template == base.chat_template and starts[0] == starts[1]
+
+
+@pytest.mark.parametrize("name", spm.SETTINGS)
+def test_sentencepiece_and_tokenizers_give_equal_ids(made, name):
+    """For each text on which they agree for the base, and that is nearly every one."""
+    folder, out, base, _, _, bigger = made[name]
+    slow = {path: sentencepiece.SentencePieceProcessor(model_file=str(path / model_file.NAME)) for path in (folder, out)}
+    texts = [text for text, row in zip(NEW + OLD, ids(base, NEW + OLD), strict=True) if slow[folder].encode(text) == row]
+    assert len(texts) >= 0.97 * len(NEW + OLD)
+    assert slow[out].encode(texts) == ids(bigger, texts)
+    assert model_file.difference((folder / model_file.NAME, base), (out / model_file.NAME, bigger), NEW + OLD) == ""
+
+
+@pytest.mark.parametrize("name", spm.CLASSES)
+def test_the_model_file_alone_makes_the_same_tokenizer(made, name, tmp_path):
+    _, out, _, _, _, bigger = made[name]
+    for file in (model_file.NAME, "tokenizer_config.json"):
+        shutil.copy(out / file, tmp_path)
+    texts = sentences(FRENCH, 40, 21) + sentences(ENGLISH, 40, 22)
+    assert ids(spm.load(tmp_path), texts) == ids(bigger, texts)
+
+
+def test_new_pieces_look_like_pieces_of_the_base(made):
+    """Base pieces hold no two digits and no sign beside a letter; bytes make whole characters or nothing."""
+    for name in ("llama2", "gemma"):
+        *_, found, _ = made[name]
+        assert not any(pieces.SPACE in piece.text[1:] or "<" in piece.text for piece in found)
+        assert not any(sum(map(str.isdigit, piece.text)) > 1 or "'" in piece.text for piece in found)
+        assert {"क", "न"} <= {piece.text for piece in found} and len(found[0].base_ids) > 1
+
+
+def test_the_model_file_keeps_everything_else(made):
+    folder, out, *_, found, _ = made["llama2"]
+    before, after = (sentencepiece_model_pb2.ModelProto() for _ in range(2))
+    before.ParseFromString((folder / model_file.NAME).read_bytes())
+    after.ParseFromString((out / model_file.NAME).read_bytes())
+    assert list(after.pieces)[: len(before.pieces)] == list(before.pieces)
+    assert after.normalizer_spec == before.normalizer_spec and after.trainer_spec.byte_fallback
+    scores = [piece.score for piece in after.pieces][len(before.pieces) :]
+    assert scores == sorted(scores, reverse=True) and max(scores) < min(piece.score for piece in before.pieces)
+    assert [piece.piece for piece in after.pieces][len(before.pieces) :] == [piece.text for piece in found]
+
+
+def test_without_protection_the_original_text_changes(tmp_path):
+    folder = spm.write(tmp_path / "base", "llama2")
+    base, _, found, bigger = extend(folder, tmp_path / "free", [])
+    spelt = [piece.base_ids for piece in found]
+    alike = protect.identity(zip(ids(base, OLD), ids(bigger, OLD), strict=True), len(base), spelt)
+    assert alike.share < 1 and alike.replaced > 0
+
+
+def test_added_tokens_behind_the_pieces_keep_their_ids(tmp_path):
+    """A pad token that only tokenizer.json has is written into tokenizer.model, at its id; so is an id that nobody has."""
+    base = spm.load(spm.write(tmp_path / "base", "llama2"))
+    base.add_special_tokens({"pad_token": AddedToken("<pad>", special=True)})
+    base.save_pretrained(tmp_path / "base")
+    base, _, found, bigger = extend(tmp_path / "base", tmp_path / "out", [], 20)
+    pad = base.pad_token_id
+    slow = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "out" / model_file.NAME))
+    assert bigger.pad_token_id == pad == 330 and slow.is_control(pad) and slow.id_to_piece(pad) == "<pad>"
+    assert slow.id_to_piece(pad + 1) == found[0].text == bigger.convert_ids_to_tokens(pad + 1)
+    far = sentencepiece.SentencePieceProcessor(
+        model_proto=model_file.extended(tmp_path / "base" / model_file.NAME, base, found, pad + 3)
+    )
+    assert far.is_control(pad + 2) and far.id_to_piece(pad + 3) == found[0].text
+
+
+def test_a_unigram_model_with_tokens_behind_its_pieces_is_refused(tmp_path):
+    base = spm.load(spm.write(tmp_path, "t5"))
+    base.add_special_tokens({"pad_token": AddedToken("<pad>", special=True)})
+    with pytest.raises(ValueError, match="there stands the added token '<pad>'"):
+        kinds.of(base)
+
+
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        (models.WordLevel({"a": 0}, unk_token="a"), "its model is WordLevel, and only byte-level BPE"),
+        (models.WordPiece({"a": 0}, unk_token="a"), "its model is WordPiece"),
+        (models.BPE({"a": 0}, [], unk_token="a"), "neither byte-level nor does it fall back to bytes"),
+        (models.Unigram([("a", 0.0)], 0), "does not write ▁"),
+    ],
+)
+def test_other_kinds_are_refused_with_a_reason(model, said):
+    with pytest.raises(ValueError, match=said):
+        kinds.of(PreTrainedTokenizerFast(tokenizer_object=Tokenizer(model)))
+    assert kinds.of(make_tokenizer()).name == "byte-level BPE"
+
+
+def test_a_model_file_that_says_something_else_is_refused(made, tmp_path):
+    """Numbered as XLM-R, whose ids are those of its file and one more; or read as BPE though it is a unigram model."""
+    folder, _, base, *_ = made["llm-jp"]
+    state = json.loads(base.backend_tokenizer.to_str())
+    state["model"]["vocab"].insert(3, ["odd", -9.0])
+    moved = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(state)), unk_token="<unk>")
+    assert "gives the piece '<" in model_file.obstacle(folder / model_file.NAME, moved)
+    assert "is a unigram model" in model_file.obstacle(folder / model_file.NAME, made["llama2"][2])
+    assert "is BPE" in model_file.obstacle(made["llama2"][0] / model_file.NAME, base)
+    assert model_file.obstacle(folder / model_file.NAME, base) == ""
+    (tmp_path / model_file.NAME).write_text("version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(ValueError, match="no file of SentencePiece"):
+        model_file.obstacle(tmp_path / model_file.NAME, base)

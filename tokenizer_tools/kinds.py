@@ -1,0 +1,64 @@
+"""Which kinds of vocabularies can be extended, and by which room: one table, so that nobody else asks for the kind."""
+
+import json
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from tokenizer_tools import byte_bpe, pieces, protect, sentencepiece_bpe, unigram
+from tokenizer_tools.vocabulary import NewPiece, NewToken
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of vocabulary, with what its room does."""
+
+    name: str
+    obstacle: Callable[[Tokenizer], str]
+    """Why a tokenizer is not of this kind or cannot be extended; empty when it can."""
+    word_counts: Callable[..., Counter[Any]]
+    """(tokenizer, texts) -> how often each word occurs. What stands for a word is the room's own affair."""
+    guarded: Callable[..., Any]
+    """(tokenizer, words of protected text) -> what `learn` must leave alone so that this text is encoded as before."""
+    learn: Callable[..., list[NewToken] | list[NewPiece]]
+    """(tokenizer, words, number of tokens, least count, what is guarded) -> the new tokens, in the order of their ids."""
+    extended: Callable[..., Any]
+    """(base, new tokens) -> the tokenizer with them."""
+    cuts: Callable[[Counter[Any]], float] = lambda words: 0.0
+    """The share of words that begin with a combining mark, because the base's rules for words cut there."""
+    in_model_file: bool = True
+    """Whether a tokenizer.model of such a base holds the same pieces."""
+    coarser: bool = True
+    """Whether a new token always stands for tokens that the base writes there; new pieces of a unigram model cut anew."""
+
+
+KINDS = (
+    Kind(
+        "byte-level BPE", byte_bpe.obstacle, byte_bpe.word_counts, protect.pairs, byte_bpe.continue_merges, byte_bpe.extended,
+        byte_bpe.cut_before_marks, in_model_file=False,
+    ),
+    Kind(
+        "BPE of SentencePiece", sentencepiece_bpe.obstacle, pieces.word_counts, sentencepiece_bpe.guarded,
+        sentencepiece_bpe.learn, sentencepiece_bpe.extended,
+    ),
+    Kind(
+        "unigram", unigram.obstacle, unigram.word_counts, unigram.guarded, unigram.learn, unigram.extended, coarser=False,
+    ),
+)  # fmt: skip
+
+
+def of(tokenizer: Any) -> Kind:
+    """The kind of a tokenizer of transformers. Raises ValueError, with the reason, when no room can extend it."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        raise ValueError("it is not one of the tokenizers library, and only those are extended")
+    reasons = [kind.obstacle(backend) for kind in KINDS]
+    if "" in reasons:
+        return KINDS[reasons.index("")]
+    name = json.loads(backend.to_str())["model"].get("type")
+    closest = {"BPE": reasons[1], "Unigram": reasons[2]}
+    known = ", ".join(kind.name for kind in KINDS)
+    raise ValueError(closest.get(name, f"its model is {name}, and only {known} are extended"))

@@ -1,0 +1,85 @@
+"""The file `tokenizer.model` of SentencePiece, with new pieces. The id of a piece is its place, so new ones come last.
+
+The form of the file: https://github.com/google/sentencepiece/blob/master/src/sentencepiece_model.proto
+"""
+
+from collections.abc import Iterable, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import sentencepiece
+from google.protobuf.message import DecodeError
+from sentencepiece import sentencepiece_model_pb2
+
+from tokenizer_tools.vocabulary import NewPiece
+
+NAME = "tokenizer.model"
+_Proto: Any = sentencepiece_model_pb2.ModelProto  # its classes are made when it is imported, so no type checker sees them
+NORMAL, CONTROL, USER_DEFINED, BYTE = 1, 3, 4, 6
+UNIGRAM, BPE = 1, 2
+KINDS = {UNIGRAM: "Unigram", BPE: "BPE"}
+
+
+def obstacle(path: Path, base: Any) -> str:
+    """Why the file at `path` cannot get the new pieces of the tokenizer `base`; empty when it can.
+
+    Raises ValueError when it is no file of SentencePiece.
+    """
+    proto, model = _read(path), type(base.backend_tokenizer.model).__name__
+    if (kind := KINDS.get(proto.trainer_spec.model_type)) != model:
+        named = {"Unigram": "a unigram model", "BPE": "BPE"}.get(str(kind), "neither BPE nor a unigram model")
+        return f"{NAME} is {named}, and {type(base).__name__} of tokenizer_config.json reads it as {model}"
+    vocab = base.get_vocab()
+    for i, piece in enumerate(proto.pieces):
+        if piece.type in (NORMAL, BYTE) and vocab.get(piece.piece) != i:
+            return f"{NAME} gives the piece {piece.piece!r} the id {i}, and the tokenizer {vocab.get(piece.piece)}"
+    return ""
+
+
+def _read(path: Path) -> Any:
+    proto = _Proto()
+    try:
+        proto.ParseFromString(path.read_bytes())
+    except DecodeError:
+        raise ValueError(f"{NAME} is no file of SentencePiece") from None
+    return proto
+
+
+def extended(path: Path, base: Any, found: Sequence[NewPiece], first: int) -> bytes:
+    """The content of the file at `path`, the base's, with new pieces from id `first` on.
+
+    Tokens of the base that only its tokenizer.json has get a place between; so do ids that nobody has, under a name that no
+    text becomes. Everything else is kept.
+    """
+    proto, vocab = _read(path), base.get_vocab()
+    by_id, special = {i: text for text, i in vocab.items()}, {str(token) for token in base.all_special_tokens}
+    special |= {token.content for token in base.added_tokens_decoder.values() if token.special}
+    lowest = min((piece.score for piece in proto.pieces if piece.type == NORMAL), default=0.0)
+    for i in range(len(proto.pieces), first):
+        text = by_id.get(i, f"<no token {i}>")
+        kind = CONTROL if text in special or i not in by_id else USER_DEFINED
+        proto.pieces.add(piece=text, score=0.0, type=kind)
+    for k, piece in enumerate(found):
+        score = piece.score if proto.trainer_spec.model_type == UNIGRAM else lowest - 1 - k
+        proto.pieces.add(piece=piece.text, score=score, type=NORMAL)
+    proto.trainer_spec.vocab_size = len(proto.pieces)
+    return proto.SerializeToString()
+
+
+def difference(before: tuple[Path, Any], after: tuple[Path, Any], texts: Iterable[str]) -> str:
+    """A text that sentencepiece and the fast tokenizer encode alike before the extension and not after it; empty when none.
+
+    Both arguments are a file and the fast tokenizer that goes with it. This is a measurement: it says nothing of other texts.
+    """
+    pairs = [(sentencepiece.SentencePieceProcessor(model_file=str(path)), fast) for path, fast in (before, after)]
+    left = iter(texts)
+    while batch := list(islice(left, 256)):
+        alike = []
+        for slow, fast in pairs:
+            ids = fast(batch, add_special_tokens=False, split_special_tokens=True).input_ids
+            alike.append([a == b for a, b in zip(slow.encode(batch), ids, strict=True)])
+        for text, was, still in zip(batch, *alike, strict=True):
+            if was and not still:
+                return text
+    return ""

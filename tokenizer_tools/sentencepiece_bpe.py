@@ -1,0 +1,141 @@
+"""Continue the merges of SentencePiece BPE, as Llama 2, Mistral and Gemma have it. Every id of the base keeps its meaning.
+
+SentencePiece joins any two neighbours whose text is a piece, the piece with the highest score first. The new pieces have lower
+scores than all of the base, so a text is first encoded as by the base, and then new pieces join its tokens further. A merge is
+therefore known by its text, and a text stays as it is when no two of its neighbours make the text of a new piece.
+https://github.com/google/sentencepiece/blob/master/src/bpe_model.cc
+"""
+
+import copy
+import itertools
+import json
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterator, Sequence
+
+from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerBase
+
+from tokenizer_tools import merges, pieces
+from tokenizer_tools.vocabulary import NewPiece, next_id
+
+Words = Counter[tuple[str, ...]]
+
+
+def obstacle(tokenizer: Tokenizer) -> str:
+    """Why this is not a BPE of SentencePiece whose merges can be continued; empty when it is."""
+    state = json.loads(tokenizer.to_str())
+    model = state["model"]
+    if model.get("type") != "BPE":
+        return f"this is {model.get('type')}, not BPE"
+    if not model.get("byte_fallback"):
+        return "its BPE is neither byte-level nor does it fall back to bytes as that of SentencePiece does"
+    if pieces.SPACE not in json.dumps([state["normalizer"], state["pre_tokenizer"]], ensure_ascii=False):
+        return f"it falls back to bytes, but does not write {pieces.SPACE} for spaces as SentencePiece does"
+    return ""
+
+
+def guarded(tokenizer: Tokenizer, words: Words) -> set[str]:
+    """The texts of neighbours, and the characters spelt in bytes, of protected text: no new piece may have such a text."""
+    rules = pieces.of(tokenizer)
+    found = {left + right for word in words for left, right in itertools.pairwise(word)}
+    return found | {token for word in words for token in word if token not in rules.ids}
+
+
+def learn(tokenizer: Tokenizer, words: Words, num_new: int, min_count: int, apart: Collection[str] = ()) -> list[NewPiece]:
+    """The next `num_new` pieces; fewer if nothing occurs at least `min_count` times any more.
+
+    First come characters that the base spells in bytes, then pieces made of two others, both the most frequent first. `words`
+    are the counts of `pieces.word_counts`; no piece has a text in `apart`. A text is left out if with it a piece of the base
+    could be made in a way that the base does not know.
+    """
+    rules = pieces.of(tokenizer)
+    characters = _characters(rules, words, min_count, apart)[:num_new]
+    found = [NewPiece(text, rules.spelt(text)) for text in characters]
+    known = rules.ids.keys() | set(characters)
+    ids_of = {token: rules.spelt(token) for word in words for token in word if token in known}
+    back = _Back(rules.ids)
+
+    def refused(text: str) -> bool:
+        return text in known or text in apart or text in ids_of or len(text) > pieces.LONGEST or back.reaches(text)
+
+    split = [(list(run), count) for word, count in sorted(words.items()) for run in _runs(word, known)]
+    for left, right in merges.continued(split, min_count, refused, merges.text):
+        if len(found) == num_new:
+            break
+        text = left + right
+        ids_of[text] = ids_of[left] + ids_of[right]
+        back.add(text)
+        found.append(NewPiece(text, ids_of[text]))
+    return found
+
+
+def _characters(rules: pieces.Pieces, words: Words, min_count: int, apart: Collection[str]) -> list[str]:
+    """Letters that the base spells in bytes, the most frequent first.
+
+    One that is part of a longer piece is left out: it could make that piece in a way that the base does not know.
+    """
+    counts: Counter[str] = Counter()
+    for word, count in words.items():
+        for token in word:
+            if token not in rules.ids:
+                counts[token] += count
+    within = set().union(*rules.ids)
+    fit = {text: count for text, count in counts.items() if count >= min_count and text not in within and text not in apart}
+    return sorted((text for text in fit if rules.kind(text) == "L" or rules.mixed), key=lambda text: (-fit[text], text))
+
+
+def _runs(word: tuple[str, ...], known: Collection[str]) -> Iterator[tuple[str, ...]]:
+    """The parts of a word between the characters that stay bytes."""
+    for is_known, run in itertools.groupby(word, known.__contains__):
+        if is_known:
+            yield tuple(run)
+
+
+class _Back:
+    """Ways to make a piece of the base out of two parts, of which at least one is none."""
+
+    def __init__(self, base: Collection[str]):
+        self.one: set[str] = set()
+        """Texts that make a piece of the base together with another piece of the base."""
+        self.two: defaultdict[str, set[str]] = defaultdict(set)
+        """For texts that need another text that is no piece: all of these."""
+        for piece in base:
+            for k in range(1, len(piece)):
+                left, right = piece[:k], piece[k:]
+                if (left in base) != (right in base):
+                    self.one.add(right if left in base else left)
+                elif left not in base:
+                    self.two[left].add(right)
+                    self.two[right].add(left)
+
+    def reaches(self, text: str) -> bool:
+        """Whether with this text as a piece a piece of the base could be made in a new way."""
+        return text in self.one or text in self.two.get(text, ())
+
+    def add(self, text: str) -> None:
+        """Take this text as a piece from now on."""
+        self.one |= self.two.pop(text, set())
+
+
+def extended(base: PreTrainedTokenizerBase, found: Sequence[NewPiece]) -> PreTrainedTokenizerBase:
+    """A copy of a tokenizer with new pieces: their ids follow the last id of the base, their merges follow all its merges.
+
+    A piece has a merge for every two pieces that make it, as SentencePiece has it. Raises ValueError when a token of the base
+    would get another id.
+    """
+    backend: Tokenizer = base.backend_tokenizer  # type: ignore[attr-defined]
+    state, first = json.loads(backend.to_str()), next_id(base)
+    for token in state["added_tokens"]:  # see byte_bpe.extended
+        state["model"]["vocab"].setdefault(token["content"], token["id"])
+    listed = state["model"]["merges"]
+    as_text = bool(listed) and isinstance(listed[0], str)  # older files write a merge as one string, newer ones as a pair
+    known = pieces.of(backend).ids.keys() | {piece.text for piece in found}
+    for i, piece in enumerate(found):
+        state["model"]["vocab"][piece.text] = first + i
+        for k in range(1, len(piece.text)):
+            left, right = piece.text[:k], piece.text[k:]
+            if left in known and right in known:
+                listed.append(f"{left} {right}" if as_text else [left, right])
+    bigger = copy.deepcopy(base)
+    bigger._tokenizer = Tokenizer.from_str(json.dumps(state))  # type: ignore[attr-defined]
+    return bigger

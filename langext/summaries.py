@@ -63,6 +63,26 @@ class RowsRecord(Spec):
     """By the name of the start."""
 
 
+class SizeCompared(Spec):
+    """A vocabulary of some size, on held-out text."""
+
+    new_tokens: int
+    bytes_per_token: float
+    """Of the new language."""
+    identical_documents_frac: float
+    """Share of documents of the original languages that are encoded as by the base."""
+
+
+class VocabularyAdvice(Spec):
+    """What `new_tokens: auto` has come to."""
+
+    new_tokens: int
+    """0: the vocabulary stays as it is."""
+    reason: Line
+    compared: list[SizeCompared] = []
+    """The base first; empty when it was plain without learning tokens."""
+
+
 class TokenizerSummary(Summary):
     """Of stage extend_tokenizer."""
 
@@ -74,6 +94,8 @@ class TokenizerSummary(Summary):
     """Absent without protection."""
     rows: RowsRecord | None = None
     """Absent in what was made before starts could be chosen, which is `mean`."""
+    advice: VocabularyAdvice | None = None
+    """Present with `new_tokens: auto`."""
 
 
 class GateShares(Spec):

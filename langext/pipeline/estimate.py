@@ -17,7 +17,7 @@ from langext.models import bases
 from langext.pipeline import plan
 from langext.pipeline.plan import Pipeline
 from langext.spec import located
-from langext.stages import makes
+from langext.stages import makes, sizing
 from langext.stages.export import Export
 from langext.stages.filter import Filter
 from langext.stages.tokenizer import ExtendTokenizer
@@ -125,7 +125,7 @@ def show(spec: Pipeline, root: Path, file: Path, overrides: Sequence[str]) -> bo
         console.say(
             "The base's config is not on this machine, so parameters, FLOPs and memory are unknown until the first run."
         )
-    new_tokens = sum(step.stage.new_tokens for step in steps if isinstance(step.stage, ExtendTokenizer))
+    new_tokens = sum(sizing.most(step.stage.new_tokens) for step in steps if isinstance(step.stage, ExtendTokenizer))
     try:
         models = plan.lineage(spec, steps)
     except ConfigError:  # it is the problem above

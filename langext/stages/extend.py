@@ -70,8 +70,10 @@ class Extend(Stage):
         torch.manual_seed(ctx.seed)
         record = loading.read_record(model)
         assert record.method is None, "refused when planning"
-        record = replace(record, tokenizer=tokenizer.path / "tokenizer" if tokenizer else record.tokenizer)
         added = len(loading.read_new_tokens(tokenizer)) if tokenizer else 0
+        if not added:  # the vocabulary was left as it is
+            tokenizer = None
+        record = replace(record, tokenizer=tokenizer.path / "tokenizer" if tokenizer else record.tokenizer)
         num_new = added or len(loading.new_tokens(model))
         gates = told = None
         if corpus and self.method.calibration:

@@ -15,9 +15,9 @@ from langext.context import Context
 from langext.errors import ConfigError, RunFailed
 from langext.methods.base import Method
 from langext.spec import LATER
-from langext.stages import new_rows
+from langext.stages import new_rows, sizing
 from langext.stages.base import Stage
-from langext.summaries import ProtectedText, TokenizerSummary, VocabularyGain
+from langext.summaries import ProtectedText, TokenizerSummary, VocabularyAdvice, VocabularyGain
 
 if TYPE_CHECKING:
     from tokenizer_tools.kinds import Kind
@@ -33,8 +33,11 @@ class ExtendTokenizer(Stage):
     """Add tokens to the vocabulary of the base, learnt from text in the new language: byte-level BPE, or SentencePiece."""
 
     uses: Literal["extend_tokenizer"]
-    new_tokens: int = Field(8000, ge=1)
-    """Tokens to add. More tokens make text in the new language shorter and the embedding matrix larger."""
+    new_tokens: Annotated[int, Field(ge=1)] | Literal["auto"] = 8000
+    """Tokens to add. More tokens make text in the new language shorter and the embedding matrix larger. auto: as many as
+    an audit of held-out text advises, which can be none (docs/tokenizer.md)."""
+    round_to: Annotated[int, LATER] = Field(1, ge=1, le=4096)
+    """Add so many fewer tokens that the number of rows is a multiple of this: 64 for serving with tensor parallelism."""
     sample_bytes: int = Field(100_000_000, ge=1000)
     """Bytes of training text to learn from, from the start of the corpus. More take longer."""
     min_count: int = Field(10, ge=2)
@@ -87,6 +90,7 @@ class ExtendTokenizer(Stage):
         from langext.models import loading
         from tokenizer_tools import protect
         from tokenizer_tools.vocabulary import next_id
+        from tokenizer_tools.words import telling, told
 
         folder = loading.tokenizer_folder(model)
         if loading.new_tokens(model):
@@ -94,14 +98,18 @@ class ExtendTokenizer(Stage):
         base = loading.load_tokenizer(folder)
         kind, state = self._kind(folder, base), base.backend_tokenizer
         kept = [code for code in corpus.languages("train") if code != ctx.language] if self.protect else []
-        words = kind.word_counts(state, self._texts(corpus, [ctx.language]))
-        apart = kind.guarded(state, kind.word_counts(state, self._texts(corpus, kept)))
-        added = kind.learn(state, words, self.new_tokens, self.min_count, apart)
-        free = kind.learn(state, words, self.new_tokens, self.min_count) if kept else added
+        if near := sizing.close(self.new_tokens, ctx, corpus, base):
+            return self._unchanged(ctx, base, near)
+        words = kind.word_counts(state, told(self._texts(corpus, [ctx.language]), telling(say)))
+        apart = kind.guarded(state, kind.word_counts(state, told(self._texts(corpus, kept), telling(say))))
+        number, least = sizing.most(self.new_tokens), sizing.least(self.new_tokens, self.min_count)
+        learnt = kind.learn(state, words, number, least, apart)
+        wanted = sizing.Wanted(self.new_tokens, self.min_count, self.round_to)
+        added, advice = sizing.chosen(wanted, ctx, model, corpus, base, learnt, kind.extended)
         if not added:
-            raise ConfigError(f"no pair of tokens occurs {self.min_count} times in the text; give more text or lower min_count")
-        if len(added) < self.new_tokens:
-            say(f"  only {len(added)} of {self.new_tokens} tokens: no other pair occurs {self.min_count} times within a word")
+            assert advice is not None, "no token of a given number is an error"
+            return self._unchanged(ctx, base, advice)
+        free = kind.learn(state, words, len(added), least) if kept else added
         if (cut := kind.cuts(words)) > MANY_CUTS:
             say(
                 f"  the base's pre-tokenizer cuts words of this script: {cut:.0%} of the parts begin with a combining mark (a "
@@ -122,12 +130,20 @@ class ExtendTokenizer(Stage):
             loose = _gain(base, kind.extended(base, free), documents.heldout(corpus, [ctx.language])).bytes_per_token_after
             record = ProtectedText(**asdict(alike), kept_apart=len(apart), bytes_per_token_without=loose)
             _tell(record, gains[ctx.language])
-        ctx.report(TokenizerSummary(new_tokens=len(added), heldout=gains, protected=record, rows=rows))
+        ctx.report(TokenizerSummary(new_tokens=len(added), heldout=gains, protected=record, rows=rows, advice=advice))
         for code, gain in gains.items():
             say(
                 f"  {code}: {gain.bytes_per_token_before:.2f} -> {gain.bytes_per_token_after:.2f} bytes per token, "
                 f"{gain.identical_documents_frac:.0%} of documents encoded as before"
             )
+        return Tokenizer(ctx.out)
+
+    def _unchanged(self, ctx: Context, base: Any, advice: VocabularyAdvice) -> Tokenizer:
+        """Pass the base's own tokenizer on, without new tokens."""
+        say(f"  the vocabulary stays as it is: {advice.reason}")
+        base.save_pretrained(ctx.out / "tokenizer")
+        write_json(ctx.out / "new_tokens.json", {})
+        ctx.report(TokenizerSummary(new_tokens=0, heldout={}, advice=advice))
         return Tokenizer(ctx.out)
 
     def _kind(self, folder: Path, tokenizer: Any) -> "Kind":

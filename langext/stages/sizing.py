@@ -1,0 +1,123 @@
+"""How many tokens stage extend_tokenizer adds: what was asked, rounded, or what an audit of the base's tokenizer advises.
+
+Rule: the audit reads held-out text, which nothing is learnt from.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+from langext.artifacts import Corpus, Model
+from langext.console import say
+from langext.context import Context
+from langext.errors import ConfigError
+from langext.summaries import SizeCompared, VocabularyAdvice
+
+if TYPE_CHECKING:
+    from tokenizer_tools.audit import Advice
+
+T = TypeVar("T")
+Number = int | Literal["auto"]
+
+
+def most(asked: Number) -> int:
+    """The most tokens that can be added."""
+    from tokenizer_tools import audit
+
+    return audit.SIZES[-1] if asked == "auto" else asked
+
+
+def least(asked: Number, min_count: int) -> int:
+    """How often a pair must occur to become a token."""
+    from tokenizer_tools import audit
+
+    return max(min_count, audit.OCCURRENCES) if asked == "auto" else min_count
+
+
+def close(asked: Number, ctx: Context, corpus: Corpus, base: Any) -> VocabularyAdvice | None:
+    """For `auto`, the advice to leave the vocabulary as it is, if the base writes the new language well already.
+
+    Raises ConfigError when no text of it is held out.
+    """
+    from tokenizer_tools import audit
+
+    if asked != "auto":
+        return None
+    new, *others = (audit.use(base, texts(corpus, [code])) for code in (ctx.language, *_originals(ctx)))
+    if not new.tokens:
+        raise ConfigError(f"new_tokens: auto needs held-out text of {ctx.language}, and there is none")
+    found = audit.close(new, [other for other in others if other.tokens])
+    return _recorded(found) if found else None
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What the stage was asked for."""
+
+    new_tokens: Number
+    min_count: int
+    round_to: int
+
+
+def chosen(
+    wanted: Wanted,
+    ctx: Context,
+    model: Model,
+    corpus: Corpus,
+    base: Any,
+    learnt: Sequence[T],
+    extended: Callable[..., Any],
+) -> tuple[list[T], VocabularyAdvice | None]:
+    """The first of the tokens that were learnt, as many as there are to be, and the advice for `auto`, which can be none.
+
+    `extended` makes a tokenizer of the base and new tokens. Raises ConfigError when a number was asked for and there is no
+    token, and when rounding leaves none.
+    """  # fmt: skip
+    from tokenizer_tools.vocabulary import next_id, rounded
+
+    number, record = len(learnt), None
+    if wanted.new_tokens == "auto":
+        record = _advised(ctx, model, corpus, base, learnt, extended)
+        number = record.new_tokens
+    elif not learnt:
+        raise ConfigError(f"no pair of tokens occurs {wanted.min_count} times in the text; give more text or lower min_count")
+    elif number < wanted.new_tokens:
+        say(f"  only {number} of {wanted.new_tokens} tokens: no other pair occurs {wanted.min_count} times within a word")
+    if number and not (number := rounded(number, next_id(base), wanted.round_to)):
+        raise ConfigError(f"round_to: too few tokens were found to reach the next multiple of {wanted.round_to}")
+    return list(learnt[:number]), record
+
+
+def _advised(
+    ctx: Context, model: Model, corpus: Corpus, base: Any, learnt: Sequence[T], extended: Callable[..., Any]
+) -> VocabularyAdvice:
+    from langext.models import loading
+    from tokenizer_tools import audit
+
+    try:
+        grown = {size: extended(base, learnt[:size]) for size in audit.sizes(len(learnt))}
+    except ValueError as error:
+        raise ConfigError(f"{base.name_or_path}: the vocabulary cannot be extended: {error}") from None
+    points = audit.curve(base, grown, texts(corpus, [ctx.language]), texts(corpus, _originals(ctx)))
+    advice = audit.advise(points, audit.Matrices.of(loading.read_record(model).base))
+    say(f"  {advice.text}")
+    return _recorded(advice)
+
+
+def texts(corpus: Corpus, codes: Sequence[str]) -> list[str]:
+    """All held-out documents of some languages."""
+    from langext.data import documents
+
+    return [text for source in documents.heldout(corpus, codes).values() for text in source]
+
+
+def _originals(ctx: Context) -> list[str]:
+    return [code for code in ctx.languages if code != ctx.language]
+
+
+def _recorded(advice: "Advice") -> VocabularyAdvice:
+    compared = [
+        SizeCompared(new_tokens=each.new_tokens, bytes_per_token=each.bytes_per_token, identical_documents_frac=each.identical)
+        for each in advice.points
+    ]
+    return VocabularyAdvice(new_tokens=advice.new_tokens, reason=advice.reason, compared=compared)

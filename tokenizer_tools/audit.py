@@ -1,0 +1,254 @@
+"""How well a tokenizer writes languages, and whether it is worth extending for one of them.
+
+The rule of the advice: leave a vocabulary alone unless the new language clearly pays for it, and then stop at the size behind
+which twice the rows no longer buy much.
+"""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import islice, pairwise
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+
+from tokenizer_tools.byte_bpe import octets
+from tokenizer_tools.texts import GRAPHEMES_PER_WORD, encode, words
+
+SIZES = (1000, 2000, 4000, 8000, 16000)
+"""Numbers of new tokens that are compared."""
+CLOSE = 1.6
+"""Up to so many times the fertility of the original languages a vocabulary is left alone."""
+WORTH = 0.04
+"""Twice the tokens must save this share of the tokens of text, beside the share of parameters that they add."""
+OCCURRENCES = 100
+"""A new token has to be learnt from text: it must occur so often in it, or its rows stay close to where they start."""
+_FALLBACK = re.compile(r"<0x[0-9A-F]{2}>")
+
+
+@dataclass(frozen=True)
+class Use:
+    """How a tokenizer writes the text of one language."""
+
+    documents: int
+    size_bytes: int
+    words: int
+    unspaced: int
+    """Characters, as readers see them, of scripts that put no space between words."""
+    tokens: int
+    parts: int
+    """Tokens that hold a part of a character: byte fallback, and what byte-level BPE has in its place."""
+    unknown: int
+    used: int
+    """Different tokens."""
+    vocabulary: int
+
+    @property
+    def fertility(self) -> float:
+        """Tokens per word. In scripts without spaces `GRAPHEMES_PER_WORD` characters stand for a word."""
+        return self.tokens / max(1, self.words + self.unspaced / GRAPHEMES_PER_WORD)
+
+    @property
+    def per_character(self) -> float | None:
+        """Tokens per character, for text that is mostly in a script without spaces; None for other text."""
+        return self.tokens / self.unspaced if self.unspaced > self.words else None
+
+    @property
+    def bytes_per_token(self) -> float:
+        """Bytes of text that a token stands for."""
+        return self.size_bytes / max(1, self.tokens)
+
+    @property
+    def part_share(self) -> float:
+        """Share of the tokens that hold a part of a character."""
+        return self.parts / max(1, self.tokens)
+
+    @property
+    def unknown_share(self) -> float:
+        """Share of the tokens that stand for what the vocabulary cannot write."""
+        return self.unknown / max(1, self.tokens)
+
+    @property
+    def unused_share(self) -> float:
+        """Share of the vocabulary that this text never uses. Falls with more text."""
+        return 1 - self.used / max(1, self.vocabulary)
+
+
+def use(tokenizer: Any, texts: Iterable[str]) -> Use:
+    """Measure text of one language."""
+    partial, seen = parts(tokenizer), Counter[int]()
+    documents = size = spaced = unspaced = 0
+    left = iter(texts)
+    while batch := list(islice(left, 256)):
+        for text, ids in zip(batch, encode(tokenizer, batch), strict=True):
+            documents, size = documents + 1, size + len(text.encode())
+            seen.update(ids)
+            more, characters = words(text)
+            spaced, unspaced = spaced + more, unspaced + characters
+    return Use(
+        documents, size, spaced, unspaced, seen.total(), sum(seen[i] for i in partial),
+        seen[tokenizer.unk_token_id] if tokenizer.unk_token_id is not None else 0, len(seen), len(tokenizer.get_vocab()),
+    )  # fmt: skip
+
+
+def parts(tokenizer: Any) -> set[int]:
+    """The ids of all tokens that hold a part of a character."""
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    byte_level = '"ByteLevel"' in json.dumps([state["pre_tokenizer"], state["decoder"]])
+    return {i for text, i in state["model"]["vocab"].items() if (_is_part(text) if byte_level else _FALLBACK.fullmatch(text))}
+
+
+def _is_part(text: str) -> bool:
+    try:
+        octets(text).decode()
+    except UnicodeDecodeError:
+        return True
+    except KeyError:  # a special token can be written in other letters
+        pass
+    return False
+
+
+@dataclass(frozen=True)
+class Matrices:
+    """What a row costs in a model."""
+
+    row: int
+    """Parameters of one more token: a row of the embeddings, and one of the head if it is not tied to them."""
+    model: int
+    """Parameters of the whole model."""
+
+    @staticmethod
+    def of(folder: Path) -> "Matrices | None":
+        """Read from config.json and the heads of the safetensors in a model's folder; None when they are not there."""
+        config, weights = folder / "config.json", sorted(folder.glob("*.safetensors"))
+        if not config.is_file() or not weights:
+            return None
+        said = json.loads(config.read_text(encoding="utf-8"))
+        said = said.get("text_config", said)
+        total = 0
+        for path in weights:
+            with safe_open(path, "pt") as file:
+                for name in file.keys():  # noqa: SIM118
+                    number = 1
+                    for length in file.get_slice(name).get_shape():
+                        number *= length
+                    total += number
+        return Matrices(said["hidden_size"] * (1 if said.get("tie_word_embeddings", True) else 2), total)
+
+
+@dataclass(frozen=True)
+class Point:
+    """A vocabulary with so many new tokens."""
+
+    new_tokens: int
+    tokens: int
+    """Of text in the new language that nothing was learnt from."""
+    size_bytes: int
+    """Of the same text."""
+    fertility: float
+    identical: float
+    """Share of documents of the original languages with the same ids as by the base."""
+    original_tokens: float
+    """Tokens of these documents, for one of the base's."""
+
+    @property
+    def bytes_per_token(self) -> float:
+        """Bytes of text that a token stands for."""
+        return self.size_bytes / max(1, self.tokens)
+
+
+def curve(base: Any, grown: Mapping[int, Any], new: Sequence[str], originals: Sequence[str]) -> list[Point]:
+    """The base (as 0) and the tokenizers of `grown` (number of new tokens -> tokenizer) on the same text, smallest first."""
+    units = [words(text) for text in new]
+    spread = max(1, sum(spaced + unspaced / GRAPHEMES_PER_WORD for spaced, unspaced in units))
+    size, before = sum(len(text.encode()) for text in new), encode(base, originals)
+    had, points = max(1, sum(map(len, before))), []
+    for number, tokenizer in sorted({0: base, **grown}.items()):
+        tokens, after = sum(map(len, encode(tokenizer, new))), encode(tokenizer, originals)
+        same = sum(a == b for a, b in zip(before, after, strict=True)) / len(before) if before else 1.0
+        points.append(Point(number, tokens, size, tokens / spread, same, sum(map(len, after)) / had))
+    return points
+
+
+def sizes(found: int) -> list[int]:
+    """The numbers of new tokens to compare when so many were learnt: all `SIZES` below it, and it."""
+    return [*(n for n in SIZES if n < found), found][: len(SIZES)] if found else []
+
+
+@dataclass(frozen=True)
+class Advice:
+    """Leave the vocabulary, or extend it."""
+
+    new_tokens: int
+    """0: leave it."""
+    reason: str
+    """In one line."""
+    points: list[Point] = field(default_factory=list)
+
+    @property
+    def text(self) -> str:
+        """As a sentence."""
+        what = f"extend by {self.new_tokens:,} tokens" if self.new_tokens else "leave the vocabulary as it is"
+        return f"{what}: {self.reason}"
+
+
+def close(new: Use, originals: Sequence[Use]) -> Advice | None:
+    """The advice to leave the vocabulary of a base that writes the new language well already; else None.
+
+    Without text of an original language there is nothing to compare with, and None.
+    """
+    if not originals:
+        return None
+    usual = sum(each.fertility for each in originals) / len(originals)
+    if new.fertility < CLOSE * usual:
+        return Advice(
+            0, f"{new.fertility:.2f} tokens per word, {new.fertility / usual:.2f} x the {usual:.2f} of the original languages; "
+            f"below {CLOSE} x, what new tokens save is small beside what their rows must learn"
+        )  # fmt: skip
+    return None
+
+
+def advise(points: Sequence[Point], matrices: Matrices | None) -> Advice:
+    """The number of new tokens behind which twice as many no longer pay. `points` as of `curve`, with the base first.
+
+    Every size is reached from the one before, and is worth it as long as it saves `WORTH` of the tokens more than the share of
+    the model's parameters that its rows add. Learn with `OCCURRENCES` as the least count, so that larger vocabularies
+    than the text supports are not among the points.
+
+    Kneedle and other geometric knees were not used: they depend on the largest size that is looked at.
+    """
+    if len(points) < 2:
+        return Advice(0, f"no pair of tokens that may be joined occurs {OCCURRENCES} times in the text", list(points))
+    best = points[0]
+    for smaller, larger in pairwise(points):
+        saved = 1 - larger.tokens / max(1, smaller.tokens)
+        rows = (larger.new_tokens - smaller.new_tokens) * matrices.row / matrices.model if matrices else 0.0
+        if saved < WORTH + rows:
+            stop = (
+                f"{larger.new_tokens:,} would save {saved:.1%} more of the tokens"
+                f"{f' for {rows:.1%} more parameters' if matrices else ''}"
+            )
+            break
+        best = larger
+    else:
+        stop = f"{best.new_tokens:,} is the most for which every token occurs {OCCURRENCES} times in the text"
+    if not best.new_tokens:
+        return Advice(0, stop, list(points))
+    base, cost = points[0], f"{best.new_tokens:,} rows"
+    if matrices:
+        rows = best.new_tokens * matrices.row
+        cost = f"{rows / 1e6:.1f} M parameters ({rows / matrices.model:.1%} of the model)"
+    reason = (
+        f"{1 - best.tokens / base.tokens:.0%} fewer tokens ({base.bytes_per_token:.2f} to {best.bytes_per_token:.2f} bytes per "
+        f"token) for {cost}; {best.identical:.1%} of unseen original documents are encoded as before; {stop}"
+    )
+    return Advice(best.new_tokens, reason, list(points))
+
+
+def plain(found: Use | Point) -> dict[str, Any]:
+    """All figures, also the derived ones, by name."""
+    derived = {name for name, value in vars(type(found)).items() if isinstance(value, property)}
+    return asdict(found) | {name: getattr(found, name) for name in sorted(derived)}

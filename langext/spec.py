@@ -7,7 +7,6 @@ validated is the object that runs, so `width: 64` in a pipeline file is `self.wi
 import difflib
 import reprlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args
@@ -21,20 +20,15 @@ from langext.errors import ConfigError, Loc, read_text, reason
 S = TypeVar("S", bound="Spec")
 
 
-@dataclass(frozen=True)
-class Later:
-    """Marks a field whose value `was` gives the same results as before the field existed, though another is the default."""
-
-    was: Any = ...
-    """Not given: the default of the field itself."""
+class _Later:
+    """The type of `LATER`."""
 
 
-LATER = Later()
+LATER = _Later()
 """Marks a field that was added when runs without it already existed: `ema: Annotated[float | None, LATER] = None`.
 
 The default of the field must give the same results as before the field existed. `Spec.recipe` then leaves the default out, so
-old runs keep their fingerprint. Where the default is not what it was, `Annotated[..., Later(was=...)]` leaves the old value
-out: an old run is another recipe for the new default, and the same one for a pipeline that asks for the old value.
+old runs keep their fingerprint.
 """
 
 
@@ -52,12 +46,11 @@ class Spec(BaseModel):
         return value
 
     def recipe(self) -> dict[str, Any]:
-        """The fields that decide the result, as plain values: all fields, except those marked LATER that are as they were."""
+        """The fields that decide the result, as plain values: all fields, except those marked LATER that have their default."""
         plain = self.model_dump(mode="json")
         for name, field in type(self).model_fields.items():
             value = getattr(self, name)
-            later = next((mark for mark in field.metadata if isinstance(mark, Later)), None)
-            if later and value == (field.get_default(call_default_factory=True) if later.was is ... else later.was):
+            if LATER in field.metadata and value == field.get_default(call_default_factory=True):
                 del plain[name]
             elif isinstance(value, Spec):
                 plain[name] = value.recipe()

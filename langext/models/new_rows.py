@@ -17,8 +17,9 @@ from langext.architectures import cross_entropy, families, vocabulary
 from tokenizer_tools.start import Material, Rows
 from tokenizer_tools.start.softmax import log_sums
 
-STEP_SIZE = 0.02
-"""Step size of Adam in `learnt`, as a share of the root mean square of the base's rows."""
+STEP_SIZE = 0.002
+"""Step size of Adam in `learnt`, as a share of the root mean square of the base's rows. With ten times as much, 30 steps of 256
+tokens made 5 kB of held-out French worse, from 2.14 to 2.28 bits per byte (SmolLM2-135M, 1,000 tokens, start mean)."""
 
 
 class Blank:

@@ -14,7 +14,7 @@ from langext.console import say
 from langext.context import Context
 from langext.errors import ConfigError, RunFailed
 from langext.methods.base import Method
-from langext.spec import LATER, Later
+from langext.spec import LATER
 from langext.stages import new_rows
 from langext.stages.base import Stage
 from langext.summaries import ProtectedText, TokenizerSummary, VocabularyGain
@@ -37,7 +37,7 @@ class ExtendTokenizer(Stage):
     """Never join tokens that are neighbours in training text of the original languages or in protected text, which is then
     encoded exactly as before. Costs part of the gain where the new language shares words with them."""
 
-    start: Annotated[new_rows.Start, Later(was="mean")] = "composition"
+    start: Annotated[new_rows.Start, LATER] = "mean"
     """How the rows of new tokens start. mean: the mean of the rows of their pieces. composition: pieces weighted by their
     length for the head, and a mean of the usual norm for the input. sample: chance, from the distribution of the base's rows.
     focus: rows of tokens that are used alike. distilled: rows that give the states that the pieces gave. probe trains all of

@@ -10,7 +10,7 @@ from langext.artifacts import FileRecord, Manifest, read_as, write_json
 from langext.errors import ConfigError
 from langext.report import conditions, page, plots, standing
 from langext.report.run_folder import gather
-from langext.summaries import TrainSummary
+from langext.summaries import RowsRecord, StartRecord, TokenizerSummary, TrainSummary
 from langext.text_summaries import BenchmarkRecord, Cut, FilterSummary, FunnelRow, FunnelStep, LanguageRecord
 
 EVIL = "<script>alert('x')</script> & <b>"
@@ -221,6 +221,19 @@ def test_text_that_is_not_of_the_run_is_called_protected_or_not_and_changes_no_h
     assert values["slk_Latn.bpb_increase"] == pytest.approx(0.5) and values["slk_Latn/web.kl"] == 1.03
     assert values["original.kl"] == 0.002 and values["original.worst_bpb_increase"] < 0.01
     assert conditions.table(gather(run))["others"]["deu_Latn/web"]["what"] == "protected"
+
+
+def test_what_every_start_of_new_rows_came_to_is_shown(run):
+    tried = {
+        "sample": StartRecord(kl=2e-3, kl_unshifted=0.5, shift=4.0, loss=5.5, loss_after=4.25),
+        EVIL: StartRecord(failure="x"),
+    }
+    rows = RowsRecord(start="sample", kl_budget=1e-4, tried=tried)
+    stage(run, 5, "extend_tokenizer", "Tokenizer", summary=TokenizerSummary(new_tokens=3, heldout={}, rows=rows))
+    html = page.build(run).read_text()
+    assert "start as <i>sample</i>" in html and "at most 1.0e-04 nats" in html and "<script" not in html
+    for shown in ("2.0e-03", "5.0e-01", "5.500", "4.250"):
+        assert f'<td class="n">{shown}</td>' in html
 
 
 def test_sections_are_there(run):

@@ -31,9 +31,7 @@ def rows(material: Material) -> Rows:
     of the input row, 1,000 French tokens cost SmolLM2-135M, whose head is tied, 4.2 nats per token of English, with the output
     row 0.005.
     """
-    output_ND = output_rows(
-        material.input_VD if material.output_VD is None else material.output_VD, material.pieces, material.lengths
-    )
+    output_ND = output_rows(material.head_VD, material.pieces, material.lengths)
     if material.output_VD is None:
         return Rows(output_ND, None)
     return Rows(input_rows(material.input_VD, material.pieces), output_ND)

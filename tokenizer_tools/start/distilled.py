@@ -17,7 +17,7 @@ from tokenizer_tools.start.material import Material, Rows
 STEPS, BATCH, LENGTH = 30, 2, 128
 """The cost: in each step the base reads BATCH x LENGTH tokens of the extended vocabulary as its own tokens, and the extended
 model reads them forward and backward. That is about five times BATCH x LENGTH x STEPS tokens of forward passes, 40,000."""
-STEP_SIZE = 0.02
+STEP_SIZE = 0.005
 """Most that one step changes a number of a row, as a share of the root mean square of the base's rows; falls to 0."""
 
 

@@ -1,8 +1,8 @@
 """Start `focus`: a new row is a sparse combination of the rows of base tokens that are used in a similar way.
 
 Source: FOCUS, https://arxiv.org/abs/2305.14481. Similar are tokens with similar fastText vectors, trained on text of the new
-language as tokens of the extended tokenizer. Sparsemax of the similarities gives the weights. fastText draws from a fixed seed
-of its own; with one thread the same text gives the same vectors.
+language as tokens of the extended tokenizer. Sparsemax of the similarities gives the weights. With one thread the same text and
+seed give the same vectors.
 """
 
 import tempfile
@@ -18,10 +18,10 @@ from tokenizer_tools.start.mean import subtoken_mean
 
 DIMENSIONS, EPOCHS, MIN_COUNT = 100, 3, 10
 """As in the authors' code, https://github.com/konstantinjdobler/focus."""
-BUCKETS = 200_000
-"""Places for n-grams of letters: 80 MB. fastText's own 2,000,000 are for words, of which there are far more than tokens."""
+LINE_END = "</s>"
+"""What fastText puts at the end of every line."""
 MOST_TOKENS = 5_000_000
-"""Tokens of text that fastText reads in each epoch: about a minute on one core of 2020."""
+"""Tokens of text that fastText reads in each epoch; what follows them is not read."""
 
 
 def sparsemax(scores_NK: Tensor) -> Tensor:
@@ -46,29 +46,36 @@ def combined(weight_KD: Tensor, known_KE: Tensor, new_NE: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
-def vectors(lines: Iterable[Sequence[str]]) -> dict[str, Tensor]:
+def vectors(lines: Iterable[Sequence[str]], seed: int) -> dict[str, Tensor]:
     """Token -> (DIMENSIONS,) fastText vector, for every token that occurs MIN_COUNT times.
 
-    `lines` are documents as tokens without white space. Raises ValueError when fastText's training ends without numbers, as
-    that of some builds does on some machines.
+    `lines` are documents as tokens without white space. The vectors are of whole tokens, without n-grams of letters: with one
+    thread fastText sets only a tenth of its matrix before it trains (`DenseMatrix::uniform` in its densematrix.cc), so every
+    row gets its first values here, from `seed`. Raises ValueError when the training ends without numbers.
     """
     import fasttext
 
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "tokens.txt"
+        path, begun = Path(folder) / "tokens.txt", Path(folder) / "begun.txt"
+        counts: Counter[str] = Counter()
         with path.open("w", encoding="utf-8") as file:
-            counts: Counter[str] = Counter()
             for line in lines:
                 counts.update(line)
                 file.write(" ".join(line) + "\n")
-        if not any(count >= MIN_COUNT for count in counts.values()):
+        words = sorted(token for token, count in counts.items() if count >= MIN_COUNT)
+        if not words:
             return {}
-        how = {"model": "skipgram", "dim": DIMENSIONS, "epoch": EPOCHS, "minCount": MIN_COUNT, "bucket": BUCKETS, "thread": 1}
+        first = (torch.rand(len(words) + 1, DIMENSIONS, generator=torch.Generator().manual_seed(seed)) * 2 - 1) / DIMENSIONS
+        with begun.open("w", encoding="utf-8") as file:
+            file.write(f"{len(first)} {DIMENSIONS}\n")
+            for word, values in zip([*words, LINE_END], first.tolist(), strict=True):
+                file.write(f"{word} {' '.join(map(str, values))}\n")
+        how = {"model": "skipgram", "dim": DIMENSIONS, "epoch": EPOCHS, "minCount": MIN_COUNT, "minn": 0, "maxn": 0}
         try:
-            model = fasttext.train_unsupervised(str(path), verbose=0, **how)
+            model = fasttext.train_unsupervised(str(path), pretrainedVectors=str(begun), thread=1, verbose=0, **how)
         except RuntimeError as error:
             raise ValueError(f"fastText: {error}") from None
-    found = {token: torch.from_numpy(model.get_word_vector(token)) for token, count in counts.items() if count >= MIN_COUNT}
+    found = {token: torch.from_numpy(model.get_word_vector(token)) for token in words}
     if not all(vector.isfinite().all() for vector in found.values()):
         raise ValueError("fastText: its vectors are no numbers")
     return found
@@ -84,7 +91,7 @@ def rows(material: Material) -> Rows:
             break
         lines.append([words[i] for i in document if words[i]])
         left -= len(document)
-    found = vectors(lines)
+    found = vectors(lines, material.seed)
     known = [i for i in range(first) if words[i] in found]
     new = [i for i in range(len(material.pieces)) if words[first + i] in found]
 

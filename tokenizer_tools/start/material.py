@@ -56,6 +56,11 @@ class Material:
     states: Callable[[Tensor, Tensor], Tensor] | None = None
     """(B, T) ids and (N, D) input rows of the new tokens -> (B, T, D) last hidden states of the model, with gradients."""
 
+    @property
+    def head_VD(self) -> Tensor:
+        """The rows that the base's head reads."""
+        return self.input_VD if self.output_VD is None else self.output_VD
+
     def each(self, formula: Callable[[Tensor], Tensor]) -> Rows:
         """The rows that one formula gives for the input matrix, and for the output matrix if there is one."""
         return Rows(self.input_VD, self.output_VD).map(formula)

@@ -21,7 +21,7 @@ DIMENSIONS, EPOCHS, MIN_COUNT = 100, 3, 10
 LINE_END = "</s>"
 """What fastText puts at the end of every line."""
 MOST_TOKENS = 5_000_000
-"""Tokens of text that fastText reads in each epoch: about a minute on one core of 2020."""
+"""Tokens of text that fastText reads in each epoch; what follows them is not read."""
 
 
 def sparsemax(scores_NK: Tensor) -> Tensor:

@@ -150,14 +150,14 @@ class ExtendTokenizer(Stage):
         """The kind of the base's vocabulary. Raises ConfigError when it cannot be extended."""
         from tokenizer_tools import kinds, model_file
 
+        path, refused = folder / model_file.NAME, f"{folder}: the vocabulary cannot be extended: "
         try:
             kind = kinds.of(tokenizer)
-            path = folder / model_file.NAME
             reason = model_file.obstacle(path, tokenizer) if kind.in_model_file and path.is_file() else ""
         except ValueError as error:
-            reason = str(error)
+            raise ConfigError(f"{refused}{error}. Leave {self.uses} out") from None
         if reason:
-            raise ConfigError(f"{folder}: the vocabulary cannot be extended: {reason}. Leave {self.uses} out")
+            raise ConfigError(f"{refused}{reason}. Leave {self.uses} out")
         return kind
 
     def _written(

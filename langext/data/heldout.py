@@ -74,8 +74,8 @@ class Mark(PipelineStep):
                 least, first = value, keys(document.text)
             yield document
         self.folder.mkdir(parents=True, exist_ok=True)
-        arrays = {"held": _array(held), "first": _array(first)}
-        np.savez(self.folder / f"{rank:05d}.npz", least=np.float64(least), count=np.int64(count), **arrays)
+        path, numbers = self.folder / f"{rank:05d}.npz", (_array(held), _array(first))
+        np.savez(path, least=np.float64(least), count=np.int64(count), held=numbers[0], first=numbers[1])
 
 
 def chosen(folder: Path, parts: int, frac: float) -> tuple[float, set[int]]:

@@ -15,7 +15,7 @@ from sentencepiece import sentencepiece_model_pb2
 from tokenizer_tools.vocabulary import NewPiece
 
 NAME = "tokenizer.model"
-_Proto: Any = vars(sentencepiece_model_pb2)["ModelProto"]  # its classes are made when it is imported, so no type checker sees them
+_Proto: Any = vars(sentencepiece_model_pb2)["ModelProto"]  # made when it is imported, so no type checker sees it
 NORMAL, CONTROL, USER_DEFINED, BYTE = 1, 3, 4, 6
 UNIGRAM, BPE = 1, 2
 KINDS = {UNIGRAM: "Unigram", BPE: "BPE"}

@@ -4,12 +4,13 @@ import argparse
 import json
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, NoReturn
 
-from tokenizer_tools import audit, byte_bpe, guarantees, kinds, model_file, texts
+from tokenizer_tools import audit, byte_bpe, extension, kinds, protect, texts
 from tokenizer_tools.kinds import Kind
 from tokenizer_tools.vocabulary import next_id, rounded, slots
 from tokenizer_tools.words import telling, told
@@ -31,6 +32,12 @@ def _file(text: str) -> tuple[str, Path]:
     if not (code and equals and name):
         raise argparse.ArgumentTypeError(f"expected LANGUAGE=FILE, got {text!r}")
     return code, Path(name)
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"expected a number from 1 on, got {text!r}")
+    return int(text)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -56,7 +63,7 @@ def parser() -> argparse.ArgumentParser:
         made.add_argument("--protect", type=Path, action="append", default=[], metavar="FILE", help="text that stays as it is")
         made.add_argument("--min-count", type=int, default=10, help="least occurrences of a pair that is joined (%(default)s)")
     grow.add_argument("--new-tokens", default="auto", help="how many, or auto (%(default)s)")
-    grow.add_argument("--round-to", type=int, default=1, help="make the size of the vocabulary a multiple of this")
+    grow.add_argument("--round-to", type=_positive, default=1, help="make the size of the vocabulary a multiple of this")
     grow.add_argument("--reuse-slots", action="store_true", help="take ids of reserved tokens first, as <unused0>")
     grow.add_argument("--out", type=Path, required=True, help="new folder")
     line.add_argument("--unseen", type=Path, action="append", default=[], metavar="FILE", help="text to compare ids on")
@@ -114,20 +121,25 @@ def _counts(kind: Kind, base: Any, documents: Sequence[str]) -> Any:
     return kind.word_counts(base.backend_tokenizer, told(documents, telling(_say), size))
 
 
-def _learnt(kind: Kind, base: Any, new: Sequence[str], guarded: Sequence[str], number: int, min_count: int) -> list[Any]:
-    """The new tokens, in the order of their ids."""
+def _learner(kind: Kind, base: Any, new: Sequence[str], guarded: Sequence[str], min_count: int) -> Callable[[int], list[Any]]:
+    """What learns so many new tokens, in the order of their ids."""
     state = base.backend_tokenizer
-    apart = kind.guarded(state, _counts(kind, base, guarded))
-    return list(kind.learn(state, _counts(kind, base, new), number, min_count, apart))
+    apart = kind.guarded(state, _counts(kind, base, [*protect.template(base), *guarded]))
+    words = _counts(kind, base, new)
+    return partial(_learn, kind, state, words, min_count, apart)
+
+
+def _learn(kind: Kind, state: Any, words: Any, min_count: int, apart: Any, number: int) -> list[Any]:
+    return list(kind.learn(state, words, number, min_count, apart))
 
 
 def _say(line: str) -> None:
     print(line, file=sys.stderr)
 
 
-def _grown(kind: Kind, base: Any, found: Sequence[Any]) -> dict[int, Any]:
+def _grown(kind: Kind, base: Any, found: Sequence[Any], learn: Callable[[int], list[Any]]) -> dict[int, Any]:
     """Number of new tokens -> tokenizer."""
-    return {n: kind.extended(base, found[:n]) for n in audit.sizes(len(found))}
+    return {n: kind.extended(base, kind.first(found, n, learn)) for n in audit.sizes(len(found))}
 
 
 def _advised(
@@ -140,10 +152,12 @@ def _advised(
     if near:
         return near, []
     guarded = [text for seen, _ in kept.values() for text in seen]
-    found = _learnt(kind, base, learn, guarded, audit.SIZES[-1], max(min_count, audit.OCCURRENCES))
+    learner = _learner(kind, base, learn, guarded, max(min_count, audit.OCCURRENCES))
+    found = learner(audit.SIZES[-1])
     unseen = [text for _, rest in kept.values() for text in rest]
-    points = audit.curve(base, _grown(kind, base, found), measured, unseen)
-    return audit.advise(points, audit.Matrices.of(folder)), found
+    points = audit.curve(base, _grown(kind, base, found, learner), measured, unseen)
+    advice = audit.advise(points, audit.Matrices.of(folder))
+    return advice, kind.first(found, advice.new_tokens, learner) if advice.new_tokens else []
 
 
 def _audit(given: argparse.Namespace) -> None:
@@ -202,12 +216,12 @@ def _curve(given: argparse.Namespace) -> None:
     kind, state = kinds.of(base), base.backend_tokenizer
     free, apart = kind.guarded(state, _counts(kind, base, [])), kind.guarded(state, _counts(kind, base, guarded))
     for code, documents in found.items():
-        learn, measured = _parted(documents)
-        counts = _counts(kind, base, learn)
+        seen, measured = _parted(documents)
+        counts = _counts(kind, base, seen)
         ways = {code: apart, f"{code} unprotected": free} if guarded else {f"{code} unprotected": free}
         for name, kept in ways.items():
-            tokens = list(kind.learn(state, counts, audit.SIZES[-2], given.min_count, kept))
-            curves[name] = audit.curve(base, _grown(kind, base, tokens), measured, unseen)
+            learn = partial(_learn, kind, state, counts, given.min_count, kept)
+            curves[name] = audit.curve(base, _grown(kind, base, learn(audit.SIZES[-2]), learn), measured, unseen)
     if given.picture:
         _draw(given.picture, curves)
     if given.json:
@@ -222,26 +236,25 @@ def _extend(given: argparse.Namespace) -> None:
     base, found = _tokenizer(given.base), _by_language(given.text)
     new = list(chain.from_iterable(found.values()))
     guarded = [text for path in given.protect for text in texts.read(path)]
-    kind = kinds.of(base)
+    kind = extension.kind_of(base, given.base)
     if given.reuse_slots and kind.in_model_file:
         raise ValueError(f"--reuse-slots: not for {kind.name}, whose tokenizer.model would keep the names of these tokens")
     if given.new_tokens == "auto":
         originals = {"protected": guarded} if guarded else {}
         advice, tokens = _advised(kind, base, given.base, new, originals, given.min_count)
-        tokens = tokens[: advice.new_tokens]
         if not given.json:
             print(advice.text)
     else:
-        tokens = _learnt(kind, base, new, guarded, _number(given.new_tokens), given.min_count)
+        tokens = _learner(kind, base, new, guarded, given.min_count)(_number(given.new_tokens))
         if not tokens:
             raise ValueError(f"nothing that may become a token occurs {given.min_count} times")
-    spare, first = slots(base) if given.reuse_slots else [], next_id(base)
+    spare, first = slots(base, _named(given.base)) if given.reuse_slots else [], next_id(base)
     if len(tokens) > len(spare):
         tokens = tokens[: len(spare) + rounded(len(tokens) - len(spare), first, given.round_to)]
         if not tokens:
             raise ValueError(f"--round-to {given.round_to} leaves no room for new tokens")
     ids = [*spare, *range(first, first + len(tokens))][: len(tokens)]
-    _write(given.out, given.base, kind, base, tokens, ids, new)
+    _write(given.out, given.base, kind, base, tokens, ids, new, guarded)
     sorts = Counter(texts.made_of(byte_bpe.plain(token) if not kind.in_model_file else token.text) for token in tokens)
     reused = sum(i < first for i in ids)
     if given.json:
@@ -251,21 +264,26 @@ def _extend(given: argparse.Namespace) -> None:
     print(f"{len(tokens):,} new tokens ({made_of}), {reused:,} of them with ids of reserved tokens, in {given.out}")
 
 
+def _named(folder: Path) -> set[int]:
+    """All ids of tokens that the configs of a base name."""
+    found = set[int]()
+    for config in extension.configs(folder).values():
+        for key, value in config.items():
+            if key.endswith("_token_id"):
+                found.update(value if isinstance(value, list) else [value])
+    return found
+
+
 def _write(
-    out: Path, folder: Path, kind: Kind, base: Any, tokens: Sequence[Any], ids: Sequence[int], new: Sequence[str]
-) -> None:
-    """Write the extended tokenizer of the base in `folder`, and check it. Raises ValueError when it breaks a guarantee."""
-    reused = [i for i in ids if i < next_id(base)]
-    bigger = kind.extended(base, tokens, ids) if reused else kind.extended(base, tokens)
-    bigger.save_pretrained(out)
-    source, written = folder / model_file.NAME, _tokenizer(out)
-    if kind.in_model_file and source.is_file():
-        (out / model_file.NAME).write_bytes(model_file.extended(source, base, tokens, next_id(base)))
-    if not reused:
-        sample = [text[:2000] for text in new[:1000]]
-        words = kind.word_counts(base.backend_tokenizer, new)
-        if reason := guarantees.broken(base, bigger, written, tokens, words, sample, {}, coarser=kind.coarser):
-            raise ValueError(f"{out}: {reason}; do not use it")
+    out: Path, folder: Path, kind: Kind, base: Any, tokens: Sequence[Any], ids: Sequence[int], new: Sequence[str],
+    guarded: Sequence[str],
+) -> None:  # fmt: skip
+    """Write the tokenizer with the new tokens, and the ids that spell them. Raises ValueError when it is not sound."""
+    reused = any(i < next_id(base) for i in ids)
+    extension.write(
+        out, folder, kind, base, tokens, read=_tokenizer, words=kind.word_counts(base.backend_tokenizer, new),
+        texts=[text[:2000] for text in new[:1000]], protected=[*protect.template(base), *guarded], ids=ids if reused else None,
+    )  # fmt: skip
     spelt = {str(i): token.base_ids for i, token in zip(ids, tokens, strict=True)}
     (out / "new_tokens.json").write_text(json.dumps(spelt), encoding="utf-8")
 

@@ -5,7 +5,6 @@ which twice the rows no longer buy much.
 """
 
 import json
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -16,6 +15,7 @@ from typing import Any
 from safetensors import safe_open
 
 from tokenizer_tools.byte_bpe import octets
+from tokenizer_tools.pieces import BYTE
 from tokenizer_tools.texts import GRAPHEMES_PER_WORD, encode, words
 
 SIZES = (1000, 2000, 4000, 8000, 16000)
@@ -26,7 +26,8 @@ WORTH = 0.04
 """Twice the tokens must save this share of the tokens of text, beside the share of parameters that they add."""
 OCCURRENCES = 100
 """A new token has to be learnt from text: it must occur so often in it, or its rows stay close to where they start."""
-_FALLBACK = re.compile(r"<0x[0-9A-F]{2}>")
+UNKNOWN = 0.01
+"""Share of unknown tokens from which on the vocabulary loses text of the language, however few tokens it takes."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,7 @@ def parts(tokenizer: Any) -> set[int]:
     """The ids of all tokens that hold a part of a character."""
     state = json.loads(tokenizer.backend_tokenizer.to_str())
     byte_level = '"ByteLevel"' in json.dumps([state["pre_tokenizer"], state["decoder"]])
-    return {i for text, i in state["model"]["vocab"].items() if (_is_part(text) if byte_level else _FALLBACK.fullmatch(text))}
+    return {i for text, i in tokenizer.get_vocab().items() if (_is_part(text) if byte_level else BYTE.fullmatch(text))}
 
 
 def _is_part(text: str) -> bool:
@@ -122,7 +123,7 @@ class Matrices:
 
     @staticmethod
     def of(folder: Path) -> "Matrices | None":
-        """Read from config.json and the heads of the safetensors in a model's folder; None when they are not there."""
+        """Read from config.json and the heads of the safetensors in a model's folder; None when they do not say."""
         config, weights = folder / "config.json", sorted(folder.glob("*.safetensors"))
         if not config.is_file() or not weights:
             return None
@@ -136,7 +137,8 @@ class Matrices:
                     for length in file.get_slice(name).get_shape():
                         number *= length
                     total += number
-        return Matrices(said["hidden_size"] * (1 if said.get("tie_word_embeddings", True) else 2), total)
+        width = next((said[key] for key in ("hidden_size", "n_embd", "d_model") if key in said), None)
+        return Matrices(width * (1 if said.get("tie_word_embeddings", True) else 2), total) if width else None
 
 
 @dataclass(frozen=True)
@@ -198,9 +200,9 @@ class Advice:
 def close(new: Use, originals: Sequence[Use]) -> Advice | None:
     """The advice to leave the vocabulary of a base that writes the new language well already; else None.
 
-    Without text of an original language there is nothing to compare with, and None.
+    Without text of an original language there is nothing to compare with, and None. Text that is lost is not written well.
     """
-    if not originals:
+    if not originals or new.unknown_share > UNKNOWN:
         return None
     usual = sum(each.fertility for each in originals) / len(originals)
     if new.fertility < CLOSE * usual:

@@ -36,7 +36,12 @@ def obstacle(tokenizer: Tokenizer) -> str:
     if kind != "BPE":
         return f"merges can be continued for byte-level BPE only, this is {kind}"
     if '"ByteLevel"' not in json.dumps(state["pre_tokenizer"]):
-        return "its pre-tokenizer is not byte-level; BPE of SentencePiece is not extended"
+        return "its pre-tokenizer is not byte-level"
+    if state["model"].get("ignore_merges") and tokenizer.pre_tokenizer is not None:  # words of the vocabulary are taken whole
+        for token in state["added_tokens"]:
+            parts = [part for part, _ in tokenizer.pre_tokenizer.pre_tokenize_str(token["content"])]
+            if parts == [token["content"]] and token["content"] not in state["model"]["vocab"]:
+                return f"with ignore_merges, text that spells the added token {token['content']!r} would become that token"
     return ""
 
 

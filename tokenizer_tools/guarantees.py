@@ -1,7 +1,7 @@
 """What every extension of a vocabulary guarantees, whatever its kind, checked on what was written and read again."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from tokenizer_tools import pieces, roundtrip
@@ -9,6 +9,7 @@ from tokenizer_tools.vocabulary import NewPiece, NewToken, next_id
 
 NAMED = ("bos", "eos", "unk", "pad", "sep", "cls", "mask")
 New = Sequence[NewToken] | Sequence[NewPiece]
+ById = Mapping[int, NewToken | NewPiece]
 
 
 def broken(
@@ -21,55 +22,75 @@ def broken(
     configs: Mapping[str, Mapping[str, Any]],
     *,
     coarser: bool,
+    ids: Sequence[int] | None = None,
 ) -> str:
     """The first guarantee that an extension breaks, in one sentence; empty when it keeps them all.
 
     `written` is `bigger` as it is read from the folder it was written to. `words` are those that it was learnt from, and
     `texts` some text. `configs` are config.json and generation_config.json of the base, by name. `coarser` says that a new
-    token always stands for the tokens that the base writes in its place.
+    token always stands for the tokens that the base writes in its place. `ids` are those of the new tokens, if some are
+    reserved ones of the base; else they follow its last.
     """
-    texts = list(texts)
+    texts, first = list(texts), next_id(base)
+    new = dict(zip(range(first, first + len(found)) if ids is None else ids, found, strict=True))
     return (
-        _moved(base, written, found)
-        or _special(base, written, configs)
+        _moved(base, written, new)
+        or _special(base, written, new, configs)
         or _not_spelt(base, found)
         or _unreachable(written, found, words)
         or _read_otherwise(bigger, written, texts)
-        or (_cut_anew(base, written, found, texts) if coarser else "")
+        or (_cut_anew(base, written, new, texts) if coarser else "")
         or _lost(base, written, texts)
     )
 
 
-def _moved(base: Any, written: Any, found: New) -> str:
-    """Every id of the base is unchanged, and those of the new tokens follow it."""
-    had, has, first = base.get_vocab(), written.get_vocab(), next_id(base)
+def _moved(base: Any, written: Any, new: ById) -> str:
+    """Every id of the base is unchanged, and the new tokens have theirs."""
+    had, has = {text: i for text, i in base.get_vocab().items() if i not in new}, written.get_vocab()
     for text, i in sorted(had.items(), key=lambda item: item[1]):  # the order of a vocabulary is another each time
         if has.get(text) != i:
             return f"the token {text!r} would get another id ({i} -> {has.get(text)})"
-    for k, token in enumerate(found):
-        if has.get(token.text) != first + k:
-            return f"the new token {token.text!r} has the id {has.get(token.text)} in place of {first + k}"
-    if more := sorted(has.keys() - had.keys() - {token.text for token in found}):
+    for i, token in new.items():
+        if has.get(token.text) != i:
+            return f"the new token {token.text!r} has the id {has.get(token.text)} in place of {i}"
+    if more := sorted(has.keys() - had.keys() - {token.text for token in new.values()}):
         return f"the token {more[0]!r} appears that is neither of the base nor new"
     return ""
 
 
-def _special(base: Any, written: Any, configs: Mapping[str, Mapping[str, Any]]) -> str:
-    """Special tokens are those of the base, and no id that a config names has become a new token."""
+def _special(base: Any, written: Any, new: ById, configs: Mapping[str, Mapping[str, Any]]) -> str:
+    """Special and other added tokens are those of the base and do the same, and no config names an id of a new token."""
     for name in NAMED:
         before, after = (getattr(each, f"{name}_token_id", None) for each in (base, written))
         if before != after:
             return f"the {name} token would get another id ({before} -> {after})"
+    if reason := unnamed(base, configs, set(new)):
+        return reason
+    before, after = ({i: _flags(token) for i, token in each.added_tokens_decoder.items()} for each in (base, written))
+    if odd := [i for i in sorted(before.keys() | after.keys()) if i not in new and before.get(i) != after.get(i)]:
+        return f"the added token with the id {odd[0]} would be another one ({before.get(odd[0])} -> {after.get(odd[0])})"
+    around = [each("").input_ids for each in (base, written)]
+    if around[0] != around[1]:
+        return f"other tokens would be put around text ({around[0]} -> {around[1]})"
+    if base.chat_template != written.chat_template:
+        return "the chat template would be another one"
+    return ""
+
+
+def unnamed(base: Any, configs: Mapping[str, Mapping[str, Any]], new: Collection[int] = ()) -> str:
+    """Which role a config gives to an id that the tokenizer does not have, or that is new; empty when there is none."""
     for file, config in configs.items():
         for name in NAMED:
             ids = config.get(f"{name}_token_id")
             for i in ids if isinstance(ids, list) else [ids]:
-                if isinstance(i, int) and i >= next_id(base):
-                    new = written.convert_ids_to_tokens(i)
-                    return f"{file} says that {i} is the {name} token, which the tokenizer does not have; it would be {new!r}"
-    if base.chat_template != written.chat_template:
-        return "the chat template would be another one"
+                if isinstance(i, int) and (i >= next_id(base) or i in new):
+                    what = f"the {name} token, which the tokenizer does not have"
+                    return f"{file} says that {i} is {what}; it would be a new token"
     return ""
+
+
+def _flags(token: Any) -> tuple[Any, ...]:
+    return token.content, token.special, token.lstrip, token.rstrip, token.single_word, token.normalized
 
 
 def _not_spelt(base: Any, found: New) -> str:
@@ -100,8 +121,14 @@ def _unreachable(written: Any, found: New, words: Counter[Any]) -> str:
         if not missing:
             return ""
         missing.difference_update(token.value for token in model.tokenize(word if isinstance(word, str) else "".join(word)))
-    for token in found:
-        missing -= {part for part in missing if part != token.text and part in token.text}
+    made_of = {token.text: token for token in found}
+    reached = [text for text in made_of if text not in missing]
+    while reached:  # what a token that occurs is made of does too, on the way to it
+        text = reached.pop()
+        token = made_of[text]
+        inner = {token.left, token.right} if isinstance(token, NewToken) else {part for part in missing if part in text}
+        reached += inner & missing
+        missing -= inner
     return f"the new token {min(missing)!r} would never be used" if missing else ""
 
 
@@ -116,11 +143,10 @@ def _read_otherwise(bigger: Any, written: Any, texts: Sequence[str]) -> str:
     return ""
 
 
-def _cut_anew(base: Any, written: Any, found: New, texts: Sequence[str]) -> str:
+def _cut_anew(base: Any, written: Any, new: ById, texts: Sequence[str]) -> str:
     """With the tokens of the base in place of the new ones, the encoding is that of the base."""
-    first = next_id(base)
     for text in texts:
-        ids = (found[i - first].base_ids if i >= first else (i,) for i in roundtrip.encode(written, text))
+        ids = (new[i].base_ids if i in new else (i,) for i in roundtrip.encode(written, text))
         if [i for run in ids for i in run] != roundtrip.encode(base, text):
             return f"new tokens do not stand for what the base writes in {text[:40]!r}"
     return ""

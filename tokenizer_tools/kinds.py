@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +34,12 @@ class Kind:
     coarser: bool = True
     """Whether a new token stands for its `base_ids` wherever it is. A piece of SentencePiece is known by its text alone: it can
     stand for other pieces of the base here and there, and those of a unigram model cut anew."""
+    prefixes: bool = True
+    """Whether the first tokens that are learnt are those that so many alone would have been."""
+
+    def first(self, found: Sequence[Any], number: int, learn: Callable[[int], Sequence[Any]]) -> list[Any]:
+        """The best `number` of the tokens that were `found`, or what `learn` makes of this number."""
+        return list(found[:number] if self.prefixes or number == len(found) else learn(number))
 
 
 KINDS = (
@@ -47,6 +53,7 @@ KINDS = (
     ),
     Kind(
         "unigram", unigram.obstacle, unigram.word_counts, unigram.guarded, unigram.learn, unigram.extended, coarser=False,
+        prefixes=False,
     ),
 )  # fmt: skip
 
@@ -60,6 +67,6 @@ def of(tokenizer: Any) -> Kind:
     if "" in reasons:
         return KINDS[reasons.index("")]
     name = json.loads(backend.to_str())["model"].get("type")
-    closest = {"BPE": reasons[1], "Unigram": reasons[2]}
+    closest = {"BPE": reasons[1] if "not byte-level" in reasons[0] else reasons[0], "Unigram": reasons[2]}
     known = ", ".join(kind.name for kind in KINDS)
     raise ValueError(closest.get(name, f"its model is {name}, and only {known} are extended"))

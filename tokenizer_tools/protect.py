@@ -6,10 +6,13 @@ tokens apart that stand side by side in protected text, and its encoding stays t
 """
 
 import itertools
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from jinja2 import TemplateError
 from tokenizers import Tokenizer
 
 
@@ -19,6 +22,21 @@ def pairs(tokenizer: Tokenizer, words: Counter[str]) -> set[tuple[str, str]]:
     for word in words:
         found.update(itertools.pairwise(token.value for token in tokenizer.model.tokenize(word)))
     return found
+
+
+def template(tokenizer: Any) -> list[str]:
+    """What the chat template of a tokenizer writes around messages, without special tokens; [] when it has none."""
+    special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+    divider = re.compile("|".join(map(re.escape, sorted(special, key=len, reverse=True))) or "(?!)")
+    found: list[str] = []
+    for roles in (("system", "user", "assistant"), ("user", "assistant"), ("user",)):
+        messages = [{"role": role, "content": ""} for role in roles]
+        try:
+            text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        except (TemplateError, ValueError, TypeError):  # no template, or one without this role
+            continue
+        found += [part for part in divider.split(text) if part]
+    return list(dict.fromkeys(found))
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,8 @@ from typing import Any
 
 import regex
 
+from tokenizer_tools.roundtrip import checked
+
 SUFFIXES = (".txt", ".jsonl", ".txt.gz", ".jsonl.gz")
 GRAPHEMES_PER_WORD = 3
 """So many characters, as readers see them, stand for a word in scripts that put no space between words."""
@@ -29,7 +31,7 @@ def read(path: Path) -> Iterator[str]:
         raise ValueError(f"{path}: expected a file that ends with {', '.join(SUFFIXES)}")
     try:
         with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8-sig") as file:
-            if ".txt" in path.suffixes:
+            if path.name.endswith((".txt", ".txt.gz")):
                 paragraph: list[str] = []
                 for line in file:
                     if line.strip():
@@ -56,7 +58,10 @@ def _field(line: str, where: str) -> str:
         raise ValueError(f"{where}: not an object in JSON") from None
     if not isinstance(text, str):
         raise ValueError(f"{where}: no field `text` with a string")
-    return text
+    try:
+        return checked(text)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
 
 
 def encode(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:

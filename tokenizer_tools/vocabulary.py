@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,12 +42,17 @@ def next_id(tokenizer: Any) -> int:
     return max(tokenizer.get_vocab().values()) + 1
 
 
-def slots(tokenizer: Any) -> list[int]:
-    """The ids of reserved tokens that nothing uses, ascending: their names say so, and no role or chat template has them."""
+def slots(tokenizer: Any, used: Collection[int] = ()) -> list[int]:
+    """The ids of reserved tokens that nothing uses, ascending: their names say so, and no role or chat template has them.
+
+    `used` are ids that a config names.
+    """
     template = json.dumps(tokenizer.chat_template or "")
     taken = set(tokenizer.special_tokens_map.values()) if tokenizer.special_tokens_map else set()
     return sorted(
-        i for text, i in tokenizer.get_vocab().items() if SLOT.fullmatch(text) and text not in taken and text not in template
+        i
+        for text, i in tokenizer.get_vocab().items()
+        if SLOT.fullmatch(text) and text not in taken and text not in template and i not in used
     )
 
 

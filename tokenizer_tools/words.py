@@ -39,7 +39,9 @@ def _without_added(tokenizer: Tokenizer, texts: Iterable[str]) -> Iterator[str]:
         yield from texts
         return
     ways = (
-        (r"\s*" if token.lstrip else "") + regex.escape(token.content) + (r"\s*" if token.rstrip else "")
+        (r"\s*" if token.lstrip else "")
+        + (rf"(?<!\w){regex.escape(token.content)}(?!\w)" if token.single_word else regex.escape(token.content))
+        + (r"\s*" if token.rstrip else "")
         for token in sorted(added, key=lambda token: -len(token.content))
     )
     divider = regex.compile("|".join(ways))

@@ -21,13 +21,14 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as hf_logging
 
 from langext.architectures import vocabulary
-from langext.artifacts import BASE, Model, Tokenizer, first_problem, read_as, read_object, write_json
+from langext.artifacts import BASE, MANIFEST, Model, Tokenizer, first_problem, read_as, read_object, write_json
 from langext.errors import ConfigError, reading, user_path
 from langext.methods import AnyMethod
 from langext.methods.base import Method
 from langext.methods.extended import DELTA, Earlier, LiveModel, build, load_delta, replace_parameters
 from langext.models import base_files
 from langext.spec import Spec
+from langext.summaries import TokenizerSummary
 
 if not sys.stderr.isatty():
     hf_logging.disable_progress_bar()
@@ -249,6 +250,10 @@ def fill(net: Any, tokenizer: Tokenizer) -> None:
     """
     path = tokenizer.path / NEW_ROWS
     if not path.is_file():
+        finished = (tokenizer.path / MANIFEST).is_file()
+        made = tokenizer.manifest.summary_as(TokenizerSummary) if finished else None
+        if made and made.rows:
+            raise ConfigError(f"{path}: is missing; make it again with --redo extend_tokenizer")
         vocabulary.fill(net, read_new_tokens(tokenizer))
         return
     with reading(path, "safetensors"):
@@ -261,7 +266,9 @@ def fill(net: Any, tokenizer: Tokenizer) -> None:
 
 def save_rows(out: Path, rows: dict[str, Tensor]) -> None:
     """Write the rows that new tokens start from into `out`, in float32."""
-    save_file({name: tensor.float().contiguous() for name, tensor in rows.items()}, out / NEW_ROWS)
+    beside = out / (NEW_ROWS + ".tmp")
+    save_file({name: tensor.float().contiguous() for name, tensor in rows.items()}, beside)
+    os.replace(beside, out / NEW_ROWS)
 
 
 @dataclass(frozen=True)

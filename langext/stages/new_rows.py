@@ -1,8 +1,9 @@
 """The rows that the tokens of stage extend_tokenizer start from: computed, kept quiet on original text, compared, written.
 
-The one rule: rows are made of training text; held-out text says how far they are shifted and which start is the best.
+The one rule: rows are made and shifted by training text; held-out text says what that costs and which start is the best.
 """
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -103,6 +104,16 @@ class Bench:
         return new_rows.seen(self.blank, rows) if rows else None
 
     @cached_property
+    def fit(self) -> "Seen":
+        """The base on original training text, which says how far rows are shifted; on held-out text if there is none."""
+        from langext.models import new_rows
+
+        rows = self._passages(self.base, self.texts.original())
+        found = new_rows.seen(self.blank, rows) if rows else self.original
+        assert found is not None, "start() has seen that there is text"
+        return found
+
+    @cached_property
     def direction(self) -> "Tensor":
         """Where logits of new tokens are lowered, see `softmax.direction`. New tokens are read as means of their pieces."""
         from langext.models import new_rows
@@ -141,10 +152,10 @@ class Bench:
             return rows, StartRecord()
         seen, cap = self.original, self.blank.cap
         plain = softmax.disturbance(seen.hidden_TD, seen.base_T, rows.head_ND, cap)
-        if budget is None or plain <= budget:
+        if budget is None or softmax.disturbance(self.fit.hidden_TD, self.fit.base_T, rows.head_ND, cap) <= budget:
             return rows, StartRecord(kl=plain, kl_unshifted=plain)
         try:
-            head_ND, shift = softmax.shifted(seen.hidden_TD, seen.base_T, rows.head_ND, self.direction, budget, cap)
+            head_ND, shift = softmax.shifted(self.fit.hidden_TD, self.fit.base_T, rows.head_ND, self.direction, budget, cap)
         except ValueError as error:
             raise ConfigError(f"kl_budget: {error}; raise it, or leave output: shifted out", at=("kl_budget",)) from None
         kl = softmax.disturbance(seen.hidden_TD, seen.base_T, head_ND, cap)
@@ -180,13 +191,17 @@ def choose(bench: Bench, start: str, budget: float | None) -> "tuple[Rows, RowsR
     for name in STARTS:
         try:
             rows, record = bench.start(name, budget)
-        except RunFailed as error:
+            record = bench.probed(rows, record)
+            if not math.isfinite(record.loss_after or 0.0):
+                raise RunFailed(f"start {name}: its loss is no number any more")
+        except (RunFailed, ConfigError) as error:
             say(f"  {error}; left out of the probe")
             failed[name] = StartRecord(failure=str(error))
             continue
-        record = bench.probed(rows, record)
         say(f"  start {name}: held-out loss {record.loss:.3f}, {record.loss_after:.3f} after {PROBE_STEPS} steps")
         found[name] = rows, record
+    if not found:
+        raise ConfigError(f"start: probe: no start is left: {next(iter(failed.values())).failure}", at=("start",))
     best = min(found, key=lambda name: found[name][1].loss_after or 0.0)
     tried = {name: record for name, (_, record) in found.items()} | failed
     return found[best][0], RowsRecord(start=best, kl_budget=budget, tried=tried)

@@ -5,7 +5,7 @@ Rule: the audit reads held-out text, which nothing is learnt from.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal
 
 from langext.artifacts import Corpus, Model
 from langext.console import say
@@ -15,8 +15,8 @@ from langext.summaries import SizeCompared, VocabularyAdvice
 
 if TYPE_CHECKING:
     from tokenizer_tools.audit import Advice
+    from tokenizer_tools.kinds import Kind
 
-T = TypeVar("T")
 Number = int | Literal["auto"]
 
 
@@ -65,37 +65,47 @@ def chosen(
     model: Model,
     corpus: Corpus,
     base: Any,
-    learnt: Sequence[T],
-    extended: Callable[..., Any],
-) -> tuple[list[T], VocabularyAdvice | None]:
-    """The first of the tokens that were learnt, as many as there are to be, and the advice for `auto`, which can be none.
+    kind: "Kind",
+    learn: Callable[[int], list[Any]],
+) -> tuple[list[Any], VocabularyAdvice | None]:
+    """The new tokens, as many as there are to be, and the advice for `auto`, which can be to add none.
 
-    `extended` makes a tokenizer of the base and new tokens. Raises ConfigError when a number was asked for and there is no
-    token, and when rounding leaves none.
+    `learn` gives the best tokens, at most as many as it is asked for. Raises ConfigError when a number was asked for and there
+    is no token, and when rounding leaves none.
     """  # fmt: skip
     from tokenizer_tools.vocabulary import next_id, rounded
 
+    learnt = learn(most(wanted.new_tokens))
     number, record = len(learnt), None
     if wanted.new_tokens == "auto":
-        record = _advised(ctx, model, corpus, base, learnt, extended)
+        record = _advised(ctx, model, corpus, base, kind, learnt, learn)
         number = record.new_tokens
     elif not learnt:
         raise ConfigError(f"no pair of tokens occurs {wanted.min_count} times in the text; give more text or lower min_count")
     elif number < wanted.new_tokens:
         say(f"  only {number} of {wanted.new_tokens} tokens: no other pair occurs {wanted.min_count} times within a word")
     if number and not (number := rounded(number, next_id(base), wanted.round_to)):
-        raise ConfigError(f"round_to: too few tokens were found to reach the next multiple of {wanted.round_to}")
-    return list(learnt[:number]), record
+        few = f"too few tokens were found to reach the next multiple of {wanted.round_to}"
+        if record is None:
+            raise ConfigError(f"round_to: {few}")
+        record = record.model_copy(update={"new_tokens": 0, "reason": few})
+    return kind.first(learnt, number, learn) if number else [], record
 
 
 def _advised(
-    ctx: Context, model: Model, corpus: Corpus, base: Any, learnt: Sequence[T], extended: Callable[..., Any]
+    ctx: Context,
+    model: Model,
+    corpus: Corpus,
+    base: Any,
+    kind: "Kind",
+    learnt: Sequence[Any],
+    learn: Callable[[int], list[Any]],
 ) -> VocabularyAdvice:
     from langext.models import loading
     from tokenizer_tools import audit
 
     try:
-        grown = {size: extended(base, learnt[:size]) for size in audit.sizes(len(learnt))}
+        grown = {size: kind.extended(base, kind.first(learnt, size, learn)) for size in audit.sizes(len(learnt))}
     except ValueError as error:
         raise ConfigError(f"{base.name_or_path}: the vocabulary cannot be extended: {error}") from None
     points = audit.curve(base, grown, texts(corpus, [ctx.language]), texts(corpus, _originals(ctx)))

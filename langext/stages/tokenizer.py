@@ -3,13 +3,13 @@
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from pydantic import Field, model_validator
 
-from langext.artifacts import Corpus, Model, Tokenizer, read_object, write_json
+from langext.artifacts import Corpus, Model, Tokenizer, write_json
 from langext.console import say
 from langext.context import Context
 from langext.errors import ConfigError, RunFailed
@@ -17,14 +17,14 @@ from langext.methods.base import Method
 from langext.spec import LATER
 from langext.stages import new_rows, sizing
 from langext.stages.base import Stage
-from langext.summaries import ProtectedText, TokenizerSummary, VocabularyAdvice, VocabularyGain
+from langext.summaries import ProtectedText, RowsRecord, TokenizerSummary, VocabularyAdvice, VocabularyGain
 
 if TYPE_CHECKING:
     from tokenizer_tools.kinds import Kind
 
 CHECKED, CHECKED_CHARACTERS = 1000, 2000
 """Texts of each language, and characters of each, on which the written tokenizer is compared with the base's."""
-CONFIGS = ("config.json", "generation_config.json")
+T = TypeVar("T")
 MANY_CUTS = 0.02
 """Share of the parts of words that begin with a combining mark, from which on it is told."""
 
@@ -88,7 +88,7 @@ class ExtendTokenizer(Stage):
         """
         from langext.data import documents
         from langext.models import loading
-        from tokenizer_tools import protect
+        from tokenizer_tools import extension, protect
         from tokenizer_tools.vocabulary import next_id
         from tokenizer_tools.words import telling, told
 
@@ -100,32 +100,35 @@ class ExtendTokenizer(Stage):
         kept = [code for code in corpus.languages("train") if code != ctx.language] if self.protect else []
         if near := sizing.close(self.new_tokens, ctx, corpus, base):
             return self._unchanged(ctx, base, near)
-        words = kind.word_counts(state, told(self._texts(corpus, [ctx.language]), telling(say)))
-        apart = kind.guarded(state, kind.word_counts(state, told(self._texts(corpus, kept), telling(say))))
-        number, least = sizing.most(self.new_tokens), sizing.least(self.new_tokens, self.min_count)
-        learnt = kind.learn(state, words, number, least, apart)
+        words = kind.word_counts(state, told(self._learnt_from(corpus, [ctx.language]), telling(say)))
+        around = protect.template(base) if self.protect else []
+        apart = kind.guarded(state, kind.word_counts(state, told(chain(around, _texts(corpus, kept)), telling(say))))
+        least = sizing.least(self.new_tokens, self.min_count)
+
+        def learn(number: int) -> list[Any]:
+            return list(kind.learn(state, words, number, least, apart))
+
         wanted = sizing.Wanted(self.new_tokens, self.min_count, self.round_to)
-        added, advice = sizing.chosen(wanted, ctx, model, corpus, base, learnt, kind.extended)
+        added, advice = sizing.chosen(wanted, ctx, model, corpus, base, kind, learn)
         if not added:
             assert advice is not None, "no token of a given number is an error"
             return self._unchanged(ctx, base, advice)
         free = kind.learn(state, words, len(added), least) if kept else added
-        if (cut := kind.cuts(words)) > MANY_CUTS:
-            say(
-                f"  the base's pre-tokenizer cuts words of this script: {cut:.0%} of the parts begin with a combining mark (a "
-                "vowel sign, for example), and no new token crosses such a cut"
-            )
-        bigger = self._written(ctx, kind, folder, base, added, words, self._starts(corpus, [ctx.language, *kept]))
+        _tell_of_cuts(kind.cuts(words))
+        try:
+            bigger = extension.write(
+                ctx.out / "tokenizer", folder, kind, base, added, read=loading.load_tokenizer, words=words,
+                texts=_starts(corpus, [ctx.language, *kept]), protected=around,
+            )  # fmt: skip
+        except ValueError as error:
+            raise ConfigError(f"{folder}: the vocabulary cannot be extended: {error}") from None
         first = next_id(base)
         write_json(ctx.out / "new_tokens.json", {str(first + i): token.base_ids for i, token in enumerate(added)})
-        pieces = [token.base_ids for token in added]
-        text = new_rows.texts(ctx, corpus, partial(self._texts, corpus))
-        bench = new_rows.bench(ctx, model, base, bigger, pieces, text, self.runtime.gpus)
-        rows = new_rows.write(ctx, bench, self.start, self.kl_budget if self.output == "shifted" else None)
+        rows = self._rows(ctx, model, corpus, base, bigger, [token.base_ids for token in added])
         gains = {c: _gain(base, bigger, documents.heldout(corpus, [c])) for c in ctx.languages}
         record = None
         if kept:
-            encoded = _encoded(base, bigger, self._texts(corpus, kept))
+            encoded = _encoded(base, bigger, _texts(corpus, kept))
             alike = protect.identity(encoded, first, [token.base_ids for token in added])
             loose = _gain(base, kind.extended(base, free), documents.heldout(corpus, [ctx.language])).bytes_per_token_after
             record = ProtectedText(**asdict(alike), kept_apart=len(apart), bytes_per_token_without=loose)
@@ -138,6 +141,12 @@ class ExtendTokenizer(Stage):
             )
         return Tokenizer(ctx.out)
 
+    def _rows(self, ctx: Context, model: Model, corpus: Corpus, base: Any, bigger: Any, pieces: new_rows.Encoded) -> RowsRecord:
+        """Write the rows that the new tokens start from; `pieces` are the base ids that spell them."""
+        text = new_rows.texts(ctx, corpus, partial(self._learnt_from, corpus))
+        bench = new_rows.bench(ctx, model, base, bigger, pieces, text, self.runtime.gpus)
+        return new_rows.write(ctx, bench, self.start, self.kl_budget if self.output == "shifted" else None)
+
     def _unchanged(self, ctx: Context, base: Any, advice: VocabularyAdvice) -> Tokenizer:
         """Pass the base's own tokenizer on, without new tokens."""
         say(f"  the vocabulary stays as it is: {advice.reason}")
@@ -148,57 +157,46 @@ class ExtendTokenizer(Stage):
 
     def _kind(self, folder: Path, tokenizer: Any) -> "Kind":
         """The kind of the base's vocabulary. Raises ConfigError when it cannot be extended."""
-        from tokenizer_tools import kinds, model_file
+        from tokenizer_tools import extension
 
-        path, refused = folder / model_file.NAME, f"{folder}: the vocabulary cannot be extended: "
         try:
-            kind = kinds.of(tokenizer)
-            reason = model_file.obstacle(path, tokenizer) if kind.in_model_file and path.is_file() else ""
+            return extension.kind_of(tokenizer, folder)
         except ValueError as error:
-            raise ConfigError(f"{refused}{error}. Leave {self.uses} out") from None
-        if reason:
-            raise ConfigError(f"{refused}{reason}. Leave {self.uses} out")
-        return kind
+            raise ConfigError(f"{folder}: the vocabulary cannot be extended: {error}. Leave {self.uses} out") from None
 
-    def _written(
-        self, ctx: Context, kind: "Kind", folder: Path, base: Any, added: Any, words: Any, texts: Sequence[str]
-    ) -> Any:
-        """Write the extended tokenizer of the base in `folder`, read it again and return that.
-
-        Raises ConfigError when it breaks a guarantee. `texts` are what guarantees about whole texts are checked on.
-        """
-        from langext.models import loading
-        from tokenizer_tools import guarantees, model_file
-        from tokenizer_tools.vocabulary import next_id
-
-        out = ctx.out / "tokenizer"
-        source, target = folder / model_file.NAME, out / model_file.NAME
-        configs = {path.name: read_object(path) for name in CONFIGS if (path := folder / name).is_file()}
-        try:
-            bigger = kind.extended(base, added)
-        except ValueError as error:
-            raise ConfigError(f"{folder}: the vocabulary cannot be extended: {error}") from None
-        bigger.save_pretrained(out)
-        if kind.in_model_file and source.is_file():
-            target.write_bytes(model_file.extended(source, base, added, next_id(base)))
-        written = loading.load_tokenizer(out)
-        reason = guarantees.broken(base, bigger, written, added, words, texts, configs, coarser=kind.coarser)
-        if not reason and target.is_file() and (text := model_file.difference((source, base), (target, written), texts)):
-            reason = f"sentencepiece and the tokenizers library would encode {text[:40]!r} in two ways, as they do not now"
-        if reason:
-            raise ConfigError(f"{folder}: the vocabulary cannot be extended: {reason}")
-        return written
-
-    def _starts(self, corpus: Corpus, codes: Sequence[str]) -> list[str]:
-        """The starts of some training texts of each of the languages."""
-        return [text[:CHECKED_CHARACTERS] for code in codes for text in islice(self._texts(corpus, [code]), CHECKED)]
-
-    def _texts(self, corpus: Corpus, codes: Sequence[str]) -> Iterator[str]:
-        """Training text of each of the languages, from its start, until there are `sample_bytes` of it."""
+    def _learnt_from(self, corpus: Corpus, codes: Sequence[str]) -> Iterator[str]:
+        """Training text of each of the languages, from the start of all its domains in turns, until it is `sample_bytes`."""
         from langext.data import documents
 
         for code in codes:
-            yield from _first_bytes(documents.batches(corpus.files("train", code), 256), self.sample_bytes)
+            domains: dict[str, list[Path]] = {}
+            for path in corpus.files("train", code):
+                domains.setdefault(path.name.split(".")[0], []).append(path)
+            yield from _first_bytes(_in_turns([documents.batches(files, 256) for files in domains.values()]), self.sample_bytes)
+
+
+def _texts(corpus: Corpus, codes: Sequence[str]) -> Iterator[str]:
+    """All training text of languages."""
+    from langext.data import documents
+
+    for code in codes:
+        yield from chain.from_iterable(documents.batches(corpus.files("train", code), 256))
+
+
+def _starts(corpus: Corpus, codes: Sequence[str]) -> list[str]:
+    """The starts of some training texts of each of the languages."""
+    return [text[:CHECKED_CHARACTERS] for code in codes for text in islice(_texts(corpus, [code]), CHECKED)]
+
+
+def _in_turns(iterators: Sequence[Iterator[T]]) -> Iterator[T]:
+    """One of each in turns, until all have ended."""
+    left = list(iterators)
+    while left:
+        for iterator in list(left):
+            try:
+                yield next(iterator)
+            except StopIteration:
+                left.remove(iterator)
 
 
 def _encoded(base: Any, bigger: Any, texts: Iterable[str]) -> Iterator[tuple[list[int], list[int]]]:
@@ -208,6 +206,14 @@ def _encoded(base: Any, bigger: Any, texts: Iterable[str]) -> Iterator[tuple[lis
     left = iter(texts)
     while batch := list(islice(left, 256)):
         yield from zip(documents.encode_text(base, batch), documents.encode_text(bigger, batch), strict=True)
+
+
+def _tell_of_cuts(share: float) -> None:
+    if share > MANY_CUTS:
+        say(
+            f"  the base's pre-tokenizer cuts words of this script: {share:.0%} of the parts begin with a combining mark (a "
+            "vowel sign, for example), and no new token crosses such a cut"
+        )
 
 
 def _tell(record: ProtectedText, gain: VocabularyGain) -> None:

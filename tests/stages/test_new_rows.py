@@ -85,7 +85,8 @@ def test_a_shift_keeps_to_the_budget_or_says_that_none_does(tmp_path, corpus):
     budget = plain.tried["mean"].kl / 2
     _, record = made(tmp_path, model, corpus, "03-quiet", start="mean", output="shifted", kl_budget=budget)
     told = record.tried["mean"]
-    assert 0.99 * budget < told.kl <= budget and told.kl_unshifted == plain.tried["mean"].kl and told.shift > 0
+    assert 0.9 * budget < told.kl < 1.1 * budget  # held-out text; training text says how far rows are shifted
+    assert told.kl_unshifted == plain.tried["mean"].kl and told.shift > 0
     rows, before = (load_file(tmp_path / name / loading.NEW_ROWS) for name in ("03-quiet", "02-tokens"))
     assert torch.equal(rows["input"], before["input"]) and not torch.equal(rows["output"], before["output"])
     with pytest.raises(ConfigError, match="no shift of the new rows keeps the KL"):

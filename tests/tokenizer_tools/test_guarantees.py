@@ -5,7 +5,7 @@ import json
 from dataclasses import replace
 
 import pytest
-from tokenizers import AddedToken, Tokenizer, normalizers
+from tokenizers import AddedToken, Tokenizer, normalizers, processors
 from toy import ENGLISH, FRENCH, make_tokenizer, sentences
 
 from tokenizer_tools import byte_bpe, guarantees
@@ -61,6 +61,34 @@ def test_special_tokens(made):
     other = copy.deepcopy(made[1])
     other.chat_template = "x"
     assert "chat template" in broken(made, other)
+
+
+def test_special_tokens_that_would_do_something_else(made):
+    def plain(state):
+        for token in state["added_tokens"]:
+            token["special"] = False
+
+    def bare(state):
+        state["post_processor"] = None
+
+    assert "the added token with the id" in broken(made, changed(made[1], plain))
+    base = copy.deepcopy(made[0])
+    base._tokenizer.post_processor = processors.TemplateProcessing("a $0", special_tokens=[("a", base.get_vocab()["a"])])
+    bigger = byte_bpe.extended(base, made[2])
+    assert broken((base, bigger, *made[2:])) == ""
+    assert "other tokens would be put around text" in broken((base, bigger, *made[2:]), changed(bigger, bare))
+
+
+def test_a_token_that_is_in_no_other_one_must_be_reached_by_itself(made):
+    inner = {part for token in made[2] for part in (token.left, token.right)}
+    alone = next(
+        token for token in made[2] if token.text not in inner and any(token.text in t.text for t in made[2] if t != token)
+    )
+
+    def forget(state):
+        state["model"]["merges"].remove([alone.left, alone.right])
+
+    assert repr(alone.text) in broken(made, changed(made[1], forget))
 
 
 def test_tokens_that_are_not_made_of_their_parts(made):

@@ -113,6 +113,22 @@ def test_nothing_is_learnt_of_or_across_added_tokens_that_text_can_hold():
     assert len(encode(bigger, text)[0]) == 4 and encode(kept, guarded) == encode(base, guarded)
 
 
+def test_an_added_token_that_is_a_word_is_no_part_of_longer_words():
+    base = make_tokenizer()
+    base.add_tokens([AddedToken("le", single_word=True, normalized=False)])
+    assert set(word_counts(base.backend_tokenizer, ["lexu", "a le b"])) == {"lexu", "a", "Ġ", "Ġb"}
+
+
+def test_the_words_of_a_chat_template_are_protected():
+    base = make_tokenizer()
+    mark = base.all_special_tokens[0]
+    base.chat_template = f"{{% for m in messages %}}{mark}Le {{{{ m.role }}}} parle\n{{{{ m.content }}}}{mark}{{% endfor %}}"
+    texts = protect.template(base)
+    assert any("user parle" in text for text in texts) and not any(mark in text for text in texts)
+    base.chat_template = None
+    assert protect.template(base) == []
+
+
 def test_special_tokens_in_text_stay_text():
     base, text = with_rule(QWEN), "documents about <|im_start|> and <|end|> tokens"
     _, bigger = learnt(base, guarded=[text])

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from tokenizers import AddedToken, Tokenizer, models
 from toy import ENGLISH, FRENCH, make_tokenizer, sentences
 from transformers import PreTrainedTokenizerFast
 
-from tokenizer_tools import guarantees, kinds, merges, model_file, pieces, protect
+from tokenizer_tools import audit, extension, guarantees, kinds, merges, model_file, pieces, protect
 from tokenizer_tools.vocabulary import next_id
 
 NEW = [*sentences(FRENCH, 150, 9), *["हिन्दी में किताब और दुकान 2024"] * 12, "l'été (1998) <s> <0x0A> <b>\n\n"]
@@ -75,6 +76,27 @@ def test_the_model_file_alone_makes_the_same_tokenizer(made, name, tmp_path):
         shutil.copy(out / file, tmp_path)
     texts = sentences(FRENCH, 40, 21) + sentences(ENGLISH, 40, 22)
     assert ids(spm.load(tmp_path), texts) == ids(bigger, texts)
+
+
+def test_every_kind_can_be_audited_and_a_size_learnt_alone(made):
+    for name in spm.SETTINGS:
+        folder, _, base, kind, found, _ = made[name]
+        seen = audit.use(base, [*NEW, "é鿀"])
+        assert seen.tokens and (seen.parts > 0) == spm.SETTINGS[name]["byte_fallback"]
+        assert extension.kind_of(base, folder) is kind
+        again = kind.first(found, 10, lambda number: found[1 : number + 1])
+        assert again == (found[:10] if kind.prefixes else found[1:11]) and kind.prefixes == (kind.name != "unigram")
+    assert audit.close(audit.use(base, ["鿀"] * 9), [audit.use(base, OLD)]) is None  # t5: few tokens, all unknown
+
+
+def test_an_extension_that_breaks_a_guarantee_leaves_nothing(made, tmp_path):
+    folder, _, base, kind, found, _ = made["llama2"]
+    given = {"read": spm.load, "words": Counter(), "texts": NEW}
+    with pytest.raises(ValueError, match="protected text would be encoded in another way: 'le chat"):
+        extension.write(tmp_path / "out", folder, kind, base, found, protected=["le chat dort dans la maison"], **given)
+    assert not list(tmp_path.iterdir())
+    bigger = extension.write(tmp_path / "out", folder, kind, base, found, protected=OLD, **given)
+    assert len(bigger) == len(base) + len(found) and [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def test_new_pieces_look_like_pieces_of_the_base(made):

@@ -1,4 +1,4 @@
-"""Repair text whose letters were decoded wrongly (mojibake). The one rule: text that was right stays as it is, to the byte."""
+"""Repair text whose letters were decoded wrongly (mojibake). The one rule: only what looks wrongly decoded to ftfy changes."""
 
 import re
 from collections.abc import Iterator

@@ -22,7 +22,7 @@ def check(others: Sequence[Path]) -> None:
             raise ConfigError(f"--reuse {root}: no run folder")
 
 
-def stage(step: Step, others: Sequence[Path], measured: Callable[[], Collection[str]]) -> Path | None:
+def stage(step: Step, others: Sequence[Path], measured: Callable[[], Collection[str]] = tuple) -> Path | None:
     """Copy the stage from the first of the runs `others` that finished it by the same recipe. Returns that run, or None.
 
     The stage must have the same folder name there, and the same source files and inputs (names and bytes) as here. `measured`

@@ -104,7 +104,10 @@ def _unfinished(steps: Sequence[Step], redo: Collection[str]) -> tuple[list[Step
 
 
 def _taken(
-    todo: Sequence[Step], redone: Collection[Path], others: Sequence[Path], measured: Callable[[], Collection[str]]
+    todo: Sequence[Step],
+    redone: Collection[Path],
+    others: Sequence[Path],
+    measured: Callable[[], Collection[str]] = tuple,
 ) -> dict[Path, Path]:
     """Folder of each step that is copied from another run -> that run.
 

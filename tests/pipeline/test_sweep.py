@@ -233,7 +233,7 @@ def test_a_stage_is_taken_whole_or_not_at_all(file, tmp_path):
 def test_what_is_made_of_new_text_is_not_taken(file, tmp_path, monkeypatch):
     """A filter that is done again takes all that was made of its text along, though their recipes are the same."""
     (point,) = sweep.points([file], [], [], tmp_path)
-    monkeypatch.setattr(reuse, "stage", lambda step, _others: None if step.name == "filter" else Path("other"))
+    monkeypatch.setattr(reuse, "stage", lambda step, *_: None if step.name == "filter" else Path("other"))
     assert [path.name for path in run._taken(point.steps, [], [Path("other")])] == ["03-extend"]
 
 

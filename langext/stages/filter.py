@@ -117,7 +117,7 @@ class Filter(Stage):
                 if source.key in read and (reason := source.difference(read[source.key])):
                     return reason
         summary = manifest.summary_as(FilterSummary)
-        if summary is None or summary.duplicates is None:
+        if summary is None or (summary.duplicates is None and self.duplicates != "off"):
             return "an earlier version of langext filtered the text, and kept duplicates"
         for path in self.contamination:
             if path.is_file() and summary.compared_files.get(str(path)) != sha256_file(path):

@@ -12,6 +12,7 @@ from bench import Bench, extend, train
 from processes import kill_worker, running, start, wait_for
 
 from langext.errors import EXIT_RUN_FAILED
+from langext.pipeline import reuse
 
 METHOD = extend(name="neutral_residues", gate="hard_sigmoid", init="lecun", width=32)
 STEPS = {"steps": 60, "eval_every": 30, "save_every": 12, "log_every": 5}
@@ -27,13 +28,19 @@ def undisturbed(bench: Bench) -> Path:
     return bench.run("undisturbed", "fra_Latn", ["eng_Latn"], [METHOD, train(**STEPS)]) / "03-train"
 
 
+def begun(bench: Bench, undisturbed: Path, name: str) -> Path:
+    """A run folder in which all but the training is done already."""
+    reuse.whole(undisturbed.parent, ["01-filter", "02-extend"], bench.root / name)
+    return bench.root / name
+
+
 def log(stage: Path) -> list[dict]:
     return [json.loads(line) for line in (stage / "metrics.jsonl").read_text().splitlines()]
 
 
 def test_killed_training_ends_with_the_same_weights(bench: Bench, undisturbed: Path):
     stages = [METHOD, train(**STEPS)]
-    run = bench.root / "killed"
+    run = begun(bench, undisturbed, "killed")
     for number in (signal.SIGKILL, signal.SIGTERM):
         process = start("run", str(bench.file("killed", "fra_Latn", ["eng_Latn"], stages)), "--out", str(run))
         wait_for(process, "step 15/60" if number == signal.SIGKILL else "step 45/60")
@@ -50,7 +57,7 @@ def test_killed_training_ends_with_the_same_weights(bench: Bench, undisturbed: P
 
 def test_two_processes_are_stopped_go_on_and_train_like_one(bench: Bench, undisturbed: Path):
     stages = [METHOD, train(**STEPS, runtime={"cpu_processes": 2, "micro_batch": 2})]
-    run = bench.root / "two"
+    run = begun(bench, undisturbed, "two")
     process = start("run", str(bench.file("two", "fra_Latn", ["eng_Latn"], stages)), "--out", str(run))
     wait_for(process, "step 25/60")
     process.send_signal(signal.SIGTERM)  # the launcher alone would not tell its processes

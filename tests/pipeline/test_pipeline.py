@@ -195,7 +195,7 @@ def test_a_failed_evaluation_goes_on_with_another_recipe(tmp_path, monkeypatch):
     spec_ = make(FILTER, {"uses": "evaluate", "inputs": {"model": "base"}, "limit": 3})
     steps = plan.plan(spec_, tmp_path)
     failed = steps[1].out
-    done(steps[0], FilterSummary(funnel=[], source_files=[], lid_sha256=""))
+    done(steps[0], FilterSummary(funnel=[], source_files=[], lid_sha256="", duplicates="near"))
     begun(steps[1], fingerprint="other", failure="config")
     (failed / "checkpoints").mkdir()
     (failed / "checkpoints" / "arc_fr.json").write_text("{}")
@@ -212,7 +212,9 @@ def test_several_stages_can_be_done_again_at_once(tmp_path, monkeypatch):
     steps = plan.plan(spec_, tmp_path)
     for step in steps:
         old = EvaluateSummary(bits_per_byte={}, scores="langext scores 1", task_files=[], measured_with={})
-        done(step, FilterSummary(funnel=[], source_files=[], lid_sha256="") if step.name == "filter" else old)
+        done(
+            step, FilterSummary(funnel=[], source_files=[], lid_sha256="", duplicates="near") if step.name == "filter" else old
+        )
     again = []
     monkeypatch.setattr(run, "check", lambda *_: None)
     monkeypatch.setattr(run.bases, "prepare", lambda *_: None)

@@ -25,6 +25,7 @@ from langext.evaluation import bpb
 from langext.models import loading, new_rows
 from tokenizer_tools.byte_bpe import continue_merges, extended, word_counts
 from tokenizer_tools.start import STARTS, Rows, softmax
+from tokenizer_tools.start.material import packed
 from tokenizer_tools.vocabulary import next_id
 
 LENGTH, BATCH = 128, 2
@@ -96,7 +97,7 @@ class Bench:
             moved, shift = softmax.shifted(seen.hidden_TD, seen.base_T, rows.head_ND, along, budget, self.blank.cap)
             rows = rows.with_head(moved)
         seconds = time.perf_counter() - began
-        windows = new_rows.packed(self.documents(), LENGTH)
+        windows = packed(self.documents(), LENGTH)
         before = {"kl": self.kl(rows), "bits": self.bits(rows), "norm": float(rows.input_ND.norm(dim=1).median())}
         began = time.perf_counter()
         rows = new_rows.learnt(self.blank, rows, windows, steps, BATCH)

@@ -4,8 +4,8 @@ import argparse
 import json
 import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any, NoReturn
@@ -121,43 +121,45 @@ def _counts(kind: Kind, base: Any, documents: Sequence[str]) -> Any:
     return kind.word_counts(base.backend_tokenizer, told(documents, telling(_say), size))
 
 
-def _learner(kind: Kind, base: Any, new: Sequence[str], guarded: Sequence[str], min_count: int) -> Callable[[int], list[Any]]:
-    """What learns so many new tokens, in the order of their ids."""
-    state = base.backend_tokenizer
-    apart = kind.guarded(state, _counts(kind, base, [*protect.template(base), *guarded]))
-    words = _counts(kind, base, new)
-    return partial(_learn, kind, state, words, min_count, apart)
+@dataclass(frozen=True)
+class _Learner:
+    """Learns so many new tokens, in the order of their ids."""
+
+    kind: Kind
+    base: Any
+    words: Any
+    """Of text in the new language."""
+    apart: Any
+    """What is guarded of protected text."""
+    min_count: int
+
+    def __call__(self, number: int) -> list[Any]:
+        return list(self.kind.learn(self.base.backend_tokenizer, self.words, number, self.min_count, self.apart))
 
 
-def _learn(kind: Kind, state: Any, words: Any, min_count: int, apart: Any, number: int) -> list[Any]:
-    return list(kind.learn(state, words, number, min_count, apart))
+def _learner(kind: Kind, base: Any, new: Sequence[str], guarded: Sequence[str], min_count: int) -> _Learner:
+    apart = kind.guarded(base.backend_tokenizer, _counts(kind, base, [*protect.template(base), *guarded]))
+    return _Learner(kind, base, _counts(kind, base, new), apart, min_count)
 
 
 def _say(line: str) -> None:
     print(line, file=sys.stderr)
 
 
-def _grown(kind: Kind, base: Any, found: Sequence[Any], learn: Callable[[int], list[Any]]) -> dict[int, Any]:
-    """Number of new tokens -> tokenizer."""
-    return {n: kind.extended(base, kind.first(found, n, learn)) for n in audit.sizes(len(found))}
-
-
 def _advised(
     kind: Kind, base: Any, folder: Path, new: Sequence[str], originals: dict[str, list[str]], min_count: int
-) -> tuple[audit.Advice, list[Any]]:
-    """The advice for a new language, and the tokens that it was found with (none when it is plain without learning)."""
+) -> audit.Advice:
+    """The advice for a new language. A part of all text is measured, and neither learnt from nor protected for it."""
     learn, measured = _parted(new)
     kept = {code: _parted(documents) for code, documents in originals.items()}
     near = audit.close(audit.use(base, measured), [audit.use(base, unseen) for _, unseen in kept.values()])
     if near:
-        return near, []
+        return near
     guarded = [text for seen, _ in kept.values() for text in seen]
     learner = _learner(kind, base, learn, guarded, max(min_count, audit.OCCURRENCES))
-    found = learner(audit.SIZES[-1])
     unseen = [text for _, rest in kept.values() for text in rest]
-    points = audit.curve(base, _grown(kind, base, found, learner), measured, unseen)
-    advice = audit.advise(points, audit.Matrices.of(folder))
-    return advice, kind.first(found, advice.new_tokens, learner) if advice.new_tokens else []
+    points = audit.curve(base, audit.grown(kind, base, learner(audit.SIZES[-1]), learner), measured, unseen)
+    return audit.advise(points, audit.Matrices.of(folder))
 
 
 def _audit(given: argparse.Namespace) -> None:
@@ -172,7 +174,7 @@ def _audit(given: argparse.Namespace) -> None:
     except ValueError as error:
         advice = audit.Advice(0, str(error))
     else:
-        advice, _ = _advised(kind, base, given.base, found[new], others, 2)
+        advice = _advised(kind, base, given.base, found[new], others, 2)
     if given.picture:
         _draw(given.picture, {new: advice.points})
     if given.json:
@@ -220,8 +222,8 @@ def _curve(given: argparse.Namespace) -> None:
         counts = _counts(kind, base, seen)
         ways = {code: apart, f"{code} unprotected": free} if guarded else {f"{code} unprotected": free}
         for name, kept in ways.items():
-            learn = partial(_learn, kind, state, counts, given.min_count, kept)
-            curves[name] = audit.curve(base, _grown(kind, base, learn(audit.SIZES[-2]), learn), measured, unseen)
+            learner = _Learner(kind, base, counts, kept, given.min_count)
+            curves[name] = audit.curve(base, audit.grown(kind, base, learner(audit.SIZES[-2]), learner), measured, unseen)
     if given.picture:
         _draw(given.picture, curves)
     if given.json:
@@ -241,20 +243,23 @@ def _extend(given: argparse.Namespace) -> None:
         raise ValueError(f"--reuse-slots: not for {kind.name}, whose tokenizer.model would keep the names of these tokens")
     if given.new_tokens == "auto":
         originals = {"protected": guarded} if guarded else {}
-        advice, tokens = _advised(kind, base, given.base, new, originals, given.min_count)
+        advice = _advised(kind, base, given.base, new, originals, given.min_count)
+        number, least = advice.new_tokens, max(given.min_count, audit.OCCURRENCES)
         if not given.json:
             print(advice.text)
     else:
-        tokens = _learner(kind, base, new, guarded, given.min_count)(_number(given.new_tokens))
-        if not tokens:
-            raise ValueError(f"nothing that may become a token occurs {given.min_count} times")
+        number, least = _number(given.new_tokens), given.min_count
+    learner = _learner(kind, base, new, guarded, least)
+    tokens = learner(number) if number else []
+    if number and not tokens:
+        raise ValueError(f"nothing that may become a token occurs {least} times")
     spare, first = slots(base, _named(given.base)) if given.reuse_slots else [], next_id(base)
     if len(tokens) > len(spare):
         tokens = tokens[: len(spare) + rounded(len(tokens) - len(spare), first, given.round_to)]
         if not tokens:
             raise ValueError(f"--round-to {given.round_to} leaves no room for new tokens")
     ids = [*spare, *range(first, first + len(tokens))][: len(tokens)]
-    _write(given.out, given.base, kind, base, tokens, ids, new, guarded)
+    _write(given, learner, tokens, ids, new, guarded)
     sorts = Counter(texts.made_of(byte_bpe.plain(token) if not kind.in_model_file else token.text) for token in tokens)
     reused = sum(i < first for i in ids)
     if given.json:
@@ -275,17 +280,18 @@ def _named(folder: Path) -> set[int]:
 
 
 def _write(
-    out: Path, folder: Path, kind: Kind, base: Any, tokens: Sequence[Any], ids: Sequence[int], new: Sequence[str],
+    given: argparse.Namespace, learner: _Learner, tokens: Sequence[Any], ids: Sequence[int], new: Sequence[str],
     guarded: Sequence[str],
 ) -> None:  # fmt: skip
     """Write the tokenizer with the new tokens, and the ids that spell them. Raises ValueError when it is not sound."""
+    base = learner.base
     reused = any(i < next_id(base) for i in ids)
     extension.write(
-        out, folder, kind, base, tokens, read=_tokenizer, words=kind.word_counts(base.backend_tokenizer, new),
+        given.out, given.base, learner.kind, base, tokens, read=_tokenizer, words=learner.words,
         texts=[text[:2000] for text in new[:1000]], protected=[*protect.template(base), *guarded], ids=ids if reused else None,
     )  # fmt: skip
     spelt = {str(i): token.base_ids for i, token in zip(ids, tokens, strict=True)}
-    (out / "new_tokens.json").write_text(json.dumps(spelt), encoding="utf-8")
+    (given.out / "new_tokens.json").write_text(json.dumps(spelt), encoding="utf-8")
 
 
 def _compare(given: argparse.Namespace) -> None:

@@ -6,7 +6,7 @@ which twice the rows no longer buy much.
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import islice, pairwise
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import Any
 from safetensors import safe_open
 
 from tokenizer_tools.byte_bpe import octets
+from tokenizer_tools.kinds import Kind
 from tokenizer_tools.pieces import BYTE
 from tokenizer_tools.texts import GRAPHEMES_PER_WORD, encode, words
 
@@ -178,6 +179,11 @@ def curve(base: Any, grown: Mapping[int, Any], new: Sequence[str], originals: Se
 def sizes(found: int) -> list[int]:
     """The numbers of new tokens to compare when so many were learnt: all `SIZES` below it, and it."""
     return [*(n for n in SIZES if n < found), found][: len(SIZES)] if found else []
+
+
+def grown(kind: Kind, base: Any, found: Sequence[Any], learn: Callable[[int], Sequence[Any]]) -> dict[int, Any]:
+    """Number of new tokens -> tokenizer, for all `sizes` up to the tokens `found`. `learn` gives fewer where need be."""
+    return {number: kind.extended(base, kind.first(found, number, learn)) for number in sizes(len(found))}
 
 
 @dataclass(frozen=True)

@@ -50,6 +50,11 @@ def heldout(corpus: Corpus, languages: Sequence[str]) -> dict[str, list[str]]:
     return {name: [document["text"] for path in paths for document in read(path)] for name, paths in files.items()}
 
 
+def heldout_texts(corpus: Corpus, languages: Sequence[str]) -> list[str]:
+    """The same in one list."""
+    return [text for texts in heldout(corpus, languages).values() for text in texts]
+
+
 def start_token(tokenizer: Any) -> int:
     """Id of the token put before every document: the one the tokenizer itself puts there, or else its end-of-text token.
 

@@ -24,7 +24,7 @@ REASON, PARTS = "held_out", "heldout_parts"
 
 def keys(text: str) -> set[int]:
     """Numbers for the paragraphs of a text, and for the lines of them, that are long enough; equal for equal ones."""
-    return {key for block in GAP.split(text) for part in (block, *block.split("\n")) if (key := _key(part))}
+    return {key for block in GAP.split(text) for part in {block, *block.split("\n")} if (key := _key(part))}
 
 
 def _key(part: str) -> int:
@@ -68,10 +68,11 @@ class Mark(PipelineStep):
         for document in data:
             value = unit_hash(document.text)
             count += 1
+            own = keys(document.text) if value < max(self.frac, least) else set()
             if value < self.frac:
-                held |= keys(document.text)
+                held |= own
             if value < least:
-                least, first = value, keys(document.text)
+                least, first = value, own
             yield document
         self.folder.mkdir(parents=True, exist_ok=True)
         path, numbers = self.folder / f"{rank:05d}.npz", (_array(held), _array(first))

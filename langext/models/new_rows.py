@@ -4,7 +4,7 @@ The one rule: the base is read and never changed. New rows are given to each for
 Shapes: N new tokens, V ids of the base, D model width, B sequences, T tokens.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import cycle, islice
 from typing import Any
@@ -91,16 +91,6 @@ def seen(blank: Blank, texts: Sequence[Sequence[int]]) -> Seen:
     """The states of texts that hold no new token."""
     hidden_TD = states_of(blank, texts, Rows(blank.input_VD[:1], None))
     return Seen(hidden_TD, log_sums(hidden_TD, blank.head_VD, blank.cap))
-
-
-def packed(documents: Iterable[Sequence[int]], length: int) -> Iterator[list[int]]:
-    """Runs of `length` ids of documents that follow on one another. The rest is left out."""
-    waiting: list[int] = []
-    for document in documents:
-        waiting += document
-        while len(waiting) >= length:
-            yield waiting[:length]
-            waiting = waiting[length:]
 
 
 @torch.no_grad()

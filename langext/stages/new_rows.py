@@ -58,10 +58,8 @@ def texts(ctx: Context, corpus: Corpus, training: Callable[[Sequence[str]], Iter
             if code != ctx.language:
                 yield from islice(training([code]), SEEN_DOCUMENTS)
 
-    def heldout(codes: Sequence[str]) -> list[str]:
-        return [text for found in documents.heldout(corpus, codes).values() for text in found]
-
-    return Texts(lambda: training([ctx.language]), original, heldout([ctx.language]), heldout(ctx.original_languages))
+    new, kept = (documents.heldout_texts(corpus, codes) for codes in ([ctx.language], ctx.original_languages))
+    return Texts(lambda: training([ctx.language]), original, new, kept)
 
 
 def bench(ctx: Context, model: Model, base: Any, bigger: Any, pieces: Encoded, texts: Texts, gpus: int) -> "Bench":
@@ -168,10 +166,11 @@ class Bench:
         """
         from langext.data import documents
         from langext.models import new_rows
+        from tokenizer_tools.start.material import packed
 
         heldout = documents.encode(self.bigger, self.texts.heldout_new)
-        windows = list(islice(new_rows.packed(heldout, WINDOW), HELDOUT_WINDOWS))
-        training = list(islice(new_rows.packed(self.documents(), WINDOW), PROBE_STEPS * PROBE_BATCH))
+        windows = list(islice(packed(heldout, WINDOW), HELDOUT_WINDOWS))
+        training = list(islice(packed(self.documents(), WINDOW), PROBE_STEPS * PROBE_BATCH))
         if not windows or len(training) < PROBE_BATCH:
             raise ConfigError(f"start: probe needs more text of the new language: windows of {WINDOW} tokens", at=("start",))
         learnt = new_rows.learnt(self.blank, rows, training, PROBE_STEPS, PROBE_BATCH)

@@ -183,9 +183,9 @@ class Passes:
 
     def _compared(self) -> Compared:
         """Read the benchmarks and write down what to look for, once. Raises RunFailed when they have changed meanwhile."""
-        file = self._work / "benchmarks" / "compared.json"
         from langext.data.word_units import WordUnits
 
+        file = self._work / "benchmarks" / "compared.json"
         hashes = {str(path): sha256_file(path) for path in self.files}
         every = {code: WordUnits(code) for code in dict.fromkeys(part.source.language for part in self.parts)}
         words = {code: units.kind for code, units in every.items()}

@@ -39,11 +39,12 @@ def close(asked: Number, ctx: Context, corpus: Corpus, base: Any) -> VocabularyA
 
     Raises ConfigError when no text of it is held out.
     """
+    from langext.data import documents
     from tokenizer_tools import audit
 
     if asked != "auto":
         return None
-    new, *others = (audit.use(base, texts(corpus, [code])) for code in (ctx.language, *_originals(ctx)))
+    new, *others = (audit.use(base, documents.heldout_texts(corpus, [code])) for code in (ctx.language, *_originals(ctx)))
     if not new.tokens:
         raise ConfigError(f"new_tokens: auto needs held-out text of {ctx.language}, and there is none")
     found = audit.close(new, [other for other in others if other.tokens])
@@ -101,24 +102,19 @@ def _advised(
     learnt: Sequence[Any],
     learn: Callable[[int], list[Any]],
 ) -> VocabularyAdvice:
+    from langext.data import documents
     from langext.models import loading
     from tokenizer_tools import audit
 
     try:
-        grown = {size: kind.extended(base, kind.first(learnt, size, learn)) for size in audit.sizes(len(learnt))}
+        grown = audit.grown(kind, base, learnt, learn)
     except ValueError as error:
         raise ConfigError(f"{base.name_or_path}: the vocabulary cannot be extended: {error}") from None
-    points = audit.curve(base, grown, texts(corpus, [ctx.language]), texts(corpus, _originals(ctx)))
+    new, kept = (documents.heldout_texts(corpus, codes) for codes in ([ctx.language], _originals(ctx)))
+    points = audit.curve(base, grown, new, kept)
     advice = audit.advise(points, audit.Matrices.of(loading.read_record(model).base))
     say(f"  {advice.text}")
     return _recorded(advice)
-
-
-def texts(corpus: Corpus, codes: Sequence[str]) -> list[str]:
-    """All held-out documents of some languages."""
-    from langext.data import documents
-
-    return [text for source in documents.heldout(corpus, codes).values() for text in source]
 
 
 def _originals(ctx: Context) -> list[str]:

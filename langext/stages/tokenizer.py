@@ -39,7 +39,7 @@ class ExtendTokenizer(Stage):
     round_to: Annotated[int, LATER] = Field(1, ge=1, le=4096)
     """Add so many fewer tokens that the number of rows is a multiple of this: 64 for serving with tensor parallelism."""
     sample_bytes: int = Field(100_000_000, ge=1000)
-    """Bytes of training text to learn from, from the start of the corpus. More take longer."""
+    """Bytes of training text to learn from, from the start of every source in turns. More take longer."""
     min_count: int = Field(10, ge=2)
     """What occurs less often than this does not become a token. Raise it to avoid rare tokens."""
     protect: bool = True
@@ -55,7 +55,7 @@ class ExtendTokenizer(Stage):
     """shifted lowers the logits of new tokens where hidden states are those of original text, by as little as `kl_budget`
     takes. Where the base's head is tied, the input rows move along."""
     kl_budget: Annotated[float, Field(gt=0), LATER] = 1e-4
-    """Most KL(base || extended) on held-out original text, in nats per token, that new tokens may cost before any training. For
+    """Most KL(base || extended) on original training text, in nats per token, that new tokens may cost before any training. For
     output: shifted. Lower it to disturb the original languages less; new tokens then begin less likely."""
 
     @model_validator(mode="after")
@@ -125,13 +125,13 @@ class ExtendTokenizer(Stage):
         first = next_id(base)
         write_json(ctx.out / "new_tokens.json", {str(first + i): token.base_ids for i, token in enumerate(added)})
         rows = self._rows(ctx, model, corpus, base, bigger, [token.base_ids for token in added])
-        gains = {c: _gain(base, bigger, documents.heldout(corpus, [c])) for c in ctx.languages}
+        gains = {c: _gain(base, bigger, documents.heldout_texts(corpus, [c])) for c in ctx.languages}
         record = None
         if kept:
-            encoded = _encoded(base, bigger, _texts(corpus, kept))
-            alike = protect.identity(encoded, first, [token.base_ids for token in added])
-            loose = _gain(base, kind.extended(base, free), documents.heldout(corpus, [ctx.language])).bytes_per_token_after
-            record = ProtectedText(**asdict(alike), kept_apart=len(apart), bytes_per_token_without=loose)
+            alike = protect.identity(_encoded(base, bigger, _texts(corpus, kept)), first, [token.base_ids for token in added])
+            loose = _gain(base, kind.extended(base, free), documents.heldout_texts(corpus, [ctx.language]))
+            cost = {"kept_apart": len(apart), "bytes_per_token_without": loose.bytes_per_token_after}
+            record = ProtectedText(**asdict(alike), **cost)
             _tell(record, gains[ctx.language])
         ctx.report(TokenizerSummary(new_tokens=len(added), heldout=gains, protected=record, rows=rows, advice=advice))
         for code, gain in gains.items():
@@ -169,10 +169,8 @@ class ExtendTokenizer(Stage):
         from langext.data import documents
 
         for code in codes:
-            domains: dict[str, list[Path]] = {}
-            for path in corpus.files("train", code):
-                domains.setdefault(path.name.split(".")[0], []).append(path)
-            yield from _first_bytes(_in_turns([documents.batches(files, 256) for files in domains.values()]), self.sample_bytes)
+            domains = documents.sources(corpus, "train", code).values()
+            yield from _first_bytes(_in_turns([documents.batches(files, 256) for files in domains]), self.sample_bytes)
 
 
 def _texts(corpus: Corpus, codes: Sequence[str]) -> Iterator[str]:
@@ -239,10 +237,9 @@ def _first_bytes(batches: Iterable[list[str]], sample_bytes: int) -> Iterator[st
             return
 
 
-def _gain(base: Any, bigger: Any, heldout: dict[str, list[str]]) -> VocabularyGain:
+def _gain(base: Any, bigger: Any, texts: Sequence[str]) -> VocabularyGain:
     from langext.data import documents
 
-    texts = [text for texts in heldout.values() for text in texts]
     before, after = documents.encode_text(base, texts), documents.encode_text(bigger, texts)
     size = sum(len(t.encode()) for t in texts)
     return VocabularyGain(

@@ -145,6 +145,17 @@ def test_extend_and_compare(folder, capsys, tmp_path):
     assert auto.startswith("extend by ")
 
 
+def test_auto_protects_what_it_was_measured_on_too(folder, capsys, tmp_path):
+    """The first document of each twenty is only measured when a size is chosen, and protected when the tokens are learnt."""
+    kept = [sentences(FRENCH, 1, 3)[0], *sentences(ENGLISH, 400, 5)]
+    (tmp_path / "kept.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in kept), encoding="utf-8")
+    command = ["extend", folder / "base", "--text", f"fr={folder / 'fr.jsonl'}", "--protect", tmp_path / "kept.jsonl"]
+    assert main([str(word) for word in (*command, "--out", tmp_path / "out")]) == 0
+    assert "extend by" in capsys.readouterr().out
+    base, bigger = (AutoTokenizer.from_pretrained(path) for path in (folder / "base", tmp_path / "out"))
+    assert texts.encode(bigger, kept) == texts.encode(base, kept) and len(bigger) > len(base)
+
+
 def test_curve_shows_what_protection_costs_and_keeps(folder, capsys):
     text = ["--text", f"fr={folder / 'fr.jsonl'}", "--protect", folder / "en.jsonl", "--min-count", 2]
     found = json.loads(run(capsys, "curve", folder / "base", *text, "--json"))

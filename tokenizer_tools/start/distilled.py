@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from tokenizer_tools.start import composition
-from tokenizer_tools.start.material import Material, Rows
+from tokenizer_tools.start.material import Material, Rows, packed
 
 STEPS, BATCH, LENGTH = 30, 2, 128
 """The cost: in each step the base reads BATCH x LENGTH tokens of the extended vocabulary as its own tokens, and the extended
@@ -28,15 +28,11 @@ def windows(material: Material, length: int) -> Iterator[list[int]]:
     """
     first = len(material.input_VD)
     while True:
-        waiting: list[int] = []
         found = False
-        for document in material.text():
-            waiting += document
-            while len(waiting) >= length:
-                window, waiting = waiting[:length], waiting[length:]
-                if max(window) >= first:
-                    found = True
-                    yield window
+        for window in packed(material.text(), length):
+            if max(window) >= first:
+                found = True
+                yield window
         if not found:
             raise ValueError(f"the text of the new language has no {length} tokens on end that hold a new one")
 

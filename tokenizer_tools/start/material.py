@@ -69,3 +69,13 @@ class Material:
         """For each id of the extended tokenizer the ids of the base that stand for the same text."""
         first = len(self.input_VD)
         return (list(self.pieces[i - first]) if i >= first else [i] for i in ids)
+
+
+def packed(documents: Iterable[Sequence[int]], length: int) -> Iterator[list[int]]:
+    """Runs of `length` ids of documents that follow on one another. The rest is left out."""
+    waiting: list[int] = []
+    for document in documents:
+        waiting += document
+        while len(waiting) >= length:
+            yield waiting[:length]
+            waiting = waiting[length:]

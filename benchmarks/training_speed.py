@@ -72,7 +72,7 @@ def main() -> None:
     if asked.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda needs a machine with an NVIDIA GPU and a driver that torch can use; there is none here")
     with tempfile.TemporaryDirectory(prefix="langext-bench-") as folder:
-        asked.run = prepare(Path(folder), asked.model)
+        asked.run = prepare(Path(folder), asked)
         if asked.profile:
             print(turn("profile", asked, {})["table"])
             return
@@ -154,18 +154,20 @@ def turn(name: str, asked: Any, env: dict[str, str], processes: int = 1) -> Any:
     return max(results, key=lambda result: result.get("memory", 0))
 
 
-def prepare(folder: Path, model: str) -> Path:
+def prepare(folder: Path, asked: Any) -> Path:
     """Filter and extend as the pipeline for neutral residues does; returns the run folder."""
     from ruamel.yaml import YAML
 
     yaml = YAML(typ="safe", pure=True)
     pipeline = yaml.load(ROOT / "pipelines" / "quickstart.yaml")
     pipeline["stages"] = [stage for stage in pipeline["stages"] if stage["uses"] in ("filter", "extend")]
-    if model == "1b":
+    if asked.device == "cuda":
+        pipeline["stages"][-1]["runtime"] = {"gpus": 1}
+    if asked.model == "1b":
         pipeline["base_model"] = str(random_base(folder / "1b"))
     for name, method in {
         "run": pipeline["stages"][-1]["method"],
-        "recipe": calibrated.method(16 if model == "1b" else 30),
+        "recipe": calibrated.method(16 if asked.model == "1b" else 30),
     }.items():
         pipeline["stages"][-1]["method"] = method
         yaml.dump(pipeline, folder / f"{name}.yaml")

@@ -122,7 +122,7 @@ ASSETS: dict[str, Asset] = {
 }  # fmt: skip
 
 GROUPS: dict[str, tuple[str, ...]] = {
-    "quickstart": ("smollm2-135m", "lid.176", "text-fr", "text-en", "python-reference"),
+    "quickstart": ("smollm2-135m", "lid.176", "text-fr", "text-en", "python-reference", "everything-else"),
 }
 
 

@@ -47,26 +47,39 @@ def bits(live: "LiveModel", texts: Mapping[str, list[str]], total_bytes: int) ->
     return found
 
 
-def distances(base: Any, live: "LiveModel", texts: Mapping[str, list[str]], total_bytes: int) -> dict[str, scores.KL]:
-    """KL between the model before its newest extension and the model now, in nats per token, for each entry that has text.
+def distances(
+    base: Any, live: "LiveModel", texts: Mapping[str, Mapping[str, list[str]]], total_bytes: int
+) -> tuple[dict[str, scores.KL], dict[str, scores.KL]]:
+    """KL between the model before its newest extension and the model now, in nats per token: of each group, and of each set.
 
-    `base` is the `Reference` to the former, see `langext.models.loading`.
+    `texts` has the sets of each group, which share `total_bytes` evenly. A set without text is left out. `base` is the
+    `Reference` to the former model, see `langext.models.loading`.
     """
     from langext.evaluation import bpb
     from langext.evaluation.kl import BaseKL
 
-    found: dict[str, scores.KL] = {}
-    for name, of_set in texts.items():
-        passages = bpb.passages(of_set, PASSAGE_BYTES, total_bytes)
+    groups, sets = {}, {}
+    for group, of_group in texts.items():
+        chosen = {name: bpb.passages(of_set, PASSAGE_BYTES, -(-total_bytes // len(of_group))) for name, of_set in of_group.items()}
+        passages = [passage for of_set in chosen.values() for passage in of_set]
         if not passages:
             continue
         with base.as_itself():
             kl = BaseKL(base.net, base.tokenizer, passages)
-        spread = bpb.PassageBits(np.array(kl.each(live.net)), np.array([len(row) for row in kl.rows]))
-        require_finite(f"{name}: KL to the base", spread.per_byte)
-        found[name] = scores.KL(value=spread.per_byte, stderr=_known(spread.stderr()), tokens=int(spread.num_bytes.sum()))
-        say(f"  {name}: KL to the base {shown(spread.per_byte, spread.stderr())} nats per token")
-    return found
+        each, tokens = np.array(kl.each(live.net)), np.array([len(row) for row in kl.rows])
+        groups[group] = found = _distance(group, each, tokens)
+        say(f"  {group}: KL to the base {shown(found.value, found.stderr)} nats per token")
+        names = np.repeat(list(chosen), [len(of_set) for of_set in chosen.values()])
+        sets |= {name: _distance(name, each[names == name], tokens[names == name]) for name in chosen if chosen[name]}
+    return groups, sets
+
+
+def _distance(name: str, each: "np.ndarray", tokens: "np.ndarray") -> scores.KL:
+    from langext.evaluation import bpb
+
+    spread = bpb.PassageBits(each, tokens)
+    require_finite(f"{name}: KL to the base", spread.per_byte)
+    return scores.KL(value=spread.per_byte, stderr=_known(spread.stderr()), tokens=int(tokens.sum()))
 
 
 def shown(value: float, stderr: float | None, digits: int = 4) -> str:

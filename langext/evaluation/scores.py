@@ -115,6 +115,8 @@ class ScoresFile(Spec):
     """Task -> code of the language that it measures; only tasks whose language is known."""
     kl_to_base: dict[str, KL] = {}
     """Original language -> distance from the base; empty for the base itself."""
+    kl_by_set: dict[str, KL] = {}
+    """The same for each `<language>/<domain>` of the original languages."""
     others: dict[str, OtherScore] = {}
     """`<language>/<domain>` -> what was measured, for text that is not of the languages of the run."""
     samples: list[Sample] = []

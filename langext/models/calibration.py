@@ -8,8 +8,11 @@ The row is Fisher's linear discriminant, https://doi.org/10.1111/j.1469-1809.193
     w = (v S_o + (1 - v) S_n + r I)^-1 (m_n - m_o)
 
 with the means m and covariances S of x over original (o) and new (n) tokens. v is the weight of the original language: the
-threshold lies in the tail of its scores, so its spread matters more. The thresholds are the q-quantiles of w . x over original
-tokens, with one q for all layers, such that the wanted share of tokens has the gates of all layers closed.
+threshold lies in the tail of its scores, so its spread matters more. Of all such rows it is the best one that gives the start
+token, the same before every text, the score of the mean original token: an open gate there would reach every later token, and
+its x, an outlier in the middle layers that all models of this kind keep (https://arxiv.org/abs/2309.17453), would otherwise score
+near the thresholds, where the precision of an export decides. The thresholds are the q-quantiles of w . x over original tokens,
+with one q for all layers, such that the wanted share of tokens has the gates of all layers closed.
 
 Every token is computed once. Kept are one D x D matrix a layer (float32: 40 MB for 30 layers of width 576, 2.1 GB for 32 of
 4096), then one score for each layer and token. Shapes: L layers, N tokens, B sequences, T tokens of a sequence, D model width.
@@ -18,7 +21,6 @@ Every token is computed once. Kept are one D x D matrix a layer (float32: 40 MB 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import accumulate
 from typing import Any
 
 import torch
@@ -43,9 +45,6 @@ class Scores:
     """w . x for every token of some text, (L, N) float32 on the CPU, one row for each of the given layers."""
 
     z_LN: Tensor
-    start_L: Tensor | None = None
-    """The highest score of a first token. It is the start token, the same before every text: its gates must not open, because
-    attention would carry what they add to all tokens after it."""
 
     def open(self, t_L: Tensor) -> list[float]:
         """For each layer the share of tokens whose gate is open with these thresholds."""
@@ -57,20 +56,22 @@ class Scores:
 
     def only(self, layers: Sequence[int]) -> "Scores":
         """The scores of these rows of `z_LN`, counted from 0."""
-        return Scores(self.z_LN[list(layers)], None if self.start_L is None else self.start_L[list(layers)])
+        return Scores(self.z_LN[list(layers)])
 
 
 @torch.no_grad()
 def fit(net: Any, layers: Sequence[int], original: Rows, new: Rows) -> Tensor:
     """(L, D) rows for these layers, in float32, each number exact in bf16. The scores w . x have a spread of about 1.
 
-    The first token of a text is left out: it is the start token, which looks the same in every language.
+    The first token of a text, the start token, is left out of both classes: it gets the score of the mean original token.
     """
+    start: dict[int, Tensor] = {}
+    _run(net, layers, [original[0][:1]], lambda at, x_ND: start.update({at: x_ND[0]}), skip=0, label="start token")
     moments = _Moments(len(layers), net.config.hidden_size, net.get_input_embeddings().weight.device)
     for rows, weight in ((original, ORIGINAL_WEIGHT), (new, 1 - ORIGINAL_WEIGHT)):
         moments.begin(weight, sum(len(row) - 1 for row in rows))
         _run(net, layers, rows, moments.add, skip=1, label="fitting the gates")
-    return torch.stack([moments.discriminant(at) for at in range(len(layers))]).cpu()
+    return torch.stack([moments.discriminant(at, start[at]) for at in range(len(layers))]).cpu()
 
 
 class _Moments:
@@ -97,8 +98,11 @@ class _Moments:
         total_LD[at] += x_ND.sum(0)
         self.second_LDD[at].addmm_(x_ND.T, x_ND, alpha=weight / count)
 
-    def discriminant(self, at: int) -> Tensor:
-        """(D,) w of layer number `at`, scaled so that the scores within a class have a spread of about 1, rounded to bf16."""
+    def discriminant(self, at: int, start_D: Tensor) -> Tensor:
+        """(D,) w of layer number `at`, scaled so that the scores within a class have a spread of about 1, rounded to bf16.
+
+        `start_D` is the x of the start token, which gets the score of the mean of the first class.
+        """
         spread_DD = self.second_LDD[at].double()
         means = []
         for weight, count, total_LD in self.classes:
@@ -106,7 +110,9 @@ class _Moments:
             spread_DD -= weight * torch.outer(mean_D, mean_D)
             means.append(mean_D)
         spread_DD.diagonal().add_(RIDGE * spread_DD.diagonal().mean())
-        w_D = torch.linalg.solve(spread_DD, means[1] - means[0])
+        aside_D = (start_D - self.shift_LD[at]).double() - means[0]
+        w_D, away_D = torch.linalg.solve(spread_DD, torch.stack([means[1] - means[0], aside_D], 1)).unbind(1)
+        w_D = w_D - away_D * (aside_D @ w_D) / (aside_D @ away_D).clamp(min=1e-12)
         w_D = (w_D / (w_D @ spread_DD @ w_D).sqrt().clamp(min=1e-12)).to(torch.bfloat16).float()
         if not w_D.isfinite().all():
             raise RunFailed("the base computes numbers that are not finite, or too large, so its gates cannot be calibrated")
@@ -127,14 +133,13 @@ def score(net: Any, layers: Sequence[int], row_LD: Tensor, rows: Rows) -> Scores
     z_LN = torch.stack([torch.cat(parts) for parts in found])
     if not z_LN.isfinite().all():
         raise RunFailed("the base computes numbers that are not finite on this text, so its gates cannot be calibrated")
-    firsts = [0, *accumulate(map(len, rows))][:-1]
-    return Scores(z_LN, z_LN[:, firsts].amax(1))
+    return Scores(z_LN)
 
 
 def thresholds(original: Scores, closed: float) -> Tensor:
     """(L,) thresholds with which at least the share `closed` of the tokens has all gates closed, in float32, exact in bf16.
 
-    The same quantile in each layer, and the lowest one that is enough; but never below the score of the start token.
+    The same quantile in each layer, and the lowest one that is enough.
     """
     sorted_LN = original.z_LN.sort(1).values
     low, high = 0, sorted_LN.shape[1] - 1
@@ -144,8 +149,7 @@ def thresholds(original: Scores, closed: float) -> Tensor:
             high = middle
         else:
             low = middle + 1
-    t_L = sorted_LN[:, low]
-    return _up(t_L if original.start_L is None else torch.maximum(t_L, original.start_L))
+    return _up(sorted_LN[:, low])
 
 
 def separating(original: Scores, new: Scores, closed: float, min_open: float) -> list[int]:

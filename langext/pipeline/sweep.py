@@ -156,8 +156,8 @@ def check(found: Sequence[Point]) -> None:
 def slots(found: Sequence[Point], jobs: int | None) -> list[dict[str, str]]:
     """Environment variables that give a run its own devices, one entry for each run that can run at the same time.
 
-    `jobs` is the wanted number of runs at the same time; None takes as many as the GPUs allow, and 1 on CPUs. Raises
-    ConfigError when there are not enough devices for `jobs`.
+    `jobs` is the wanted number of runs at the same time; None takes as many as the GPUs allow, and 1 on CPUs. With more than
+    that, runs share GPUs. Raises ConfigError when runs on several machines are to run at the same time.
     """
     runtimes = [step.stage.runtime for point in found for step in point.steps]
     gpus = max(runtime.gpus for runtime in runtimes)
@@ -165,15 +165,16 @@ def slots(found: Sequence[Point], jobs: int | None) -> list[dict[str, str]]:
         fits, each = 1, [{}]  # such a run takes all nodes of its hostfile
     elif gpus:
         here = _visible()
-        fits = max(1, len(here) // gpus)
-        each = [{"CUDA_VISIBLE_DEVICES": ",".join(here[k * gpus : (k + 1) * gpus])} for k in range(fits)]
+        own = max(1, len(here) // gpus)
+        fits = jobs or own
+        each = [{"CUDA_VISIBLE_DEVICES": ",".join(here[k % own * gpus : (k % own + 1) * gpus])} for k in range(fits)]
     else:
         fits = jobs or 1
         # Otherwise each process would start a thread on every core, and the runs would slow one another down.
         threads = max(1, launcher.cores() // fits // max(runtime.processes for runtime in runtimes))
         each = [{"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads))} if fits > 1 else {}] * fits
     if jobs and jobs > fits:
-        raise ConfigError(f"--jobs {jobs}: there are devices for {fits} at a time")
+        raise ConfigError(f"--jobs {jobs}: runs on several machines run one at a time")
     return each[: jobs or fits]
 
 

@@ -45,8 +45,8 @@ class Evaluate(Stage):
     bpb_bytes: int = Field(200_000, ge=1000)
     """Held-out bytes per language and domain for bits per byte. More give a smaller error and take longer."""
     kl_bytes: int = Field(20_000, ge=0)
-    """Held-out bytes of each original language, and of each domain of other languages, for KL(base || model), which needs the
-    base in memory as well; 0 skips it."""
+    """Held-out bytes of each original language, in equal parts of its domains, and of each domain of other languages, for
+    KL(base || model), which needs the base in memory as well; 0 skips it."""
     continuation_items: int = Field(200, ge=0)
     """Items per language of the continuation task (which of four second halves belongs to a paragraph); 0 skips it. More items
     give a smaller error and take longer."""
@@ -206,8 +206,9 @@ class Evaluate(Stage):
         ours = documents.heldout(corpus, ctx.languages)
         others = documents.heldout(corpus, [code for code in corpus.languages("valid") if code not in ctx.languages])
         by_language = {c: [t for name, ts in ours.items() if name.startswith(f"{c}/") for t in ts] for c in ctx.languages}
-        kept = {code: by_language[code] for code in ctx.original_languages} | others
-        kl = heldout.distances(base(), live, kept, self.kl_bytes) if base and self.kl_bytes else {}
+        sets = {code: {n: ts for n, ts in ours.items() if n.startswith(f"{code}/")} for code in ctx.original_languages}
+        kept = {code: of for code, of in sets.items() if of} | {name: {name: ts} for name, ts in others.items()}
+        kl, kl_by_set = heldout.distances(base(), live, kept, self.kl_bytes) if base and self.kl_bytes else ({}, {})
         bits = heldout.bits(live, ours | others, self.bpb_bytes)
         names = self._names(ctx)
         tasks = self._tasks(ctx, live, model.path.name, list(names), by_language)
@@ -220,6 +221,7 @@ class Evaluate(Stage):
             bits_per_byte={name: bits[name] for name in ours if name in bits}, tasks=tasks, samples=samples, generation=speed,
             task_languages=self._task_languages(names | items, tasks),
             kl_to_base={code: kl[code] for code in ctx.original_languages if code in kl},
+            kl_by_set={name: found for name, found in kl_by_set.items() if name in ours},
             others=_others(corpus, [name for name in others if name in bits], bits, kl),
         )  # fmt: skip
         write_json(ctx.out / scores.FILE, written.model_dump(mode="json", exclude_none=True))

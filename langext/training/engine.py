@@ -8,9 +8,10 @@ import logging
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from datetime import timedelta
+from io import StringIO
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -134,7 +135,8 @@ class Engine:
         self.deepspeed: Any
         whole = settings.for_deepspeed(universal=universal)
         try:
-            self.deepspeed, *_ = deepspeed.initialize(model=objective, optimizer=optimizer, config=whole)
+            with redirect_stdout(StringIO()):  # on a GPU it prints the use of memory after every step of its start
+                self.deepspeed, *_ = deepspeed.initialize(model=objective, optimizer=optimizer, config=whole)
         except ValidationError as error:
             raise ConfigError(f"{settings.deepspeed}: {first_problem(error)}", at=("runtime", "deepspeed")) from None
         self.read_outside = [*vocabulary.head_parameters(net), *objective.method.read_outside(net)]

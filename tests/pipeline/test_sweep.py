@@ -130,8 +130,7 @@ def test_devices_are_shared_out(file, tmp_path, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6,7,9")
     assert sweep.slots(found, None) == [{"CUDA_VISIBLE_DEVICES": "4,5"}, {"CUDA_VISIBLE_DEVICES": "6,7"}]
     assert len(sweep.slots(found, 1)) == 1
-    with pytest.raises(ConfigError, match="there are devices for 2 at a time"):
-        sweep.slots(found, 3)
+    assert [slot["CUDA_VISIBLE_DEVICES"] for slot in sweep.slots(found, 3)] == ["4,5", "6,7", "4,5"]
     assert sweep.slots(sweep.points([file], [], [], tmp_path), None) == [{}]
 
 

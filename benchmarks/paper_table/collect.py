@@ -1,0 +1,109 @@
+"""Reduces finished runs to small JSON files that tables and pictures are made of, without training again.
+
+    python benchmarks/paper_table/collect.py runs/paper_table/small benchmarks/paper_table/results/small.json
+
+A run's record has its method and settings, what was learned and forgotten by set, tasks, gates, the curve of its training, its cost.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+UNSEEN = "unseen-"
+
+
+def main() -> None:
+    """Write the records of all finished runs of a folder."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", type=Path)
+    parser.add_argument("out", type=Path)
+    asked = parser.parse_args()
+    found = {folder.name: record for folder in sorted(asked.runs.iterdir()) if (record := summary(folder))}
+    if not found:
+        parser.error(f"{asked.runs} has no finished run")
+    asked.out.parent.mkdir(parents=True, exist_ok=True)
+    asked.out.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    print(f"{asked.out}: {len(found)} runs")
+
+
+def summary(run: Path) -> dict[str, Any] | None:
+    """The record of one run; None while its last evaluation is not there."""
+    folders = [path.parent for path in sorted(run.glob("[0-9][0-9]-*/scores.json"))]
+    if len(folders) < 2 or not all((folder / "manifest.json").exists() for folder in folders):
+        return None
+    before, after = (read(folder / "scores.json") for folder in (folders[0], folders[-1]))
+    extended, trained = (one(run, name) for name in ("extend", "train"))
+    rescaled = one(run, "rescale")
+    bits = {name: [row["value"], after["bits_per_byte"][name]["value"]] for name, row in before["bits_per_byte"].items()}
+    new = trained["identity"]["language"]
+    kl = {name: row["value"] for name, row in after.get("kl_by_set", {}).items()}
+    gates = {name: row["all_closed"] for name, row in after["bits_per_byte"].items() if "all_closed" in row}
+    manifests = [read(path) for path in sorted(run.glob("[0-9][0-9]-*/manifest.json"))]
+    return {
+        "method": extended["choices"]["method"], "train": trained["choices"], "seed": trained["seed"],
+        "bits_per_byte": bits, "kl": kl, "kl_by_language": {code: row["value"] for code, row in after["kl_to_base"].items()},
+        "all_closed": gates,
+        "learned": fall(bits, new, False), "learned_unseen": fall(bits, new, True),
+        "forgot_unseen": None if (lost := fall(bits, "eng_Latn", True)) is None else -lost,
+        "kl_unseen": mean([value for name, value in kl.items() if UNSEEN in name]),
+        "closed_unseen": mean([value for name, value in gates.items() if UNSEEN in name and not name.startswith(new)]),
+        "tasks": tasks(before, after), "curve": curve(run), "alpha": rescaled and rescaled["summary"].get("alpha"),
+        "weights": trained["summary"].get("weights", {}),
+        "trainable_parameters": extended["summary"]["trainable_parameters"],
+        "base_parameters": extended["summary"]["base_parameters"],
+        "tokens_per_second": trained["summary"]["tokens_per_second"], "device": trained["device"],
+        "seconds": {folder_of(m): m["seconds"] for m in manifests}, "versions": trained["versions"],
+        "base": read(run / "base" / "manifest.json").get("files"),
+    }  # fmt: skip
+
+
+def folder_of(manifest: dict[str, Any]) -> str:
+    """Name of the stage of a manifest."""
+    return manifest["stage"]["name"] or manifest["stage"]["uses"]
+
+
+def read(path: Path) -> dict[str, Any]:
+    """An object from a JSON file."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def one(run: Path, name: str) -> dict[str, Any]:
+    """The manifest of the stage of this name; {} where there is none."""
+    found = next(run.glob(f"[0-9][0-9]-{name}/manifest.json"), None)
+    return read(found) if found else {}
+
+
+def mean(values: list[float]) -> float | None:
+    """The mean; None of nothing."""
+    return sum(values) / len(values) if values else None
+
+
+def fall(bits: dict[str, list[float]], code: str, unseen: bool) -> float | None:
+    """By how much bits per byte of a language fell, as a share: the mean over its sets that are of unseen kinds, or not."""
+    return mean([1 - after / before for name, (before, after) in bits.items()
+                 if name.startswith(f"{code}/") and (f"/{UNSEEN}" in name) == unseen])  # fmt: skip
+
+
+def tasks(before: dict[str, Any], after: dict[str, Any]) -> dict[str, list[float]]:
+    """Accuracy of each task, before and after, with its standard error after."""
+    found = {}
+    for name, metrics in after["tasks"].items():
+        if name in before["tasks"] and "acc" in metrics:
+            found[name] = [before["tasks"][name]["acc"]["value"], metrics["acc"]["value"], metrics["acc"].get("stderr")]
+    return found
+
+
+def curve(run: Path) -> list[dict[str, Any]]:
+    """Tokens, bits per byte and KL at each evaluation of the training."""
+    file = next(run.glob("[0-9][0-9]-train/metrics.jsonl"))
+    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    return [
+        {"tokens": row["tokens"], "bits_per_byte": {name: of["bits_per_byte"] for name, of in row["sets"].items()},
+         "kl": row.get("kl_to_base")}
+        for row in rows if row["kind"] == "eval"
+    ]  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

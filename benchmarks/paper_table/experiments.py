@@ -1,0 +1,186 @@
+"""The experiments behind docs/results.md: their texts, and every run as a langext pipeline. Not a program.
+
+`small` is the protocol of the paper on a model of 8 M parameters that pretrain.py has taught English; `ablations` changes one
+setting of neutral residues at a time there; `real` is SmolLM2-135M, and `german` and `swahili` are its recipe, untouched.
+"""
+
+from collections.abc import Iterator
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+ENGLISH = ("cia-factbook", "debian-manuals", "canada-acts", "plainlanguage")
+"""English text that is replayed, and that gates are calibrated on."""
+UNSEEN_ENGLISH = ("eltec-novels", "bbc-news", "python-docs", "rust-book", "debian-descriptions")
+"""English that only measures: kinds of text that no run is trained or calibrated on."""
+TRAINED = {
+    "fra_Latn": ("fr", {"orangesum-news": 1200, "debian-manuals": 900, "canada-acts": 40, "eltec-novels": 6}),
+    "deu_Latn": ("de", {"10kgnad-news": 1000, "debian-manuals": 900, "bundesgesetze": 80, "eltec-novels": 5}),
+    "swh_Latn": ("sw", {"lafand-news": 1693, "masakhanews": 565, "new-testament": 251}),
+}
+"""Language -> the start of its files, and its kinds of text with the number of documents that are read."""
+UNSEEN = {
+    "fra_Latn": ("masakhanews", "python-docs", "code-civil", "putaindecode-blog"),
+    "deu_Latn": ("debian-descriptions", "php-manual", "debian-manpages", "fortunes"),
+    "swh_Latn": ("ted-talks",),
+}
+"""Language -> kinds of text that only measure."""
+TASKS = {
+    "eng_Latn": ("en.facts-mpararel", "en.scala-pairs", "en.arc_easy", "en.blimp", "en.copa"),
+    "fra_Latn": ("fr.facts-mpararel", "fr.scala-pairs", "fr.orangesum-title", "fr.masakhanews-topic"),
+    "deu_Latn": ("de.facts-mpararel", "de.scala-pairs"),
+    "swh_Latn": ("sw.xcopa", "sw.masakhanews-topic"),
+}
+CAPS = {"cia-factbook": 100, "debian-manuals": 500, "canada-acts": 20}
+CALIBRATED = {"name": "neutral_residues", "gate": "threshold"}
+PAPER = {"name": "neutral_residues", "init": "low_variance", "alpha": 0.01}
+FULL = [1e-4, 3e-4, 1e-3, 3e-3]
+BLOCKS = [1e-3, 2e-3, 4e-3, 8e-3]
+
+
+class Run(dict[str, Any]):
+    """A pipeline, as a dictionary."""
+
+
+def sources(data: Path, language: str) -> list[dict[str, Any]]:
+    """What every run of a language reads."""
+    start, trained = TRAINED[language]
+    found = [
+        {"language": language, "path": f"{data}/text/{start}.{kind}.jsonl.gz", "name": kind, "max_documents": most}
+        for kind, most in trained.items()
+    ]
+    for kind in ENGLISH:
+        more = {"max_documents": CAPS[kind]} if kind in CAPS else {}
+        found.append({"language": "eng_Latn", "path": f"{data}/text/en.{kind}.jsonl.gz", "name": kind, **more})
+    for code, short, kinds in (("eng_Latn", "en", UNSEEN_ENGLISH), (language, start, UNSEEN[language])):
+        for kind in kinds:
+            path = f"{data}/valid/{short}.{kind}.jsonl.gz"
+            found.append({"language": code, "path": path, "name": f"unseen-{kind}", "heldout_only": True})
+    return found
+
+
+def small(data: Path, base: str) -> Iterator[Run]:
+    """Every method at four learning rates, with as many new parameters (a fifth of the base) where it adds any."""
+    methods: dict[str, tuple[dict[str, Any], list[float], dict[str, Any]]] = {
+        "full": ({"name": "full"}, FULL, {}),
+        "full_ldifs": ({"name": "full"}, FULL, {"penalties": [{"name": "ldifs", "weight": 0.2}]}),
+        "full_lines": ({"name": "full"}, FULL, {}),
+        "lora": ({"name": "lora", "rank": 43}, [1e-3, 3e-3, 1e-2, 3e-2], {}),
+        "selective_lora": ({"name": "selective_lora", "rank": 43, "s_lr": 2e-3}, [1e-3, 3e-3, 1e-2, 3e-2], {}),
+        "adapter": ({"name": "adapter", "extra_params_frac": 0.2}, BLOCKS, {}),
+        "grow": ({"name": "grow", "k": 2, "layers": {"top": 3}}, [3e-4, 1e-3, 3e-3, 1e-2], {}),
+        "expansion_blocks": ({"name": "expansion_blocks", "every": 4}, [3e-4, 1e-3, 3e-3, 1e-2], {}),
+        "neutral_residues": (CALIBRATED, [2e-3, 4e-3, 8e-3, 1.6e-2], {"original_frac": 0.0}),
+    }
+    for gate in ("relu", "elu", "sigmoid", "hard_sigmoid", "none"):
+        methods[f"neutral_residues_{gate}"] = (PAPER | {"gate": gate}, BLOCKS, {})
+    for name, (method, rates, more) in methods.items():
+        for lr in rates:
+            yield _small(f"{name}-{lr:g}", data, base, method, {"lr": lr, **more}, lines=name == "full_lines")
+
+
+def ablations(data: Path, base: str) -> Iterator[Run]:
+    """One setting at a time, from the default recipe and, where it has none to set, from the paper's."""
+    plain = {"lr": 8e-3, "original_frac": 0.0}
+    for closed in (0.9, 0.95, 0.98, 0.99, 0.999):
+        yield _small(f"closed-{closed:g}", data, base, CALIBRATED | {"calibrate": {"closed": closed}}, plain)
+    for init in ("lecun", "low_variance"):
+        yield _small(f"init-{init}", data, base, CALIBRATED | {"init": init}, plain)
+    for frac in (0.05, 0.1, 0.4):
+        yield _small(f"extra-{frac:g}", data, base, CALIBRATED | {"extra_params_frac": frac}, plain)
+    for name, part in {"top-4": {"top": 4}, "top-6": {"top": 6}, "bottom-4": [0, 1, 2, 3], "odd": [1, 3, 5, 7]}.items():
+        yield _small(f"layers-{name}", data, base, CALIBRATED | {"layers": part}, plain)
+    for p in (0.01, 0.1, 0.5):
+        yield _small(f"p-{p:g}", data, base, CALIBRATED, {"lr": 8e-3, "original_frac": p})
+    for p in (0.0, 0.01, 0.5):
+        loss = {} if p else {"local_loss": "none"}
+        yield _small(f"paper-p-{p:g}", data, base, PAPER | {"gate": "relu", **loss}, {"lr": 4e-3, "original_frac": p})
+    for alpha in (0.0, 0.1, 1.0):
+        yield _small(f"paper-alpha-{alpha:g}", data, base, PAPER | {"gate": "relu", "alpha": alpha}, {"lr": 4e-3})
+    yield _small("paper-init-he", data, base, PAPER | {"gate": "relu", "init": "he"}, {"lr": 4e-3})
+    yield _small("learns-hard_sigmoid-he", data, base, PAPER | {"gate": "hard_sigmoid", "init": "he", "alpha": 0.1}, {"lr": 4e-3})
+
+
+def real(data: Path, tasks: Path) -> Iterator[Run]:
+    """SmolLM2-135M to French: six methods, three learning rates."""
+    for name, method, rates, more in (
+        ("full", {"name": "full"}, [3e-5, 1e-4, 3e-4], {}),
+        ("lora", {"name": "lora", "rank": 87}, [1e-3, 2e-3, 4e-3], {}),
+        ("neutral_residues", CALIBRATED, [2e-3, 4e-3, 8e-3], {"original_frac": 0.0}),
+        ("grow", {"name": "grow", "k": 2, "layers": {"top": 10}}, [3e-4, 1e-3, 3e-3], {}),
+        ("expansion_blocks", {"name": "expansion_blocks", "every": 4}, [3e-4, 1e-3, 3e-3], {}),
+        ("selective_lora", {"name": "selective_lora", "rank": 87, "s_lr": 2e-3}, [1e-3, 2e-3, 4e-3], {}),
+    ):
+        for lr in rates:
+            yield _real(f"{name}-{lr:g}", data, tasks, "fra_Latn", method, {"lr": lr, **more})
+
+
+def german(data: Path, tasks: Path) -> Iterator[Run]:
+    """The recipe as it was for French."""
+    yield _real("neutral_residues-0.004", data, tasks, "deu_Latn", CALIBRATED, {"lr": 4e-3, "original_frac": 0.0})
+
+
+def swahili(data: Path, tasks: Path) -> Iterator[Run]:
+    """The recipe as it was for French."""
+    yield _real("neutral_residues-0.004", data, tasks, "swh_Latn", CALIBRATED, {"lr": 4e-3, "original_frac": 0.0})
+
+
+def with_seed(run: Run, seed: int) -> Run:
+    """The same run with another seed."""
+    return Run(deepcopy(run) | {"seed": seed, "name": f"{run['name']}-seed{seed}"})
+
+
+def on_gpu(run: Run, micro_batch: int) -> Run:
+    """The same run on one GPU."""
+    found = Run(deepcopy(run))
+    for stage in found["stages"]:
+        if stage["uses"] == "filter":
+            stage["runtime"] = {"workers": 1}
+        elif stage["uses"] == "train":
+            stage["runtime"] = {"gpus": 1, "deepspeed": "one_gpu", "micro_batch": micro_batch}
+        else:
+            stage["runtime"] = {"gpus": 1}
+    return found
+
+
+def _small(
+    name: str, data: Path, base: str, method: dict[str, Any], more: dict[str, Any], *, lines: bool = False
+) -> Run:
+    train = {
+        "uses": "train", "steps": 300, "sequence_length": 512, "batch_sequences": 16, "warmup_steps": 20, "original_frac": 0.1,
+        "log_every": 20, "eval_every": 100, "eval_bytes": 10_000, "save_every": 300, "keep_checkpoints": 1, **more,
+    }  # fmt: skip
+    measured = {"uses": "evaluate", "bpb_bytes": 40_000, "kl_bytes": 20_000, "continuation_items": 0, "samples": 0}
+    return _run(name, "fra_Latn", base, data, method, train, measured | {"precision": "fp32"}, lines)
+
+
+def _real(
+    name: str, data: Path, tasks: Path, language: str, method: dict[str, Any], more: dict[str, Any]
+) -> Run:
+    train = {
+        "uses": "train", "steps": 250, "sequence_length": 512, "batch_sequences": 16, "warmup_steps": 20, "original_frac": 0.1,
+        "log_every": 10, "eval_every": 50, "eval_bytes": 10_000, "save_every": 250, "keep_checkpoints": 1, **more,
+    }  # fmt: skip
+    named = {code: [task.replace(".", "_") for task in TASKS[code]] for code in ("eng_Latn", language)}
+    measured = {
+        "uses": "evaluate", "bpb_bytes": 30_000, "kl_bytes": 15_000, "continuation_items": 0, "samples": 0,
+        "tasks": named, "include_path": str(tasks), "limit": 500, "batch_size": 32, "precision": "fp32",
+    }  # fmt: skip
+    return _run(name, language, "asset:smollm2-135m", data, method, train, measured, False)
+
+
+def _run(
+    name: str, language: str, base: str, data: Path, method: dict[str, Any], train: dict[str, Any], measured: dict[str, Any],
+    lines: bool,
+) -> Run:  # fmt: skip
+    stages = [
+        {"uses": "filter", "sources": sources(data, language), "heldout_frac": 0.02},
+        {"name": "evaluate_base", "inputs": {"model": "base"}, **measured},
+        {"uses": "extend", "method": method},
+        train,
+        *([{"uses": "rescale", "alpha": "auto", "eval_bytes": 10_000}] if lines else []),
+        measured,
+    ]
+    return Run(
+        name=name, language=language, original_languages=["eng_Latn"], base_model=base, seed=17, stages=deepcopy(stages)
+    )

@@ -1,0 +1,102 @@
+"""A small language model that knows English only, made by langext's own data, engine and checkpoints.
+
+    python benchmarks/paper_table/pretrain.py --data DATA --out runs/english-8m --gpu
+
+DATA has `text/en.*.jsonl.gz`, {"text": ...} a line. A byte-level tokenizer of 8,192 tokens is trained on that text, then a Llama of
+8.4 M parameters (8 layers, width 256), from random weights: full "fine-tuning" of a model that knows nothing. The result is
+OUT/model. The same command goes on after an interruption.
+"""
+
+import argparse
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from ruamel.yaml import YAML
+
+ROOT = Path(__file__).parents[2]
+SHAPE = {
+    "vocab_size": 8192, "hidden_size": 256, "intermediate_size": 688, "num_hidden_layers": 8, "num_attention_heads": 4,
+    "num_key_value_heads": 4, "max_position_embeddings": 1024, "tie_word_embeddings": True, "bos_token_id": 0, "eos_token_id": 0,
+}  # fmt: skip
+END = "<|endoftext|>"
+
+
+def main() -> None:
+    """Make the tokenizer and the random model, train it, export it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--out", type=Path, default=Path("runs/english-8m"))
+    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--gpu", action="store_true")
+    asked = parser.parse_args()
+    data, out = asked.data.resolve(), asked.out.resolve()
+    files = sorted((data / "text").glob("en.*.jsonl.gz"))
+    if not files:
+        parser.error(f"--data: {data}/text has no en.*.jsonl.gz")
+    start = out / "start"
+    if not (start / "model.safetensors").exists():
+        random_model(files, start)
+    YAML(typ="safe", pure=True).dump(pipeline(data, files, start, asked.steps, asked.gpu), out / "pretrain.yaml")
+    command = [sys.executable, "-m", "langext.cli", "run", str(out / "pretrain.yaml"), "--out", str(out / "run")]
+    subprocess.run(command, check=True, cwd=ROOT)
+    model = out / "model"
+    if not model.exists():
+        model.symlink_to(next((out / "run").glob("[0-9][0-9]-export")) / "checkpoint", target_is_directory=True)
+    print(f"{model}")
+
+
+def texts(files: list[Path]) -> Iterator[str]:
+    """The text of all files."""
+    import gzip
+    import json
+
+    for file in files:
+        with gzip.open(file, "rt", encoding="utf-8") as lines:
+            yield from (json.loads(line)["text"] for line in lines)
+
+
+def random_model(files: list[Path], folder: Path) -> None:
+    """A tokenizer of the text, and a model that knows nothing."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=SHAPE["vocab_size"], special_tokens=[END], initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
+    )
+    tokenizer.train_from_iterator(texts(files), trainer)
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=END, eos_token=END).save_pretrained(folder)
+    torch.manual_seed(17)
+    LlamaForCausalLM(LlamaConfig(**SHAPE)).save_pretrained(folder)
+
+
+def pipeline(data: Path, files: list[Path], start: Path, steps: int, gpu: bool) -> dict[str, Any]:
+    """English is the language to learn; French, which the model does not know either, is only measured."""
+    french = {"language": "fra_Latn", "path": f"{data}/valid/fr.masakhanews.jsonl.gz", "name": "news", "heldout_only": True}
+    english = [{"language": "eng_Latn", "path": str(file), "name": file.name.split(".")[1]} for file in files]
+    one = {"gpus": 1} if gpu else {}
+    train = {
+        "uses": "train", "steps": steps, "sequence_length": 512, "batch_sequences": 128, "lr": 3e-3, "warmup_steps": steps // 10,
+        "original_frac": 0.0, "weight_decay": 0.1, "log_every": 50, "eval_every": steps // 3, "eval_bytes": 5000,
+        "save_every": steps // 3, "keep_checkpoints": 1,
+        "runtime": {"gpus": 1, "deepspeed": "one_gpu", "micro_batch": 64} if gpu else {"micro_batch": 16},
+    }  # fmt: skip
+    return {
+        "name": "pretrain", "language": "eng_Latn", "original_languages": ["fra_Latn"], "base_model": str(start), "seed": 17,
+        "stages": [
+            {"uses": "filter", "sources": [*english, french], "duplicates": "exact", "runtime": {"workers": 8 if gpu else 2}},
+            {"uses": "extend", "method": {"name": "full"}, "runtime": one},
+            train,
+            {"uses": "export", "runtime": one},
+        ],
+    }  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

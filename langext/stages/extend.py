@@ -86,7 +86,8 @@ class Extend(Stage):
         delta = live.delta()
         loading.save_delta(ctx.out, {name: tensor for name, tensor in delta.items() if name not in live.base_names})
         learns = sum(p.numel() for p in live.learning().values())
-        num_base = sum(p.numel() for name, p in live.net.named_parameters() if name in live.base_names)
+        named = {name.replace(".base_layer.", "."): p for name, p in live.net.named_parameters()}  # so PEFT calls what it wraps
+        num_base = sum(p.numel() for name, p in named.items() if name in live.base_names)
         ctx.report(
             ExtendSummary(
                 method=method.name, base_parameters=num_base, trainable_parameters=learns, new_tokens=added,

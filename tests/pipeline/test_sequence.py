@@ -50,6 +50,13 @@ def test_each_language_is_learnt_and_the_earlier_ones_are_byte_identical(stack: 
     assert widths == [[32] * 3, [24] * 3, [32] * 3]
 
 
+def test_the_size_of_the_base_is_the_same_for_each_method(bench: Bench, stack: list[Path]):
+    """Also where PEFT has put the base's maps into wrappers with other names."""
+    low = bench.run("low", "fra_Latn", ["eng_Latn"], [extend(name="lora", rank=2)])
+    found = [json.loads((next(run.glob("*-extend")) / "manifest.json").read_text())["summary"] for run in (low, stack[0])]
+    assert found[0]["base_parameters"] == found[1]["base_parameters"] > found[0]["trainable_parameters"]
+
+
 def test_a_new_language_starts_from_where_the_last_one_ended(stack: list[Path]):
     for earlier, later, codes in (
         (stack[0], stack[1], ["eng_Latn", "fra_Latn"]),

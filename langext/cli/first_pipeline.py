@@ -122,7 +122,7 @@ def _check(text: str, asked: Asked) -> None:
     try:
         spec = Pipeline.model_validate(parse(text, str(asked.file), "safe"))
     except ValidationError as error:
-        raise ConfigError(first_problem(error)) from None
+        raise ConfigError(first_problem(error).replace("Value error, ", "")) from None
     lineage(spec, plan(spec, Path("runs") / spec.name))
 
 

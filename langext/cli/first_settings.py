@@ -84,10 +84,12 @@ def budget(base: Base, text: Text | None, machine: Machine) -> Budget:
         most, why = all_of_it, f"all of the text {EPOCHS} times; more readings teach little (https://arxiv.org/abs/2305.16264)"
     few = most <= FEW_TOKENS
     length = min(512 if few else 2048, families.positions(base.config) or 2048)
-    step = min(LARGE_STEP, max(SMALL_STEP, 1 << int(most / STEPS).bit_length() - 1))
+    step = min(LARGE_STEP, max(SMALL_STEP, 1 << max(1, int(most / STEPS)).bit_length() - 1))
     processes = max(1, machine.gpus)
     sequences = -(-max(1, step // length) // processes) * processes
     steps = max(LEAST_STEPS, int(most / (sequences * length)))
+    if steps * sequences * length > most:
+        why = f"the least that teaches anything, though it reads the little text more than {EPOCHS} times"
     return Budget(steps, length, sequences, 8e-3 if few else 4e-3, why, short=few)
 
 
@@ -130,7 +132,7 @@ def placement(base: Base, planned: Budget, machine: Machine) -> Placement:
     if base.size is None:
         return Placement(smallest, "the least memory, until the base is here and langext plan can say what it takes")
     micros = [most >> halved for halved in range(most.bit_length())]
-    for deepspeed, micro, checkpointing in product(choices, micros, (False, True)):
+    for deepspeed, checkpointing, micro in product(choices, (False, True), micros):
         runtime = {"gpus": machine.gpus, "deepspeed": deepspeed, "micro_batch": micro}
         runtime |= {"activation_checkpointing": True} if checkpointing else {}
         need = estimate.training(base.config, base.size, training(planned, runtime))["memory"]

@@ -36,6 +36,8 @@ def init(
         from langext.errors import ConfigError
 
         new, kept = languages.find(language), [languages.find(other) for other in original or ["eng_Latn"]]
+        if new in kept:
+            raise ConfigError(f"--original: {new.code} is the language to add")
         if unknown := next((other for other in kept[bool(original_text) :] if other.iso1 is None), None):
             raise ConfigError(
                 f"--original: langext knows no text of {unknown.name} on the hub; name it first, with --original-text"

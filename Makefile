@@ -6,8 +6,7 @@ BIN := $(VENV)/bin
 .PHONY: demo test check fix smoke install clean
 
 demo: install
-	$(BIN)/langext fetch quickstart
-	$(BIN)/langext run pipelines/quickstart.yaml
+	$(BIN)/langext quickstart
 
 test: install
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder

@@ -25,6 +25,8 @@ BASE = "base"
 """Folder, and name in `inputs:`, of the untouched base model."""
 STOP = "stop"
 """A file in a stage's folder that asks its processes to save and leave; holds the number of a signal."""
+LOCK = ".lock"
+"""File in the run folder that `langext run` locks as long as it works there."""
 TOKENS = "tokens"
 """Folder, in a run, of text as token ids. It can be deleted at any time: what a training still needs is made again."""
 

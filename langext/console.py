@@ -5,8 +5,11 @@ The one rule: what is printed can come from a model or from a stranger's file, s
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from io import TextIOWrapper
+from math import isfinite
+from statistics import fmean
+from typing import TypeVar
 
 from rich.console import Console
 from rich.progress import Progress as Live
@@ -14,6 +17,8 @@ from rich.table import Table
 from rich.text import Text
 
 from langext.errors import printable
+
+T = TypeVar("T")
 
 
 def print_anything() -> None:
@@ -58,6 +63,35 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
+BARS, PLAIN_BARS = "▁▂▃▄▅▆▇█", "_.-~=+*#"
+"""Heights of a sparkline; and those for a terminal that knows only ASCII."""
+
+
+def spark(values: Sequence[float], width: int = 40) -> str:
+    """A curve as a line of text, at most `width` letters long: the mean of each part of the values, low to high.
+
+    What is not finite leaves a gap. The heights lie between the least and the largest of these means.
+    """
+    parts = min(width, len(values))
+    means = [fmean(values[i * len(values) // parts : (i + 1) * len(values) // parts]) for i in range(parts)]
+    finite = [mean for mean in means if isfinite(mean)]
+    bars = BARS if _prints(BARS) else PLAIN_BARS
+    if not finite:
+        return " " * parts
+    low, spread = min(finite), (max(finite) - min(finite)) or 1.0
+    heights = [round((mean - low) / spread * (len(bars) - 1)) if isfinite(mean) else None for mean in means]
+    return "".join(" " if height is None else bars[height] for height in heights)
+
+
+def _prints(text: str) -> bool:
+    """Whether standard output has these letters."""
+    try:
+        text.encode(sys.stdout.encoding or "ascii")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 class Bar:
     """A progress bar below the printed lines. Shows nothing when standard output is not a terminal."""
 
@@ -98,3 +132,15 @@ class Progress:
         """Estimated time left, from the average speed so far; ? before anything is done."""
         spent = time.monotonic() - self.started
         return duration(spent / done * max(0.0, self.total - done)) if done > 0 else "?"
+
+
+SILENCE_SECONDS = 30.0
+"""Longest time without a line in what `told` counts."""
+
+
+def told(label: str, parts: Collection[T]) -> Iterator[T]:
+    """The parts, one by one. Prints a line of progress whenever they have taken `SILENCE_SECONDS` more, and else nothing."""
+    progress = Progress(label, max(1, len(parts)), SILENCE_SECONDS)
+    for done, part in enumerate(parts):
+        progress.at(done)
+        yield part

@@ -4,7 +4,7 @@ The one rule: modules that import slowly are imported inside the commands, so th
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -12,11 +12,12 @@ from langext.cli import edge
 from langext.cli.data import app as data
 from langext.cli.dial import dial
 from langext.cli.exporting import export
+from langext.cli.init import init
+from langext.cli.quickstart import quickstart
+from langext.cli.tasks import formats, tasks
 from langext.cli.transplant import transplant
+from langext.cli.watch import watch
 from langext.errors import EXIT_CONFIG
-
-if TYPE_CHECKING:
-    from langext.pipeline.plan import Pipeline
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -27,18 +28,14 @@ app = typer.Typer(
 
 
 File = Annotated[str, typer.Argument(help="Pipeline file (YAML), or the name of one that comes with langext: quickstart.")]
-Set = Annotated[list[str] | None, typer.Option("--set", help="Override one value, e.g. train.lr=3e-4. Repeatable.")]
-Out = Annotated[
-    Path | None, typer.Option(parser=edge.folder, metavar="FOLDER", help="Run folder. Default: runs/<pipeline name>.")
-]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead.")]
 
 
 @app.command()
 def run(
     file: File,
-    overrides: Set = None,
-    out: Out = None,
+    overrides: edge.Set = None,
+    out: edge.Out = None,
     redo: edge.Redo = None,
     reuse: Annotated[
         list[Path] | None,
@@ -62,14 +59,19 @@ def run(
         from langext.pipeline import run
         from langext.report import page
 
-        spec, root = _load(file, overrides, out)
+        spec, root = edge.load(file, overrides, out)
         run.run(spec, root, redo=redo or [], others=reuse or [], tokens=tokens)
         written = page.build(root)
         typer.echo("\n" + page.headline(root, written))
 
 
+app.command()(quickstart)
+app.command()(init)
+app.command()(watch)
+
+
 @app.command()
-def plan(file: File, overrides: Set = None, out: Out = None) -> None:
+def plan(file: File, overrides: edge.Set = None, out: edge.Out = None) -> None:
     """Show what would run: wiring, what is done, size, memory, disk and exports. Needs no GPU and downloads nothing.
 
     Exits with 2 when the run could not start.
@@ -77,7 +79,7 @@ def plan(file: File, overrides: Set = None, out: Out = None) -> None:
     with edge.clean(file, overrides):
         from langext.pipeline import estimate
 
-        spec, root = _load(file, overrides, out)
+        spec, root = edge.load(file, overrides, out)
         if not estimate.show(spec, root, edge.pipeline_file(file), overrides or []):
             raise typer.Exit(EXIT_CONFIG)
 
@@ -244,7 +246,7 @@ def sweep(
         list[str] | None,
         typer.Option(help="Values of one key, e.g. train.lr=1e-4,3e-4 or extend.method=lora,full. Repeatable."),
     ] = None,
-    overrides: Set = None,
+    overrides: edge.Set = None,
     out: Annotated[
         Path | None,
         typer.Option(parser=edge.folder, metavar="FOLDER", help="Folder of the runs. Default: runs/<pipeline name>-sweep."),
@@ -274,31 +276,8 @@ def sweep(
         sweeping.report(failed)
 
 
-@app.command()
-def tasks(language: Annotated[str, typer.Argument(help="fra_Latn, fr or French.")]) -> None:
-    """List the public lm-eval tasks in a language."""
-    with edge.clean():
-        from langext import languages
-        from langext.evaluation import benchmarks, harness
-
-        for name in harness.known(benchmarks.public_tasks(languages.find(language))):
-            typer.echo(name)
-
-
-@app.command()
-def formats(
-    folder: Annotated[Path, typer.Argument(parser=edge.folder, metavar="FOLDER", help="Folder of your own lm-eval tasks.")],
-) -> None:
-    """Copy the formats of benchmarks into a folder, so that tasks there can say `include: _multiple_choice.yaml`."""
-    with edge.clean():
-        import shutil
-
-        from langext import ready
-
-        folder.mkdir(parents=True, exist_ok=True)
-        for name in ready.names("lm_eval", ".yaml"):
-            shutil.copy(ready.find("lm_eval", name, ".yaml"), folder)
-            typer.echo(folder / f"{name}.yaml")
+app.command()(tasks)
+app.command()(formats)
 
 
 @app.command()
@@ -323,18 +302,10 @@ def fetch(
 @app.command()
 def doctor(
     fields: Annotated[bool, typer.Option("--fields", help="Explain every key of a pipeline file instead.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print only what is wrong.")] = False,
 ) -> None:
-    """Say what this machine has and what will not work on it."""
+    """Say what this machine has, and what will not work on it, with the cure. Exits with 1 when nothing can run."""
     with edge.clean():
         from langext.cli import doctor
 
-        raise typer.Exit(doctor.fields() if fields else doctor.show())
-
-
-def _load(file: str, overrides: list[str] | None, out: Path | None) -> "tuple[Pipeline, Path]":
-    """The validated pipeline and its run folder."""
-    from langext.pipeline.plan import Pipeline
-    from langext.spec import load
-
-    spec = load(edge.pipeline_file(file), Pipeline, overrides or [])
-    return spec, (out or Path("runs") / spec.name).resolve()
+        raise typer.Exit(doctor.fields() if fields else doctor.show(quiet))

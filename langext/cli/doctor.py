@@ -1,80 +1,23 @@
-"""What `langext doctor` does: show what this machine has, or explain each key of a pipeline file."""
+"""What `langext doctor` does: show what this machine has and lacks, or explain each key of a pipeline file."""
 
-import importlib.util
-import os
-import platform
-import shutil
-from importlib.metadata import PackageNotFoundError, version
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
+from langext.cli import health
 from langext.console import say, table
-from langext.context import compiler
-from langext.data import assets, carriers
 from langext.spec import Spec
 
-PACKAGES = (
-    "torch", "transformers", "tokenizers", "sentencepiece", "deepspeed", "datasets", "datatrove", "lm_eval", "peft",
-    "safetensors", "gguf", "protobuf", "pydantic", "psutil",
-)  # fmt: skip
-SOMETIMES = {"tensorboard": "runtime.monitor"}
-"""Package that is not installed with langext -> what needs it."""
-PROGRAMS = {"pdsh": "runtime.nodes > 1", "ssh": "runtime.nodes > 1"}
-"""Program that DeepSpeed starts -> what needs it."""
 
+def show(quiet: bool = False) -> int:
+    """Print a line for everything that was looked at; if `quiet`, only what is wrong.
 
-def show() -> int:
-    """Print packages, programs, devices, disk and assets. Returns the exit code: 0, or 1 when a needed package is missing.
-
-    What only some runs need may be missing.
+    Returns the exit code: 0, or 1 when there is a failure, with which nothing can run.
     """
-    import torch
-
-    rows, missing = [], []
-    for name in PACKAGES:
-        try:
-            rows.append((name, version(name)))
-        except PackageNotFoundError:
-            rows.append((name, "MISSING"))
-            missing.append(name)
-    if importlib.util.find_spec("fasttext") is None:
-        missing.append("fasttext")
-        rows.append(("fasttext", "MISSING"))
-    rows.insert(0, ("python", platform.python_version()))
-    table("packages", ("package", "version"), rows)
-    table("sometimes needed", ("what", "here", "needed for"), _sometimes())
-    if torch.cuda.is_available():
-        for i in range(torch.cuda.device_count()):
-            properties = torch.cuda.get_device_properties(i)
-            say(f"GPU {i}: {properties.name}, {properties.total_memory / 2**30:.0f} GiB")
-    else:
-        say(f"no GPU; {os.cpu_count()} CPU cores, bf16 in hardware: {'yes' if _cpu_bf16() else 'no (set precision: fp32)'}")
-    say(f"disk free here: {shutil.disk_usage('.').free / 2**30:.0f} GiB")
-    for name, asset in assets.ASSETS.items():
-        here = (carriers.cache() / name / assets.ASSET_FILE).is_file()
-        say(f"asset {name}: {'here' if here else 'not fetched'} ({asset.about})")
-    if missing:
-        say(f"missing: {', '.join(missing)}; install langext again with pip")
-    return 1 if missing else 0
-
-
-def _sometimes() -> list[tuple[str, str, str]]:
-    """What only some runs need: its name, its version or path, and what needs it."""
-    rows = []
-    for name, need in SOMETIMES.items():
-        try:
-            rows.append((name, version(name), need))
-        except PackageNotFoundError:
-            rows.append((name, "MISSING", need))
-    paths = {name: (shutil.which(name), need) for name, need in PROGRAMS.items()}
-    paths["C++ compiler"] = (compiler(), "runtime.compile on a CPU")
-    return [*rows, *((name, at or "MISSING", need) for name, (at, need) in paths.items())]
-
-
-def _cpu_bf16() -> bool:
-    import torch
-
-    return torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    found = list(health.checks())
+    for check in found:
+        if not quiet or check.state != "ok":
+            say(check.line)
+    return int(any(check.state == "failure" for check in found))
 
 
 def fields() -> int:

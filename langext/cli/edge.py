@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from math import isfinite
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -24,6 +24,9 @@ from langext.errors import (
     user_path,
 )
 from langext.spec import located
+
+if TYPE_CHECKING:
+    from langext.pipeline.plan import Pipeline
 
 
 @contextmanager
@@ -61,6 +64,15 @@ def pipeline_file(name: str) -> Path:
     from langext import ready
 
     return ready.find("pipelines", name, ".yaml")
+
+
+def load(file: str, overrides: list[str] | None, out: Path | None) -> "tuple[Pipeline, Path]":
+    """The validated pipeline that `file` names, and its run folder. Raises ConfigError with every mistake in it."""
+    from langext.pipeline.plan import Pipeline
+    from langext.spec import load
+
+    spec = load(pipeline_file(file), Pipeline, overrides or [])
+    return spec, (out or Path("runs") / spec.name).resolve()
 
 
 def path(text: str) -> Path:
@@ -110,3 +122,5 @@ def json_text(value: Any) -> str:
 RunFolder = Annotated[Path, typer.Argument(parser=path, metavar="FOLDER", help="Run folder, e.g. runs/quickstart.")]
 Format = Annotated[str, typer.Option("--format", help="auto, native, dense, remote, gguf or delta.")]
 Redo = Annotated[list[str] | None, typer.Option(help="Do this stage again, and what depends on it. Repeatable.")]
+Set = Annotated[list[str] | None, typer.Option("--set", help="Override one value, e.g. train.lr=3e-4. Repeatable.")]
+Out = Annotated[Path | None, typer.Option(parser=folder, metavar="FOLDER", help="Run folder. Default: runs/<pipeline name>.")]

@@ -268,6 +268,18 @@ def config_if_here(base: str, revision: str | None) -> Any:
     return loading.load_config(path)
 
 
+def tokenizer_if_here(base: str, revision: str | None) -> Any:
+    """The tokenizer of a base from local files only; None when it would have to be downloaded."""
+    from langext.models import loading
+
+    path = place_if_here(base, revision)
+    if path is None:
+        return None
+    if model := extended(base):
+        path = loading.tokenizer_folder(model)
+    return gguf_base.load_tokenizer(path) if path.suffix == ".gguf" else loading.load_tokenizer(path)
+
+
 def _local(base: str) -> Path | None:
     """The local path of a base; None when it is a hub id. Raises ConfigError for an asset that has not been fetched."""
     if base.startswith(assets.PREFIX):

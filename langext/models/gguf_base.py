@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from langext.artifacts import sha256_file, write_json
+from langext.console import told
 from langext.errors import ConfigError, reading
 
 
@@ -20,8 +21,10 @@ def convert(path: Path, out: Path) -> Path:
     if not torch.cuda.is_available():
         # transformers imports DeepSpeed, which would search for a GPU and warn.
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM, AutoTokenizer, modeling_gguf_pytorch_utils
 
+    library: Any = modeling_gguf_pytorch_utils
+    library.tqdm = lambda tensors, **_: told("base: dequantising", tensors)  # in place of a bar, as in `loading`
     check(path)
     source: dict[str, Any] = {"pretrained_model_name_or_path": path.parent, "gguf_file": path.name}
     with reading(path, "GGUF"):
@@ -65,6 +68,14 @@ def load_config(path: Path) -> Any:
     """
     with reading(path, "GGUF"):
         return copy.deepcopy(_config(path, path.stat().st_mtime_ns, path.stat().st_size))
+
+
+def load_tokenizer(path: Path) -> Any:
+    """The tokenizer in a GGUF file, as a converted base has it but for what `_split_digits` restores."""
+    from transformers import AutoTokenizer
+
+    with reading(path, "GGUF"):
+        return AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
 
 
 @functools.cache

@@ -22,6 +22,7 @@ from transformers.utils import logging as hf_logging
 
 from langext.architectures import vocabulary
 from langext.artifacts import BASE, MANIFEST, Model, Tokenizer, first_problem, read_as, read_object, write_json
+from langext.console import told
 from langext.errors import ConfigError, reading, user_path
 from langext.methods import AnyMethod
 from langext.methods.base import Method
@@ -30,7 +31,18 @@ from langext.models import base_files
 from langext.spec import Spec
 from langext.summaries import TokenizerSummary
 
-if not sys.stderr.isatty():
+LOOPS = {"Loading weights": "loading weights", "Writing model shards": "writing weights"}
+"""What transformers calls its long loops -> what langext calls them."""
+
+
+def _quiet(bar: Callable[..., Any], args: tuple[Any, ...], options: dict[str, Any]) -> Any:
+    """In place of a progress bar of transformers: lines, and only where it takes long. Models are loaded many times."""
+    label = LOOPS.get(options.get("desc", ""))
+    return told(label, args[0]) if label and args else bar(*args, **options)
+
+
+hf_logging.set_tqdm_hook(_quiet)
+if not sys.stderr.isatty():  # a download shows the bars of the hub's library, which are for a terminal
     hf_logging.disable_progress_bar()
 
 MODEL_FILE = "model.json"

@@ -72,9 +72,10 @@ def training(config: Any, numbers: Size, train: Train) -> dict[str, float]:
 
     FLOPs as in `flops.per_token`. Memory: 2 bytes per weight in bf16, 4 in fp32; for each trainable weight the same again for
     its gradient, and 12 bytes for the float32 master and AdamW's moments. ZeRO divides these among the processes. Activations:
-    34 B T D L bytes in bf16 without checkpointing (Korthikanti et al. 2022, https://arxiv.org/abs/2205.05198), without
-    attention scores. Disk: the kept checkpoints, one more that is being written, the delta, and the best weights if kept.
-    `prefix` is the most disk that states of the lower layers take (`runtime.prefix_cache`); 0 where none are kept.
+    34 B T D L bytes in bf16 without checkpointing, with it 2 B T D L and one layer at a time the rest (Korthikanti et al. 2022,
+    https://arxiv.org/abs/2205.05198), without attention scores. Disk: the kept checkpoints, one more that is being written, the
+    delta, and the best weights if kept. `prefix` is the most disk that states of the lower layers take
+    (`runtime.prefix_cache`); 0 where none are kept.
     """
     from langext.training import deepspeed_file
     from langext.training.engine import BYTES_PER_TRAINABLE
@@ -87,7 +88,8 @@ def training(config: Any, numbers: Size, train: Train) -> dict[str, float]:
     gradients = numbers.trainable * width / (processes if stage >= 2 else 1)
     moments = numbers.trainable * 12 / (processes if stage >= 1 else 1)
     best = train.result == "best" or train.forgetting_budget is not None
-    per_token = 34 * config.hidden_size * config.num_hidden_layers
+    layers = config.num_hidden_layers
+    per_token = config.hidden_size * (2 * layers + 34 if train.runtime.activation_checkpointing else 34 * layers)
     activations = train.runtime.micro_batch * train.sequence_length * per_token * width / 2
     return {
         "tokens": tokens,

@@ -7,23 +7,21 @@ import fcntl
 import shutil
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from langext.artifacts import BASE, CHECKPOINTS, JOB, TOKENS, InputRecord, Job, Manifest, write_json
+from langext.artifacts import BASE, CHECKPOINTS, JOB, LOCK, TOKENS, InputRecord, Job, Manifest, write_json
 from langext.console import duration, say
 from langext.context import Runtime
 from langext.errors import EXIT_BUG, EXIT_CONFIG, EXIT_RUN_FAILED, ConfigError, RunFailed
 from langext.models import bases
-from langext.pipeline import reuse, worker
+from langext.pipeline import live, reuse, worker
 from langext.pipeline.launcher import check_alone, launch
 from langext.pipeline.plan import Pipeline, Step, check, plan
 from langext.spec import near
 from langext.stages.base import Stage
-
-LOCK = ".lock"
-"""File in the run folder that `langext run` locks."""
+from langext.stages.train import Train
 
 
 def run(
@@ -156,7 +154,8 @@ def _do(step: Step, pipeline: Pipeline, tokens: Path, held: int) -> None:
         code = launch(step.out, Runtime(), held, only_prepare=True)
         job = job.model_copy(update={"prepare_seconds": time.monotonic() - began})
         write_json(step.out / JOB, job)
-    code = code or launch(step.out, step.stage.runtime, held)
+    with live.page(step.out) if isinstance(step.stage, Train) else nullcontext():
+        code = code or launch(step.out, step.stage.runtime, held)
     if code == EXIT_BUG:
         raise SystemExit(code)  # nothing is known about the stage: the next run goes on with it
     if code in (EXIT_CONFIG, EXIT_RUN_FAILED):

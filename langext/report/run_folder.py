@@ -225,15 +225,10 @@ class Run:
             "trainable_parameters": extended.trainable_parameters if extended else None,
             "tokens": last[2].tokens if last else None,
             "train_seconds": last[2].seconds if last else None,
-            "train_memory_bytes": self._train_memory(last[1]) if last else None,
+            "train_memory_bytes": _train_memory(*last[:2]) if last else None,
             "all_seconds": sum(manifest.seconds for _, manifest in self.stages),
             "generation_speed_of_base": median(speed.of_base) if speed and speed.of_base else None,
         }
-
-    def _train_memory(self, manifest: Manifest) -> int:
-        """The most memory that training held, in bytes: of the GPU if it used one, otherwise of the process."""
-        on_gpu = [row["peak_memory_bytes"] for row in self.metrics if "peak_memory_bytes" in row]
-        return max([*on_gpu, *([] if on_gpu else [manifest.peak_memory_bytes])])
 
     @cached_property
     def samples(self) -> list[dict[str, Any]]:
@@ -252,9 +247,9 @@ class Run:
 
     @cached_property
     def metrics(self) -> list[dict[str, Any]]:
-        """The lines of metrics that the last training wrote; [] without training."""
-        last = self._last(TrainSummary)
-        return read_metrics(last[0] / METRICS) if last else []
+        """The lines of metrics that the last training wrote, which may still go on; [] without training."""
+        written = sorted(self.root.glob(f"[0-9][0-9]-*/{METRICS}"))
+        return read_metrics(written[-1]) if written else []
 
     @property
     def checkpoint(self) -> Path | None:
@@ -303,6 +298,12 @@ def _together(evaluations: list[Path]) -> ScoresFile | None:
             elif value:
                 merged[key] = value
     return ScoresFile.model_validate(merged)
+
+
+def _train_memory(folder: Path, manifest: Manifest) -> int:
+    """The most memory that a training held, in bytes: of the GPU if it used one, otherwise of the process."""
+    on_gpu = [row["peak_memory_bytes"] for row in read_metrics(folder / METRICS) if "peak_memory_bytes" in row]
+    return max(on_gpu, default=manifest.peak_memory_bytes)
 
 
 def _flat(key: str, value: Any) -> dict[str, Any]:

@@ -323,9 +323,15 @@ def fetch(
 @app.command()
 def doctor(
     fields: Annotated[bool, typer.Option("--fields", help="Explain every key of a pipeline file instead.")] = False,
+    cluster: Annotated[Path | None, typer.Option(help="Try the machines of this host file instead.")] = None,
+    shared: Annotated[Path, typer.Option(help="With --cluster: the folder in which runs will be written.")] = Path(),
 ) -> None:
     """Say what this machine has and what will not work on it."""
     with edge.clean():
+        if cluster:
+            from langext.cli import cluster as machines
+
+            raise typer.Exit(machines.check(cluster, shared))
         from langext.cli import doctor
 
         raise typer.Exit(doctor.fields() if fields else doctor.show())

@@ -37,7 +37,7 @@ def compiler() -> str | None:
 
 
 def hosts(path: Path) -> dict[str, int]:
-    """Name of each machine in a host file -> its number of GPUs, in their order there. Raises ConfigError, with the line."""
+    """Name of each machine in a host file -> its number of slots, in their order there. Raises ConfigError, with the line."""
     at = ("runtime", "hostfile")
     path = user_path(path, "runtime.hostfile")
     if not path.is_file():
@@ -108,9 +108,9 @@ class Runtime(Spec):
     gpus: int = Field(default=0, ge=0)
     """Processes to launch on each node, one per GPU. 0 runs on the CPU."""
     cpu_processes: int = Field(default=1, ge=1)
-    """Processes when `gpus` is 0. More than one only helps when there are cores to spare."""
+    """Processes on each node when `gpus` is 0. More than one only helps when there are cores to spare."""
     nodes: int = Field(default=1, ge=1)
-    """Machines to train on. More than one needs `hostfile`."""
+    """Machines to train on. More than one needs `hostfile`; without `gpus` they compute on their CPUs, to try it out."""
     hostfile: Path | None = None
     """DeepSpeed host file, one `name slots=N` per line; see configs/hostfile.example."""
     deepspeed: str = "cpu"
@@ -181,16 +181,15 @@ class Runtime(Spec):
         """Raise ConfigError unless DeepSpeed can start processes on all nodes: what it needs, and what the host file says."""
         if self.hostfile is None:
             raise ConfigError("runtime.nodes > 1 needs runtime.hostfile", at=("runtime", "nodes"))
-        if not self.gpus:
-            raise ConfigError("runtime.nodes > 1 needs runtime.gpus, the number on each node", at=("runtime", "gpus"))
         listed, at = hosts(self.hostfile), ("runtime", "hostfile")
         if len(listed) < self.nodes:
             raise ConfigError(
                 f"runtime.nodes: {self.nodes} asked for, and {self.hostfile} lists {len(listed)}", at=("runtime", "nodes")
             )
         for name, slots in list(listed.items())[: self.nodes]:  # DeepSpeed takes the first ones
-            if slots < self.gpus:
-                raise ConfigError(f"runtime.gpus: {self.gpus} asked for, and {self.hostfile} gives {name} {slots}", at=at)
+            if slots < self.each:
+                key = "gpus" if self.gpus else "cpu_processes"
+                raise ConfigError(f"runtime.{key}: {self.each} asked for, and {self.hostfile} gives {name} {slots}", at=at)
         for program in ("pdsh", "ssh"):
             if shutil.which(program) is None:
                 raise ConfigError(
@@ -200,9 +199,14 @@ class Runtime(Spec):
                 )
 
     @property
+    def each(self) -> int:
+        """Processes on each node."""
+        return self.gpus or self.cpu_processes
+
+    @property
     def processes(self) -> int:
         """Processes in all, over every node."""
-        return (self.gpus or self.cpu_processes) * self.nodes
+        return self.each * self.nodes
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,15 @@ def test_a_host_file_lists_machines_in_order(tmp_path, programs):
     path.write_text(TWO)
     assert hosts(path) == {"node-1": 8, "node-2": 8}
     nodes(path).check()
+    on_cpus = nodes(path, gpus=0, cpu_processes=3)
+    on_cpus.check()
+    assert on_cpus.processes == 6
+
+
+def test_a_host_file_with_too_few_slots_for_processes_on_the_cpu_is_refused(tmp_path, programs):
+    (tmp_path / "hosts").write_text(TWO)
+    with pytest.raises(ConfigError, match="runtime.cpu_processes: 9 asked for, and .*hosts gives node-1 8"):
+        nodes(tmp_path / "hosts", gpus=0, cpu_processes=9).check()
 
 
 @pytest.mark.parametrize(

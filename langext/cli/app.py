@@ -303,9 +303,15 @@ def fetch(
 def doctor(
     fields: Annotated[bool, typer.Option("--fields", help="Explain every key of a pipeline file instead.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print only what is wrong.")] = False,
+    cluster: Annotated[Path | None, typer.Option(help="Try the machines of this host file instead.")] = None,
+    shared: Annotated[Path, typer.Option(help="With --cluster: the folder in which runs will be written.")] = Path(),
 ) -> None:
     """Say what this machine has, and what will not work on it, with the cure. Exits with 1 when nothing can run."""
     with edge.clean():
+        if cluster:
+            from langext.cli import cluster as machines
+
+            raise typer.Exit(machines.check(cluster, shared))
         from langext.cli import doctor
 
         raise typer.Exit(doctor.fields() if fields else doctor.show(quiet))

@@ -5,7 +5,6 @@ The one rule: a stage runs in its own processes, never in the process of `langex
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 from contextlib import suppress
@@ -15,8 +14,8 @@ from typing import Any
 from langext.artifacts import STOP
 from langext.console import warn
 from langext.context import Runtime, without_launcher
-from langext.errors import ConfigError
-from langext.pipeline import lifeline
+from langext.errors import ConfigError, RunFailed
+from langext.pipeline import lifeline, nodes
 
 MALLOC = {
     "MALLOC_MMAP_THRESHOLD_": str(8 << 30),
@@ -27,9 +26,12 @@ MALLOC = {
 once, and the next allocation has to map each small page again."""
 COUNTS = {
     "WORLD_SIZE": "torchrun", "SLURM_STEP_NUM_TASKS": "srun", "OMPI_COMM_WORLD_SIZE": "mpirun", "PMI_SIZE": "mpirun",
-    "MV2_COMM_WORLD_SIZE": "mpirun",
+    "MV2_COMM_WORLD_SIZE": "mpirun", "PET_NNODES": "a PyTorchJob of Kubernetes",
 }  # fmt: skip
 """Environment variable that holds the number of processes of a launcher -> the launcher."""
+SKY_RANK = "SKYPILOT_NODE_RANK"
+"""Environment variable by which SkyPilot, which runs a command on every machine, tells which one this is.
+https://docs.skypilot.co/en/latest/running-jobs/distributed-jobs.html"""
 ENDING_SECONDS = 1.0
 """How long the processes of a stage may still run when its worker has ended."""
 
@@ -43,6 +45,11 @@ def check_alone() -> None:
                 f"{name} is {count}: {program} would start {count} runs. langext starts its own processes: call it once, and "
                 f"set runtime.gpus (or cpu_processes, or nodes) of the stage; if {name} is left over, unset it"
             )
+    if (rank := os.environ.get(SKY_RANK, "0")) != "0":
+        raise ConfigError(
+            f"{SKY_RANK} is {rank}: SkyPilot would start a run on every machine. Call langext on the first one alone, with "
+            f'runtime.nodes and a host file of $SKYPILOT_NODE_IPS: if [ "${SKY_RANK}" = 0 ]; then langext run ...; fi'
+        )
 
 
 def launch(out: Path, runtime: Runtime, lock: int, *, only_prepare: bool = False) -> int:
@@ -54,16 +61,39 @@ def launch(out: Path, runtime: Runtime, lock: int, *, only_prepare: bool = False
 
     Several processes are asked to stop by a file that all of them see, at the first Ctrl-C or SIGTERM: the launcher would not
     pass the signal on, and would kill the processes while they save. A second signal kills all at once, on other machines by
-    the same file. When this returns, no process of the stage is left on this machine.
+    the same file. When this returns, no process of the stage is left. Raises RunFailed when a machine was lost.
     """
     # A stop file from an earlier attempt would stop this one as well.
     (out / STOP).unlink(missing_ok=True)
-    worker = subprocess.Popen(
-        _command(out, runtime, only_prepare),
-        env=_environment(runtime),
-        start_new_session=True,  # otherwise Ctrl-C in the terminal would reach the worker directly as well
-        pass_fds=[lock],
-    )
+    with nodes.passing_on(environment(runtime), runtime, out) as env:
+        worker = subprocess.Popen(
+            command("langext.pipeline.worker", [*(["--prepare"] if only_prepare else []), str(out)], runtime),
+            env=env,
+            start_new_session=True,  # otherwise Ctrl-C in the terminal would reach the worker directly as well
+            pass_fds=[lock],
+        )
+        code, asked = _attend(worker, out, runtime)
+    if runtime.nodes > 1 and code:
+        # What the launcher has started elsewhere lives on when ssh ends, and may wait for a process that is gone.
+        (out / STOP).write_text(str(int(signal.SIGKILL)), encoding="utf-8")
+        if not nodes.wait_until_gone(lock):
+            warn(f"processes of {out.name} on other machines do not end; the run folder is held until they do")
+        if code == nodes.SSH_FAILED and not asked:
+            raise RunFailed(
+                "a machine went away, or ssh could not reach it; what is printed above says which. Run the same command again "
+                f"to go on; langext doctor --cluster {runtime.hostfile} tries all of them"
+            )
+    if runtime.processes > 1 and code > 192:
+        code -= 256  # of a process that a signal has killed: the launcher ends with the negative number
+    if only_prepare and asked:
+        code = code or 128 + asked[-1]  # the signal came too late for this process, and the next one must not start
+    if signal.SIGINT in asked and code:
+        raise KeyboardInterrupt
+    return code
+
+
+def _attend(worker: "subprocess.Popen[bytes]", out: Path, runtime: Runtime) -> tuple[int, list[int]]:
+    """Wait for a worker and pass signals on to it. Returns its exit code, negative for a signal, and the signals that came."""
     asked: list[int] = []
 
     def stop(number: int, _frame: Any) -> None:
@@ -89,11 +119,7 @@ def launch(out: Path, runtime: Runtime, lock: int, *, only_prepare: bool = False
             warn(f"processes {', '.join(map(str, left))} of {out.name} do not end; the run folder is held until they do")
         for number, handler in before.items():
             signal.signal(number, handler)
-    if only_prepare and asked:
-        code = code or 128 + asked[-1]  # the signal came too late for this process, and the next one must not start
-    if signal.SIGINT in asked and code:
-        raise KeyboardInterrupt
-    return code
+    return code, asked
 
 
 def cores() -> int:
@@ -101,26 +127,22 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _command(out: Path, runtime: Runtime, only_prepare: bool) -> list[str]:
-    arguments = [
-        "langext.pipeline.worker",
-        lifeline.OPTION,
-        lifeline.address(),
-        *(["--prepare"] if only_prepare else []),
-        str(out),
-    ]
+def command(module: str, arguments: list[str], runtime: Runtime) -> list[str]:
+    """The command that runs a module of langext in every process of `runtime`, with the address of this `langext run`."""
+    told = [module, lifeline.OPTION, lifeline.address(), *arguments]
     if runtime.processes > 1:
-        return [sys.executable, "-m", "deepspeed.launcher.runner", *_placement(runtime), "--module", *arguments]
-    return [sys.executable, "-m", *arguments]
+        return [sys.executable, "-m", "deepspeed.launcher.runner", *_placement(runtime), "--module", *told]
+    return [sys.executable, "-m", *told]
 
 
-def _environment(runtime: Runtime) -> dict[str, str]:
+def environment(runtime: Runtime) -> dict[str, str]:
+    """The environment of these processes."""
     env = without_launcher(os.environ) | {"TOKENIZERS_PARALLELISM": "true"}
     if runtime.gpus == 0:
         env = {"DS_ACCELERATOR": "cpu"} | MALLOC | env  # `env` last: what the user has set wins
         env["CUDA_VISIBLE_DEVICES"] = ""  # runtime asks for no GPU, so libraries must not find one
-        if runtime.processes > 1:  # else each process starts a thread on every core, and threads that wait keep cores busy
-            env.setdefault("OMP_NUM_THREADS", str(max(1, cores() // runtime.processes)))
+        if runtime.each > 1:  # else each process starts a thread on every core, and threads that wait keep cores busy
+            env.setdefault("OMP_NUM_THREADS", str(max(1, cores() // runtime.each)))
     return env
 
 
@@ -131,11 +153,8 @@ def _placement(runtime: Runtime) -> list[str]:
     so that two runs never share a port.
     """
     if runtime.nodes > 1:
-        hosts = str(Path(str(runtime.hostfile)).expanduser())
-        return ["--hostfile", hosts, "--num_nodes", str(runtime.nodes), "--num_gpus", str(runtime.gpus)]
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
+        return nodes.arguments(runtime)
+    port = str(nodes.free_port())
     if not runtime.gpus:
         return ["--num_gpus", str(runtime.cpu_processes), "--master_port", port]
     allowed = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(runtime.gpus)))

@@ -36,6 +36,8 @@ def execute(out: Path, *, only_prepare: bool = False) -> None:
     fcntl.flock(mine, fcntl.LOCK_SH)  # taken here too, because the DeepSpeed launcher does not pass the descriptor on
     job = read_as(out / JOB, Job)
     stage: AnyStage = TypeAdapter(AnyStage).validate_python(job.stage)
+    if not stage.runtime.gpus:  # the DeepSpeed launcher names GPUs to processes on the CPU too, and libraries would take them
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
     rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     languages = job.language, tuple(job.original_languages)
     ctx = Context(

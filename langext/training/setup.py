@@ -3,12 +3,14 @@
 The one rule: the order in `set_up` matters; its comments say why.
 """
 
+import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import distributed
 
 from langext.architectures import attention, families, precision, recompute
 from langext.architectures.precision import Precision
@@ -78,6 +80,7 @@ def set_up(settings: Settings, ctx: Context, model: Model, corpus: Corpus) -> Se
     if ctx.world_size != settings.runtime.processes:
         raise ConfigError(f"{ctx.world_size} processes were started, and runtime asks for {settings.runtime.processes}")
     device = engine.join_processes()
+    _check_base(model)
     deepspeed = deepspeed_file.read(settings.runtime.deepspeed)
     torch.manual_seed(ctx.seed)
     kept = Checkpoints(ctx.out / CHECKPOINTS, settings.keep_checkpoints)
@@ -126,6 +129,18 @@ def set_up(settings: Settings, ctx: Context, model: Model, corpus: Corpus) -> Se
         checkpoints.on_first(lambda: BestWeights(ctx.out / CHECKPOINTS)), state, cost,
         (flops.peak(torch.cuda.get_device_name()) or 0) * ctx.world_size if on_gpu else 0,
     )  # fmt: skip
+
+
+def _check_base(model: Model) -> None:
+    """Raise ConfigError, in every process, when the base is not on the machine of one of them."""
+    folder = loading.read_record(model).base
+    lacking: list[str] = [""] * distributed.get_world_size()
+    distributed.all_gather_object(lacking, "" if folder.is_dir() else socket.gethostname())
+    if names := [name for name in dict.fromkeys(lacking) if name]:
+        raise ConfigError(
+            f"the base is not on {', '.join(names)}: {folder} is read on every machine. Copy it there; or set HF_HOME to a "
+            "folder that all of them share, before a run begins"
+        )
 
 
 def _precision(settings: Settings, newest: Path | None) -> Precision:

@@ -38,7 +38,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it f
 from langext.context import Runtime
 from langext.pipeline import launcher, lifeline
 out, kind, worker = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
-launcher._command = lambda *_: [sys.executable, "-c", worker, str(out), lifeline.address(), kind]
+launcher.command = lambda *_: [sys.executable, "-c", worker, str(out), lifeline.address(), kind]
 try:
     sys.exit(launcher.launch(out, Runtime(), 0))
 except KeyboardInterrupt:
@@ -130,13 +130,24 @@ def test_a_second_signal_ends_what_runs_on_other_machines(tmp_path):
 
 @pytest.mark.parametrize(
     "found",
-    [{"WORLD_SIZE": "2", "RANK": "0"}, {"SLURM_STEP_NUM_TASKS": "4"}, {"OMPI_COMM_WORLD_SIZE": "8"}, {"PMI_SIZE": "2"}],
+    [
+        {"WORLD_SIZE": "2", "RANK": "0"}, {"SLURM_STEP_NUM_TASKS": "4"}, {"OMPI_COMM_WORLD_SIZE": "8"}, {"PMI_SIZE": "2"},
+        {"PET_NNODES": "2"},
+    ],  # fmt: skip
     ids=str,
 )
 def test_one_of_several_processes_of_another_launcher_is_refused(monkeypatch, found):
     for name, value in found.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(ConfigError, match=f"{next(iter(found))} is .*langext starts its own processes.*runtime.gpus"):
+        launcher.check_alone()
+
+
+def test_skypilot_calls_langext_on_the_first_machine_alone(monkeypatch):
+    monkeypatch.setenv(launcher.SKY_RANK, "0")
+    launcher.check_alone()
+    monkeypatch.setenv(launcher.SKY_RANK, "1")
+    with pytest.raises(ConfigError, match="SKYPILOT_NODE_RANK is 1: SkyPilot would start a run on every machine"):
         launcher.check_alone()
 
 
@@ -150,7 +161,7 @@ def test_what_another_launcher_has_left_does_not_reach_the_worker(monkeypatch):
     for name, value in left.items():
         monkeypatch.setenv(name, value)
     launcher.check_alone()  # one process is no reason to refuse
-    assert not left.keys() & launcher._environment(Runtime()).keys()
+    assert not left.keys() & launcher.environment(Runtime()).keys()
 
 
 def test_a_worker_that_is_started_by_hand_is_alone(tmp_path):

@@ -1,0 +1,339 @@
+"""Makes two machines of this one and trains on both: every ZeRO stage, stops, kills, a machine that is lost.
+
+    python benchmarks/two_nodes.py work
+
+Needs root on a Debian machine: it installs openssh-server and pdsh if they are not there. Each machine is a set of namespaces:
+its own network, host name, processes and home, joined by a cable (veth). They share the disk, as machines of a cluster share
+the run folder. `langext run` is called on the first one; ssh, pdsh and DeepSpeed's launcher start a process on each, which meet
+over gloo. Everything that is run is printed. Exit code 1 when anything is not as it must be.
+"""
+
+import argparse
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import psutil
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+if TYPE_CHECKING:
+    from bench import Bench
+
+PREFIX = "10.77.0."
+NAMES = ("node-1", "node-2")
+STEPS = {"steps": 60, "eval_every": 30, "save_every": 10, "log_every": 5}
+METHOD = {"name": "neutral_residues", "gate": "hard_sigmoid", "init": "lecun", "width": 32}
+ENV = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+COMMIT = "0" * 40
+
+
+class Node:
+    """One machine, made of namespaces."""
+
+    def __init__(self, number: int, work: Path):
+        self.number, self.name, self.work = number, NAMES[number - 1], work
+        self.address = f"{PREFIX}{number}"
+        self.home = work / f"home-{number}"
+
+    def start(self) -> None:
+        """Start its first process, which sets it up and becomes sshd. Its cable is put in by `connect`."""
+        (self.home / ".ssh").mkdir(parents=True, exist_ok=True)
+        for name in ("id_ed25519", "authorized_keys", "config"):
+            shutil.copy(self.work / "ssh" / name, self.home / ".ssh")
+        setup = self.work / f"{self.name}.sh"
+        needed = {Path(path) for path in (sys.base_prefix, sys.prefix, ROOT, self.work)}
+        shared = {path: self.home / path.relative_to(Path.home()) for path in needed if path.is_relative_to(Path.home())}
+        setup.write_text(f"""set -e
+hostname {self.name}
+mount --make-rprivate /
+mount --bind {self.work}/hosts /etc/hosts
+{"".join(f"mkdir -p {inner}; mount --bind {path} {inner}{chr(10)}" for path, inner in shared.items())}
+mount --rbind {self.home} {Path.home()}
+ip link set lo up
+mkdir -p /run/sshd
+until ip addr show eth0 2>/dev/null | grep -q {self.address}; do sleep 0.05; done
+exec /usr/sbin/sshd -D -f {self.work}/sshd_config -E {self.work}/{self.name}-sshd.log
+""")
+        apart = ["--net", "--uts", "--ipc", "--mount", "--pid", "--mount-proc", "--fork", "--kill-child"]
+        self.outer = subprocess.Popen(["unshare", *apart, "bash", str(setup)], start_new_session=True)
+        while not (children := psutil.Process(self.outer.pid).children()):
+            time.sleep(0.05)
+        self.init = children[0]
+
+    def inside(self, *command: str) -> list[str]:
+        """A command that runs `command` on this machine."""
+        return ["nsenter", "--target", str(self.init.pid), "--all", f"--wdns={ROOT}", *command]
+
+    def kill(self) -> None:
+        """End all its processes at once, as a crash of the machine does."""
+        self.init.kill()
+        self.outer.wait()
+
+    def processes(self) -> list[psutil.Process]:
+        """Processes of langext and of its launchers on this machine, those included that nobody waits for any more."""
+        here = os.readlink(f"/proc/{self.init.pid}/ns/pid")
+        return [p for p in psutil.process_iter() if _space(p) == here and re.search("langext|deepspeed|pdsh", _command(p))]
+
+
+def _space(process: psutil.Process) -> str:
+    try:
+        return os.readlink(f"/proc/{process.pid}/ns/pid")
+    except OSError:
+        return ""
+
+
+def _command(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""
+
+
+def sh(*command: str) -> None:
+    """Run a command; end with what it printed if it fails."""
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"{' '.join(command)}: {done.stdout}{done.stderr}")
+
+
+def prepare(work: Path) -> None:
+    """Programs, keys and configuration of ssh."""
+    if missing := [name for name in ("sshd", "pdsh") if not shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin")]:
+        sh("apt-get", "update")
+        packages = ["openssh-server" if name == "sshd" else name for name in missing]
+        sh("apt-get", "install", "--yes", "--no-install-recommends", "openssh-client", *packages)
+    (work / "ssh").mkdir(parents=True)
+    for name in ("id_ed25519", "host_key"):
+        sh("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(work / "ssh" / name))
+    shutil.copy(work / "ssh" / "id_ed25519.pub", work / "ssh" / "authorized_keys")
+    (work / "ssh" / "config").write_text("StrictHostKeyChecking no\nUserKnownHostsFile /dev/null\nLogLevel ERROR\n")
+    (work / "sshd_config").write_text(
+        f"HostKey {work}/ssh/host_key\nPidFile none\nUsePAM no\nPermitRootLogin prohibit-password\nStrictModes no\n"
+        "AuthorizedKeysFile .ssh/authorized_keys\n"
+    )
+    (work / "hosts").write_text("127.0.0.1 localhost\n" + "".join(f"{PREFIX}{i} {name}\n" for i, name in enumerate(NAMES, 1)))
+    (work / "hostfile").write_text("".join(f"{name} slots=1\n" for name in NAMES))
+    print((work / "hostfile").read_text(), flush=True)
+
+
+def connect(nodes: list[Node]) -> None:
+    """Put a cable between two machines."""
+    one, two = (str(node.init.pid) for node in nodes)
+    sh("ip", "link", "add", "eth0", "netns", one, "type", "veth", "peer", "name", "eth0", "netns", two)
+    for node in nodes:
+        sh(*node.inside("ip", "addr", "add", f"{node.address}/24", "dev", "eth0"))
+        sh(*node.inside("ip", "link", "set", "eth0", "up"))
+    for node in nodes:
+        for _ in range(100):
+            command = nodes[0].inside("ssh", "-o", "ConnectTimeout=1", node.name, "hostname")
+            if subprocess.run(command, capture_output=True, text=True).stdout.strip() == node.name:
+                break
+            time.sleep(0.1)
+        else:
+            sys.exit(f"{node.name} cannot be reached")
+
+
+class Trial:
+    """Runs of one pipeline on the two machines."""
+
+    def __init__(self, nodes: list[Node], bench: "Bench", one: Path):
+        self.nodes, self.bench, self.one = nodes, bench, one
+
+    def start(self, name: str, deepspeed: str, base: str | None = None, **env: str) -> "subprocess.Popen[str]":
+        """Start a run on both machines; what it reads is finished already."""
+        from bench import extend, train
+
+        from langext.pipeline import reuse
+
+        runtime = {
+            "nodes": 2, "cpu_processes": 1, "hostfile": str(self.bench.root / "hostfile"), "micro_batch": 4,
+            "deepspeed": deepspeed,
+        }  # fmt: skip
+        stages = [extend(**METHOD), train(**STEPS, runtime=runtime)]
+        file = self.bench.file(name, "fra_Latn", ["eng_Latn"], stages, base=base)
+        out = self.bench.root / name
+        if not out.exists() and base is None:
+            reuse.whole(self.one, ["01-filter", "02-extend"], out)
+        variables = [f"{key}={value}" for key, value in (ENV | env | {"PYTHONPATH": str(ROOT)}).items()]
+        command = ["langext", "run", str(file), "--out", str(out)]
+        print(f"{self.nodes[0].name}$", " ".join(command), f"  # {deepspeed}", flush=True)
+        real = self.nodes[0].inside("env", *variables, sys.executable, "-m", "langext.cli", *command[1:])
+        return subprocess.Popen(real, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+    def until(self, run: "subprocess.Popen[str]", text: str) -> None:
+        """Print what a run prints, as far as `text`."""
+        assert run.stdout is not None
+        for line in run.stdout:
+            _show(line)
+            if text in line:
+                return
+        sys.exit(f"{text!r} was never printed")
+
+    def end(self, run: "subprocess.Popen[str]", code: int, most_seconds: float = 300) -> str:
+        """Wait for the end of a run; it must have this exit code and leave no process on any machine."""
+        began = time.monotonic()
+        printed, _ = run.communicate(timeout=most_seconds)
+        for line in printed.splitlines():
+            _show(line)
+        left = {node.name: len(node.processes()) for node in self.nodes if node.init.is_running()}
+        print(f"  exit code {run.returncode} after {time.monotonic() - began:.1f} s; processes left: {left}", flush=True)
+        if run.returncode != code or any(left.values()):
+            sys.exit(f"expected exit code {code} and no process")
+        return printed
+
+    def signal(self, run: "subprocess.Popen[str]", number: signal.Signals) -> None:
+        """Send a signal to `langext run` alone, as a terminal does."""
+        print(f"  kill -{number.name} langext", flush=True)
+        psutil.Process(run.pid).children()[0].send_signal(number)
+
+    def same(self, name: str, bytes_of: str = "") -> None:
+        """Compare losses with those of one process, and the weights with those of another run, to the byte."""
+        here, there = (_losses(folder) for folder in (self.bench.root / name, self.one))
+        worst = max(abs(value - there[key]) for key, value in here.items())
+        said = f"  {len(here)} losses, the largest difference to one process: {worst:.1e}"
+        if bytes_of:
+            equal = _weights(self.bench.root / name) == _weights(self.bench.root / bytes_of)
+            said += f"; weights of {name} and {bytes_of} are the same bytes: {equal}"
+            if not equal:
+                sys.exit(said)
+        print(said, flush=True)
+        if here.keys() != there.keys() or worst > 1e-3:
+            sys.exit("not what one process learns")
+
+
+def _show(line: str) -> None:
+    if not re.search(r"\[(INFO|WARNING)\]|^\S+: $", line):
+        print(f"  {line.rstrip()}", flush=True)
+
+
+def _losses(run: Path) -> dict[tuple[int, str], float]:
+    rows = [json.loads(line) for line in next(run.glob("*-train/metrics.jsonl")).read_text().splitlines()]
+    return {(row["step"], name): value for row in rows if row["kind"] == "train" for name, value in row["losses"].items()}
+
+
+def _weights(run: Path) -> bytes:
+    return next(run.glob("*-train/delta.safetensors")).read_bytes()
+
+
+def zero(stage: int, file: str) -> Callable[[Trial], None]:
+    """A trial of one ZeRO stage: Ctrl-C, and the same command again; losses are those of one process."""
+
+    def run(trial: Trial) -> None:
+        name = f"zero{stage}"
+        begun = trial.start(name, file)
+        trial.until(begun, "step 15/")
+        trial.signal(begun, signal.SIGINT)
+        if "everything is saved" not in trial.end(begun, 130):
+            sys.exit("not saved")
+        trial.end(trial.start(name, file), 0)
+        trial.same(name)
+
+    return run
+
+
+def hard(trial: Trial) -> None:
+    """ZeRO 2. Ctrl-C twice, a machine lost, a worker killed, langext killed; in the end the weights of an undisturbed run."""
+    trial.end(trial.start("undisturbed", "zero2"), 0)
+    trial.same("undisturbed")
+    run = trial.start("hard", "zero2")
+    trial.until(run, "step 15/")
+    trial.signal(run, signal.SIGINT)
+    trial.signal(run, signal.SIGINT)
+    trial.end(run, 130)
+    run = trial.start("hard", "zero2")
+    trial.until(run, "step 25/")
+    print("  (node-2 is killed)", flush=True)
+    trial.nodes[1].kill()
+    trial.end(run, 4)
+    trial.nodes[1].start()
+    connect(trial.nodes)
+    run = trial.start("hard", "zero2")
+    trial.until(run, "step 35/")
+    workers = [p for p in trial.nodes[1].processes() if "worker" in _command(p) and "launch" not in _command(p)]
+    print(f"  (kill -9 {len(workers)} worker of node-2)", flush=True)
+    for worker in workers:
+        worker.kill()
+    trial.end(run, 4)
+    run = trial.start("hard", "zero2")
+    trial.until(run, "step 45/")
+    trial.signal(run, signal.SIGKILL)
+    run.wait()
+    until = time.monotonic() + 60
+    while any(node.processes() for node in trial.nodes) and time.monotonic() < until:
+        time.sleep(0.1)
+    trial.end(run, run.returncode)
+    trial.end(trial.start("hard", "zero2"), 0)
+    trial.same("hard", bytes_of="undisturbed")
+
+
+def no_shared_home(trial: Trial) -> None:
+    """A base from the hub that lies in the home of the first machine alone is told of; on the shared disk it is used."""
+    root = trial.bench.root
+    for home in (trial.nodes[0].home / ".cache" / "huggingface", root / "hub"):
+        repo = home / "hub" / "models--pico--base"
+        shutil.copytree(trial.bench.pico, repo / "snapshots" / COMMIT)
+        (repo / "refs").mkdir()
+        (repo / "refs" / "main").write_text(COMMIT)
+    printed = trial.end(trial.start("hub", "cpu", base="pico/base"), 2)
+    if "not on node-2" not in printed:
+        sys.exit("not told")
+    trial.end(trial.start("hub-shared", "cpu", base="pico/base", HF_HOME=str(root / "hub")), 0)
+    trial.same("hub-shared")
+
+
+TRIALS: dict[str, Callable[[Trial], None]] = {
+    "zero1": zero(1, "cpu"), "hard": hard, "zero3": zero(3, "zero3"), "home": no_shared_home,
+}  # fmt: skip
+
+
+def make(work: Path) -> "tuple[Bench, Path]":
+    """A pico base and text in `work`, and a training of one process."""
+    from bench import Bench, extend, train
+    from toy import make_llama, make_tokenizer
+
+    tokenizer = make_tokenizer()
+    for part in (tokenizer, make_llama(len(tokenizer))):
+        part.save_pretrained(work / "pico")
+    bench = Bench(work, work / "pico")
+    stages: list[Any] = [extend(**METHOD), train(**STEPS, runtime={"micro_batch": 4})]
+    return bench, bench.run("one", "fra_Latn", ["eng_Latn"], stages)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("work", type=Path, help="a new folder to work in")
+    parser.add_argument("--trials", nargs="+", choices=TRIALS, default=list(TRIALS))
+    parser.add_argument("--only", nargs=argparse.REMAINDER, help="a command to run on the first machine, in place of trials")
+    asked = parser.parse_args()
+    work = asked.work.resolve()
+    work.mkdir(parents=True)
+    prepare(work)
+    nodes = [Node(number, work) for number in (1, 2)]
+    try:
+        for node in nodes:
+            node.start()
+        connect(nodes)
+        if asked.only:
+            sys.exit(subprocess.run(nodes[0].inside(*asked.only)).returncode)
+        trial = Trial(nodes, *make(work))
+        for name in asked.trials:
+            print(f"== {name}", flush=True)
+            TRIALS[name](trial)
+    finally:
+        for node in nodes:
+            if hasattr(node, "init") and node.init.is_running():
+                node.kill()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,95 @@
+"""What goes from `langext run` to other machines, as DeepSpeed's launcher passes it on; and the end of what runs there."""
+
+import fcntl
+import subprocess
+from types import SimpleNamespace
+
+import pytest
+
+from langext.context import Runtime
+from langext.errors import ConfigError
+from langext.pipeline import launcher, nodes
+
+
+@pytest.fixture
+def two(tmp_path, monkeypatch):
+    """A runtime of two machines; home and current folder are empty."""
+    for name in ("home", "here"):
+        (tmp_path / name).mkdir()
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path / "here")
+    (tmp_path / "hosts").write_text("10.0.0.7 slots=4\nnode-2 slots=4\n")
+    return Runtime(nodes=2, cpu_processes=3, hostfile=tmp_path / "hosts")
+
+
+def exported(path):
+    """The variables of a file as the launcher exports them in the shell of another machine."""
+    from deepspeed.launcher.multinode_runner import MultiNodeRunner
+
+    found = {}
+    for line in path.read_text().splitlines(keepends=True):  # as deepspeed/launcher/runner.py does
+        key, value = line.split("=", maxsplit=1)
+        runner = SimpleNamespace(exports={})
+        MultiNodeRunner.add_export(runner, key, value)
+        command = "".join(f"export {key}={value}; " for key, value in runner.exports.items()) + f'printf %s "${key}"'
+        found[key] = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True).stdout
+    return found
+
+
+def test_machines_are_named_and_the_first_one_is_met_at_its_address(two):
+    told = nodes.arguments(two)
+    assert told[:-1] == [
+        "--hostfile", str(two.hostfile), "--num_nodes", "2", "--num_gpus", "3", "--master_addr", "10.0.0.7", "--master_port",
+    ] and 1024 <= int(told[-1]) < 65536  # fmt: skip
+    two.hostfile.write_text("me@node-1 slots=4\nnode-2 slots=4\n")
+    assert "--master_addr" not in nodes.arguments(two)
+    assert launcher.command("x", [], two)[2:4] == ["deepspeed.launcher.runner", "--hostfile"]
+
+
+def test_settings_of_libraries_reach_all_machines_and_secrets_do_not(two, tmp_path):
+    odd = r'a "b" $HOME `id` \ c;d'
+    (tmp_path / "home" / ".deepspeed_env").write_text("MINE=1\n\n# not a variable\nNCCL_DEBUG=WARN\n")
+    env = launcher.environment(two) | {"NCCL_DEBUG": "INFO", "HF_HOME": odd, "HF_TOKEN": "hf_secret", "EDITOR": "vi"}
+    with nodes.passing_on(env, two, tmp_path) as whole:
+        found = exported(tmp_path / whole[nodes.OWN_FILE])
+    assert found["HF_HOME"] == odd and found["DS_ACCELERATOR"] == "cpu" and found["CUDA_VISIBLE_DEVICES"] == ""
+    assert found["MINE"] == "1" and found["NCCL_DEBUG"] == "WARN"  # what users of DeepSpeed say to all machines wins
+    assert {"HF_TOKEN", "EDITOR", nodes.OWN_FILE}.isdisjoint(found) and "hf_secret" not in str(found)
+
+
+def test_a_choice_of_gpus_of_this_machine_says_nothing_to_others(two):
+    env = {"CUDA_VISIBLE_DEVICES": "3", "NCCL_DEBUG": "INFO"}
+    assert nodes.passed_on(env, two.model_copy(update={"gpus": 4})) == {"NCCL_DEBUG": "INFO"}
+
+
+def test_on_one_machine_nothing_is_passed_on(tmp_path):
+    with nodes.passing_on({"A": "%"}, Runtime(), tmp_path / "a folder") as env:
+        assert env == {"A": "%"}
+
+
+@pytest.mark.parametrize(
+    ("env", "folder", "said"),
+    [
+        ({}, "a folder", "the run folder, .*a folder: for several machines"),
+        ({}, "50%n", "the run folder"),
+        ({"NCCL_X": "50%"}, "a", "environment variable NCCL_X: .*'50%'"),
+        ({"NCCL_X": "a\nb"}, "a", r"environment variable NCCL_X: .*'a\\nb'"),
+    ],
+)
+def test_what_the_launcher_would_pass_on_wrongly_is_refused(two, tmp_path, env, folder, said):
+    with pytest.raises(ConfigError, match=said), nodes.passing_on(env, two, tmp_path / folder):
+        raise AssertionError("not refused")
+
+
+def test_the_end_waits_for_processes_that_hold_the_run_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(nodes, "PATIENCE_SECONDS", 0.3)
+    path = tmp_path / "lock"
+    with path.open("w") as mine, path.open() as elsewhere, path.open() as other:
+        fcntl.flock(mine, fcntl.LOCK_SH)
+        fcntl.flock(elsewhere, fcntl.LOCK_SH)
+        assert not nodes.wait_until_gone(mine.fileno())
+        fcntl.flock(elsewhere, fcntl.LOCK_UN)
+        assert nodes.wait_until_gone(mine.fileno())
+        fcntl.flock(other, fcntl.LOCK_SH | fcntl.LOCK_NB)  # it is shared again
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)

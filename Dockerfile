@@ -1,18 +1,50 @@
-# langext on NVIDIA GPUs. Build: docker build -t langext .
-# Run: docker run --gpus all --ipc=host -v $PWD/runs:/langext/runs -v $PWD/cache:/cache langext run pipelines/add_language.yaml
-FROM python:3.11-slim
+# syntax=docker/dockerfile:1
+# langext in a container. For NVIDIA GPUs: docker build -t langext .
+# For CPUs alone: docker build -t langext:cpu --build-arg BASE=debian:bookworm-slim --build-arg TORCH_INDEX=<PyTorch's index of CPU builds> .
+# Run: docker run --gpus all --ipc=host -v $PWD/runs:/work/runs -v langext-cache:/cache langext run add_language
+# A folder of yours that is mounted there must be writable for the image's user, 10001; `--user $(id -u):$(id -g)` takes you instead.
+ARG BASE=nvidia/cuda:12.8.1-runtime-ubuntu24.04
+FROM ${BASE}
 
-# git: lm-eval asks it for a version. A compiler: DeepSpeed and torch.compile build kernels on first use.
-RUN apt-get update && apt-get install -y --no-install-recommends build-essential git openssh-client pdsh && rm -rf /var/lib/apt/lists/*
+# PyTorch's wheels bring their own CUDA libraries, so another base with the driver's interface works too. Empty: those of the usual index.
+ARG TORCH_INDEX=""
+ARG VERSION=0.1.0
+ARG REVISION=unknown
+LABEL org.opencontainers.image.title="langext" \
+      org.opencontainers.image.description="Extend a pretrained language model to a new language without losing the old one" \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.version="${VERSION}" \
+      org.opencontainers.image.revision="${REVISION}"
 
-WORKDIR /langext
-COPY pyproject.toml constraints.txt README.md LICENSE ./
-COPY langext langext
-COPY tokenizer_tools tokenizer_tools
-COPY pipelines pipelines
-COPY configs configs
-RUN python -m pip install --no-cache-dir --constraint constraints.txt .
+ENV DEBIAN_FRONTEND=noninteractive \
+    PATH=/opt/langext/bin:$PATH \
+    PIP_NO_CACHE_DIR=1 \
+    PIP_DISABLE_PIP_VERSION_CHECK=1 \
+    PYTHONDONTWRITEBYTECODE=1
 
-ENV LANGEXT_CACHE=/cache/langext HF_HOME=/cache/huggingface
+# git: lm-eval asks it for a version. A compiler and Python's headers: DeepSpeed and torch.compile build kernels on first use. ssh and pdsh: several machines.
+# Versions are those of the base image's release, which BASE pins.
+# hadolint ignore=DL3008
+RUN apt-get update \
+ && apt-get install -y --no-install-recommends build-essential git openssh-client pdsh python3 python3-dev python3-venv \
+ && rm -rf /var/lib/apt/lists/* \
+ && python3 -m venv /opt/langext \
+ && useradd --uid 10001 --user-group --no-create-home --home-dir /cache langext \
+ && mkdir -p /work/runs /cache \
+ && chmod 1777 /work /work/runs /cache
+
+# The dependencies before the code: a change of the code leaves this layer, the large one, as it is.
+COPY pyproject.toml constraints.txt /src/
+RUN python -c "import tomllib; print('\n'.join(tomllib.load(open('/src/pyproject.toml', 'rb'))['project']['dependencies']))" > /src/needs.txt \
+ && python -m pip install --constraint /src/constraints.txt ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} --requirement /src/needs.txt
+
+COPY . /src/
+RUN python -m pip install --no-deps /src && rm -rf /src
+
+USER 10001:10001
+WORKDIR /work
+ENV HOME=/cache LANGEXT_CACHE=/cache/langext HF_HOME=/cache/huggingface
+VOLUME ["/work/runs", "/cache"]
+HEALTHCHECK --interval=5m --timeout=60s --start-period=60s CMD ["langext", "doctor", "--quiet"]
 ENTRYPOINT ["langext"]
 CMD ["--help"]

@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check fix smoke install clean
+.PHONY: demo test check fix smoke docs install clean
 
 demo: install
 	$(BIN)/langext quickstart
@@ -30,6 +30,10 @@ check: install
 fix: install
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# The pages as a site in site/; links and anchors that lead nowhere are errors.
+docs: install
+	$(BIN)/mkdocs build
 
 install: $(VENV)/installed
 

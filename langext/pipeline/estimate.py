@@ -46,19 +46,20 @@ def size(config: Any, methods: Sequence[Method], new_tokens: int) -> Size:
     from langext.architectures import vocabulary
     from langext.training import prefix
 
-    # A copy, because building and extending a model may change its configuration.
+    # A copy, because building and extending a model may change its configuration. All of it has the device meta, what is added
+    # too: it would else be drawn at random in memory, gigabytes of it for a large base.
     with torch.device("meta"):
         net = AutoModelForCausalLM.from_config(copy.deepcopy(config))
-    net.tie_weights()
-    base = sum(p.numel() for p in net.parameters())
-    if new_tokens:
-        vocabulary.extend(net, first_new=config.vocab_size, num_new=new_tokens)
-    for other in methods[:-1]:
-        other.extend(net)
-    # Earlier languages stay as they are, so their parameters do not count as trainable.
-    before = {name for name, _ in net.named_parameters()} if len(methods) > 1 else set()
-    method = methods[-1]
-    method.extend(net)
+        net.tie_weights()
+        base = sum(p.numel() for p in net.parameters())
+        if new_tokens:
+            vocabulary.extend(net, first_new=config.vocab_size, num_new=new_tokens)
+        for other in methods[:-1]:
+            other.extend(net)
+        # Earlier languages stay as they are, so their parameters do not count as trainable.
+        before = {name for name, _ in net.named_parameters()} if len(methods) > 1 else set()
+        method = methods[-1]
+        method.extend(net)
 
     def learns(name: str) -> bool:
         return name.endswith(vocabulary.NEW_ROWS) or (method.trainable(name, net.config) and name not in before)

@@ -2,7 +2,8 @@
 
     python benchmarks/paper_table/collect.py runs/paper_table/small benchmarks/paper_table/results/small.json
 
-A run's record has its method and settings, what was learned and forgotten by set, tasks, gates, the curve of its training, its cost.
+A run's record has its method and settings, what was learned and forgotten by set, tasks, gates, the curve of its training, and
+its cost.
 """
 
 import argparse

@@ -98,7 +98,9 @@ def ablations(data: Path, base: str) -> Iterator[Run]:
     for alpha in (0.0, 0.1, 1.0):
         yield _small(f"paper-alpha-{alpha:g}", data, base, PAPER | {"gate": "relu", "alpha": alpha}, {"lr": 4e-3})
     yield _small("paper-init-he", data, base, PAPER | {"gate": "relu", "init": "he"}, {"lr": 4e-3})
-    yield _small("learns-hard_sigmoid-he", data, base, PAPER | {"gate": "hard_sigmoid", "init": "he", "alpha": 0.1}, {"lr": 4e-3})
+    yield _small(
+        "learns-hard_sigmoid-he", data, base, PAPER | {"gate": "hard_sigmoid", "init": "he", "alpha": 0.1}, {"lr": 4e-3}
+    )
 
 
 def real(data: Path, tasks: Path) -> Iterator[Run]:
@@ -143,9 +145,7 @@ def on_gpu(run: Run, micro_batch: int) -> Run:
     return found
 
 
-def _small(
-    name: str, data: Path, base: str, method: dict[str, Any], more: dict[str, Any], *, lines: bool = False
-) -> Run:
+def _small(name: str, data: Path, base: str, method: dict[str, Any], more: dict[str, Any], *, lines: bool = False) -> Run:
     train = {
         "uses": "train", "steps": 300, "sequence_length": 512, "batch_sequences": 16, "warmup_steps": 20, "original_frac": 0.1,
         "log_every": 20, "eval_every": 100, "eval_bytes": 10_000, "save_every": 300, "keep_checkpoints": 1, **more,
@@ -154,9 +154,7 @@ def _small(
     return _run(name, "fra_Latn", base, data, method, train, measured | {"precision": "fp32"}, lines)
 
 
-def _real(
-    name: str, data: Path, tasks: Path, language: str, method: dict[str, Any], more: dict[str, Any]
-) -> Run:
+def _real(name: str, data: Path, tasks: Path, language: str, method: dict[str, Any], more: dict[str, Any]) -> Run:
     train = {
         "uses": "train", "steps": 250, "sequence_length": 512, "batch_sequences": 16, "warmup_steps": 20, "original_frac": 0.1,
         "log_every": 10, "eval_every": 50, "eval_bytes": 10_000, "save_every": 250, "keep_checkpoints": 1, **more,
@@ -181,6 +179,4 @@ def _run(
         *([{"uses": "rescale", "alpha": "auto", "eval_bytes": 10_000}] if lines else []),
         measured,
     ]
-    return Run(
-        name=name, language=language, original_languages=["eng_Latn"], base_model=base, seed=17, stages=deepcopy(stages)
-    )
+    return Run(name=name, language=language, original_languages=["eng_Latn"], base_model=base, seed=17, stages=deepcopy(stages))

@@ -2,9 +2,9 @@
 
     python benchmarks/paper_table/pretrain.py --data DATA --out runs/english-8m --gpu
 
-DATA has `text/en.*.jsonl.gz`, {"text": ...} a line. A byte-level tokenizer of 8,192 tokens is trained on that text, then a Llama of
-8.4 M parameters (8 layers, width 256), from random weights: full "fine-tuning" of a model that knows nothing. The result is
-OUT/model. The same command goes on after an interruption.
+DATA has `text/en.*.jsonl.gz`, {"text": ...} a line. A byte-level tokenizer of 8,192 tokens is trained on that text, then a
+Llama of 8.4 M parameters (8 layers, width 256), from random weights: full "fine-tuning" of a model that knows nothing. The
+result is OUT/model. The same command goes on after an interruption.
 """
 
 import argparse
@@ -20,7 +20,8 @@ from ruamel.yaml import YAML
 ROOT = Path(__file__).parents[2]
 SHAPE = {
     "vocab_size": 8192, "hidden_size": 256, "intermediate_size": 688, "num_hidden_layers": 8, "num_attention_heads": 4,
-    "num_key_value_heads": 4, "max_position_embeddings": 1024, "tie_word_embeddings": True, "bos_token_id": 0, "eos_token_id": 0,
+    "num_key_value_heads": 4, "max_position_embeddings": 1024, "tie_word_embeddings": True, "bos_token_id": 0,
+    "eos_token_id": 0,
 }  # fmt: skip
 END = "<|endoftext|>"
 
@@ -82,8 +83,9 @@ def pipeline(data: Path, files: list[Path], start: Path, steps: int, gpu: bool) 
     english = [{"language": "eng_Latn", "path": str(file), "name": file.name.split(".")[1]} for file in files]
     one = {"gpus": 1} if gpu else {}
     train = {
-        "uses": "train", "steps": steps, "sequence_length": 512, "batch_sequences": 128, "lr": 3e-3, "warmup_steps": steps // 10,
-        "original_frac": 0.0, "weight_decay": 0.1, "log_every": 50, "eval_every": steps // 3, "eval_bytes": 5000,
+        "uses": "train", "steps": steps, "sequence_length": 512, "batch_sequences": 128, "lr": 3e-3,
+        "warmup_steps": steps // 10, "original_frac": 0.0, "weight_decay": 0.1,
+        "log_every": 50, "eval_every": steps // 3, "eval_bytes": 5000,
         "save_every": steps // 3, "keep_checkpoints": 1,
         "runtime": {"gpus": 1, "deepspeed": "one_gpu", "micro_batch": 64} if gpu else {"micro_batch": 16},
     }  # fmt: skip

@@ -1,6 +1,6 @@
 """Tables and the picture of docs/results.md, from the records of collect.py; nothing is trained.
 
-    python benchmarks/paper_table/tables.py benchmarks/paper_table/results/small.json --picture docs/results.svg
+python benchmarks/paper_table/tables.py benchmarks/paper_table/results/small.json --picture docs/results.svg
 """
 
 import argparse

@@ -252,7 +252,8 @@ def sweep(
         typer.Option(parser=edge.folder, metavar="FOLDER", help="Folder of the runs. Default: runs/<pipeline name>-sweep."),
     ] = None,
     jobs: Annotated[
-        int | None, typer.Option(min=1, help="Runs side by side; more than there are GPUs for share them. Default: one on each; 1 on CPUs.")
+        int | None,
+        typer.Option(min=1, help="Runs side by side; more than GPUs share them. Default: one on each; 1 on CPUs."),
     ] = None,
 ) -> None:
     """Run pipelines with every combination of values, common stages once, and compare them. The same command goes on."""

@@ -60,7 +60,9 @@ def distances(
 
     groups, sets = {}, {}
     for group, of_group in texts.items():
-        chosen = {name: bpb.passages(of_set, PASSAGE_BYTES, -(-total_bytes // len(of_group))) for name, of_set in of_group.items()}
+        chosen = {
+            name: bpb.passages(of_set, PASSAGE_BYTES, -(-total_bytes // len(of_group))) for name, of_set in of_group.items()
+        }
         passages = [passage for of_set in chosen.values() for passage in of_set]
         if not passages:
             continue

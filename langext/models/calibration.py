@@ -8,11 +8,13 @@ The row is Fisher's linear discriminant, https://doi.org/10.1111/j.1469-1809.193
     w = (v S_o + (1 - v) S_n + r I)^-1 (m_n - m_o)
 
 with the means m and covariances S of x over original (o) and new (n) tokens. v is the weight of the original language: the
-threshold lies in the tail of its scores, so its spread matters more. Of all such rows it is the best one that gives the start
-token, the same before every text, the score of the mean original token: an open gate there would reach every later token, and
-its x, an outlier in the middle layers that all models of this kind keep (https://arxiv.org/abs/2309.17453), would otherwise score
-near the thresholds, where the precision of an export decides. The thresholds are the q-quantiles of w . x over original tokens,
-with one q for all layers, such that the wanted share of tokens has the gates of all layers closed.
+threshold lies in the tail of its scores, so its spread matters more.
+
+Of all such rows it is the best one that gives the start token, the same before every text, the score of the mean original
+token. An open gate there would reach every later token; and its x, an outlier that attention makes of it
+(https://arxiv.org/abs/2309.17453), would otherwise score near the thresholds in some layers, where the precision of an export
+decides. The thresholds are the q-quantiles of w . x over original tokens, with one q for all layers, such that the wanted
+share of tokens has the gates of all layers closed.
 
 Every token is computed once. Kept are one D x D matrix a layer (float32: 40 MB for 30 layers of width 576, 2.1 GB for 32 of
 4096), then one score for each layer and token. Shapes: L layers, N tokens, B sequences, T tokens of a sequence, D model width.

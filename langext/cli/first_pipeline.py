@@ -131,5 +131,6 @@ def _template() -> Any:
         loader=PackageLoader("langext", "cli"), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
         keep_trailing_newline=True,
     )  # fmt: skip
+    env.filters["one_line"] = one_line  # for comments
     env.filters["quoted"] = lambda value: json.dumps(value, ensure_ascii=False)  # JSON is YAML
     return env.get_template("pipeline.yaml.j2")

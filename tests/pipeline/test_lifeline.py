@@ -131,9 +131,12 @@ def test_a_second_signal_ends_what_runs_on_other_machines(tmp_path):
 @pytest.mark.parametrize(
     "found",
     [
-        {"WORLD_SIZE": "2", "RANK": "0"}, {"SLURM_STEP_NUM_TASKS": "4"}, {"OMPI_COMM_WORLD_SIZE": "8"}, {"PMI_SIZE": "2"},
+        {"WORLD_SIZE": "2", "RANK": "0"},
+        {"SLURM_STEP_NUM_TASKS": "4"},
+        {"OMPI_COMM_WORLD_SIZE": "8"},
+        {"PMI_SIZE": "2"},
         {"PET_NNODES": "2"},
-    ],  # fmt: skip
+    ],
     ids=str,
 )
 def test_one_of_several_processes_of_another_launcher_is_refused(monkeypatch, found):

@@ -164,9 +164,13 @@ class Trial:
         out = self.bench.root / name
         if not out.exists() and base is None:
             reuse.whole(self.one, ["01-filter", "02-extend"], out)
+        return self.langext("run", str(file), "--out", str(out), **env)
+
+    def langext(self, *arguments: str, **env: str) -> "subprocess.Popen[str]":
+        """Start a command of langext on the first machine."""
         variables = [f"{key}={value}" for key, value in (ENV | env | {"PYTHONPATH": str(ROOT)}).items()]
-        command = ["langext", "run", str(file), "--out", str(out)]
-        print(f"{self.nodes[0].name}$", " ".join(command), f"  # {deepspeed}", flush=True)
+        command = ["langext", *arguments]
+        print(f"{self.nodes[0].name}$", " ".join(command), flush=True)
         real = self.nodes[0].inside("env", *variables, sys.executable, "-m", "langext.cli", *command[1:])
         return subprocess.Popen(real, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
@@ -179,7 +183,7 @@ class Trial:
                 return
         sys.exit(f"{text!r} was never printed")
 
-    def end(self, run: "subprocess.Popen[str]", code: int, most_seconds: float = 300) -> str:
+    def end(self, run: "subprocess.Popen[str]", code: int, most_seconds: float = 900) -> str:
         """Wait for the end of a run; it must have this exit code and leave no process on any machine."""
         began = time.monotonic()
         printed, _ = run.communicate(timeout=most_seconds)
@@ -223,6 +227,14 @@ def _losses(run: Path) -> dict[tuple[int, str], float]:
 
 def _weights(run: Path) -> bytes:
     return next(run.glob("*-train/delta.safetensors")).read_bytes()
+
+
+def doctor(trial: Trial) -> None:
+    """`langext doctor --cluster` finds nothing wrong."""
+    root = trial.bench.root
+    run = trial.langext("doctor", "--cluster", str(root / "hostfile"), "--shared", str(root))
+    if not re.search("^ok +all-reduce: 2 processes, gloo", trial.end(run, 0), re.MULTILINE):
+        sys.exit("no all-reduce")
 
 
 def zero(stage: int, file: str) -> Callable[[Trial], None]:
@@ -292,7 +304,7 @@ def no_shared_home(trial: Trial) -> None:
 
 
 TRIALS: dict[str, Callable[[Trial], None]] = {
-    "zero1": zero(1, "cpu"), "hard": hard, "zero3": zero(3, "zero3"), "home": no_shared_home,
+    "doctor": doctor, "zero1": zero(1, "cpu"), "hard": hard, "zero3": zero(3, "zero3"), "home": no_shared_home,
 }  # fmt: skip
 
 

@@ -75,7 +75,7 @@ def lines(hostfile: Path, slots: Mapping[str, int], folder: Path) -> Iterator[Li
     if missing:
         yield Line("failure", "programs", f"no {', '.join(missing)} here; apt install {' '.join(PROGRAMS[n] for n in missing)}")
         return
-    found, said = ask(list(slots), folder, ssh)
+    found, said = ask(slots, folder, ssh)
     yield from said
     if any(line.state == "failure" for line in said):
         yield Line("warning", "all-reduce", "not tried; mend the failures first")
@@ -89,12 +89,12 @@ def ssh(host: str, command: Sequence[str], text: str) -> "subprocess.CompletedPr
     return subprocess.run(whole, input=text, capture_output=True, text=True, errors="replace")
 
 
-def ask(slots: Mapping[str, int] | Sequence[str], folder: Path, run: Run) -> tuple[dict[str, dict[str, Any]], list[Line]]:
+def ask(slots: Mapping[str, int], folder: Path, run: Run) -> tuple[dict[str, dict[str, Any]], list[Line]]:
     """What each machine says of itself, by host, and the lines about it."""
     names = list(slots)
     word = secrets.token_hex(8)
-    with left_in(folder, word) as shared, left_in(_hub(), word) as hub:
-        here = {"packages": PACKAGES, "shared": str(shared), "hub": str(hub), "word": word}
+    with left_in(folder, word) as shared:
+        here = {"packages": PACKAGES, "shared": str(shared), "hub": str(_hub()), "word": word}
         asked = {host: here | {"answer": f"{shared}.{number}"} for number, host in enumerate(names)}
         with ThreadPoolExecutor(len(names)) as threads:
             answers = dict(zip(names, threads.map(lambda host: _answer(host, asked[host], run), names), strict=True))
@@ -108,7 +108,8 @@ def ask(slots: Mapping[str, int] | Sequence[str], folder: Path, run: Run) -> tup
     told = [_line("ssh", silent, f"{len(names)} machines answer with the Python of {sys.executable}")]
     if silent:
         return found, told
-    return found, [*told, *_compared(found, own), *_disk(found, wrote, word, folder)]
+    lines = [*_compared(found, own), _gpus(found, slots), *_disk(found, wrote, word, folder), _models(found, own)]
+    return found, [*told, *lines]
 
 
 def _answer(host: str, asked: dict[str, Any], run: Run) -> dict[str, Any] | str:
@@ -130,7 +131,7 @@ def _answer(host: str, asked: dict[str, Any], run: Run) -> dict[str, Any] | str:
 
 
 def _compared(found: Mapping[str, dict[str, Any]], own: dict[str, Any]) -> Iterator[Line]:
-    """Lines about versions, path, clock and GPUs."""
+    """Lines about versions, path and clock."""
     versions = {}
     for host, answer in found.items():
         if other := [f"{k} {v}" for k, v in answer["versions"].items() if own["versions"][k] != v]:
@@ -142,16 +143,20 @@ def _compared(found: Mapping[str, dict[str, Any]], own: dict[str, Any]) -> Itera
     late = {h: f"differs by {answer['clock']:.0f} s" for h, answer in found.items() if answer["clock"] > CLOCK_SECONDS}
     cure = "turn on time synchronisation (timedatectl set-ntp true)"
     yield _line("clock", late, f"the same within {CLOCK_SECONDS:.0f} s", cure=cure, state="warning")
-    some = {host: "none" for host, answer in found.items() if not answer["gpus"]}
-    count = ", ".join(f"{host} {answer['gpus']}" for host, answer in found.items())
-    if len(some) == len(found):
-        yield Line("ok", "GPUs", "none; trainings without runtime.gpus compute on the CPUs")
-    else:
-        yield _line("GPUs", some, count, cure="install its driver (nvidia-smi must list them), or take the machine out")
+
+
+def _gpus(found: Mapping[str, dict[str, Any]], slots: Mapping[str, int]) -> Line:
+    """The line about GPUs: as many as slots everywhere, or none at all."""
+    count = {host: answer["gpus"] for host, answer in found.items()}
+    if not any(count.values()):
+        return Line("ok", "GPUs", "none; trainings without runtime.gpus compute on the CPUs")
+    few = {host: f"{number} GPUs, and slots={slots[host]}" for host, number in count.items() if number < slots[host]}
+    cure = "nvidia-smi must list them there (driver), or the host file must have fewer slots"
+    return _line("GPUs", few, ", ".join(f"{host} {number}" for host, number in count.items()), cure=cure)
 
 
 def _disk(found: Mapping[str, dict[str, Any]], wrote: Mapping[str, bool], word: str, folder: Path) -> Iterator[Line]:
-    """Lines about the shared folder and about the place of models from the hub."""
+    """Lines about the shared folder."""
     unseen = {host: "does not see what is written here" for host, answer in found.items() if answer["shared"] != word}
     unseen |= {h: "cannot write there" for h, done in wrote.items() if not done and h not in unseen}
     cure = f"put runs (--out, --tokens) on storage that all machines share and may write; tried was {folder} (--shared)"
@@ -160,9 +165,15 @@ def _disk(found: Mapping[str, dict[str, Any]], wrote: Mapping[str, bool], word: 
         free = {h: "does not see a lock that is held here" for h, answer in found.items() if not answer["locked"]}
         cure = "mount it so that flock works across machines (NFS: not with nolock or local_lock)"
         yield _line("locks", free, "a lock that is held here is seen by all", cure=cure, state="warning")
-    apart = {host: "does not see it" for host, answer in found.items() if answer["hub"] != word}
+
+
+def _models(found: Mapping[str, dict[str, Any]], own: dict[str, Any]) -> Line:
+    """The line about the folder of models from the hub."""
     cure = "set HF_HOME to a shared folder, or give base_model as a folder there; else a base from the hub is here alone"
-    yield _line(f"models of the hub in {_hub()}", apart, "seen by all", cure=cure, state="warning")
+    if not own["hub"]:
+        return Line("warning", "models of the hub", f"{_hub()} is not there yet; {cure}")
+    apart = {host: "has another folder, or none" for host, answer in found.items() if answer["hub"] != own["hub"]}
+    return _line(f"models of the hub in {_hub()}", apart, "the same folder on all", cure=cure, state="warning")
 
 
 def _line(
@@ -187,7 +198,6 @@ def left_in(folder: Path, word: str) -> Iterator[Path]:
     """A context in which a file that holds a word lies in a folder, locked."""
     path = folder / f".langext-doctor-{word}"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         with path.open("x", encoding="utf-8") as file:
             file.write(word)
             file.flush()

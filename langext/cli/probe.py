@@ -27,7 +27,7 @@ def look(asked: dict[str, Any]) -> dict[str, Any]:
     spec = find_spec("langext")
     found["path"] = os.path.dirname(spec.origin) if spec and spec.origin else "missing"
     found["shared"], found["locked"] = read(asked["shared"])
-    found["hub"], _ = read(asked["hub"])
+    found["hub"] = folder(asked["hub"])
     try:
         with open(asked["answer"], "x", encoding="utf-8") as file:
             file.write(asked["word"])
@@ -50,6 +50,15 @@ def read(path: str) -> tuple[str, bool]:
             return file.read(), False
     except OSError:
         return "", False
+
+
+def folder(path: str) -> list[int]:
+    """What tells a folder from one of the same name on another disk. [] when it is not there."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return []
+    return [status.st_ino, status.st_mtime_ns]
 
 
 if __name__ == "__main__":

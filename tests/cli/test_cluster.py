@@ -15,6 +15,7 @@ from langext.pipeline import reduce
 
 @pytest.fixture(autouse=True)
 def hub(tmp_path, monkeypatch):
+    (tmp_path / "hub").mkdir()
     monkeypatch.setattr(cluster, "_hub", lambda: tmp_path / "hub")
 
 
@@ -61,7 +62,7 @@ def test_machines_that_are_alike_are_ok_and_nothing_is_left(tmp_path):
         ("shared folder", "failure", {"shared": "/no/such"}, "node-2: does not see .*put runs .*--shared"),
         ("shared folder", "failure", {"answer": "/no/such"}, "node-2: cannot write there"),
         ("locks", "warning", {"locked": lambda _: False}, "node-2: does not see a lock .*NFS"),
-        ("models", "warning", {"hub": "/no/such"}, "node-2: does not see it; set HF_HOME"),
+        ("models", "warning", {"hub": "/no/such"}, "node-2: has another folder, or none; set HF_HOME"),
         ("GPUs", "ok", {}, "none; trainings without runtime.gpus"),
     ],
 )
@@ -73,9 +74,17 @@ def test_each_difference_is_one_line_with_its_cure(tmp_path, monkeypatch, what, 
     assert all(line.state == "ok" for name, line in said.items() if name != what)
 
 
-def test_one_machine_without_its_gpus_is_found(tmp_path):
-    said = lines(tmp_path, node_1={"gpus": lambda _: 8}, node_2={"gpus": lambda _: 0})
-    assert said["GPUs"].state == "failure" and said["GPUs"].said.startswith("node-2: none; install its driver")
+@pytest.mark.parametrize(("here", "there"), [(8, 0), (8, 3), (3, 0)])
+def test_a_machine_with_fewer_gpus_than_slots_is_found(tmp_path, here, there):
+    slots, gpus = {"node-1": 3, "node-2": 4}, {"node_1": {"gpus": lambda _: here}, "node_2": {"gpus": lambda _: there}}
+    _, said = cluster.ask(slots, tmp_path, machines(**gpus))
+    (line,) = (line for line in said if line.what == "GPUs")
+    assert line.state == "failure" and line.said.startswith(f"node-2: {there} GPUs, and slots=4; nvidia-smi")
+
+
+def test_where_the_hub_has_put_nothing_yet_a_shared_folder_is_advised(tmp_path):
+    (tmp_path / "hub").rmdir()
+    assert "is not there yet; set HF_HOME" in lines(tmp_path)["models"].said
 
 
 @pytest.mark.parametrize(

@@ -16,14 +16,17 @@ trap 'echo saved > saved; exit 4' TERM
 echo $$ > pid.tmp; mv pid.tmp pid
 sleep 20 & wait""",
     "srun": 'until [ "$1" = langext ]; do shift; done; exec "$@"',
-    "scancel": 'echo "$@" > cancelled; kill "$(cat pid)"',
     "scontrol": """case "$*" in
     "show hostnames"*) printf 'a\\nb\\n' ;;
-    "show job"*) echo "PreemptEligibleTime=2026-01-01T00:00:00 PreemptTime=$PREEMPTED" ;;
+    "show job"*) echo "   StartTime=2026-01-01T00:00:00 EndTime=$END Deadline=N/A" ;;
     *) echo "$@" > requeued ;;
 esac""",
 }
 """What the script calls, as far as it matters here."""
+
+
+def in_minutes(minutes):
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(time.time() + 60 * minutes))
 
 
 @pytest.fixture
@@ -36,7 +39,7 @@ def job(tmp_path, monkeypatch):
         (programs / name).chmod(0o755)
     monkeypatch.chdir(tmp_path)
     slurm = {"SLURM_JOB_ID": "7", "SLURM_JOB_NUM_NODES": "1", "SLURM_JOB_NODELIST": "[a-b]", "SLURM_GPUS_ON_NODE": "8"}
-    slurm["PREEMPTED"] = "None"
+    slurm["END"] = in_minutes(60)
 
     def start(*arguments, **more):
         env = os.environ | {"PATH": f"{programs}:{os.environ['PATH']}"} | slurm | more
@@ -45,28 +48,19 @@ def job(tmp_path, monkeypatch):
     return start
 
 
-@pytest.mark.parametrize(
-    ("number", "preempted", "requeued"),
-    [(signal.SIGUSR1, "None", True), (signal.SIGTERM, "2026-01-02T00:00:00", True), (signal.SIGTERM, "None", False)],
-    ids=["time is up", "preempted", "cancelled"],
-)
-def test_a_job_that_must_end_saves_and_is_queued_again_unless_it_was_cancelled(job, tmp_path, number, preempted, requeued):
-    running = job("slow", PREEMPTED=preempted)
+@pytest.mark.parametrize(("minutes", "requeued"), [(9, True), (60, False)], ids=["time is up", "another reason"])
+def test_a_job_whose_time_is_up_saves_and_is_queued_again(job, tmp_path, minutes, requeued):
+    running = job("slow", END=in_minutes(minutes))
     while not (tmp_path / "pid").exists():
         time.sleep(0.02)
-    running.send_signal(number)
-    if number == signal.SIGTERM:  # Slurm sends it to the step too
-        os.kill(int((tmp_path / "pid").read_text()), number)
+    os.kill(int((tmp_path / "pid").read_text()), signal.SIGTERM)  # Slurm sends it to the step
     assert running.wait(10) == 4 and (tmp_path / "saved").exists()
     assert (tmp_path / "requeued").exists() == requeued
-    if requeued:
-        assert (tmp_path / "requeued").read_text() == "requeue 7\n"
-    if number == signal.SIGUSR1:
-        assert (tmp_path / "cancelled").read_text() == "--signal=TERM 7.0\n"
+    assert not requeued or (tmp_path / "requeued").read_text() == "requeue 7\n"
 
 
 @pytest.mark.parametrize("code", [0, 2])
-def test_a_job_that_ends_by_itself_ends_with_its_code_and_is_not_queued_again(job, tmp_path, code):
+def test_a_job_that_ends_early_ends_with_its_code_and_is_not_queued_again(job, tmp_path, code):
     assert job("quick", str(code)).wait(10) == code
     assert not (tmp_path / "requeued").exists()
 

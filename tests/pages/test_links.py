@@ -45,7 +45,8 @@ def broken(page: Path) -> list[str]:
 def commands(page: Path) -> list[str]:
     """The commands of langext in the fenced and in the indented code of a page."""
     text = page.read_text(encoding="utf-8")
-    code = "\n".join([block for _, block in FENCE.findall(text)] + re.findall(r"^    (langext .*)$", prose(page), flags=re.MULTILINE))
+    indented = re.findall(r"^    (langext .*)$", prose(page), flags=re.MULTILINE)
+    code = "\n".join([*(block for _, block in FENCE.findall(text)), *indented])
     return re.findall(r"^(?:\.venv/bin/)?langext (.+)$", re.sub(r"\\\n\s*", "", code), flags=re.MULTILINE)
 
 
@@ -56,7 +57,9 @@ def test_links_lead_somewhere(page):
 
 def test_a_link_that_leads_nowhere_is_found(tmp_path):
     page = tmp_path / "a.md"
-    page.write_text("# One `two`\n[x](#one-two) [y](#three) [z](gone.md) [w](https://example.org)\n```\n[v](not-a-link.md)\n```\n")
+    page.write_text(
+        "# One `two`\n[x](#one-two) [y](#three) [z](gone.md) [w](https://example.org)\n```\n[v](not-a-link.md)\n```\n"
+    )
     assert broken(page) == ["#three", "gone.md"]
 
 

@@ -51,8 +51,7 @@ def cookbook(name: str) -> str:
     cost = estimate.training(config(base), numbers, train)
     return (
         f"| {cost['tokens'] / 1e6:,.1f} M | {numbers.trainable / 1e6:,.0f} M of {numbers.total / 1e6:,.0f} M "
-        f"| {cost['flops']:.1e} "
-        f"| {cost['memory'] / 2**30:.0f} GiB | {cost['disk'] / 2**30:.0f} GiB |"
+        f"| {cost['flops']:.1e} | {cost['memory'] / 2**30:.0f} GiB | {cost['disk'] / 2**30:.0f} GiB |"
     )
 
 

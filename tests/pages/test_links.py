@@ -45,9 +45,8 @@ def broken(page: Path) -> list[str]:
 def commands(page: Path) -> list[str]:
     """The commands of langext in the fenced and in the indented code of a page."""
     text = page.read_text(encoding="utf-8")
-    code = "\n".join(
-        [block for _, block in FENCE.findall(text)] + re.findall(r"^    (langext .*)$", prose(page), flags=re.MULTILINE)
-    )
+    indented = re.findall(r"^    (langext .*)$", prose(page), flags=re.MULTILINE)
+    code = "\n".join([*(block for _, block in FENCE.findall(text)), *indented])
     return re.findall(r"^(?:\.venv/bin/)?langext (.+)$", re.sub(r"\\\n\s*", "", code), flags=re.MULTILINE)
 
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 PREFIX = "10.77.0."
 NAMES = ("node-1", "node-2")
-STEPS = {"steps": 60, "eval_every": 30, "save_every": 10, "log_every": 5}
+STEPS = {"steps": 400, "eval_every": 200, "save_every": 10, "log_every": 5}
 METHOD = {"name": "neutral_residues", "gate": "hard_sigmoid", "init": "lecun", "width": 32}
 ENV = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 COMMIT = "0" * 40

@@ -34,8 +34,6 @@ PROGRAMS = {"pdsh": "pdsh", "ssh": "openssh-client"}
 """Program that must be here -> the package of Debian and Ubuntu that has it."""
 CLOCK_SECONDS = 5.0
 """Difference of clocks above which there is a warning."""
-REDUCE_SECONDS = 180.0
-"""How long the all-reduce may take, most of it the start of Python."""
 SLOW = {"nccl": 1e9, "gloo": 1e7}
 """Bytes per second below which there is a warning: about a tenth of 100 Gbit/s, and of 1 Gbit/s."""
 SAME = "install the same on each, at the same path"
@@ -217,7 +215,7 @@ def all_reduce(hostfile: Path, slots: Mapping[str, int], folder: Path, *, gpus: 
             command = launcher.command("langext.pipeline.reduce", [str(out)], runtime)
             process = subprocess.Popen(command, env=env, stdout=file, stderr=file, start_new_session=True)
             try:
-                code: int | None = process.wait(REDUCE_SECONDS)
+                code: int | None = process.wait(reduce.SECONDS)
             except subprocess.TimeoutExpired:
                 code = None
             finally:
@@ -237,7 +235,7 @@ def reduced(code: int | None, printed: Sequence[str]) -> Line:
     )
     told = [line.partition(reduce.FOUND)[2] for line in printed if reduce.FOUND in line]
     if code is None:
-        return Line("failure", "all-reduce", f"no end after {REDUCE_SECONDS:.0f} s; {cure}")
+        return Line("failure", "all-reduce", f"no end after {reduce.SECONDS} s; {cure}")
     if code or not told:
         errors = [line for line in printed if "Error" in line] or list(printed) or [f"exit code {code}"]
         return Line("failure", "all-reduce", f"{one_line(errors[-1].strip())}; {cure}")

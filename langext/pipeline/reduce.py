@@ -5,6 +5,7 @@ The one rule: nothing is done here that a training does not do, so that what wor
 
 import argparse
 import json
+import signal
 import time
 from pathlib import Path
 
@@ -15,6 +16,8 @@ FOUND = "all-reduce: "
 FLOATS = {"nccl": 64 << 20, "gloo": 4 << 20}
 """Numbers in one all-reduce: 256 MiB on GPUs, 16 MiB on CPUs."""
 ROUNDS = 5
+SECONDS = 300
+"""How long a process lives at most, most of it the start of Python: those of machines that nobody reaches any more end too."""
 
 
 def main() -> None:
@@ -24,6 +27,7 @@ def main() -> None:
     parser.add_argument(lifeline.OPTION, dest="run", required=True)
     parser.add_argument("--local_rank", help=argparse.SUPPRESS)
     given = parser.parse_args()
+    signal.alarm(SECONDS)
     lifeline.hold(given.out, given.run)
 
     import torch

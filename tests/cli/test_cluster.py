@@ -93,7 +93,7 @@ def test_where_the_hub_has_put_nothing_yet_a_shared_folder_is_advised(tmp_path):
         (0, 3e9, "ok", "2 processes, nccl, 3.00 GB/s"),
         (0, 3e8, "warning", "slow: .*NCCL_SOCKET_IFNAME"),
         (1, None, "failure", "RuntimeError: Connection refused; all ports"),
-        (None, None, "failure", "no end after 180 s; all ports"),
+        (None, None, "failure", "no end after 300 s; all ports"),
     ],
 )
 def test_an_all_reduce_in_a_line(code, speed, state, told):

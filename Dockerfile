@@ -1,7 +1,7 @@
 # syntax=docker/dockerfile:1
 # langext in a container. For NVIDIA GPUs: docker build -t langext .
 # For CPUs alone: docker build -t langext:cpu --build-arg BASE=debian:bookworm-slim --build-arg TORCH_INDEX=<PyTorch's index of CPU builds> .
-# Run: docker run --gpus all --ipc=host -v $PWD/runs:/work/runs -v langext-cache:/cache langext run add_language
+# Run: docker run --gpus all --ipc=host -v $PWD/runs:/langext/runs -v langext-cache:/cache langext run add_language
 # A folder of yours that is mounted there must be writable for the image's user, 10001; `--user $(id -u):$(id -g)` takes you instead.
 ARG BASE=nvidia/cuda:12.8.1-runtime-ubuntu24.04
 FROM ${BASE}
@@ -30,8 +30,8 @@ RUN apt-get update \
  && rm -rf /var/lib/apt/lists/* \
  && python3 -m venv /opt/langext \
  && useradd --uid 10001 --user-group --no-create-home --home-dir /cache langext \
- && mkdir -p /work/runs /cache \
- && chmod 1777 /work /work/runs /cache
+ && mkdir -p /langext/runs /cache \
+ && chmod 1777 /langext /langext/runs /cache
 
 # The dependencies before the code: a change of the code leaves this layer, the large one, as it is.
 COPY pyproject.toml constraints.txt /src/
@@ -42,9 +42,9 @@ COPY . /src/
 RUN python -m pip install --no-deps /src && rm -rf /src
 
 USER 10001:10001
-WORKDIR /work
+WORKDIR /langext
 ENV HOME=/cache LANGEXT_CACHE=/cache/langext HF_HOME=/cache/huggingface
-VOLUME ["/work/runs", "/cache"]
+VOLUME ["/langext/runs", "/cache"]
 HEALTHCHECK --interval=5m --timeout=60s --start-period=60s CMD ["langext", "doctor", "--quiet"]
 ENTRYPOINT ["langext"]
 CMD ["--help"]

@@ -9,6 +9,14 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 
 
+def stand_ins(folder: Path, programs: dict[str, str]) -> None:
+    """Write shell scripts that stand in for programs, by name, into a new folder."""
+    folder.mkdir()
+    for name, script in programs.items():
+        (folder / name).write_text(f"#!/bin/bash\n{script}\n")
+        (folder / name).chmod(0o755)
+
+
 def start(*args: str, stderr: int | None = None) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "langext.cli", *args]
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=stderr, text=True)

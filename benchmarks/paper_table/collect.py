@@ -7,9 +7,10 @@ its cost.
 """
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
+
+from langext.artifacts import METRICS, read_json, read_metrics, write_json
 
 UNSEEN = "unseen-"
 
@@ -24,7 +25,7 @@ def main() -> None:
     if not found:
         parser.error(f"{asked.runs} has no finished run")
     asked.out.parent.mkdir(parents=True, exist_ok=True)
-    asked.out.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    write_json(asked.out, found)
     print(f"{asked.out}: {len(found)} runs")
 
 
@@ -33,14 +34,14 @@ def summary(run: Path) -> dict[str, Any] | None:
     folders = [path.parent for path in sorted(run.glob("[0-9][0-9]-*/scores.json"))]
     if len(folders) < 2 or not all((folder / "manifest.json").exists() for folder in folders):
         return None
-    before, after = (read(folder / "scores.json") for folder in (folders[0], folders[-1]))
+    before, after = (read_json(folder / "scores.json") for folder in (folders[0], folders[-1]))
     extended, trained = (one(run, name) for name in ("extend", "train"))
     rescaled = one(run, "rescale")
     bits = {name: [row["value"], after["bits_per_byte"][name]["value"]] for name, row in before["bits_per_byte"].items()}
     new = trained["identity"]["language"]
     kl = {name: row["value"] for name, row in after.get("kl_by_set", {}).items()}
     gates = {name: row["all_closed"] for name, row in after["bits_per_byte"].items() if "all_closed" in row}
-    manifests = [read(path) for path in sorted(run.glob("[0-9][0-9]-*/manifest.json"))]
+    manifests = [read_json(path) for path in sorted(run.glob("[0-9][0-9]-*/manifest.json"))]
     return {
         "method": extended["choices"]["method"], "train": trained["choices"], "seed": trained["seed"],
         "bits_per_byte": bits, "kl": kl, "kl_by_language": {code: row["value"] for code, row in after["kl_to_base"].items()},
@@ -49,13 +50,13 @@ def summary(run: Path) -> dict[str, Any] | None:
         "forgot_unseen": None if (lost := fall(bits, "eng_Latn", True)) is None else -lost,
         "kl_unseen": mean([value for name, value in kl.items() if UNSEEN in name]),
         "closed_unseen": mean([value for name, value in gates.items() if UNSEEN in name and not name.startswith(new)]),
-        "tasks": tasks(before, after), "curve": curve(run), "alpha": rescaled and rescaled["summary"].get("alpha"),
+        "tasks": tasks(before, after), "curve": curve(run), "alpha": rescaled["summary"]["alpha"] if rescaled else None,
         "weights": trained["summary"].get("weights", {}),
         "trainable_parameters": extended["summary"]["trainable_parameters"],
         "base_parameters": extended["summary"]["base_parameters"],
         "tokens_per_second": trained["summary"]["tokens_per_second"], "device": trained["device"],
         "seconds": {folder_of(m): m["seconds"] for m in manifests}, "versions": trained["versions"],
-        "base": read(run / "base" / "manifest.json").get("files"),
+        "base": read_json(run / "base" / "manifest.json").get("files"),
     }  # fmt: skip
 
 
@@ -64,15 +65,10 @@ def folder_of(manifest: dict[str, Any]) -> str:
     return manifest["stage"]["name"] or manifest["stage"]["uses"]
 
 
-def read(path: Path) -> dict[str, Any]:
-    """An object from a JSON file."""
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
 def one(run: Path, name: str) -> dict[str, Any]:
     """The manifest of the stage of this name; {} where there is none."""
     found = next(run.glob(f"[0-9][0-9]-{name}/manifest.json"), None)
-    return read(found) if found else {}
+    return read_json(found) if found else {}
 
 
 def mean(values: list[float]) -> float | None:
@@ -97,8 +93,7 @@ def tasks(before: dict[str, Any], after: dict[str, Any]) -> dict[str, list[float
 
 def curve(run: Path) -> list[dict[str, Any]]:
     """Tokens, bits per byte and KL at each evaluation of the training."""
-    file = next(run.glob("[0-9][0-9]-train/metrics.jsonl"))
-    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    rows = read_metrics(next(run.glob(f"[0-9][0-9]-train/{METRICS}")))
     return [
         {"tokens": row["tokens"], "bits_per_byte": {name: of["bits_per_byte"] for name, of in row["sets"].items()},
          "kl": row.get("kl_to_base")}

@@ -10,7 +10,6 @@ result is OUT/model. The same command goes on after an interruption.
 import argparse
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -50,20 +49,12 @@ def main() -> None:
     print(f"{model}")
 
 
-def texts(files: list[Path]) -> Iterator[str]:
-    """The text of all files."""
-    import gzip
-    import json
-
-    for file in files:
-        with gzip.open(file, "rt", encoding="utf-8") as lines:
-            yield from (json.loads(line)["text"] for line in lines)
-
-
 def random_model(files: list[Path], folder: Path) -> None:
     """A tokenizer of the text, and a model that knows nothing."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    from langext.data import documents
 
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -71,7 +62,7 @@ def random_model(files: list[Path], folder: Path) -> None:
     trainer = trainers.BpeTrainer(
         vocab_size=SHAPE["vocab_size"], special_tokens=[END], initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
     )
-    tokenizer.train_from_iterator(texts(files), trainer)
+    tokenizer.train_from_iterator((document["text"] for file in files for document in documents.read(file)), trainer)
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=END, eos_token=END).save_pretrained(folder)
     torch.manual_seed(17)
     LlamaForCausalLM(LlamaConfig(**SHAPE)).save_pretrained(folder)

@@ -17,21 +17,18 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from langext.artifacts import STOP
-from langext.cli import probe
-from langext.console import say
+from langext.cli import health, probe
+from langext.cli.health import Check
 from langext.context import Runtime, hosts
 from langext.errors import ConfigError, one_line
 from langext.pipeline import launcher, lifeline, nodes, reduce
 
 PACKAGES = ("langext", "torch", "deepspeed", "transformers", "tokenizers", "safetensors")
 """Packages that must have the same version everywhere: what one machine writes, the others read."""
-PROGRAMS = {"pdsh": "pdsh", "ssh": "openssh-client"}
-"""Program that must be here -> the package of Debian and Ubuntu that has it."""
 CLOCK_SECONDS = 5.0
 """Difference of clocks above which there is a warning."""
 SLOW = {"nccl": 1e9, "gloo": 1e7}
@@ -39,15 +36,6 @@ SLOW = {"nccl": 1e9, "gloo": 1e7}
 SAME = "install the same on each, at the same path"
 Run = Callable[[str, Sequence[str], str], "subprocess.CompletedProcess[str]"]
 """(host, command, standard input) -> what came back; `ssh` is the real one."""
-
-
-@dataclass(frozen=True)
-class Line:
-    """What was found in one respect."""
-
-    state: Literal["ok", "warning", "failure"]
-    what: str
-    said: str
 
 
 def check(hostfile: Path, folder: Path) -> int:
@@ -60,23 +48,20 @@ def check(hostfile: Path, folder: Path) -> int:
         raise ConfigError(f"{hostfile}: lists {len(slots)} of the machines; several are checked together")
     if not folder.is_dir():
         raise ConfigError(f"--shared {folder}: no such folder")
-    failed = False
-    for line in lines(hostfile, slots, folder.resolve()):
-        say(f"{line.state:8} {line.what}: {line.said}")
-        failed |= line.state == "failure"
-    return int(failed)
+    return health.tell(lines(hostfile, slots, folder.resolve()))
 
 
-def lines(hostfile: Path, slots: Mapping[str, int], folder: Path) -> Iterator[Line]:
+def lines(hostfile: Path, slots: Mapping[str, int], folder: Path) -> Iterator[Check]:
     """All lines, in order. What cannot be tried after a failure is left out."""
-    missing = [name for name in PROGRAMS if shutil.which(name) is None]
+    missing = [name for name in health.PROGRAMS if shutil.which(name) is None]
     if missing:
-        yield Line("failure", "programs", f"no {', '.join(missing)} here; apt install {' '.join(PROGRAMS[n] for n in missing)}")
+        packages = " ".join(health.DEBIAN[name] for name in missing)
+        yield Check("failure", "programs", f"no {', '.join(missing)} here", f"apt install {packages}")
         return
     found, said = ask(slots, folder, ssh)
     yield from said
     if any(line.state == "failure" for line in said):
-        yield Line("warning", "all-reduce", "not tried; mend the failures first")
+        yield Check("warning", "all-reduce", "not tried", "mend the failures first")
         return
     yield all_reduce(hostfile, slots, folder, gpus=all(found[host]["gpus"] for host in slots))
 
@@ -87,7 +72,7 @@ def ssh(host: str, command: Sequence[str], text: str) -> "subprocess.CompletedPr
     return subprocess.run(whole, input=text, capture_output=True, text=True, errors="replace")
 
 
-def ask(slots: Mapping[str, int], folder: Path, run: Run) -> tuple[dict[str, dict[str, Any]], list[Line]]:
+def ask(slots: Mapping[str, int], folder: Path, run: Run) -> tuple[dict[str, dict[str, Any]], list[Check]]:
     """What each machine says of itself, by host, and the lines about it."""
     names = list(slots)
     word = secrets.token_hex(8)
@@ -128,7 +113,7 @@ def _answer(host: str, asked: dict[str, Any], run: Run) -> dict[str, Any] | str:
     return f"{why}; langext must be installed there with the Python of {sys.executable}"
 
 
-def _compared(found: Mapping[str, dict[str, Any]], own: dict[str, Any]) -> Iterator[Line]:
+def _compared(found: Mapping[str, dict[str, Any]], own: dict[str, Any]) -> Iterator[Check]:
     """Lines about versions, path and clock."""
     versions = {}
     for host, answer in found.items():
@@ -143,17 +128,17 @@ def _compared(found: Mapping[str, dict[str, Any]], own: dict[str, Any]) -> Itera
     yield _line("clock", late, f"the same within {CLOCK_SECONDS:.0f} s", cure=cure, state="warning")
 
 
-def _gpus(found: Mapping[str, dict[str, Any]], slots: Mapping[str, int]) -> Line:
+def _gpus(found: Mapping[str, dict[str, Any]], slots: Mapping[str, int]) -> Check:
     """The line about GPUs: as many as slots everywhere, or none at all."""
     count = {host: answer["gpus"] for host, answer in found.items()}
     if not any(count.values()):
-        return Line("ok", "GPUs", "none; trainings without runtime.gpus compute on the CPUs")
+        return Check("ok", "GPUs", "none; trainings without runtime.gpus compute on the CPUs")
     few = {host: f"{number} GPUs, and slots={slots[host]}" for host, number in count.items() if number < slots[host]}
     cure = "nvidia-smi must list them there (driver), or the host file must have fewer slots"
     return _line("GPUs", few, ", ".join(f"{host} {number}" for host, number in count.items()), cure=cure)
 
 
-def _disk(found: Mapping[str, dict[str, Any]], wrote: Mapping[str, bool], word: str, folder: Path) -> Iterator[Line]:
+def _disk(found: Mapping[str, dict[str, Any]], wrote: Mapping[str, bool], word: str, folder: Path) -> Iterator[Check]:
     """Lines about the shared folder."""
     unseen = {host: "does not see what is written here" for host, answer in found.items() if answer["shared"] != word}
     unseen |= {h: "cannot write there" for h, done in wrote.items() if not done and h not in unseen}
@@ -165,23 +150,23 @@ def _disk(found: Mapping[str, dict[str, Any]], wrote: Mapping[str, bool], word: 
         yield _line("locks", free, "a lock that is held here is seen by all", cure=cure, state="warning")
 
 
-def _models(found: Mapping[str, dict[str, Any]], own: dict[str, Any]) -> Line:
+def _models(found: Mapping[str, dict[str, Any]], own: dict[str, Any]) -> Check:
     """The line about the folder of models from the hub."""
     cure = "set HF_HOME to a shared folder, or give base_model as a folder there; else a base from the hub is here alone"
     if not own["hub"]:
-        return Line("warning", "models of the hub", f"{_hub()} is not there yet; {cure}")
+        return Check("warning", "models of the hub", f"{_hub()} is not there yet", cure)
     apart = {host: "has another folder, or none" for host, answer in found.items() if answer["hub"] != own["hub"]}
     return _line(f"models of the hub in {_hub()}", apart, "the same folder on all", cure=cure, state="warning")
 
 
 def _line(
     what: str, wrong: Mapping[str, str], fine: str, *, cure: str = "", state: Literal["warning", "failure"] = "failure"
-) -> Line:
+) -> Check:
     """One line about all machines. `wrong` says of some of them what is not as it must be."""
     if not wrong:
-        return Line("ok", what, fine)
+        return Check("ok", what, fine)
     told = ", ".join(f"{host}: {text}" for host, text in wrong.items())
-    return Line(state, what, f"{told}; {cure}" if cure else told)
+    return Check(state, what, told, cure)
 
 
 def _hub() -> Path:
@@ -205,7 +190,7 @@ def left_in(folder: Path, word: str) -> Iterator[Path]:
         path.unlink(missing_ok=True)
 
 
-def all_reduce(hostfile: Path, slots: Mapping[str, int], folder: Path, *, gpus: bool) -> Line:
+def all_reduce(hostfile: Path, slots: Mapping[str, int], folder: Path, *, gpus: bool) -> Check:
     """Start a process for each slot with the launcher that trainings have, and measure how fast they exchange numbers."""
     each = min(slots.values())
     runtime = Runtime(nodes=len(slots), hostfile=hostfile, gpus=each if gpus else 0, cpu_processes=each)
@@ -227,7 +212,7 @@ def all_reduce(hostfile: Path, slots: Mapping[str, int], folder: Path, *, gpus: 
     return reduced(code, lines)
 
 
-def reduced(code: int | None, printed: Sequence[str]) -> Line:
+def reduced(code: int | None, printed: Sequence[str]) -> Check:
     """The line about an all-reduce that ended with an exit code (None: it did not end) and printed some lines."""
     cure = (
         "all ports must be open between the machines; where they have several networks, name one (NCCL_SOCKET_IFNAME=eth0, "
@@ -235,15 +220,17 @@ def reduced(code: int | None, printed: Sequence[str]) -> Line:
     )
     told = [line.partition(reduce.FOUND)[2] for line in printed if reduce.FOUND in line]
     if code is None:
-        return Line("failure", "all-reduce", f"no end after {reduce.SECONDS} s; {cure}")
+        return Check("failure", "all-reduce", f"no end after {reduce.SECONDS} s", cure)
     if code or not told:
         errors = [line for line in printed if "Error" in line] or list(printed) or [f"exit code {code}"]
-        return Line("failure", "all-reduce", f"{one_line(errors[-1].strip())}; {cure}")
+        return Check("failure", "all-reduce", one_line(errors[-1].strip()), cure)
     found = json.loads(told[-1])
     name, speed = found["backend"], found["bytes_per_second"]
     said = f"{found['processes']} processes, {name}, {speed / 1e9:.2f} GB/s (bus bandwidth)"
     if not found["right"]:
-        return Line("failure", "all-reduce", f"{said}, and the sum is wrong; test network and GPUs with nccl-tests")
+        return Check("failure", "all-reduce", f"{said}, and the sum is wrong", "test network and GPUs with nccl-tests")
     if speed < SLOW[name]:
-        return Line("warning", "all-reduce", f"{said}; slow: trainings will wait for the network. Name the faster one ({cure})")
-    return Line("ok", "all-reduce", said)
+        return Check(
+            "warning", "all-reduce", f"{said}; slow: trainings will wait for the network. Name the faster one ({cure})"
+        )
+    return Check("ok", "all-reduce", said)

@@ -4,7 +4,7 @@ from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from langext.cli import health
-from langext.console import say, table
+from langext.console import table
 from langext.spec import Spec
 
 
@@ -13,11 +13,7 @@ def show(quiet: bool = False) -> int:
 
     Returns the exit code: 0, or 1 when there is a failure, with which nothing can run.
     """
-    found = list(health.checks())
-    for check in found:
-        if not quiet or check.state != "ok":
-            say(check.line)
-    return int(any(check.state == "failure" for check in found))
+    return health.tell(health.checks(), quiet)
 
 
 def fields() -> int:

@@ -12,7 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from langext.artifacts import first_problem
 from langext.cli import first_look, first_settings
 from langext.cli.first_look import Base, Machine, Text
-from langext.data import assets, carriers
+from langext.data import assets
 from langext.errors import ConfigError, one_line
 from langext.languages import Language
 from langext.pipeline.plan import Pipeline, lineage, plan
@@ -70,17 +70,13 @@ def write(asked: Asked, base: Base, text: Text | None, original: Text | None, ma
         budget=budget, every=max(1, min(500, budget.steps // 8)), placement=placement,
     )  # fmt: skip
     _check(filled, asked)
-    missing = [name for name in (lid.removeprefix(assets.PREFIX), *NEEDED) if not _here(name)]
+    missing = [name for name in (lid.removeprefix(assets.PREFIX), *NEEDED) if not assets.here(name)]
     commands = [*(f"langext fetch {name}" for name in missing), f"langext plan {asked.file}", f"langext run {asked.file}"]
     return Written(filled, found, commands)
 
 
 def _compares(asked: Asked, base: Base) -> bool:
     return base.tokenizer is not None and asked.originals[0].code == "eng_Latn"
-
-
-def _here(name: str) -> bool:
-    return (carriers.cache() / name / assets.ASSET_FILE).is_file()
 
 
 def plain_name(base: str, language: Language) -> str:

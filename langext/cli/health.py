@@ -1,16 +1,17 @@
-"""What is well with this machine and what is not, a line each, with the cure. `langext doctor` prints it."""
+"""What is well and what is not, a line each, with the cure, and what `langext doctor` looks at on this machine."""
 
 import importlib.util
 import platform
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Literal
 
+from langext.console import say
 from langext.context import compiler
 from langext.data import assets, carriers
 from langext.errors import ConfigError
@@ -43,9 +44,24 @@ class Check:
     cure: str = ""
 
     @property
+    def said(self) -> str:
+        """What was found, and the cure."""
+        return f"{self.found}; {self.cure}" if self.cure else self.found
+
+    @property
     def line(self) -> str:
         """As a line of text."""
-        return f"{self.state:<8} {self.what}: {self.found}" + (f"; {self.cure}" if self.cure else "")
+        return f"{self.state:<8} {self.what}: {self.said}"
+
+
+def tell(found: Iterable[Check], quiet: bool = False) -> int:
+    """Print a line for each; if `quiet`, only what is wrong. Returns the exit code: 1 when there is a failure, else 0."""
+    failed = False
+    for check in found:
+        failed |= check.state == "failure"
+        if not quiet or check.state != "ok":
+            say(check.line)
+    return int(failed)
 
 
 def checks() -> Iterator[Check]:
@@ -145,7 +161,7 @@ def _clock(now: float) -> Check:
 
 def _asset(name: str) -> Check:
     about = assets.ASSETS[name].about
-    if not (carriers.cache() / name / assets.ASSET_FILE).is_file():
+    if not assets.here(name):
         return Check("ok", f"asset {name}", f"not fetched ({about})", f"langext fetch {name}")
     try:
         assets.resolve(assets.PREFIX + name)

@@ -136,6 +136,11 @@ def names(what: str) -> tuple[str, ...]:
     return GROUPS[what]
 
 
+def here(name: str) -> bool:
+    """Whether an asset has been fetched; its files may be damaged."""
+    return (cache() / name / ASSET_FILE).is_file()
+
+
 def resolve(uri: str) -> Path:
     """The file of `asset:<name>`, or its folder if it has several files.
 
@@ -145,7 +150,7 @@ def resolve(uri: str) -> Path:
     if name not in ASSETS:
         raise ConfigError(f"unknown asset {one_line(name)!r}.{near(name, ASSETS)} Known: {', '.join(ASSETS)}.")
     folder = cache() / name
-    if not (folder / ASSET_FILE).is_file():
+    if not here(name):
         raise ConfigError(f"{uri} is not on this machine yet; get it with: langext fetch {name}")
     files = read_as(folder / ASSET_FILE, AssetRecord).files
     if damaged := _damaged(folder, files):
@@ -159,7 +164,7 @@ def fetch(name: str) -> Path:
     Raises ConfigError with the reason of every carrier when none of them works.
     """
     asset, folder = ASSETS[name], cache() / name
-    if (folder / ASSET_FILE).is_file():
+    if here(name):
         try:
             record = read_as(folder / ASSET_FILE, AssetRecord)
             damaged = _damaged(folder, record.files)

@@ -30,13 +30,13 @@ def page(out: Path, every: float = EVERY_SECONDS) -> Iterator[None]:
 
 
 def _follow(out: Path, every: float, ended: threading.Event) -> None:
-    from langext.report import page  # plots take seconds to import, and not every run has them
-
     written = 0
     while not ended.wait(every):
         try:
             evaluations = sum(row["kind"] == "eval" for row in read_metrics(out / METRICS))
             if evaluations != written:
+                from langext.report import page  # plots take seconds to import, and not before there is something to show
+
                 page.build(out.parent)
                 written = evaluations
         except (ConfigError, RunFailed, OSError) as error:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import dill
 import pytest
+from processes import stand_ins
 from pydantic import ValidationError
 from steps import Count
 
@@ -35,10 +36,7 @@ SLURM = Runtime(executor="slurm", workers=2, slurm=Slurm(partition="one", option
 def slurm(tmp_path, monkeypatch):
     """The folder in which the scripts leave what they did."""
     folder = tmp_path / "slurm"
-    folder.mkdir()
-    for name, script in PROGRAMS.items():
-        (folder / name).write_text(f"#!/bin/bash\n{script}\n")
-        (folder / name).chmod(0o755)
+    stand_ins(folder, PROGRAMS)
     monkeypatch.setenv("SLURM", str(folder))
     monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
     monkeypatch.setenv("SLURM_NODELIST", "here")

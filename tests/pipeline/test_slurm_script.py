@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
+from processes import stand_ins
 
 SCRIPT = Path(__file__).parents[2] / "configs" / "slurm" / "train.sbatch"
 PROGRAMS = {
@@ -33,10 +34,7 @@ def in_minutes(minutes):
 def job(tmp_path, monkeypatch):
     """Starts the script as Slurm would, in an empty folder."""
     programs = tmp_path / "bin"
-    programs.mkdir()
-    for name, text in PROGRAMS.items():
-        (programs / name).write_text(f"#!/bin/bash\n{text}\n")
-        (programs / name).chmod(0o755)
+    stand_ins(programs, PROGRAMS)
     monkeypatch.chdir(tmp_path)
     slurm = {"SLURM_JOB_ID": "7", "SLURM_JOB_NUM_NODES": "1", "SLURM_JOB_NODELIST": "[a-b]", "SLURM_GPUS_ON_NODE": "8"}
     slurm["END"] = in_minutes(60)

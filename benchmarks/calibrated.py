@@ -44,14 +44,14 @@ def calibrate(extended: Path, ids_BT: torch.Tensor, share: float) -> None:
     loading.save_delta(extended, live.delta())
 
 
-def tokens_of(run: Path, code: str, shape: Sequence[int], tokenizer: Any) -> torch.Tensor:
-    """(B, T) ids of the first training text of a language in a run with a finished stage filter."""
+def tokens_of(run: Path, code: str, shape: Sequence[int], tokenizer: Any, split: str = "train") -> torch.Tensor:
+    """(B, T) ids of the first text of a language and split (train, valid) in a run with a finished stage filter."""
     from langext.artifacts import Corpus
     from langext.data import documents
 
     corpus = Corpus(next(run.glob("[0-9][0-9]-filter")))
     ids: list[int] = []
-    for paths in documents.sources(corpus, "train", code).values():
+    for paths in documents.sources(corpus, split, code).values():
         for texts in documents.batches(paths, 64):
             ids += [i for row in documents.encode(tokenizer, texts) for i in row]
             if len(ids) >= shape[0] * shape[1]:

@@ -4,8 +4,9 @@
     python benchmarks/inference_speed.py --run runs/quickstart
 
 The base, our own module and the export with its own code (`remote`) take turns in one process; medians of seconds of CPU, so
-that other programs on the machine count little. The gates are open on stated shares of the English tokens (`--open`), and the
-blocks are as large as the default recipe makes them. Reading: 256 tokens of each text at once. Writing: 32 tokens after 64.
+that other programs on the machine count little. The model is the trained one of a finished run, on its held-out English; with
+`--open` one that is not trained, with blocks of double width in the upper half of the layers and gates that are open on the
+stated shares of the tokens. Reading: 256 tokens of each text at once. Writing: 32 tokens after 64.
 """
 
 import argparse
@@ -24,8 +25,8 @@ READ, PROMPT, WRITE = 256, 64, 32
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--run", type=Path, required=True, help="a run of the quickstart with a finished stage filter")
-    parser.add_argument("--open", type=float, nargs="+", default=[0.002, 0.02])
+    parser.add_argument("--run", type=Path, required=True, help="a finished run of the quickstart")
+    parser.add_argument("--open", type=float, nargs="+", default=[None], help="shares of open gates of an untrained model")
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="float32")
@@ -57,7 +58,7 @@ def medians(found: list[tuple[float, float]]) -> list[float]:
     return [statistics.median(pair[k] for pair in found[1:]) for k in (0, 1)]
 
 
-def models(asked: Any, share: float, dtype: torch.dtype, folder: Path) -> tuple[dict[str, Any], torch.Tensor, float]:
+def models(asked: Any, share: float | None, dtype: torch.dtype, folder: Path) -> tuple[dict[str, Any], torch.Tensor, float]:
     """The three models, the (B, T) English ids that they read, and the share of (layer, token) pairs with an open gate."""
     from transformers import AutoModelForCausalLM
 
@@ -67,13 +68,16 @@ def models(asked: Any, share: float, dtype: torch.dtype, folder: Path) -> tuple[
 
     source = loading.read_record(loading.Model(asked.run / "base")).base
     tokenizer = loading.load_tokenizer(source)
-    live = extended.build(
-        loading.load_base(source, torch.float32), tokenizer, TypeAdapter(AnyMethod).validate_python(method(30))
-    )
-    ids = tokens_of(asked.run, "eng_Latn", (asked.batch, READ), tokenizer)
-    open_on(live, ids, share)
-    for block in live.method.extensions(live.net):  # small: a block that ran wild would open other gates
-        torch.nn.init.normal_(block.down_proj.weight, std=1e-3)
+    ids = tokens_of(asked.run, "eng_Latn", (asked.batch, READ), tokenizer, split="valid")
+    if share is None:
+        live = loading.load(loading.Model(next(asked.run.glob("[0-9][0-9]-train"))), torch.float32)
+    else:
+        live = extended.build(
+            loading.load_base(source, torch.float32), tokenizer, TypeAdapter(AnyMethod).validate_python(method(30))
+        )
+        open_on(live, ids, share)
+        for block in live.method.extensions(live.net):  # small: a block that ran wild would open other gates
+            torch.nn.init.normal_(block.down_proj.weight, std=1e-3)
     remote.write(live.net, folder)
     own: Any = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True, dtype=dtype).eval()
     nets = {"base": loading.load_base(source, dtype), "module": live.net.to(dtype).eval(), "remote": own}

@@ -10,10 +10,10 @@ machines that compute bf16 slowly. The peers get the settings of malloc that lan
 bare    a hand-written PyTorch loop of the same neutral residues: base in bf16, float32 weights of what learns under autocast,
         loss in chunks of tokens, fused AdamW. No DeepSpeed, no packing, no penalty, no data pipeline: random tokens.
 peft    LoRA of rank 87 on all linear maps (26.6 M parameters, as many) by PEFT under the Hugging Face Trainer.
-langext the training loop of the train stage, with packed documents, their mask, the penalty, and the log; without evaluations
-        and checkpoints, which the peers do not make.
+langext the training loop of the train stage on the recipe of the quickstart, calibrated gates in all layers: with packed
+        documents, their mask, and the log; without evaluations and checkpoints, which the peers do not make.
 compiled  the same with `runtime: {compile: true}`.
-recipe  the default recipe: calibrated gates, open on 95 % of the training tokens, blocks in the upper half, no penalty.
+upper   blocks twice as wide in the upper half of the layers alone, open on 95 % of the training tokens.
 sweep   the same in a sweep: the states that enter the first block were kept by an earlier run.
 
 `--two` adds langext on two processes against one, one thread each. With a GPU, `--device cuda --sequences 16 --length 2048`
@@ -40,7 +40,7 @@ from langext.pipeline.launcher import MALLOC
 
 ROOT = Path(__file__).parent.parent
 OPEN = 0.95
-"""Share of the training tokens that the calibrated gates of `recipe` and `sweep` are open for."""
+"""Share of the training tokens that the gates of `upper` and `sweep` are open for."""
 BIG = {
     "vocab_size": 49152, "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "num_attention_heads": 32,
     "num_key_value_heads": 8, "max_position_embeddings": 8192, "rope_theta": 500000.0, "tie_word_embeddings": True,
@@ -59,7 +59,7 @@ def main() -> None:
     parser.add_argument("--sequences", type=int, default=4)
     parser.add_argument("--length", type=int, default=512)
     parser.add_argument(
-        "--only", nargs="*", choices=[*RUNNERS], default=["langext", "compiled", "recipe", "sweep", "bare", "peft"]
+        "--only", nargs="*", choices=[*RUNNERS], default=["langext", "compiled", "upper", "sweep", "bare", "peft"]
     )
     parser.add_argument("--two", action="store_true", help="two processes against one as well")
     parser.add_argument("--profile", action="store_true", help="where the time of one step of langext goes")
@@ -104,11 +104,11 @@ def show(found: dict[str, list[dict[str, float]]]) -> None:
         ("langext", "peft"),
         ("compiled", "bare"),
         ("compiled", "peft"),
-        ("recipe", "bare"),
-        ("recipe", "peft"),
+        ("upper", "bare"),
+        ("upper", "peft"),
         ("sweep", "bare"),
         ("sweep", "peft"),
-        ("sweep", "recipe"),
+        ("sweep", "upper"),
         ("two processes", "langext"),
         ("two processes", "one thread"),
     ):
@@ -167,19 +167,19 @@ def prepare(folder: Path, asked: Any) -> Path:
         pipeline["base_model"] = str(random_base(folder / "1b"))
     for name, method in {
         "run": pipeline["stages"][-1]["method"],
-        "recipe": calibrated.method(16 if asked.model == "1b" else 30),
+        "upper": calibrated.method(16 if asked.model == "1b" else 30),
     }.items():
         pipeline["stages"][-1]["method"] = method
         yaml.dump(pipeline, folder / f"{name}.yaml")
         command = [sys.executable, "-m", "langext.cli", "run", str(folder / f"{name}.yaml"), "--out", str(folder / name)]
-        command += ["--reuse", str(folder / "run")] if name == "recipe" else []
+        command += ["--reuse", str(folder / "run")] if name == "upper" else []
         subprocess.run(command, check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
     from langext.models import loading
 
-    recipe = folder / "recipe"
-    tokenizer = loading.load_tokenizer(loading.read_record(loading.Model(recipe / "base")).base)
-    ids = calibrated.tokens_of(recipe, "fra_Latn", (4, 512), tokenizer)
-    calibrated.calibrate(next(recipe.glob("[0-9][0-9]-extend")), ids, OPEN)
+    upper = folder / "upper"
+    tokenizer = loading.load_tokenizer(loading.read_record(loading.Model(upper / "base")).base)
+    ids = calibrated.tokens_of(upper, "fra_Latn", (4, 512), tokenizer)
+    calibrated.calibrate(next(upper.glob("[0-9][0-9]-extend")), ids, OPEN)
     return folder / "run"
 
 
@@ -206,8 +206,7 @@ def langext(asked: Any, kind: str = "langext") -> dict[str, float]:
     from langext.training.selection import Evaluation
     from langext.training.watch import Watch
 
-    gated = kind in ("recipe", "sweep")
-    run = asked.run.with_name("recipe") if gated else asked.run
+    run = asked.run.with_name("upper") if kind in ("upper", "sweep") else asked.run
     out = run / (f"train-{os.getpid()}-{time.monotonic_ns()}" if os.environ["WORLD_SIZE"] == "1" else "train-two")
     out.mkdir(exist_ok=True)
     world = int(os.environ["WORLD_SIZE"])
@@ -215,7 +214,7 @@ def langext(asked: Any, kind: str = "langext") -> dict[str, float]:
     stage = Train.model_validate({
         "uses": "train", "steps": steps, "sequence_length": asked.length, "batch_sequences": asked.sequences, "lr": 1e-3,
         "log_every": 1, "eval_every": 10**6, "eval_bytes": 1000, "save_every": 10**6,
-        "original_frac": 0.0 if gated else 0.1,
+        "original_frac": 0.0,
         "precision": "fp32" if asked.dtype == "float32" else "bf16",
         "runtime": {
             "deepspeed": "cpu" if asked.device == "cpu" else "one_gpu",
@@ -227,7 +226,7 @@ def langext(asked: Any, kind: str = "langext") -> dict[str, float]:
         "rank": int(os.environ["RANK"]),
         "world_size": world,
         "tokens": asked.run / "tokens",
-    }  # not the folder of `recipe`: as in a sweep
+    }  # not the folder of `upper`: as in a sweep
     ctx = Context(out, 17, "fra_Latn", ("eng_Latn",), **placed)
     find = lambda name: next(run.glob(f"[0-9][0-9]-{name}"))  # noqa: E731
     peak: list[int] = []
@@ -269,7 +268,7 @@ def profile(asked: Any) -> dict[str, Any]:
 
 
 RUNNERS = {
-    "langext": langext, "compiled": lambda asked: langext(asked, "compiled"), "recipe": lambda asked: langext(asked, "recipe"),
+    "langext": langext, "compiled": lambda asked: langext(asked, "compiled"), "upper": lambda asked: langext(asked, "upper"),
     "sweep": lambda asked: langext(asked, "sweep"), "bare": bare, "peft": peft,
 }  # fmt: skip
 

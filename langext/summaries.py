@@ -184,7 +184,7 @@ class DialPoint(Spec):
     gain: float
     """Mean over the domains of the new language of 1 - bits per byte / those of the base."""
     drift: float
-    """Mean of `kl_to_base` over the domains of the original languages."""
+    """The largest `kl_to_base` of the domains of the original languages."""
     score: float
     """What the best point is chosen by."""
 

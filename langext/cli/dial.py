@@ -25,7 +25,7 @@ def dial(
     ] = None,
     max_kl: Annotated[
         float | None,
-        typer.Option(help="Drift budget: KL(base || model) on the original languages, nats per token. Default: 0.005."),
+        typer.Option(help="Drift budget: largest KL(base || model) on original text, in nats per token. Default: 0.005."),
     ] = None,
     out: Annotated[
         Path | None,
@@ -71,8 +71,8 @@ def dial(
 def pipeline(root: Path, settings: dict[str, Any], form: str) -> "tuple[list[str], Pipeline]":
     """The stage folders of the run `root` that made its model, and the pipeline of these stages and of the dial after them.
 
-    `settings` are those of stage recalibrate. What follows it are the run's evaluation and an export as `form`. Raises
-    ConfigError when the run has no trained model.
+    `settings` are those of stage recalibrate. What follows it are the run's evaluation, an export as `form` and its
+    certificate. Raises ConfigError when the run has no trained model.
     """
     from langext.artifacts import BASE, JOB, Job, Scores, finished, read_as, read_base
     from langext.cli import export, rerun
@@ -102,6 +102,7 @@ def pipeline(root: Path, settings: dict[str, Any], form: str) -> "tuple[list[str
             *base_first,
             {**evaluate, "name": "evaluate_dialled"},
             {"uses": "export", "format": form, "inputs": {"before": of_base[-1] if of_base else "evaluate_base"}},
+            rerun.certificate([manifest for _, manifest in stages]),
         ],
     }  # fmt: skip
     return [path.name for path, _ in kept], rerun.pipeline(spec)

@@ -32,6 +32,14 @@ def evaluation(manifests: "Sequence[Manifest]") -> dict[str, Any]:
     return settings_of(of_model[-1], "name", "inputs") if of_model else {"uses": "evaluate"}
 
 
+def certificate(manifests: "Sequence[Manifest]") -> dict[str, Any]:
+    """The settings of the run's last certificate, without name and inputs; the defaults when there is none."""
+    from langext.evaluation.certificate import Certificate
+
+    measured = [manifest for manifest in manifests if manifest.summary_as(Certificate)]
+    return settings_of(measured[-1], "name", "inputs") if measured else {"uses": "certify"}
+
+
 def pipeline(spec: dict[str, Any]) -> "Pipeline":
     """The pipeline that a file with these values would be. Raises ConfigError for the first mistake in it."""
     from pydantic import ValidationError

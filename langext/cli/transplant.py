@@ -41,7 +41,7 @@ def transplant(
 
 
 def pipeline(root: Path, onto: str, form: str) -> "Pipeline":
-    """The pipeline that puts the extension of the run `root` on the base `onto`, measures it and exports it as `form`.
+    """The pipeline that puts the extension of the run `root` on the base `onto`, measures, exports as `form` and certifies it.
 
     Text and measurements are those of the run. Calibrated gates are fitted anew on the new base. Raises ConfigError when the
     run has no trained model or no text.
@@ -71,6 +71,7 @@ def pipeline(root: Path, onto: str, form: str) -> "Pipeline":
         {**evaluate, "name": "evaluate_base", "inputs": {"model": BASE}},
         evaluate,
         {"uses": "export", "format": form, "inputs": {"before": "evaluate_base"}},
+        rerun.certificate(manifests),
     ]
     spec = {
         "name": rerun.plain_name(f"{root.resolve().name}-on-{bases.plain_name(onto)}"), "language": job.language,

@@ -48,14 +48,15 @@ class PassageBits:
         return float((self.bits[picks].sum(1) / self.num_bytes[picks].sum(1)).std(ddof=1))
 
 
-def passages(texts: Iterable[str], passage_bytes: int, total_bytes: int) -> list[str]:
+def passages(texts: Iterable[str], passage_bytes: int, total_bytes: int, *, last: bool = False) -> list[str]:
     """Cut documents, at line or word ends, into passages of at most `passage_bytes` UTF-8 bytes, and choose `total_bytes`.
 
     All documents take turns, one passage each, so that a long one does not dominate. Their order, and that of the passages of
     each, is that of the sha256 of their text: chance, but always the same, whatever the order of files. A document that is
-    there twice counts once. The last passage may exceed the total: none is cut short.
+    there twice counts once. The last passage may exceed the total: none is cut short. With `last` they are taken from the other
+    end of these orders: other passages than without it, as far as there are enough.
     """
-    waiting = deque(_pieces(text, passage_bytes) for text in sorted(set(texts), key=_chance))
+    waiting = deque(_pieces(text, passage_bytes, last) for text in sorted(set(texts), key=_chance, reverse=last))
     chosen, used = [], 0
     while waiting and used < total_bytes:
         pieces = waiting.popleft()
@@ -70,9 +71,9 @@ def _chance(text: str) -> bytes:
     return sha256(text.encode()).digest()
 
 
-def _pieces(text: str, passage_bytes: int) -> Iterator[str]:
+def _pieces(text: str, passage_bytes: int, last: bool) -> Iterator[str]:
     """The passages of a document by the hash of their text. The document is cut when the first one is asked for."""
-    yield from sorted(_cut(text, passage_bytes), key=_chance)
+    yield from sorted(_cut(text, passage_bytes), key=_chance, reverse=last)
 
 
 def _cut(text: str, passage_bytes: int) -> list[str]:

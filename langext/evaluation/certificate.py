@@ -43,6 +43,8 @@ class Row(Spec):
     """Largest difference of a logit among the tokens that no open gate has influenced: what rounding alone makes."""
     kl: float
     """KL(base || model) in nats per token."""
+    kl_error: float | None = None
+    """Standard error of `kl` over passages, as of a ratio of two sums; None of a single passage."""
     kl_p99: float
     """99 % of the tokens have at most this KL."""
     worst_kl: float

@@ -33,8 +33,8 @@ SMALL = ("kl", "kl_p99", "bits_per_byte")
 """The figures that are better when they are smaller."""
 SHOWN = {
     "tokens": "{:,}", "compared": "{:,}", "same_ids": "{:.2%}", "closed": "{:.2%}", "as_base": "{:.2%}",
-    "hidden_identical": "{:.2%}", "logits_identical": "{:.2%}", "kl": "{:.6f}", "kl_p99": "{:.6f}", "worst_kl": "{:.6f}",
-    "continuations_identical": "{:.0%}", "bits_per_byte_of_base": "{:.4f}", "bits_per_byte": "{:.4f}",
+    "hidden_identical": "{:.2%}", "logits_identical": "{:.2%}", "kl": "{:.6f}", "kl_error": "{:.6f}", "kl_p99": "{:.6f}",
+    "worst_kl": "{:.6f}", "continuations_identical": "{:.0%}", "bits_per_byte_of_base": "{:.4f}", "bits_per_byte": "{:.4f}",
 }  # fmt: skip
 """Figure -> how it is printed."""
 
@@ -76,7 +76,7 @@ def read_passages(path: Path) -> tuple[dict[str, list[str]], str]:
     """Set -> its passages, and the sha256 of the file. Raises ValueError when it is not lines of {"set", "text"}."""
     data, sets = path.read_bytes(), {}
     try:
-        for line in data.decode().splitlines():
+        for line in data.decode().removesuffix("\n").split("\n"):  # not splitlines: a text may hold U+2028
             entry = json.loads(line)
             sets.setdefault(entry["set"], []).append(entry["text"])
     except (ValueError, TypeError, KeyError) as error:

@@ -280,13 +280,15 @@ def row(passages: Sequence[Passage], continuations: Sequence[bool]) -> dict[str,
     def share(name: str) -> float | None:
         return float(every[name].double().mean()) if name in every else None
 
+    lost = torch.stack([p.per_token["kl"].sum() - kl.mean() * len(p.per_token["kl"]) for p in passages])
+    error = float((lost.square().sum() * len(passages) / (len(passages) - 1)).sqrt() / len(kl)) if len(passages) > 1 else None
     quiet = every["difference"][every["as_base"]] if "as_base" in every else []
     return {
         "passages": len(passages), "bytes": num_bytes, "tokens": tokens, "compared": len(kl),
         "same_ids": sum(p.same_ids for p in passages) / tokens, "closed": share("closed"), "as_base": share("as_base"),
         "hidden_identical": share("hidden"), "logits_identical": share("logits"),
         "as_base_logit_difference": float(max(quiet)) if len(quiet) else None,
-        "kl": float(kl.mean()), "kl_p99": float(kl.sort().values[ceil(0.99 * len(kl)) - 1]),
+        "kl": float(kl.mean()), "kl_error": error, "kl_p99": float(kl.sort().values[ceil(0.99 * len(kl)) - 1]),
         "worst_kl": float(worst.per_token["kl"].mean()), "worst_text": shown(worst.text),
         "bits_per_byte_of_base": bits[0], "bits_per_byte": bits[1],
         "continuations": len(continuations),

@@ -63,21 +63,23 @@ class NeutralResidue(nn.Module):
         if gate != "none":
             self.router = Router(width, gate in THRESHOLD)
 
-    def forward(self, x: torch.Tensor, act: nn.Module) -> torch.Tensor:
-        """(..., width) -> (..., width): the gated output of the block.
+    def forward(self, x: torch.Tensor, out: torch.Tensor, act: nn.Module) -> torch.Tensor:
+        """(..., width) input x of the feed-forward network, and its output -> that output plus the gated output of the block.
 
         Without gradients, the block is computed only for tokens whose gate is not zero.
         """
         if self.kind == "none":
-            return self.block(x, act)
+            return out + self.block(x, act)
         gate = GATES[self.kind](self.router(x)).to(x.dtype)
         # The shortcut below has shapes that depend on the data: a compiler cannot trace it.
         if self.kind not in CLOSING or torch.is_grad_enabled() or torch.compiler.is_compiling():
-            return gate * self.block(x, act)
-        out, is_open = torch.zeros_like(x), gate[..., 0] != 0
-        if is_open.any():
-            out[is_open] = gate[is_open] * self.block(x[is_open], act)
-        return out
+            return out + gate * self.block(x, act)
+        rows = gate.flatten().nonzero()[:, 0]
+        if not len(rows):
+            return out
+        gate, x = gate.flatten(0, -2)[rows], x.flatten(0, -2)[rows]
+        added = (gate * self.block(x, act)).to(out.dtype)  # autocast makes another precision of one of them
+        return out.flatten(0, -2).index_add(0, rows, added).view_as(out)
 
     def block(self, x: torch.Tensor, act: nn.Module) -> torch.Tensor:
         """(..., width) -> (..., width): the output before it is multiplied by the gate."""
@@ -98,7 +100,7 @@ class NeutralResidueMLP(LlamaMLP):
         """(..., width) input after the norm -> (..., width) sum of the network's output and all blocks' outputs."""
         out = super().forward(x)
         for block in self.residues.values():
-            out = out + block(x, self.act_fn)
+            out = block(x, out, self.act_fn)
         return out
 
 

@@ -144,7 +144,7 @@ def _forgot(run: Run, kept: Sequence[significance.Change]) -> tuple[str, str]:
     """How much the original languages lost, in words, and the tone of it ("good", "bad" or "").
 
     The figure is that of the set that lost most, among those whose loss is certain although several sets were tested. "Nothing"
-    is only said of languages that are `standing.KEPT`, or `standing.NO_TASKS`, with these words.
+    is only said of languages that are `standing.KEPT`, or, with these words, `standing.NO_TASKS` or `standing.UNSURE`.
     """
     sure = significance.worst(significance.surely_worse(kept))
     if sure:
@@ -155,9 +155,11 @@ def _forgot(run: Run, kept: Sequence[significance.Change]) -> tuple[str, str]:
     # Missing errors, values or KL are no proof that nothing was lost.
     measured = {language.code: language.name for language in run.originals if language not in run.unmeasured}
     verdicts = {name: standing.of(run, code) for code, name in measured.items()}
-    lost = {name: found for name, found in verdicts.items() if found not in (standing.KEPT, standing.NO_TASKS)}
+    lost = {name: found for name, found in verdicts.items() if found not in standing.NOTHING_LOST}
     if lost:
         return "; ".join(f"{name} {found}" if len(measured) > 1 else found for name, found in lost.items()), "bad"
+    if standing.UNSURE in verdicts.values():
+        return "nothing beyond noise; KL not for certain", ""
     if standing.NO_TASKS in verdicts.values():
         return "nothing beyond noise; tasks not measured", ""
     return ("nothing", "good") if all(row.verdict == "better" for row in kept) else ("nothing beyond noise", "")

@@ -9,13 +9,17 @@ from math import isnan
 from langext import languages
 from langext.artifacts import Model
 from langext.evaluation import certificate, significance
-from langext.evaluation.certificate import KEPT_KL, Certificate
-from langext.evaluation.significance import Change
+from langext.evaluation.certificate import KEPT_KL, Certificate, Row
+from langext.evaluation.significance import Change, Mean
 from langext.report.run_folder import Run
 
 KEPT, MOVED, FORGOTTEN, WORSE_IN_TASKS, NO_KL = "kept", "moved", "forgotten", "worse in tasks", "KL not measured"
 NO_TASKS = "kept, tasks not measured"
 """Of a language that is kept as far as KL and bits per byte say."""
+UNSURE = "kept, but KL not for certain"
+"""Of a language whose KL is within the bound, and the end of its 95 % interval is not."""
+NOTHING_LOST = (KEPT, NO_TASKS, UNSURE)
+"""Of languages that nothing was seen to be lost of."""
 NO_WORSE = "no worse"
 """Of a set of held-out text, in a language that has lost something elsewhere."""
 NOT_KNOWN = ("unknown", "unmeasured")
@@ -42,27 +46,30 @@ def most_kl(run: Run) -> float:
     return found.kept_kl if found else KEPT_KL
 
 
-def kl(run: Run, code: str) -> float | None:
-    """KL(base || model) on text of a language, in nats per token; None if not measured.
+def kl(run: Run, code: str) -> Mean | None:
+    """KL(base || model) on text of a language, in nats per token, with its 95 % interval; None if not measured.
 
     As certified, of the domain where it is largest; or else as evaluated, over the text of all its domains.
     """
     found = certified(run)
     if found and code in found.languages:
-        return max(_by_domain(found, code).values())
+        row = max(_by_domain(found, code).values(), key=lambda row: row.kl)
+        return significance.interval(row.kl, row.kl_error)
     measured = run.model_scores.kl_to_base if run.model_scores else {}
-    return measured[code].value if code in measured else None
+    return significance.interval(measured[code].value, measured[code].stderr) if code in measured else None
 
 
-def _by_domain(found: Certificate, code: str) -> dict[str, float]:
-    return {name: row.kl for name, row in found.sets.items() if name.split("/")[0] == code}
+def _by_domain(found: Certificate, code: str) -> dict[str, Row]:
+    return {name: row for name, row in found.sets.items() if name.split("/")[0] == code}
 
 
 def of(run: Run, code: str) -> str:
-    """What became of an original language: `KEPT`, `NO_TASKS`, `MOVED`, `FORGOTTEN`, `WORSE_IN_TASKS`, `NO_KL`, `NOT_KNOWN`.
+    """What became of an original language: `KEPT`, `NO_TASKS`, `UNSURE`, `MOVED`, `FORGOTTEN`, `WORSE_IN_TASKS`, `NO_KL`, or
+    one of `NOT_KNOWN`.
 
     It was kept when bits per byte are no worse beyond their interval in any set, tasks were measured and none is surely worse
-    (see `significance.surely_worse`), and KL to the base is at most `most_kl`.
+    (see `significance.surely_worse`), and KL to the base, up to the end of its interval where that is known, is at most
+    `most_kl`.
     """
     tasks = run.tasks_by_language().get(code, [])
     rows = [row for row in run.bits if row.name.split("/")[0] == code]
@@ -73,10 +80,12 @@ def of(run: Run, code: str) -> str:
     if odd := next((row.verdict for row in rows if row.verdict in NOT_KNOWN), None):
         return odd
     distance = kl(run, code)
-    if distance is None or isnan(distance):
+    if distance is None or isnan(distance.value):
         return NO_KL
-    if distance > most_kl(run):
+    if distance.value > most_kl(run):
         return MOVED
+    if distance.high > most_kl(run):
+        return UNSURE
     return KEPT if any(row.verdict not in NOT_KNOWN for row in tasks) else NO_TASKS
 
 
@@ -102,8 +111,9 @@ def distance(run: Run, code: str) -> str:
         return "KL to the base not measured"
     found = certified(run)
     domains = _by_domain(found, code) if found else {}
-    where = f" in {max(domains, key=domains.__getitem__)}, where it is largest" if len(domains) > 1 else ""
-    words = f"KL to the base {value:.4f} nats per token{where} (kept up to {most_kl(run):g})"
+    where = f" in {max(domains, key=lambda name: domains[name].kl)}, where it is largest" if len(domains) > 1 else ""
+    sure = "" if isnan(value.high) else f"95 %: at most {value.high:.4f}; "
+    words = f"KL to the base {value.value:.4f} nats per token{where} ({sure}kept up to {most_kl(run):g})"
     row = found.languages.get(code) if found else None
     if row and row.closed is not None and row.as_base is not None:
         words += f"; every gate closed for {row.closed:.1%} of the tokens, {row.as_base:.1%} computed as by the base"

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from langext import languages
 from langext.architectures import families, precision
 from langext.artifacts import Corpus
 from langext.console import say
@@ -27,8 +28,8 @@ PIECE_BYTES = 1500
 """Longest piece of a document. Many documents are touched rather than a few read whole."""
 DOCUMENTS = 2000
 """Documents of one source that pieces are taken from, at least; more where they are short."""
-HELDOUT_TOKENS = 4000
-"""Tokens of each held-out source that show what the gates do on text that did not calibrate them."""
+HELDOUT_TOKENS, HELDOUT_MUL_TOKENS = 4000, 40_000
+"""Tokens of each held-out source of one language, of several, that show what the gates do on text that calibrated nothing."""
 WINDOW = 512
 """Most tokens in a piece."""
 BYTES_PER_TOKEN = 8
@@ -75,6 +76,11 @@ class Calibrated:
             router.bias.data.copy_(-t[None])
 
 
+def tokens_for(closed: float) -> int:
+    """The least tokens of original and protected text that can show where so large a share is closed."""
+    return round(2 * BEHIND_THRESHOLD / (1 - closed))
+
+
 def pieces(ctx: Context, corpus: Corpus, live: LiveModel, settings: Calibrate) -> Pieces:
     """Choose text for a calibration. The same corpus gives the same pieces.
 
@@ -87,8 +93,7 @@ def pieces(ctx: Context, corpus: Corpus, live: LiveModel, settings: Calibrate) -
     original = _side(corpus, kept, settings.original_tokens, cut)
     new = _side(corpus, [ctx.language], settings.new_tokens, cut)
     needed = 2 * SAMPLES_PER_WIDTH * config.hidden_size
-    tail = round(2 * BEHIND_THRESHOLD / (1 - settings.closed))
-    for name, halves, least in (("original", original, max(needed, tail)), ("new", new, needed)):
+    for name, halves, least in (("original", original, max(needed, tokens_for(settings.closed))), ("new", new, needed)):
         if (found := sum(len(row) for half in halves for row in half)) < least:
             also = " (also with protect)" if name == "original" else ""
             raise ConfigError(
@@ -100,7 +105,8 @@ def pieces(ctx: Context, corpus: Corpus, live: LiveModel, settings: Calibrate) -
     valid = {
         key: paths for code in corpus.languages("valid") for key, paths in documents.sources(corpus, "valid", code).items()
     }
-    heldout = {key: cut(_texts(paths, HELDOUT_TOKENS), HELDOUT_TOKENS) for key, paths in valid.items()}
+    most = {key: HELDOUT_MUL_TOKENS if key.startswith(languages.MUL) else HELDOUT_TOKENS for key in valid}
+    heldout = {key: cut(_texts(paths, most[key]), most[key]) for key, paths in valid.items()}
     return Pieces(original[0], new[0], original[1], new[1], {key: rows for key, rows in heldout.items() if rows})
 
 

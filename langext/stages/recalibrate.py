@@ -9,6 +9,7 @@ from langext.artifacts import Corpus, Model
 from langext.console import say, warn
 from langext.context import Context
 from langext.errors import ConfigError, RunFailed
+from langext.evaluation.certificate import KEPT_KL
 from langext.methods.base import Method
 from langext.stages.base import Stage
 from langext.summaries import DialPoint, RecalibrateSummary
@@ -28,14 +29,16 @@ class Recalibrate(Stage):
     uses: Literal["recalibrate"]
     closed: list[float] = CURVE
     """Settings of the dial to measure: the share of original and protected tokens that have every gate closed."""
-    max_kl: float = Field(0.005, ge=0)
-    """Drift budget: the setting is kept that gains most in the new language with a mean KL(base || model) on held-out text of
-    the original languages of at most this, in nats per token. When none does, the one that drifts least is kept, with a
-    warning."""
+    max_kl: float = Field(KEPT_KL, ge=0)
+    """Drift budget: the setting is kept that gains most in the new language with a KL(base || model) of at most this, in nats
+    per token, on the held-out text of the original languages where it is largest. When none does, the one that drifts least is
+    kept, with a warning. Text that is protected, or only measured, is in the curve and does not decide."""
     rows: Literal["keep", "fit"] = "keep"
     """keep: the rows stay those that training has seen. fit: they are fitted on this base, after a transplant."""
     eval_bytes: int = Field(20_000, ge=1000)
-    """Held-out bytes per language and domain that every setting is measured on. More are more exact and take longer."""
+    """Held-out bytes per language and domain that every setting is measured on. More are more exact and take longer. They are
+    taken from the end of the held-out text, where evaluation and certificate begin at its start: with enough of it, what
+    chooses the setting is not what reports on it."""
 
     @field_validator("closed", mode="before")
     @classmethod
@@ -74,29 +77,39 @@ class Recalibrate(Stage):
         live = loading.load(model, torch.bfloat16, "cuda" if self.runtime.gpus else "cpu")
         method = live.method
         assert method is not None and method.calibration is not None, "refused when planning"
-        settings = method.calibration.model_copy(update={"closed": self.closed[0]})
+        settings = method.calibration.model_copy(update={"closed": self.closed[-1]})  # what the least strict one needs
         text = calibrating.pieces(ctx, corpus, live, settings)
+        dial = self._carried(sum(map(len, [*text.fit_original, *text.tail_original])))
         reference = loading.reference(model, live)
         for net in {id(net): net for net in (live.net, reference.net)}.values():
             calibrating.widen(net)
         with method.off(live.net):
-            gates = self._settings(live, text)
-        base, curve = self._curve(ctx, corpus, live, reference, gates)
+            gates = self._settings(ctx, live, text, dial)
+        base, curve = self._curve(ctx, corpus, live, reference, dict(zip(dial, gates, strict=True)))
         chosen = max(range(len(curve)), key=lambda at: curve[at].score)
         if not curve[chosen].drift <= self.max_kl:
             warn(f"no setting keeps the drift within {self.max_kl:g} nats per token; the one that drifts least is kept")
         with method.off(live.net):
-            record = calibrating.reported(ctx, live.net, gates[chosen], text, self.closed[chosen])
+            record = calibrating.reported(ctx, live.net, gates[chosen], text, dial[chosen])
         gates[chosen].put(live.net)
         moved = {n: t.to("cpu", torch.bfloat16).contiguous() for n, t in live.delta().items() if method.constant(n)}
         loading.save_delta(ctx.out, load_file(model.path / extended.DELTA) | moved)
         loading.write_record(ctx.out, loading.read_record(model))
         ctx.report(RecalibrateSummary(base=base, curve=curve, max_kl=self.max_kl, gates=record))
-        say(f"  closed {self.closed[chosen]:g} is kept of {len(curve)}")
+        say(f"  closed {dial[chosen]:g} is kept of {len(curve)}")
         return Model(ctx.out)
 
-    def _settings(self, live: "LiveModel", text: "Pieces") -> "list[Calibrated]":
-        """The gates for each entry of `closed`, with the blocks of `live` switched off."""
+    def _carried(self, tokens: int) -> list[float]:
+        """The entries of `closed` for which there is text enough; the others are left out, with a warning."""
+        from langext.stages.calibrating import tokens_for
+
+        carried = [closed for closed in self.closed if tokens_for(closed) <= tokens]
+        for closed in self.closed[: len(self.closed) - len(carried)]:
+            warn(f"closed {closed:g} is left out: it needs {tokens_for(closed):,} original tokens, and there are {tokens:,}")
+        return carried
+
+    def _settings(self, ctx: Context, live: "LiveModel", text: "Pieces", dial: list[float]) -> "list[Calibrated]":
+        """The gates for each setting of the dial, with the blocks of `live` switched off."""
         import torch
 
         from langext.methods import residue
@@ -109,20 +122,27 @@ class Recalibrate(Stage):
             row_LD = calibration.fit(live.net, layers, text.fit_original, text.fit_new)
         else:
             row_LD = torch.stack([blocks[layer].router.weight.detach()[0].float().cpu() for layer in layers])
-        original = calibration.score(live.net, layers, row_LD, text.tail_original)
-        return [Calibrated(layers, row_LD, calibration.thresholds(original, closed), {}) for closed in self.closed]
+        original, new = (calibration.score(live.net, layers, row_LD, rows) for rows in (text.tail_original, text.tail_new))
+        least = live.method.calibration.min_open  # type: ignore[union-attr]
+        good = [layers[at] for at in calibration.separating(original, new, dial[-1], least)]
+        if bad := [layer for layer in layers if layer not in good]:
+            warn(
+                f"the gates of layers {', '.join(map(str, bad))} open for less than {least:.0%} of {ctx.language} on this "
+                "base; they keep their blocks, and make the thresholds of the others higher"
+            )
+        return [Calibrated(layers, row_LD, calibration.thresholds(original, closed), {}) for closed in dial]
 
     def _curve(
-        self, ctx: Context, corpus: Corpus, live: "LiveModel", reference: "Reference", gates: "list[Calibrated]"
+        self, ctx: Context, corpus: Corpus, live: "LiveModel", reference: "Reference", gates: "dict[float, Calibrated]"
     ) -> tuple[dict[str, float], list[DialPoint]]:
-        """Bits per byte of the reference, and what every setting of the dial gives; `gates` has one entry for each."""
+        """Bits per byte of the reference, and what every setting of the dial gives; `gates` has the gates of each."""
         from langext.data import documents
         from langext.evaluation import bpb
         from langext.evaluation.gate_stats import Observer
         from langext.evaluation.kl import BaseKL
 
         heldout = documents.heldout(corpus, corpus.languages("valid"))
-        chosen = {name: bpb.passages(texts, 1000, self.eval_bytes) for name, texts in heldout.items()}
+        chosen = {name: bpb.passages(texts, 1000, self.eval_bytes, last=True) for name, texts in heldout.items()}
         for code in ctx.languages:
             if not any(name.startswith(f"{code}/") for name in chosen):
                 raise ConfigError(f"no held-out text of {code} to measure the settings with")
@@ -131,7 +151,7 @@ class Recalibrate(Stage):
             base = {name: bpb.measure(net, tokenizer, texts).per_byte for name, texts in chosen.items()}
             others = {name: BaseKL(net, tokenizer, texts) for name, texts in chosen.items() if not name.startswith(mine)}
         curve = []
-        for closed, setting in zip(self.closed, gates, strict=True):
+        for closed, setting in gates.items():
             setting.put(live.net)
             bits, shares = {}, {}
             for name, texts in chosen.items():
@@ -140,7 +160,7 @@ class Recalibrate(Stage):
                 shares[name] = seen.own_closed()
             kl = {name: base_kl.measure(live.net) for name, base_kl in others.items()}
             gain = _mean([1 - bits[name] / base[name] for name in bits if name.startswith(mine)])
-            drift = _mean([value for name, value in kl.items() if name.split("/")[0] in ctx.original_languages])
+            drift = max(value for name, value in kl.items() if name.split("/")[0] in ctx.original_languages)
             score = gain if drift <= self.max_kl else -1e9 - drift
             curve.append(
                 DialPoint(

@@ -5,7 +5,7 @@ from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 from langext import languages
-from langext.console import say
+from langext.console import say, told
 from langext.context import Context
 from langext.evaluation import bpb
 from langext.evaluation.gate_stats import Observer
@@ -42,7 +42,8 @@ class Watch:
         assert method is not None
         live.net.eval()
         sets: dict[str, SetEvaluation] = {}
-        for name, texts in self.probes.items():
+        probes = self.probes.items()
+        for name, texts in told("measuring on held-out text", probes) if self.ctx.rank == 0 else probes:
             observer = Observer(live)
             measured = bpb.measure(live.net, live.tokenizer, texts, observe=observer)
             sets[name] = SetEvaluation(bits_per_byte=measured.per_byte, **observer.layers())

@@ -92,7 +92,8 @@ def test_the_script_notices_what_is_worse(export, bench, capsys):
     assert "the base is an extended model itself: its files are not compared" in told
     assert "worse than certified: eng_Latn/book: kl 0.000001 -> " in told and "eng_Latn/book: closed 100.00% -> " in told
     with (export / "neutrality.jsonl").open("a") as file:
-        file.write(json.dumps({"set": "eng_Latn/book", "text": "One more."}) + "\n")
+        odd = "One more.\u2028Its lines end in what str.splitlines takes for the end of a line.\x85"
+        file.write(json.dumps({"set": "eng_Latn/book", "text": odd}, ensure_ascii=False) + "\n")
     assert again(args) == 2 and "other passages than those of neutrality.json" in capsys.readouterr().err
     assert again([*args, "--json", "--passages", str(export / "neutrality.jsonl")]) == 0
     printed = capsys.readouterr()

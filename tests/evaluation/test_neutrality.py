@@ -6,7 +6,7 @@ from functools import partial
 
 import pytest
 import torch
-from cases import method, stir
+from cases import calibrate, method, stir
 from toy import ENGLISH, GERMAN, make_base, make_tokenizer, sentences
 
 from langext.architectures import vocabulary
@@ -30,7 +30,7 @@ def blocks(pico, gate="hard_sigmoid", dtype=torch.float32):
         loading.load_base(pico, dtype), loading.load_tokenizer(pico),
         method({"name": "neutral_residues", "gate": gate, "width": 24, "init": "lecun", "layers": [1, 2]}),
     )  # fmt: skip
-    stir(live, 0.3)
+    stir(calibrate(live), 0.3)
     with torch.no_grad():
         for name, parameter in live.learning().items():
             if name.endswith("router.weight"):
@@ -72,6 +72,8 @@ def test_figures_equal_their_definitions(base, pico):
     assert found["languages"]["eng_Latn"] == total != found["languages"]["deu_Latn"]
     assert total["tokens"] == total["compared"] == len(kl) and total["passages"] == 5 and total["continuations"] == 4
     assert total["kl"] == pytest.approx(float(kl.mean()), rel=1e-4)
+    off = torch.stack([each.sum() - kl.mean() * len(each) for each in kls])  # of a ratio of sums: Cochran, Sampling, chapter 6
+    assert total["kl_error"] == pytest.approx(float(off.std() * len(kls) ** 0.5) / len(kl), rel=1e-3)
     below = (kl < total["kl_p99"] * 0.999).float().mean()
     assert below < 0.99 <= (kl < total["kl_p99"] * 1.001).float().mean()
     assert total["worst_kl"] == pytest.approx(max(worst), rel=1e-4) and total["worst_text"] == worst[max(worst)]
@@ -89,7 +91,14 @@ def test_what_no_open_gate_has_influenced_has_the_bits_of_the_base(base, pico):
 
 @pytest.mark.parametrize(
     ("gate", "form", "closes"),
-    [("hard_sigmoid", "native", True), ("sigmoid", "native", False), ("relu", "remote", True), ("elu", "remote", False)],
+    [
+        ("hard_sigmoid", "native", True),
+        ("sigmoid", "native", False),
+        ("relu", "remote", True),
+        ("elu", "remote", False),
+        ("threshold", "native", True),
+        ("threshold", "remote", True),
+    ],
 )
 def test_the_gates_of_an_export_are_found(tmp_path, base, pico, gate, form, closes):
     live = blocks(pico, gate)

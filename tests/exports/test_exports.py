@@ -200,7 +200,7 @@ def test_remote_code_does_no_work_for_closed_tokens(tmp_path, pico, shut):
         block = layer.mlp.residues["0"]
         block.router.weight.data.zero_()
         if not shut:
-            block.forward = lambda x, act, block=block: block.block(x, act)
+            block.forward = lambda x, out, act, block=block: out + block.block(x, act)
     ids = torch.arange(1, 21)[None]
     counts = []
     with torch.no_grad():
@@ -212,6 +212,24 @@ def test_remote_code_does_no_work_for_closed_tokens(tmp_path, pico, shut):
     layers, width = net.config.num_hidden_layers, net.config.hidden_size
     gates, blocks = 2 * 20 * width * layers, 2 * 20 * 3 * width * 40 * layers
     assert counts[1] - counts[0] == (gates if shut else blocks)
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_remote_code_computes_open_tokens_as_it_computes_all(autocast):
+    from langext.exports.modeling_neutral_residue import NeutralResidue
+
+    torch.manual_seed(0)
+    block, act = NeutralResidue(8, 4, "threshold"), torch.nn.SiLU()
+    torch.nn.init.normal_(block.router.weight)
+    x, out = torch.randn(2, 2, 5, 8)
+    out = out.to(torch.bfloat16 if autocast else torch.float32)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        of_all = block(x, out, act)  # with gradients
+        with torch.no_grad():
+            of_open = block(x, out, act)
+    changed = (of_open != out).any(-1)
+    assert of_open.dtype == out.dtype and 0 < changed.sum() < 10
+    torch.testing.assert_close(of_open.float(), of_all.float(), atol=0.03 if autocast else 1e-6, rtol=0)
 
 
 def test_full_fine_tuning_keeps_the_architecture(tmp_path, pico):

@@ -85,7 +85,7 @@ def test_a_certificate_says_how_far_the_model_has_moved(run):
     stage(run, 5, "certify", "Neutrality", {"model": "train"}, certificate(0.0002, EVIL))
     lines, html = page.headline(run, page.build(run)), (run / "report.html").read_text()
     assert "kept, tasks not measured: English, news" in lines
-    assert "KL to the base 0.0002 nats per token (kept up to 0.005); every gate closed for 99.0% of the tokens" in lines
+    assert "KL to the base 0.0002 nats per token (95 %: at most 0.0003; kept up to 0.005); every gate closed for 99.0%" in lines
     assert '<h2 id="neutrality">' in html and html.count("&lt;script&gt;alert") > 3 and "<script" not in html
     assert "of them compared" in html
     stage(run, 6, "certify2", "Neutrality", {"model": "train"}, certificate(0.0002, kept_kl=0.0001))
@@ -99,7 +99,18 @@ def test_the_domain_that_moved_most_decides(run):
     stage(run, 5, "certify", "Neutrality", {"model": "train"}, found.model_copy(update={"sets": rows}))
     lines = page.headline(run, run)
     assert "moved: English, news" in lines
-    assert "KL to the base 0.0051 nats per token in eng_Latn/code, where it is largest (kept up to 0.005)" in lines
+    assert (
+        "KL to the base 0.0051 nats per token in eng_Latn/code, where it is largest (95 %: at most 0.0066; kept up to 0.005)"
+        in lines
+    )
+
+
+def test_kept_needs_the_whole_interval_within_the_bound(run):
+    stage(run, 5, "certify", "Neutrality", {"model": "train"}, certificate(0.004))
+    assert "kept, but KL not for certain: English, news" in page.headline(run, page.build(run))
+    assert "nothing beyond noise; KL not for certain" in (run / "report.html").read_text()
+    stage(run, 6, "certify2", "Neutrality", {"model": "train"}, certificate(0.003))
+    assert "kept, tasks not measured: English, news" in page.headline(run, run)
 
 
 def test_a_stage_certify_before_the_last_model_does_not_count(run):

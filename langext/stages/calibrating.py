@@ -28,7 +28,7 @@ PIECE_BYTES = 1500
 """Longest piece of a document. Many documents are touched rather than a few read whole."""
 DOCUMENTS = 2000
 """Documents of one source that pieces are taken from, at least; more where they are short."""
-HELDOUT_TOKENS, HELDOUT_MUL_TOKENS = 4000, 40_000
+HELDOUT_TOKENS, HELDOUT_MUL_TOKENS = 4000, 12_000
 """Tokens of each held-out source of one language, of several, that show what the gates do on text that calibrated nothing."""
 WINDOW = 512
 """Most tokens in a piece."""

@@ -55,6 +55,8 @@ def test_passages_are_spread_over_all_documents_whatever_the_order_of_files():
     assert {passage[0] for passage in chosen} == set("abcdefghij")
     assert sum(passage.startswith(f"{passage[0]}0 ") for passage in chosen) < 5, "most are not the beginning of a document"
     assert [passage[0] for passage in chosen] != sorted(passage[0] for passage in chosen)
+    others = bpb.passages(texts, 200, 2000, last=True)
+    assert len(others) == len(chosen) and not set(others) & set(chosen), "what chooses a setting is not what judges it"
 
 
 @pytest.mark.parametrize(

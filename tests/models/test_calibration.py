@@ -21,6 +21,7 @@ from langext.models import calibration, loading
 from langext.models.calibration import Scores
 from langext.report import page
 from langext.stages import calibrating
+from langext.stages.recalibrate import Recalibrate
 from langext.summaries import ExtendSummary, RecalibrateSummary
 
 GATE = {
@@ -207,7 +208,13 @@ def test_the_dial_of_a_finished_run_is_turned_by_a_command(bench, dialled):
     assert [point.closed for point in found.curve] == [0.9, 0.6] and found.max_kl == 100
     best = max(found.curve, key=lambda point: point.gain)
     assert found.gates.closed == best.closed and "kept" in done.stdout
-    assert (next(out.glob("[0-9][0-9]-export")) / "checkpoint" / "config.json").is_file()
+    assert (next(out.glob("[0-9][0-9]-export")) / "checkpoint" / "neutrality.json").is_file()
+
+
+def test_settings_that_the_text_cannot_carry_are_left_out_of_the_dial(capsys):
+    stage = Recalibrate(uses="recalibrate", closed=[0.9, 0.99, 0.999])
+    assert stage._carried(1000) == [0.99, 0.9]
+    assert "closed 0.999 is left out: it needs 10,000 original tokens, and there are 1,000" in capsys.readouterr().err
 
 
 def test_tokens_with_closed_gates_are_computed_bit_by_bit_as_by_the_base(dialled):

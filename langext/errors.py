@@ -18,6 +18,10 @@ Loc = tuple[str | int, ...]
 """Keys and list indices from the top of a file to a value."""
 MAX_TEXT_BYTES = 10_000_000
 """Largest file of settings that is read."""
+LFS = b"version https://git-lfs.github.com/spec/"
+"""Beginning of a file that Git LFS has put in place of a large one: https://github.com/git-lfs/git-lfs/blob/main/docs/spec.md"""
+LFS_SAID = "this is a Git LFS pointer, not the file itself; fetch the file with: git lfs pull"
+"""What is said of such a file."""
 
 
 def printable(text: str) -> str:
@@ -144,20 +148,38 @@ def reading(path: Path, what: str) -> Iterator[None]:
         yield
     except (ConfigError, RunFailed):
         raise
-    except RecursionError:
-        raise ConfigError(f"{path}: cannot be read as {what}: nested too deeply") from None
-    except MemoryError:
-        raise ConfigError(f"{path}: cannot be read as {what}: it asks for more memory than there is") from None
     except FileNotFoundError as error:
         raise ConfigError(f"{error.filename or path}: no such file") from None
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: cannot be read as {what}: not UTF-8 text (byte {error.start})") from None
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"{path}: line {error.lineno}, column {error.colno}: not valid JSON: {error.msg}") from None
     except Exception as error:
-        if problem := machine_problem(error):
+        if not isinstance(error, MemoryError) and (problem := machine_problem(error)):
             raise RunFailed(problem) from None
-        raise ConfigError(f"{path}: cannot be read as {what}: {reason(error)}") from None
+        raise ConfigError(f"{path}: {_unreadable(path, what, error)}") from None
+
+
+def _unreadable(path: Path, what: str, error: Exception) -> str:
+    """Why a file that is there cannot be read."""
+    if is_lfs_pointer(path):
+        return LFS_SAID
+    if isinstance(error, json.JSONDecodeError):
+        if error.doc.startswith("\ufeff"):
+            return "begins with a byte order mark, and JSON has none; save it as UTF-8 without it"
+        return f"line {error.lineno}, column {error.colno}: not valid JSON: {error.msg}"
+    why = reason(error)
+    if isinstance(error, RecursionError):
+        why = "nested too deeply"
+    elif isinstance(error, MemoryError):
+        why = "it asks for more memory than there is"
+    elif isinstance(error, UnicodeDecodeError):
+        why = f"not UTF-8 text (byte {error.start})"
+    return f"cannot be read as {what}: {why}"
+
+
+def is_lfs_pointer(path: Path) -> bool:
+    """Whether the file is a placeholder of Git LFS: its content was not downloaded."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(len(LFS)) == LFS
 
 
 def reason(error: BaseException) -> str:

@@ -189,6 +189,7 @@ def prepare(base: str, revision: str | None, out: Path) -> Model:
     else:
         folder = path.resolve()
     _examine(folder)
+    base_files.check_values(folder)
     record = loading.Record(folder)
     if model is not None:
         record = _copied(model, base, out)

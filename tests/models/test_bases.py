@@ -7,7 +7,7 @@ import pytest
 import torch
 from toy import make_llama
 
-from langext.errors import ConfigError
+from langext.errors import LFS, ConfigError
 from langext.models import bases, loading
 
 
@@ -68,6 +68,9 @@ def test_another_file_is_no_base(tmp_path):
     (tmp_path / "model.bin").write_text("x")
     with pytest.raises(ConfigError, match=r"expected a Hugging Face folder or a \.gguf file"):
         bases.check(str(tmp_path / "model.bin"))
+    (tmp_path / "model.gguf").write_bytes(LFS)
+    with pytest.raises(ConfigError, match="model.gguf: this is a Git LFS pointer"):
+        bases.check(str(tmp_path / "model.gguf"))
     (tmp_path / "model.gguf").write_text("not gguf")
     with pytest.raises(ConfigError, match="not a GGUF file"):
         bases.prepare(str(tmp_path / "model.gguf"), None, tmp_path / "out")

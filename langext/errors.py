@@ -22,11 +22,38 @@ LFS = b"version https://git-lfs.github.com/spec/"
 """Beginning of a file that Git LFS has put in place of a large one: https://github.com/git-lfs/git-lfs/blob/main/docs/spec.md"""
 LFS_SAID = "this is a Git LFS pointer, not the file itself; fetch the file with: git lfs pull"
 """What is said of such a file."""
+SECRET_NAME = re.compile(r"\w+_(TOKEN|KEY|SECRET|PASSWORD)")
+"""Names of environment variables that hold what nobody else may read."""
+SECRETS = (
+    re.compile(r"(?<=://)[^\s/@:]+:[^\s/@]*(?=@)|(?<=http://)[^\s/@]+(?=@)|(?<=https://)[^\s/@]+(?=@)"),
+    re.compile(r"(?<=[?&])(x-(amz|goog)-(signature|security-token|credential)|\w*(token|secret|password|signature)|(api_?)?key"
+               r"|sig)=[\w%.~+/=-]+", re.IGNORECASE),
+    re.compile(r"\b(hf_[A-Za-z0-9]{30,}|gh[opsu]_[A-Za-z0-9]{30,}|github_pat_\w{30,}|sk-[\w-]{30,}|AKIA[0-9A-Z]{16})\b"),
+)  # fmt: skip
+"""Passwords and tokens: in the address of a host, as a parameter of an address, and those of hub and clouds by their form."""
 
 
 def printable(text: str) -> str:
-    """The text with control characters, but for line feeds and tabs, as escapes: no file may steer the terminal."""
-    return "".join(repr(c)[1:-1] if unicodedata.category(c) in ("Cc", "Cs") and c not in "\n\t" else c for c in text)
+    """The text with control characters, but for line feeds and tabs, as escapes: no file may steer the terminal. Passwords and
+    tokens become ***, since what is printed is kept and shown to others.
+    """
+    plain = "".join(repr(c)[1:-1] if unicodedata.category(c) in ("Cc", "Cs") and c not in "\n\t" else c for c in text)
+    return discreet(plain)
+
+
+def holds_secret(text: str) -> bool:
+    """Whether a text holds something that has the form of a password or a token."""
+    return any(pattern.search(text) for pattern in SECRETS)
+
+
+def discreet(text: str) -> str:
+    """The text with *** for passwords and tokens: those that have the form of one, and those that the environment holds."""
+    for name, value in os.environ.items():
+        if len(value) >= 8 and SECRET_NAME.fullmatch(name):
+            text = text.replace(value, "***")
+    for pattern in SECRETS:
+        text = pattern.sub("***", text)
+    return text
 
 
 class ConfigError(ValueError):
@@ -99,11 +126,11 @@ def bug(error: BaseException) -> str:
 
     The file is in the folder $LANGEXT_BUGS, or else in the system's folder for temporary files.
     """
-    what = f"{type(error).__name__}: {reason(error)}. This is a mistake in langext; please report it"
+    what = f"{type(error).__name__}: {discreet(reason(error))}. This is a mistake in langext; please report it"
     named = {"prefix": "langext-bug-", "suffix": ".txt", "dir": os.environ.get("LANGEXT_BUGS")}
     try:
         with tempfile.NamedTemporaryFile("w", encoding="utf-8", errors="backslashreplace", delete=False, **named) as file:
-            file.writelines(traceback.format_exception(error))
+            file.writelines(map(discreet, traceback.format_exception(error)))
     except OSError:
         return what
     return f"{what} with {file.name}"

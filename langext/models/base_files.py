@@ -31,6 +31,8 @@ TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
 BESIDE = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 """Files of JSON objects that are read with a tokenizer, whichever it is."""
 TEMPLATES = ("*.jinja", "additional_chat_templates/*.jinja")
+LICENCES = ("LICEN[CS]E*", "NOTICE*", "USE_POLICY*")
+"""Files that must accompany the weights wherever they are copied."""
 READ = (
     "config.json", "generation_config.json", INDEX, *TOKENIZERS, *BESIDE, "merges.txt", "chat_template.json", *TEMPLATES,
 )  # fmt: skip
@@ -44,6 +46,7 @@ def check(folder: Path, config: Any, tokenizer: Any) -> None:
     `config` and `tokenizer` are those of the folder. Found are: weights of an adapter, quantised weights, placeholders of Git
     LFS, missing files, tensors that are missing, left over or of another shape, ids of tokens without a row.
     """
+    licences(folder)
     _plain_weights(folder, config)
     shapes = tensors(folder)
     _sizes(folder, config, shapes)
@@ -54,6 +57,20 @@ def check(folder: Path, config: Any, tokenizer: Any) -> None:
 def read(folder: Path) -> list[Path]:
     """The files of a base that decide what it computes and writes, sorted. A base is these files, whatever lies beside them."""
     return sorted({*weight_files(folder), *(path for pattern in READ for path in folder.glob(pattern) if path.is_file())})
+
+
+def licences(folder: Path) -> list[Path]:
+    """The licence and notice files of a base, which go with its weights wherever they are copied.
+
+    Raises ConfigError for a link out of the folder: who made it could have any file of this machine copied. (The cache of the
+    hub keeps its files elsewhere, as links of every snapshot to ../../blobs.)
+    """
+    found = sorted(path for pattern in LICENCES for path in folder.glob(pattern) if path.is_file())
+    within = (folder.resolve(), folder.resolve().parent.parent / "blobs")
+    for path in found:
+        if not any(path.resolve().is_relative_to(place) for place in within):
+            raise ConfigError(f"{path}: a link out of its folder to {path.resolve()}; put the file itself there")
+    return found
 
 
 def decides(name: str) -> bool:

@@ -260,10 +260,18 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 def write_json(path: Path, value: Any) -> None:
     """Write beside and rename, so that a killed run never leaves half a file. `value` may be a Spec."""
     plain = value.model_dump(mode="json") if isinstance(value, Spec) else value
+    write_text(path, json.dumps(plain, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write beside and rename, in UTF-8: whoever reads `path`, after a kill too, finds the old text or the new one.
+
+    A link that a stranger has put into the folder is replaced and not followed, under both names.
+    """
     beside = path.with_name(path.name + ".tmp")
-    with beside.open("w", encoding="utf-8") as file:
-        json.dump(plain, file, indent=2, sort_keys=True, ensure_ascii=False)
-        file.write("\n")
+    beside.unlink(missing_ok=True)
+    with beside.open("x", encoding="utf-8") as file:
+        file.write(text)
         file.flush()
         os.fsync(file.fileno())
     os.replace(beside, path)

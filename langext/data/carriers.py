@@ -121,22 +121,24 @@ class HubFolder:
     """Files of a model repository on the Hugging Face hub."""
 
     repo: str
+    commit: str
+    """Full hash: a name of a branch would be another content tomorrow."""
     patterns: tuple[str, ...]
 
     def bring(self, out: Path) -> str:
-        """Download the files of the newest commit. Raises CarrierFailed when the hub does not give them."""
+        """Download the files of the commit. Raises CarrierFailed when the hub does not give them."""
         from huggingface_hub import snapshot_download
 
         from langext.data import hub
 
         try:
-            folder = Path(snapshot_download(self.repo, allow_patterns=list(self.patterns)))
+            folder = Path(snapshot_download(self.repo, revision=self.commit, allow_patterns=list(self.patterns)))
         except hub.KNOWN as error:
             if disk_problem(error):
                 raise
             raise CarrierFailed(f"the hub did not give {self.repo} ({type(error).__name__})") from None
         shutil.copytree(folder, out, dirs_exist_ok=True)
-        return f"{self.repo} at commit {folder.name} of the Hugging Face hub"
+        return f"{self.repo} at commit {self.commit} of the Hugging Face hub"
 
 
 @dataclass(frozen=True)
@@ -144,6 +146,7 @@ class HubText:
     """The first documents of a text dataset on the Hugging Face hub, streamed."""
 
     repo: str
+    commit: str
     config: str
     documents: int
 
@@ -155,13 +158,13 @@ class HubText:
         from langext.data.readers import mend
 
         try:
-            rows = datasets.load_dataset(self.repo, self.config, split="train", streaming=True).take(self.documents)
-            _write(out, ({"id": row["id"], "text": mend(row["text"])} for row in rows))
+            rows = datasets.load_dataset(self.repo, self.config, revision=self.commit, split="train", streaming=True)
+            _write(out, ({"id": row["id"], "text": mend(row["text"])} for row in rows.take(self.documents)))
         except hub.KNOWN as error:
             if disk_problem(error):
                 raise
             raise CarrierFailed(f"the hub did not give {self.repo} ({type(error).__name__})") from None
-        return f"the first {self.documents} documents of {self.repo} ({self.config}) on the Hugging Face hub"
+        return f"the first {self.documents} documents of {self.repo} ({self.config}) at commit {self.commit} of the hub"
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from langext.data.formats import LFS
-from langext.errors import ConfigError, one_line
+from langext.errors import LFS, LFS_SAID, ConfigError, one_line
 
 MAGIC, VERSIONS = 793712314, (11, 12)
 SUPERVISED = 3
@@ -80,7 +79,7 @@ def _labels(path: Path, size: int, _modified_ns: int) -> tuple[str, ...]:
         raise _Damaged("the file is empty")
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         if data[: len(LFS)] == LFS:
-            raise _Damaged("this is a Git LFS pointer; fetch the file with: git lfs pull")
+            raise _Damaged(LFS_SAID)
         return _read(_Bytes(data))
 
 

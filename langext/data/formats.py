@@ -37,8 +37,6 @@ WIDE = {codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32", codecs.BOM
         codecs.BOM_UTF16_BE: "utf-16"}  # fmt: skip
 """Byte order marks of encodings that are read without being named. UTF-32 comes first, because its marks begin like others."""
 PARQUET_MARK = b"PAR1"
-LFS = b"version https://git-lfs.github.com/spec/"
-"""Beginning of a file that Git LFS has put in place of a large one: https://github.com/git-lfs/git-lfs/blob/main/docs/spec.md"""
 PACKED = {b"\x1f\x8b": ".gz", b"\x28\xb5\x2f\xfd": ".zst", b"\xfd7zXZ": ".xz"}
 """First bytes of a compressed file -> the end of its name."""
 KINDS = {b"PK\x03\x04": "a zip archive", b"%PDF-1": "a PDF document"} | {

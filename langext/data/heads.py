@@ -10,10 +10,10 @@ from typing import Any
 
 from langext.data import columns as fields
 from langext.data import entries, formats
-from langext.data.formats import CSV, JSONL, LFS, PARQUET, PARQUET_MARK, TSV, TXT, UTF_8, kind, packing
+from langext.data.formats import CSV, JSONL, PARQUET, PARQUET_MARK, TSV, TXT, UTF_8, kind, packing
 from langext.data.lines import Line, lines
 from langext.data.source_files import Place
-from langext.errors import ConfigError, one_line
+from langext.errors import LFS, LFS_SAID, ConfigError, one_line
 
 HEAD = 1 << 16
 """Bytes at the start of a file from which it is told what it is."""
@@ -82,9 +82,7 @@ def _ends(place: Place) -> tuple[bytes, bytes]:
 
 def _check_pointer(place: Place, head: bytes) -> None:
     if head.startswith(LFS):
-        raise ConfigError(
-            f"{one_line(place)}: this is a Git LFS pointer, not the file itself; fetch the file with: git lfs pull"
-        )
+        raise ConfigError(f"{one_line(place)}: {LFS_SAID}")
 
 
 def _check_encoding(where: str, found: Sequence[Line], head: bytes) -> None:

@@ -13,13 +13,12 @@ from typing import IO, Any, cast
 import fsspec
 
 from langext.data.formats import pattern
-from langext.errors import ConfigError, RunFailed, one_line, reason
+from langext.errors import ConfigError, RunFailed, holds_secret, one_line, reason
 from langext.spec import near
 from langext.text_summaries import SourceFile
 
 SCHEME = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*://")
 """How the address of a place in a store begins."""
-SECRET = re.compile(r"^[^:]+://[^/@]*:[^/@]*@")
 VERSIONS = ("ETag", "etag", "md5Hash", "crc32c", "content_md5", "sha256", "blob_id", "md5")
 """Entries of a store's information on a file that are another when its bytes are."""
 TIMES = ("LastModified", "last_modified", "updated", "mtime", "modified", "created")
@@ -124,7 +123,7 @@ def is_remote(path: str) -> bool:
 
 def check_address(path: str) -> None:
     """Raise ValueError for an address with a password in it: a pipeline file is copied into runs, reports and model cards."""
-    if SECRET.match(path):
+    if holds_secret(path):
         raise ValueError("write no password into an address; the driver takes it from its own settings or the environment")
 
 

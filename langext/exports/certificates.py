@@ -5,7 +5,6 @@ The one rule: what measures is `langext.evaluation.neutrality`, here and in the 
 
 import hashlib
 import json
-import os
 import re
 import time
 from collections.abc import Sequence
@@ -15,14 +14,16 @@ from pathlib import Path
 
 import torch
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
-from langext.artifacts import BASE, Corpus, FileRecord, Model, file_record, read_base, read_json, write_json
+from langext.artifacts import BASE, Corpus, FileRecord, Model, file_record, read_base, read_json, write_json, write_text
 from langext.console import Progress, say
 from langext.data import assets, documents, plain_text
 from langext.errors import ConfigError, RunFailed
 from langext.evaluation import bpb, certify, gate_stats, neutrality, open_gates
 from langext.evaluation.certificate import Certificate, Measured, MeasuredWith, TextFile
 from langext.evaluation.neutrality import Mismatch, Settings, Subject
+from langext.exports.modelcard import in_markdown
 from langext.models import base_files, bases, exported, loading
 from langext.text_summaries import FilterSummary, FunnelRow
 
@@ -223,16 +224,16 @@ def lay(folder: Path, certificate: Certificate, passages: str | None, *, export:
     The record is written last: after a kill, an older one does not match the passages beside it, and certify.py says so.
     """
     if passages is not None:
-        _put(folder / certify.PASSAGES, passages)
+        write_text(folder / certify.PASSAGES, passages)
     else:
         (folder / certify.PASSAGES).unlink(missing_ok=True)
     if export:
-        _put(folder / certify.SCRIPT, script())
+        write_text(folder / certify.SCRIPT, script())
         card = folder / "README.md"
         before = card.read_text(encoding="utf-8") if card.is_file() else ""
         rest = re.sub(rf"\n*{MARKS[0]}.*{MARKS[1]}\n*", "\n", before, flags=re.DOTALL)
         new = section(certificate, passages is not None, bool(exported.own_code(folder)))
-        _put(card, f"{rest.rstrip()}\n\n{new}\n".lstrip())
+        write_text(card, f"{rest.rstrip()}\n\n{new}\n".lstrip())
     write_json(folder / certify.RECORD, certificate)
 
 
@@ -240,14 +241,10 @@ def section(certificate: Certificate, with_passages: bool, own_code: bool) -> st
     """The section of the model card, between `MARKS`."""
     env = Environment(
         loader=PackageLoader("langext", "exports"), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
-        autoescape=False,  # Markdown; the only text of others is in a block of code
+        autoescape=False, finalize=in_markdown,
     )  # fmt: skip
-    filled = env.get_template("neutrality.md.j2").render(c=certificate, with_passages=with_passages, own_code=own_code)
+    filled = env.get_template("neutrality.md.j2").render(
+        c=certificate, with_passages=with_passages, own_code=own_code,
+        worst_text=Markup(" ".join(certificate.total.worst_text.split())),  # stands in a block of code, where nothing is markup
+    )  # fmt: skip
     return f"{MARKS[0]}\n{filled.strip()}\n{MARKS[1]}"
-
-
-def _put(path: Path, text: str) -> None:
-    """Write beside and rename: the file may be a hard link to that of another run."""
-    beside = path.with_name(path.name + ".tmp")
-    beside.write_text(text, encoding="utf-8")
-    os.replace(beside, path)

@@ -27,7 +27,7 @@ def vllm(job: dict[str, Any]) -> Program:
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # gigabytes
     from vllm import LLM, SamplingParams  # pyright: ignore[reportMissingImports]
 
-    config = json.loads(Path(job["folder"], "config.json").read_text())
+    config = json.loads(Path(job["folder"], "config.json").read_text("utf-8"))
     positions = config["max_position_embeddings"]
     net = LLM(
         job["folder"], dtype="float32", skip_tokenizer_init=True, enforce_eager=True, logprobs_mode="raw_logprobs",
@@ -94,7 +94,7 @@ def compare(program: Program, job: dict[str, Any]) -> dict[str, Any]:
 
 def main(job_file: Path) -> None:
     """Run the export of a job, and print one line of JSON with the results of `compare`."""
-    job = json.loads(job_file.read_text())
+    job = json.loads(job_file.read_text(encoding="utf-8"))
     print(json.dumps(compare(PROGRAMS[job["program"]](job), job)), flush=True)
 
 

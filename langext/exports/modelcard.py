@@ -13,6 +13,7 @@ from typing import Any
 from huggingface_hub import ModelCardData
 from huggingface_hub.repocard import metadata_load
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
 from langext import languages
 from langext.artifacts import Corpus, Model, Scores, read_base, read_json
@@ -22,13 +23,16 @@ from langext.evaluation.scores import ScoresFile
 from langext.export_summary import ExportSummary, PublicBase
 from langext.methods.base import Method
 from langext.methods.gates import GATES
-from langext.models import bases, loading
+from langext.models import base_files, loading
 from langext.summaries import History, HistorySummary, RecalibrateSummary, Training, TrainSummary, TransplantSummary
 from langext.text_summaries import ROLES, FilterSummary, FunnelRow
 from langext.weight_summaries import MergeSummary, RegateSummary, RescaleSummary
 
 LIBRARIES = {"gguf": "llama.cpp", "delta": "langext"}
 """Export format -> the library that loads it. All other formats are loaded by transformers."""
+
+MARKUP = str.maketrans({"<": "&lt;", "|": "\\|", "[": "\\[", "`": "'"})
+"""What could begin a tag, a cell, a link or an end of code in Markdown -> what shows as itself."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +71,8 @@ def write(out: Path, record: ExportSummary, card: Card) -> None:
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-        autoescape=False,  # the card is Markdown, not HTML
+        autoescape=False,
+        finalize=in_markdown,
     )
     named = [languages.find(code) for code in card.languages]
     metadata = ModelCardData(
@@ -79,10 +84,17 @@ def write(out: Path, record: ExportSummary, card: Card) -> None:
     )
     settings, gate = card.method.model_dump(mode="json"), card.method.block_gate
     text = env.get_template("modelcard.md.j2").render(
-        card=card, record=record, named=named, settings=settings, metadata=metadata.to_yaml(), rows=_rows(card),
+        card=card, record=record, named=named, settings=settings, metadata=Markup(metadata.to_yaml()), rows=_rows(card),
         fixed_gates=gate is not None and GATES[gate].threshold,
     )  # fmt: skip
     (out / "README.md").write_text(text, encoding="utf-8")
+
+
+def in_markdown(value: Any) -> Any:
+    """What a template of Markdown shows of a value: names from outside stay text, in lines, in cells and between backticks."""
+    if isinstance(value, Markup) or not isinstance(value, str):
+        return value
+    return " ".join(value.split("\n")).translate(MARKUP)
 
 
 def _rows(card: Card) -> list[dict[str, str]]:
@@ -153,10 +165,8 @@ def licence(base: Path) -> str | None:
 
 def keep_licences(base: Path, out: Path) -> None:
     """Copy the base's licence and notice files beside the weights that they cover."""
-    for pattern in bases.LICENCES:
-        for path in base.glob(pattern):
-            if path.is_file():
-                shutil.copyfile(path, out / path.name)
+    for path in base_files.licences(base):
+        shutil.copyfile(path, out / path.name)
 
 
 def history(model: Model) -> History:

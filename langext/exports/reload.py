@@ -122,7 +122,7 @@ def main(job_file: Path) -> None:
     import precision  # pyright: ignore[reportMissingImports]
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    job = json.loads(job_file.read_text())
+    job = json.loads(job_file.read_text(encoding="utf-8"))
     whole, trust = job["whole_model"], {"trust_remote_code": job["remote"]}
     dtype = torch.float32 if whole else precision.WEIGHTS
     net: Any = AutoModelForCausalLM.from_pretrained(job["folder"], dtype=dtype, **trust).eval()

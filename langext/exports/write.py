@@ -188,7 +188,7 @@ def available() -> int:
 
 def _groups() -> list[Path]:
     """The cgroups (version 2) that this process belongs to, innermost first: a limit of any of them counts."""
-    lines = OWN.read_text().splitlines() if OWN.is_file() else []
+    lines = OWN.read_text(encoding="utf-8").splitlines() if OWN.is_file() else []
     relative = next((line.removeprefix("0::/") for line in lines if line.startswith("0::/")), "")
     own = CGROUPS / relative
     return [own, *(parent for parent in own.parents if parent.is_relative_to(CGROUPS))]

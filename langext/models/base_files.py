@@ -5,6 +5,7 @@ is too long, or look a token up outside of the matrix; here each of these is a C
 """
 
 import copy
+import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -12,20 +13,28 @@ from typing import Any
 
 from langext.architectures import families
 from langext.artifacts import read_object
-from langext.data.formats import LFS
-from langext.errors import ConfigError, reading
+from langext.errors import LFS_SAID, ConfigError, is_lfs_pointer, reading
 from langext.spec import near
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+PRECISIONS = ("BF16", "F16", "F32", "F64")
+"""How safetensors calls the precisions of plain weights."""
 BUFFERS = re.compile(r"rotary_emb\.inv_freq$")
 """Tensors that older versions of transformers wrote and that every model computes by itself."""
 HEAD = "lm_head.weight"
+ADAPTER = "adapter_config.json"
+PART = re.compile(r"model-\d+-of-\d+\.safetensors")
+"""Name of a file with a part of the weights."""
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
 """Files that hold a tokenizer; the first one that is there is read."""
+BESIDE = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+"""Files of JSON objects that are read with a tokenizer, whichever it is."""
+TEMPLATES = ("*.jinja", "additional_chat_templates/*.jinja")
+LICENCES = ("LICEN[CS]E*", "NOTICE*", "USE_POLICY*")
+"""Files that must accompany the weights wherever they are copied."""
 READ = (
-    "config.json", "generation_config.json", INDEX, *TOKENIZERS, "tokenizer_config.json", "special_tokens_map.json",
-    "added_tokens.json", "merges.txt", "chat_template.json", "*.jinja", "additional_chat_templates/*.jinja",
+    "config.json", "generation_config.json", INDEX, *TOKENIZERS, *BESIDE, "merges.txt", "chat_template.json", *TEMPLATES,
 )  # fmt: skip
 """Patterns of the files of a base that are read, besides its weights."""
 Shapes = dict[str, tuple[int, ...]]
@@ -37,10 +46,11 @@ def check(folder: Path, config: Any, tokenizer: Any) -> None:
     `config` and `tokenizer` are those of the folder. Found are: weights of an adapter, quantised weights, placeholders of Git
     LFS, missing files, tensors that are missing, left over or of another shape, ids of tokens without a row.
     """
+    licences(folder)
     _plain_weights(folder, config)
     shapes = tensors(folder)
     _sizes(folder, config, shapes)
-    _rows(folder, config, tokenizer, rows=shapes[_embedding(shapes)][0])
+    _rows(folder, config, tokenizer, rows=shapes[_embedding(folder, shapes)][0])
     _same_tensors(folder, config, shapes)
 
 
@@ -49,15 +59,23 @@ def read(folder: Path) -> list[Path]:
     return sorted({*weight_files(folder), *(path for pattern in READ for path in folder.glob(pattern) if path.is_file())})
 
 
+def licences(folder: Path) -> list[Path]:
+    """The licence and notice files of a base, which go with its weights wherever they are copied.
+
+    Raises ConfigError for a link out of the folder: who made it could have any file of this machine copied. (The cache of the
+    hub keeps its files elsewhere, as links of every snapshot to ../../blobs.)
+    """
+    found = sorted(path for pattern in LICENCES for path in folder.glob(pattern) if path.is_file())
+    within = (folder.resolve(), folder.resolve().parent.parent / "blobs")
+    for path in found:
+        if not any(path.resolve().is_relative_to(place) for place in within):
+            raise ConfigError(f"{path}: a link out of its folder to {path.resolve()}; put the file itself there")
+    return found
+
+
 def decides(name: str) -> bool:
     """Whether a file of this name, a path below the folder of a base, can be among those of `read`."""
     return name.endswith(".safetensors") or any(Path(name).match(pattern) for pattern in READ)
-
-
-def is_lfs_pointer(path: Path) -> bool:
-    """Whether the file is a placeholder of Git LFS: its content was not downloaded."""
-    with path.open("rb") as file:
-        return file.read(len(LFS)) == LFS
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -73,7 +91,7 @@ def weight_files(folder: Path) -> list[Path]:
         if not path.is_file():
             raise ConfigError(f"{path}: no such file, and {INDEX} names it; fetch or copy the model again")
         if is_lfs_pointer(path):
-            raise ConfigError(f"{path}: a Git LFS pointer, not the weights; run `git lfs pull` there, or download the file")
+            raise ConfigError(f"{path}: {LFS_SAID}")
     return [folder / name for name in names]
 
 
@@ -84,13 +102,31 @@ def tensors(folder: Path) -> Shapes:
     shapes: Shapes = {}
     for path in weight_files(folder):
         with reading(path, "safetensors"), safe_open(path, "pt") as file:
-            here: Shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 (no mapping)
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+            here: Shapes = {name: tuple(piece.get_shape()) for name, piece in slices.items()}
+            kinds = {name: piece.get_dtype() for name, piece in slices.items()}
+        if odd := next((name for name in here if kinds[name] not in PRECISIONS), None):
+            raise ConfigError(
+                f"{path}: {odd} is stored as {kinds[odd]}: quantised weights cannot be extended; give the model in bfloat16, "
+                "float16 or float32"
+            )
         if twice := next((name for name in here if name in shapes), None):
             raise ConfigError(f"{path}: holds {twice}, which another file of this model holds too")
         shapes |= here
     if not shapes:
         raise ConfigError(f"{folder}: the weights hold no tensor")
     return shapes
+
+
+def check_values(folder: Path) -> None:
+    """Raise ConfigError when a weight is no number. Reads all weights."""
+    from safetensors import safe_open
+
+    for path in weight_files(folder):
+        with reading(path, "safetensors"), safe_open(path, "pt") as file:
+            odd = next((name for name in file.keys() if not file.get_tensor(name).isfinite().all()), None)  # noqa: SIM118
+        if odd:
+            raise ConfigError(f"{path}: {odd} holds values that are infinite or no numbers; fetch or copy the model again")
 
 
 def _index(path: Path) -> dict[str, str]:
@@ -103,7 +139,12 @@ def _index(path: Path) -> dict[str, str]:
 
 
 def _no_weights(folder: Path) -> str:
+    for name in (INDEX, SINGLE):
+        if (folder / name).is_symlink():
+            return f"{name} is a link to {os.readlink(folder / name)}, which is not there; fetch or copy the model again"
     other = sorted(path.name for path in folder.glob("*") if path.suffix in (".bin", ".pt", ".pth", ".gguf", ".safetensors"))
+    if parts := [name for name in other if PART.fullmatch(name)]:
+        return f"no {INDEX} here, which says what is in {parts[0]} and the other parts; fetch or copy the model again"
     found = f"; there is {', '.join(other[:3])}" if other else ""
     return (
         f"no {SINGLE} and no {INDEX} here{found}. Other weight formats are not read: save the model again with "
@@ -111,19 +152,31 @@ def _no_weights(folder: Path) -> str:
     )
 
 
+def no_config(folder: Path) -> str:
+    """What is said of a folder without config.json: what it is instead, or where one is."""
+    if (folder / ADAPTER).is_file():
+        return _adapter(folder)
+    said = "no config.json here, so this is not a Hugging Face model folder"
+    inside = sorted(path.parent for pattern in ("*/config.json", "snapshots/*/config.json") for path in folder.glob(pattern))
+    gguf = sorted(path.name for path in folder.glob("*.gguf"))
+    if inside or gguf:
+        said += f"; give {inside[0] if inside else folder / gguf[0]}?"
+    return said
+
+
 def _adapter(folder: Path) -> str:
-    of = read_object(folder / "adapter_config.json").get("base_model_name_or_path")
+    of = read_object(folder / ADAPTER).get("base_model_name_or_path")
     return f"an adapter (PEFT){f' of {of}' if of else ''}, not a model; merge it into its base and give the merged model"
 
 
 def _plain_weights(folder: Path, config: Any) -> None:
     # transformers would put the adapter on top of the weights, also where they have it in them already.
-    if (folder / "adapter_config.json").is_file():
+    if (folder / ADAPTER).is_file():
         whole = (folder / SINGLE).is_file() or (folder / INDEX).is_file()
         beside = "an adapter (PEFT) lies beside the weights; if it is merged into them, remove adapter_config.json"
         raise ConfigError(f"{folder}: {beside if whole else _adapter(folder)}")
     quantised = getattr(config, "quantization_config", None)
-    if quantised:
+    if quantised is not None:
         way = quantised.get("quant_method", "?") if isinstance(quantised, dict) else getattr(quantised, "quant_method", "?")
         raise ConfigError(
             f"{folder}/config.json: the weights are quantised ({way}), and a quantised base cannot be extended; give the "
@@ -131,18 +184,23 @@ def _plain_weights(folder: Path, config: Any) -> None:
         )
 
 
-def _embedding(shapes: Shapes) -> str:
+def _embedding(folder: Path, shapes: Shapes) -> str:
     names = [name for name, shape in shapes.items() if name.endswith("embed_tokens.weight") and len(shape) == 2]
     if len(names) != 1:
         tied = f"; there is {HEAD} alone: save the model again with its embeddings" if HEAD in shapes and not names else ""
-        raise ConfigError(f"the weights hold {len(names)} tensors called embed_tokens.weight, expected one{tied}")
+        raise ConfigError(f"{folder}: the weights hold {len(names)} tensors called embed_tokens.weight, expected one{tied}")
     return names[0]
 
 
 def _sizes(folder: Path, config: Any, shapes: Shapes) -> None:
     """Compare the numbers that decide how large a model is, so that no model larger than its files is ever built."""
-    rows, width = shapes[_embedding(shapes)]
+    rows, width = shapes[_embedding(folder, shapes)]
     layers = {int(number) for name in shapes for number in re.findall(rf"{re.escape(families.LAYERS)}(\d+)\.", name)}
+    if not layers:
+        raise ConfigError(
+            f"{folder}: no tensor is called {families.LAYERS}0...; there is {sorted(shapes)[-1]:.80}. Save the model again "
+            "from AutoModelForCausalLM"
+        )
     told = {
         "vocab_size": (config.vocab_size, rows, "rows of the embedding matrix"),
         "hidden_size": (config.hidden_size, width, "columns of the embedding matrix"),
@@ -168,7 +226,7 @@ def _same_tensors(folder: Path, config: Any, shapes: Shapes) -> None:
     tied = net.get_output_embeddings().weight is net.get_input_embeddings().weight
     optional = {HEAD} if tied else set()
     if tied and HEAD in shapes:
-        _same_head(folder, _embedding(shapes))
+        _same_head(folder, _embedding(folder, shapes))
     ignored = [re.compile(pattern) for pattern in net._keys_to_ignore_on_load_unexpected or ()]
     missing = sorted(expected.keys() - shapes.keys() - optional)
     unexpected = sorted(
@@ -231,8 +289,8 @@ def _rows(folder: Path, config: Any, tokenizer: Any, rows: int) -> None:
     for where, values in (("config.json", config.to_dict()), ("generation_config.json", _generation(folder))):
         for key in ("eos_token_id", "bos_token_id", "pad_token_id"):
             given = values.get(key)
-            for i in given if isinstance(given, list) else [given]:
-                if i is not None and not (isinstance(i, int) and -1 <= i < rows):
+            for i in given if isinstance(given, list) and key == "eos_token_id" else [given]:
+                if i is not None and not (type(i) is int and -1 <= i < rows):
                     raise ConfigError(f"{folder}/{where}: {key} is {i!r:.40}, and the embedding matrix has {rows} rows")
 
 

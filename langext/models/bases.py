@@ -30,16 +30,14 @@ from langext.artifacts import (
 from langext.console import say
 from langext.data import assets
 from langext.errors import ConfigError, user_path
-from langext.models import gguf_base
+from langext.models import base_files, gguf_base
 
 if TYPE_CHECKING:
     from langext.methods.base import Method
     from langext.methods.extended import Earlier
     from langext.models.loading import Record
 
-LICENCES = ("LICEN[CS]E*", "NOTICE*", "USE_POLICY*")
-"""Files that must accompany the weights wherever they are copied."""
-HUB_FILES = ["*.json", "*.safetensors", "tokenizer.model", "merges.txt", "*.jinja", "README.md", *LICENCES]
+HUB_FILES = ["*.json", "*.safetensors", "tokenizer.model", "merges.txt", "*.jinja", "README.md", *base_files.LICENCES]
 
 
 def check(base: str) -> None:
@@ -80,7 +78,7 @@ def _examine(folder: Path) -> None:
 @functools.cache
 def _found_good(folder: Path, files: tuple[tuple[str, int, int], ...]) -> None:
     from langext.architectures import families
-    from langext.models import base_files, loading
+    from langext.models import loading
 
     config = loading.load_config(folder)
     families.of(config)
@@ -95,7 +93,6 @@ def identity(base: str, revision: str | None) -> dict[str, Any]:
 
 def check_same(root: Path, base: str, revision: str | None) -> None:
     """Raise ConfigError when the run folder `root` was made with another base, or when files of its base have changed."""
-    from langext.models import base_files
     from langext.models.loading import read_record
 
     manifest = read_base(root)
@@ -111,8 +108,9 @@ def check_same(root: Path, base: str, revision: str | None) -> None:
         path = read_record(Model(root / BASE)).base / file.name
         if not path.is_file():
             raise ConfigError(f"base_model: {path} is gone, and this run was made with it; put it back or choose another --out")
-        # Hashing gigabytes takes long, so only files with another modification time are hashed.
-        if path.stat().st_mtime_ns != file.modified_ns and sha256_file(path) != file.sha256:
+        # Hashing gigabytes takes long, so only files of the same size with another modification time are hashed.
+        now = path.stat()
+        if now.st_size != file.bytes or (now.st_mtime_ns != file.modified_ns and sha256_file(path) != file.sha256):
             raise ConfigError(f"base_model: {path} has changed since this run was made with it. Choose another --out.")
 
 
@@ -167,7 +165,7 @@ def prepare(base: str, revision: str | None, out: Path) -> Model:
 
     Raises ConfigError when the base cannot be downloaded or is not a supported model.
     """
-    from langext.models import base_files, loading
+    from langext.models import loading
 
     if (out / MANIFEST).exists():
         return Model(out)
@@ -189,6 +187,7 @@ def prepare(base: str, revision: str | None, out: Path) -> Model:
     else:
         folder = path.resolve()
     _examine(folder)
+    base_files.check_values(folder)
     record = loading.Record(folder)
     if model is not None:
         record = _copied(model, base, out)

@@ -12,6 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import sentencepiece
 import torch
 from pydantic import NonNegativeInt, TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
@@ -23,7 +24,7 @@ from transformers.utils import logging as hf_logging
 from langext.architectures import vocabulary
 from langext.artifacts import BASE, MANIFEST, Model, Tokenizer, first_problem, read_as, read_object, write_json
 from langext.console import told
-from langext.errors import ConfigError, reading, user_path
+from langext.errors import ConfigError, read_text, reading, user_path
 from langext.methods import AnyMethod
 from langext.methods.base import Method
 from langext.methods.extended import DELTA, Earlier, LiveModel, build, load_delta, replace_parameters
@@ -123,9 +124,16 @@ def load_tokenizer(folder: Path) -> Any:
     path = next((folder / name for name in base_files.TOKENIZERS if (folder / name).is_file()), None)
     if path is None:
         raise ConfigError(f"{folder}: no tokenizer here (looked for {', '.join(base_files.TOKENIZERS)})")
-    for name in (path.name, "tokenizer_config.json"):
+    for name in (path.name, *base_files.BESIDE):
         if name.endswith(".json") and (folder / name).is_file():
             read_object(folder / name)
+    for template in (file for pattern in base_files.TEMPLATES for file in folder.glob(pattern)):
+        read_text(template, "a chat template")
+    if path.name == "vocab.json" and not (folder / "merges.txt").is_file():
+        raise ConfigError(f"{folder}: there is vocab.json, and no merges.txt, which is the other half of the tokenizer")
+    if path.suffix == ".model":
+        with reading(path, "a model of SentencePiece"):  # else transformers takes it for one of tiktoken
+            sentencepiece.SentencePieceProcessor().Load(str(path))
     with reading(path, f"a tokenizer by tokenizers {version('tokenizers')}"):
         return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
 
@@ -134,11 +142,12 @@ def load_config(folder: Path) -> Any:
     """Read a model's config from a local folder. Raises ConfigError when it is not a causal language model."""
     path = folder / "config.json"
     if not path.is_file():
-        raise ConfigError(f"{folder}: no config.json here, so this is not a Hugging Face model folder")
-    read_object(path)  # says where JSON is wrong, which transformers does not
+        raise ConfigError(f"{folder}: {base_files.no_config(folder)}")
+    names = read_object(path).get("architectures") or []  # says where JSON is wrong, which transformers does not
+    if not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+        raise ConfigError(f"{path}: architectures must be a list of names (got {names!r:.60})")
     with reading(path, "the config of a model"):
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    names = config.architectures or []
     if names and not any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in names):
         raise ConfigError(f"{folder}: {', '.join(names)} is not a causal language model")
     return config

@@ -140,7 +140,6 @@ def environment(runtime: Runtime) -> dict[str, str]:
     env = without_launcher(os.environ) | {"TOKENIZERS_PARALLELISM": "true"}
     if runtime.gpus == 0:
         env = {"DS_ACCELERATOR": "cpu"} | MALLOC | env  # `env` last: what the user has set wins
-        env["CUDA_VISIBLE_DEVICES"] = ""  # runtime asks for no GPU, so libraries must not find one
         if runtime.each > 1:  # else each process starts a thread on every core, and threads that wait keep cores busy
             env.setdefault("OMP_NUM_THREADS", str(max(1, cores() // runtime.each)))
     return env

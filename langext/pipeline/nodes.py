@@ -17,14 +17,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from langext.context import Runtime, hosts
-from langext.errors import ConfigError
+from langext.errors import SECRET_NAME, ConfigError
 
 PASSED = re.compile(
     r"(CUDA|DS|FI|GLIBC|GLOO|HF|LANGEXT|MALLOC|MKL|NCCL|OMP|PYTORCH|TENSORBOARD|TOKENIZERS|TORCH|TRITON|UCX|WANDB)_\w+"
 )
 """Environment variables that go to every machine."""
-SECRET = re.compile(r"\w+_(TOKEN|KEY|SECRET|PASSWORD)")
-"""Those of them that do not: they would stand in a command line that everybody on the machine can list."""
 OWN_FILE = "DS_ENV_FILE"
 """Environment variable that tells DeepSpeed's launcher from which file to take what it exports."""
 PLAIN = re.compile(r"[\w@+=:,./-]+", re.ASCII)
@@ -77,26 +75,28 @@ def passing_on(env: Mapping[str, str], runtime: Runtime, out: Path) -> Iterator[
         if not PLAIN.fullmatch(str(path)):
             raise ConfigError(f"{what}, {path}: for several machines its path may have letters, digits and @+=:,./-_ alone")
     with tempfile.NamedTemporaryFile("w", prefix="langext-", suffix=".env", encoding="utf-8") as file:
-        file.writelines(f"{name}={_quoted(name, value)}\n" for name, value in passed_on(env, runtime).items())
+        file.writelines(f"{name}={_quoted(name, value)}\n" for name, value in passed_on(env).items())
         file.writelines(own_lines(env))
         file.flush()
         yield {**env, OWN_FILE: file.name}
 
 
-def passed_on(env: Mapping[str, str], runtime: Runtime) -> dict[str, str]:
+def passed_on(env: Mapping[str, str]) -> dict[str, str]:
     """The variables of `env` that go to every machine."""
     # The launcher gives each process its own GPU; a choice made for this machine says nothing about another.
-    not_these = {OWN_FILE, *(["CUDA_VISIBLE_DEVICES"] if runtime.gpus else [])}
+    not_these = {OWN_FILE, "CUDA_VISIBLE_DEVICES"}
     return {
         name: value
         for name, value in sorted(env.items())
-        if PASSED.fullmatch(name) and not SECRET.fullmatch(name) and name not in not_these
+        # A secret would stand in a command line that everybody on the machine can list.
+        if PASSED.fullmatch(name) and not SECRET_NAME.fullmatch(name) and name not in not_these
     }
 
 
 def own_lines(env: Mapping[str, str]) -> list[str]:
     """Lines of the file in which users of DeepSpeed name variables for all machines; those of the current folder last."""
-    places = [folder / env.get(OWN_FILE, ".deepspeed_env") for folder in (Path.home(), Path())]
+    home = Path(os.path.expanduser("~"))  # it may be unknown, as in a container with a user of its own
+    places = [folder / env.get(OWN_FILE, ".deepspeed_env") for folder in (home, Path())]
     lines = [line for path in dict.fromkeys(places) if path.is_file() for line in path.read_text(encoding="utf-8").splitlines()]
     return [f"{line}\n" for line in lines if "=" in line]
 

@@ -191,6 +191,8 @@ def hold(root: Path) -> Iterator[int]:
     another run, or its workers, hold a lock.
     """
     root.mkdir(parents=True, exist_ok=True)
+    if link := next((path for path in [*root.glob("*"), *root.glob("*/*")] if path.is_symlink() and not path.is_dir()), None):
+        raise ConfigError(f"{link}: a link to a file, through which langext would write; remove it, or choose another --out")
     with (root / LOCK).open("w") as lock, (root / worker.LOCK).open("w") as workers:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -36,7 +36,7 @@ def execute(out: Path, *, only_prepare: bool = False) -> None:
     fcntl.flock(mine, fcntl.LOCK_SH)  # taken here too, because the DeepSpeed launcher does not pass the descriptor on
     job = read_as(out / JOB, Job)
     stage: AnyStage = TypeAdapter(AnyStage).validate_python(job.stage)
-    if not stage.runtime.gpus:  # the DeepSpeed launcher names GPUs to processes on the CPU too, and libraries would take them
+    if not stage.runtime.gpus:  # libraries would take one, and DeepSpeed's launcher names them to processes on the CPU too
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
     rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     languages = job.language, tuple(job.original_languages)
@@ -44,18 +44,18 @@ def execute(out: Path, *, only_prepare: bool = False) -> None:
         out, job.seed, *languages, tokens=Path(job.tokens), benchmarks=tuple(job.benchmarks), rank=rank, world_size=world_size
     )
     inputs = {arg: takes.kind(Path(job.inputs[arg].path)) for arg, takes in reads(stage).items() if arg in job.inputs}
-    started = time.time()
+    started, clock = time.time(), time.monotonic()  # the first one may be set while the stage runs
     if only_prepare or world_size == 1:
         cast(Callable[..., None], stage.prepare)(ctx, **inputs)
     if only_prepare:
         return
     cast(Callable[..., Artifact], stage.run)(ctx, **inputs)
     if rank == 0:
-        write_json(out / MANIFEST, _manifest(stage, job, ctx, started))
+        write_json(out / MANIFEST, _manifest(stage, job, ctx, started, time.monotonic() - clock))
         stage.tidy(out)
 
 
-def _manifest(stage: AnyStage, job: Job, ctx: Context, started: float) -> Manifest:
+def _manifest(stage: AnyStage, job: Job, ctx: Context, started: float, seconds: float) -> Manifest:
     kept: dict[str, Any] = {key: getattr(job, key) for key in ("fingerprint", "identity", "inputs", "seed", "stage")}
     return Manifest(
         **kept,
@@ -65,7 +65,7 @@ def _manifest(stage: AnyStage, job: Job, ctx: Context, started: float) -> Manife
         summary=ctx.summary[-1].model_dump(mode="json") if ctx.summary else {},
         files=list_files(ctx.out),
         started=started,
-        seconds=round(time.time() - started + job.prepare_seconds, 2),
+        seconds=round(seconds + job.prepare_seconds, 2),
         peak_memory_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024),
         device=_device(),
         versions={name: version(name) for name in PACKAGES} | {"python": platform.python_version()},

@@ -8,11 +8,12 @@ from typing import Any
 from markupsafe import Markup
 
 from langext import console
+from langext.artifacts import write_text
 from langext.errors import ConfigError
 from langext.evaluation.significance import Mean
 from langext.report import comparison, plots
 from langext.report.comparison import Comparison, Entry
-from langext.report.page import PAGE, put, render, shown
+from langext.report.page import PAGE, render, shown
 
 HTML = "compare.html"
 CSV = "compare.csv"
@@ -27,11 +28,9 @@ def build(found: Comparison, out: Path) -> Path:
         raise ConfigError(f"nothing to compare: {'; '.join(found.left_out)}")
     try:
         out.mkdir(parents=True, exist_ok=True)
-        # Written under another name first: whoever reads compare.csv meanwhile never sees half of it.
-        temporary = out / (CSV + ".tmp")
-        comparison.write_csv(found, temporary)
-        temporary.replace(out / CSV)
-        return put(out / HTML, _page(found, out))
+        write_text(out / CSV, comparison.csv_of(found))
+        write_text(out / HTML, _page(found, out))
+        return out / HTML
     except OSError as error:
         raise ConfigError(f"--out {out}: cannot be written ({error.strerror})") from None
 

@@ -8,6 +8,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -326,13 +327,13 @@ def table(found: Comparison) -> dict[str, Any]:
     }
 
 
-def write_csv(found: Comparison, path: Path) -> None:
-    """Write `rows` as a CSV file in UTF-8. Text that a spreadsheet would run as a formula gets an apostrophe in front."""
-    records = rows(found)
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow([_cell(name) for name in records[0]])
-        writer.writerows([_cell(value) for value in record.values()] for record in records)
+def csv_of(found: Comparison) -> str:
+    """`rows` as CSV. Text that a spreadsheet would run as a formula gets an apostrophe in front."""
+    records, text = rows(found), StringIO()
+    writer = csv.writer(text)
+    writer.writerow([_cell(name) for name in records[0]])
+    writer.writerows([_cell(value) for value in record.values()] for record in records)
+    return text.getvalue()
 
 
 def _cell(value: Any) -> Any:

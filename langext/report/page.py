@@ -14,6 +14,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from langext.artifacts import write_text
 from langext.console import duration
 from langext.evaluation import significance
 from langext.evaluation.significance import Mean
@@ -71,7 +72,8 @@ def build(root: Path) -> Path:
     titles = {row.name: standing.title(run, row) for row in run.bits}
     page = render("report.html.j2", run=run, titles=titles, sections=sections, tiles=list(_tiles(run)), costs=list(_costs(run)),
                   provenance=list(_provenance(run)), **found)  # fmt: skip
-    return put(root / PAGE, page)
+    write_text(root / PAGE, page)
+    return root / PAGE
 
 
 def _funnel_plot(text: FilterSummary) -> str:
@@ -95,14 +97,6 @@ def render(template: str, **values: Any) -> str:
     env.filters["json"] = lambda value: json.dumps(value, indent=2, ensure_ascii=False)
     env.filters["moment"] = lambda seconds: datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M")
     return env.get_template(template).render(**values)
-
-
-def put(path: Path, page: str) -> Path:
-    """Write the text of a page to `path`; return `path`. A reader sees the old or the new page, never a part of it."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(page, encoding="utf-8")
-    temporary.replace(path)
-    return path
 
 
 def _tiles(run: Run) -> Iterator[dict[str, Any]]:

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+from langext import ready
 from langext.artifacts import CHECKPOINTS, Corpus, Model
 from langext.console import warn
 from langext.context import Context
@@ -50,7 +51,12 @@ class Train(Settings, Stage):
         from langext.data import mixture
         from langext.training import deepspeed_file
 
-        zero = deepspeed_file.zero_stage(deepspeed_file.read(self.runtime.deepspeed))
+        config = deepspeed_file.read(self.runtime.deepspeed)
+        zero = deepspeed_file.zero_stage(config)
+        if self.runtime.deepspeed not in ready.names("deepspeed", ".json"):  # DeepSpeed's import takes long
+            from langext.training import engine
+
+            engine.check_zero(self.runtime.deepspeed, config)
         self.accumulate()
         mixture.check_size(self.steps * self.batch_sequences)
         if self.warmup_steps > self.steps:

@@ -27,7 +27,9 @@ def read(name: str) -> dict[str, Any]:
     if clash := [key for key in OURS if key in config]:
         raise ConfigError(f"{path}: {', '.join(clash)} must not be set here; the train stage decides it", at=at)
     zero = config.get("zero_optimization", {})
-    stage = zero.get("stage", 0) if isinstance(zero, dict) else zero
+    if not isinstance(zero, dict):
+        raise ConfigError(f"{path}: zero_optimization must hold settings (got {zero!r:.40})", at=at)
+    stage = zero.get("stage", 0)
     if type(stage) is not int or stage not in (0, 1, 2, 3):
         raise ConfigError(f"{path}: zero_optimization.stage must be 0, 1, 2 or 3 (got {stage!r:.40})", at=at)
     return config

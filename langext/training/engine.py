@@ -61,6 +61,18 @@ def join_processes() -> torch.device:
     return torch.device("cuda", int(os.environ["LOCAL_RANK"]))
 
 
+def check_zero(file: str, config: dict[str, Any]) -> None:
+    """Raise ConfigError when the DeepSpeed configuration of `file` has settings of ZeRO that DeepSpeed does not know."""
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else it searches for a GPU and warns
+    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+
+    try:
+        DeepSpeedZeroConfig.model_validate(config.get("zero_optimization", {}))
+    except ValidationError as error:
+        raise ConfigError(f"{file}: zero_optimization.{first_problem(error)}", at=("runtime", "deepspeed")) from None
+
+
 @dataclass(frozen=True)
 class EngineSettings:
     """All settings of the engine."""

@@ -4,13 +4,15 @@ import gzip
 import hashlib
 import json
 import os
+import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from langext.data import assets, carriers, everything_else
 from langext.data.assets import Asset
-from langext.data.carriers import CarrierFailed, DebianPackage, Installed, Together, Wheel
+from langext.data.carriers import CarrierFailed, DebianPackage, HubFolder, HubText, Installed, Together, Wheel
 from langext.data.sources import Source
 from langext.errors import ConfigError
 
@@ -62,6 +64,25 @@ def test_when_nothing_answers_every_reason_and_the_ways_out_are_said(monkeypatch
     with pytest.raises(ConfigError, match=r"(?s)Fails: nobody answers.*Ways out"):
         assets.fetch("thing")
     assert not (tmp_path / "cache" / "thing").exists()
+
+
+def test_what_comes_from_the_hub_is_of_one_commit(monkeypatch, tmp_path):
+    """A branch would give another model or text tomorrow."""
+    asked = []
+
+    def answer(value):
+        return lambda repo, *_, **given: asked.append(given["revision"]) or value
+
+    for name in ("hub", "out"):
+        (tmp_path / name).mkdir()
+    monkeypatch.setattr("huggingface_hub.snapshot_download", answer(tmp_path / "hub"))
+    monkeypatch.setattr("datasets.load_dataset", answer(SimpleNamespace(take=lambda count: [])))
+    nested = [carrier for asset in assets.ASSETS.values() for carrier in asset.carriers]
+    flat = [part for carrier in nested for part in getattr(carrier, "carriers", (carrier,))]
+    from_hub = [carrier for carrier in flat if isinstance(carrier, HubFolder | HubText)]
+    for carrier in from_hub:
+        carrier.bring(tmp_path / "out")
+    assert len(asked) == len(from_hub) > 20 and all(re.fullmatch("[0-9a-f]{40}", commit) for commit in asked)
 
 
 def test_unknown_and_unfetched_assets():

@@ -6,6 +6,8 @@ import tracemalloc
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from langext.data.mixture import BYTES_PER_SEQUENCE, Mixture, Phase, shares
 from langext.data.tokens import IGNORE, TokenFile
@@ -85,19 +87,63 @@ def test_an_epoch_uses_every_sequence_once_and_the_next_is_shuffled_anew(tmp_pat
     assert len(made.cut(7)) == 7 and made.cut(7).first_repeat() == 7
 
 
-def test_order_does_not_depend_on_processes_or_micro_batches(tmp_path):
-    def order(micro, world):
-        made = mixture(tmp_path, {"new/a": 0.7, "old/a": 0.3}, 32)
-        rows = {}
-        for rank in range(world):
-            for number, batch in enumerate(made.micro_batches(1, 8, micro, rank, world)):
-                for k in range(micro):
-                    place = (number * world + rank) * micro + k
-                    rows[place] = batch.input_ids[k].tolist()
-                    assert batch.indices[k] == 8 + place
-        return [rows[i] for i in range(8)]
+SOURCES = {"new/a": 0.55, "new/b": 0.15, "old/a": 0.3}
 
-    assert order(8, 1) == order(2, 1) == order(2, 2) == order(1, 4)
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory):
+    """Token files of different sizes, which are read again after 13, 5 and 7 sequences."""
+    folder, counts = tmp_path_factory.mktemp("sources"), (13, 5, 7)
+    return {
+        name: token_file(folder, f"{name[:3]}{k}", [3 + k] * (8 * count // (3 + k)) + [9], base=60 * k)
+        for k, (name, count) in enumerate(zip(SOURCES, counts, strict=True))
+    }
+
+
+def steps(files, plan, batch):
+    """By step, what all processes together train on. `plan` has, for each start of a training, its steps, processes and size of
+    a micro-batch. Every process of every start plans the order anew, as it does after a kill.
+    """
+    total, done = sum(count for count, *_ in plan) * batch, []
+    for count, world, micro in plan:
+        order = [Mixture(files, [Phase(total, SOURCES)], "new", 8, seed=3) for _ in range(world)]
+        for step in range(len(done), len(done) + count):
+            shares = [list(order[rank].micro_batches(step, batch, micro, rank, world)) for rank in range(world)]
+            assert len({len(share) for share in shares}) == 1  # else some processes would wait for ever
+            turns = [part for turn in zip(*shares, strict=True) for part in turn]
+            assert [i for part in turns for i in part.indices] == list(range(step * batch, (step + 1) * batch))
+            fields = ([getattr(part, name) for part in turns] for name in ("input_ids", "labels", "position_ids"))
+            done.append([torch.cat(field) for field in fields] + [[code for part in turns for code in part.languages]])
+    return done
+
+
+def splits(batch):
+    """Every number of processes with every size of a micro-batch by which `batch` sequences can be divided."""
+    sizes = range(1, batch + 1)
+    return [(world, micro) for world in sizes for micro in sizes if batch % (world * micro) == 0]
+
+
+def same(one, two):
+    pairs = [pair for step in zip(one, two, strict=True) for pair in zip(*step, strict=True)]
+    return all(torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b for a, b in pairs)
+
+
+@given(st.data(), st.integers(1, 24))
+@settings(max_examples=15, deadline=None)
+def test_order_is_the_same_for_all_processes_micro_batches_and_restarts(sources, data, batch):
+    """To the bit: over all divisors of the batch, and with other ones after every restart."""
+    alone = steps(sources, [(4, 1, 1)], batch)
+    for world, micro in splits(batch):
+        assert same(steps(sources, [(1, world, micro)], batch), steps(sources, [(1, 1, batch)], batch))
+    cuts = sorted(data.draw(st.lists(st.integers(0, 4), max_size=3)))
+    counts = np.diff([0, *cuts, 4]).tolist()
+    restarts = [(count, *data.draw(st.sampled_from(splits(batch)))) for count in counts]
+    assert same(steps(sources, restarts, batch), alone)
+
+
+def test_another_seed_is_another_order(sources):
+    orders = [Mixture(sources, [Phase(20, SOURCES)], "new", 8, seed) for seed in (3, 4)]
+    assert [orders[0].locate(i) for i in range(20)] != [orders[1].locate(i) for i in range(20)]
 
 
 def test_a_sequence_names_its_documents(tmp_path):

@@ -139,17 +139,17 @@ def test_protected_text_counts_and_measured_text_is_said_not_to_be_protected(tmp
 
 def test_the_record_is_written_last(tmp_path, monkeypatch):
     certificates.lay(tmp_path, certificate(0.1), "before\n", export=True)
-    put = certificates._put
+    put = certificates.write_text
 
     def killed(path, text):
         if path.name == "README.md":
             raise KeyboardInterrupt
         put(path, text)
 
-    monkeypatch.setattr(certificates, "_put", killed)
+    monkeypatch.setattr(certificates, "write_text", killed)
     with pytest.raises(KeyboardInterrupt):
         certificates.lay(tmp_path, certificate(0.2), "after\n", export=True)
     assert (tmp_path / "neutrality.jsonl").read_text() == "after\n" and read_file(tmp_path / "neutrality.json").total.kl == 0.1
-    monkeypatch.setattr(certificates, "_put", put)
+    monkeypatch.setattr(certificates, "write_text", put)
     certificates.lay(tmp_path, certificate(0.2), None, export=False)
     assert read_file(tmp_path / "neutrality.json").total.kl == 0.2 and not (tmp_path / "neutrality.jsonl").exists()

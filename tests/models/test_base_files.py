@@ -1,6 +1,7 @@
 """Bases whose files do not belong together: refused from headers, with both numbers, before anything is loaded."""
 
 import json
+import re
 import shutil
 
 import pytest
@@ -42,6 +43,10 @@ def split(folder, **index):
         save_file({name: tensors[name] for name in held}, folder / file, {"format": "pt"})
     weight_map = {name: file for file, held in parts.items() for name in held} | index
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+
+
+def recast(folder, dtype):
+    reweigh(folder, lambda tensors: tensors.update({UP: tensors[UP].to(dtype)}))
 
 
 def remove(name):
@@ -93,7 +98,7 @@ WRONG = {
         lambda d: edit(d, quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True}),
         r"quantised \(bitsandbytes\), and a quantised base cannot be extended",
     ),
-    "a pointer": (lambda d: (d / "model.safetensors").write_text(LFS), "model.safetensors: a Git LFS pointer"),
+    "a pointer": (lambda d: (d / "model.safetensors").write_text(LFS), "model.safetensors: this is a Git LFS pointer"),
     "zeros": (lambda d: (d / "model.safetensors").write_bytes(bytes(100)), "model.safetensors: cannot be read as safetensors"),
     "cut off": (
         lambda d: (d / "model.safetensors").write_bytes((d / "model.safetensors").read_bytes()[:-64]),
@@ -134,6 +139,57 @@ WRONG = {
     "UTF-16": (lambda d: (d / "config.json").write_text("{}", encoding="utf-16"), "not UTF-8 text"),
     "a wrong type": (lambda d: edit(d, hidden_size="many"), "config.json"),
     "another tokenizer": (lambda d: edit(d, "tokenizer.json", model={"type": "Newer"}), "cannot be read as a tokenizer by"),
+    "a pointer for its config": (lambda d: (d / "config.json").write_text(LFS), "config.json: this is a Git LFS pointer"),
+    "a pointer for its tokenizer": (lambda d: (d / "tokenizer.json").write_text(LFS), "tokenizer.json: this is a Git LFS"),
+    "a pointer for a model of SentencePiece": (
+        lambda d: (d / "tokenizer.json").rename(d / "tokenizer.model").write_text(LFS),
+        "tokenizer.model: this is a Git LFS pointer",
+    ),
+    "no model of SentencePiece": (
+        lambda d: (d / "tokenizer.json").rename(d / "tokenizer.model").write_text("x"),
+        "tokenizer.model: cannot be read as a model of SentencePiece",
+    ),
+    "half a tokenizer": (lambda d: (d / "tokenizer.json").rename(d / "vocab.json"), "vocab.json, and no merges.txt"),
+    "broken special tokens": (
+        lambda d: (d / "special_tokens_map.json").write_text("{"),
+        "special_tokens_map.json: line 1, column 2: not valid JSON",
+    ),
+    "a template in another encoding": (
+        lambda d: (d / "chat_template.jinja").write_bytes(b"\xff"),
+        "chat_template.jinja: cannot be read as a chat template: not UTF-8",
+    ),
+    "a byte order mark": (
+        lambda d: (d / "config.json").write_text("{}", encoding="utf-8-sig"),
+        "config.json: begins with a byte order mark",
+    ),
+    "a number for architectures": (lambda d: edit(d, architectures=1), "architectures must be a list of names .got 1"),
+    "several pads": (
+        lambda d: edit(d, "generation_config.json", pad_token_id=[0, 1]),
+        r"generation_config.json: pad_token_id is \[0, 1\]",
+    ),
+    "quantised, and nobody says how": (lambda d: edit(d, quantization_config={}), r"quantised \(\?\)"),
+    "eight bits": (lambda d: recast(d, torch.int8), f"{re.escape(UP)} is stored as I8: quantised weights"),
+    "a float of eight bits": (lambda d: recast(d, torch.float8_e4m3fn), f"{re.escape(UP)} is stored as F8_E4M3: quantised"),
+    "parts without an index": (
+        lambda d: (d / "model.safetensors").rename(d / "model-00001-of-00002.safetensors"),
+        "no model.safetensors.index.json here, which says what is in model-00001-of-00002",
+    ),
+    "a link to nowhere": (
+        lambda d: ((d / "model.safetensors").unlink(), (d / "model.safetensors").symlink_to("../blobs/x")),
+        "model.safetensors is a link to ../blobs/x, which is not there",
+    ),
+    "an adapter alone": (
+        lambda d: ((d / "config.json").unlink(), (d / "adapter_config.json").write_text('{"base_model_name_or_path": "a/b"}')),
+        r"an adapter \(PEFT\) of a/b, not a model",
+    ),
+    "a folder of checkpoints": (
+        lambda d: ((d / "step-9").mkdir(), (d / "config.json").rename(d / "step-9" / "config.json")),
+        "no config.json here.*; give .*/model/step-9\\?",
+    ),
+    "weights of the decoder alone": (
+        lambda d: reweigh(d, lambda t: [t.update({n.removeprefix("model."): t.pop(n)}) for n in list(t)]),
+        "no tensor is called model.layers.0...; there is norm.weight",
+    ),
 }
 
 
@@ -160,6 +216,13 @@ def test_what_is_harmless_is_accepted(base):
     bases.check(str(base))
     net = loading.load_base(base, torch.float32)
     assert torch.equal(net.lm_head.weight, weights["model.embed_tokens.weight"].float())
+
+
+def test_values_that_are_no_numbers_are_found_before_any_stage(base, tmp_path):
+    reweigh(base, lambda tensors: tensors[UP][3].fill_(float("nan")))
+    bases.check(str(base))  # reads headers only
+    with pytest.raises(ConfigError, match=f"{re.escape(UP)} holds values that are infinite or no numbers"):
+        bases.prepare(str(base), None, tmp_path / "run" / "base")
 
 
 def test_loading_checks_again(base):

@@ -1,13 +1,14 @@
 """Base models: what is accepted, what is refused, and with which words."""
 
 import json
+import os
 import shutil
 
 import pytest
 import torch
 from toy import make_llama
 
-from langext.errors import ConfigError
+from langext.errors import LFS, ConfigError
 from langext.models import bases, loading
 
 
@@ -27,6 +28,14 @@ def test_a_local_folder_is_recorded_and_prepared_once(copy, tmp_path):
     manifest = json.loads((out / "manifest.json").read_text())
     assert {file["name"] for file in manifest["files"]} >= {"config.json", "model.safetensors", "tokenizer.json"}
     assert loading.read_record(model).base == copy
+    config = copy / "config.json"
+    was, when = config.read_text(), config.stat()
+    config.write_text(was + "\n")
+    os.utime(config, ns=(when.st_atime_ns, when.st_mtime_ns))  # as programs do that keep the times of what they copy
+    with pytest.raises(ConfigError, match="config.json has changed since this run was made"):
+        bases.check_same(out.parent, str(copy), None)
+    config.write_text(was)
+    bases.check_same(out.parent, str(copy), None)  # the same bytes at another time
     stamp = (out / "manifest.json").stat().st_mtime_ns
     bases.prepare(str(copy), None, out)
     assert (out / "manifest.json").stat().st_mtime_ns == stamp
@@ -68,6 +77,9 @@ def test_another_file_is_no_base(tmp_path):
     (tmp_path / "model.bin").write_text("x")
     with pytest.raises(ConfigError, match=r"expected a Hugging Face folder or a \.gguf file"):
         bases.check(str(tmp_path / "model.bin"))
+    (tmp_path / "model.gguf").write_bytes(LFS)
+    with pytest.raises(ConfigError, match="model.gguf: this is a Git LFS pointer"):
+        bases.check(str(tmp_path / "model.gguf"))
     (tmp_path / "model.gguf").write_text("not gguf")
     with pytest.raises(ConfigError, match="not a GGUF file"):
         bases.prepare(str(tmp_path / "model.gguf"), None, tmp_path / "out")

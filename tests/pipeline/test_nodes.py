@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from langext.context import Runtime
+from langext.data import carriers
 from langext.errors import ConfigError
 from langext.pipeline import launcher, nodes
 
@@ -52,14 +53,24 @@ def test_settings_of_libraries_reach_all_machines_and_secrets_do_not(two, tmp_pa
     env = launcher.environment(two) | {"NCCL_DEBUG": "INFO", "HF_HOME": odd, "HF_TOKEN": "hf_secret", "EDITOR": "vi"}
     with nodes.passing_on(env, two, tmp_path) as whole:
         found = exported(tmp_path / whole[nodes.OWN_FILE])
-    assert found["HF_HOME"] == odd and found["DS_ACCELERATOR"] == "cpu" and found["CUDA_VISIBLE_DEVICES"] == ""
+    assert found["HF_HOME"] == odd and found["DS_ACCELERATOR"] == "cpu"
     assert found["MINE"] == "1" and found["NCCL_DEBUG"] == "WARN"  # what users of DeepSpeed say to all machines wins
     assert {"HF_TOKEN", "EDITOR", nodes.OWN_FILE}.isdisjoint(found) and "hf_secret" not in str(found)
 
 
-def test_a_choice_of_gpus_of_this_machine_says_nothing_to_others(two):
+def test_nobody_needs_a_home(two, monkeypatch):
+    """As in a container with a user that its system does not know."""
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr("pwd.getpwuid", lambda uid: {}[uid])
+    assert nodes.own_lines({}) == []
+    monkeypatch.delenv("LANGEXT_CACHE", raising=False)
+    with pytest.raises(ConfigError, match=r"LANGEXT_CACHE: ~/.cache/langext cannot be a path here: Could not determine home"):
+        carriers.cache()
+
+
+def test_a_choice_of_gpus_of_this_machine_says_nothing_to_others():
     env = {"CUDA_VISIBLE_DEVICES": "3", "NCCL_DEBUG": "INFO"}
-    assert nodes.passed_on(env, two.model_copy(update={"gpus": 4})) == {"NCCL_DEBUG": "INFO"}
+    assert nodes.passed_on(env) == {"NCCL_DEBUG": "INFO"}
 
 
 def test_on_one_machine_nothing_is_passed_on(tmp_path):

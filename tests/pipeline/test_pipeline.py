@@ -1,6 +1,7 @@
 """Wiring, identity, and what is refused before anything runs."""
 
 import gzip
+import os
 import shutil
 from contextlib import nullcontext
 from pathlib import Path
@@ -10,12 +11,13 @@ from pydantic import ValidationError
 from run_folders import begun, done
 
 from langext import spec
-from langext.artifacts import write_json
+from langext.artifacts import Job, write_json
 from langext.context import Runtime
 from langext.data.tokens import TokenFile
 from langext.errors import ConfigError
-from langext.pipeline import launcher, plan, reuse, run
+from langext.pipeline import launcher, plan, reuse, run, worker
 from langext.pipeline.plan import Pipeline
+from langext.stages.extend import Extend
 from langext.summaries import EvaluateSummary
 from langext.text_summaries import FilterSummary
 
@@ -282,6 +284,19 @@ def test_processes_on_one_cpu_share_its_cores(processes, threads, monkeypatch, t
     monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(8)))
     launcher.launch(tmp_path, Runtime(cpu_processes=processes), 0)
     assert started.get("OMP_NUM_THREADS") == threads
+
+
+@pytest.mark.parametrize(("gpus", "seen"), [(0, ""), (2, "3,5")])
+def test_libraries_of_a_stage_without_gpus_find_none(gpus, seen, monkeypatch, tmp_path):
+    found = []
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+    monkeypatch.setattr(Extend, "prepare", lambda *_, **__: found.append(os.environ["CUDA_VISIBLE_DEVICES"]))
+    made = {"stage": {"uses": "extend", "method": {"name": "full"}, "runtime": {"gpus": gpus}}, "inputs": {}, "seed": 1}
+    job = Job(**made, language="fra_Latn", original_languages=[], fingerprint="", identity={}, tokens=str(tmp_path))
+    (tmp_path / "02-extend").mkdir()
+    write_json(tmp_path / "02-extend" / "job.json", job)
+    worker.execute(tmp_path / "02-extend", only_prepare=True)
+    assert found == [seen]
 
 
 def test_the_launcher_gets_the_gpus_that_are_allowed_and_a_free_port(monkeypatch, tmp_path):

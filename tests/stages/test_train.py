@@ -53,12 +53,21 @@ def test_what_cannot_run_is_refused_at_plan_time(tmp_path, monkeypatch, more, ex
 
 
 @pytest.mark.parametrize(
-    "text", ['{"zero_optimization": {"stage": 4}}', '{"train_batch_size": 3}', '{"bf16": {"enabled": true}}', "{,}"]
+    "text",
+    [
+        '{"zero_optimization": {"stage": 4}}',
+        '{"train_batch_size": 3}',
+        '{"bf16": {"enabled": true}}',
+        "{,}",
+        '{"zero_optimization": 2}',
+        '{"zero_optimization": {"stag": 1}}',
+        '{"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "gpu"}}}',
+    ],
 )
 def test_deepspeed_files_must_leave_the_stage_its_own(tmp_path, text):
     (tmp_path / "ds.json").write_text(text)
     with pytest.raises(ConfigError, match=r"ds\.json"):
-        deepspeed_file.read(tmp_path / "ds.json")
+        train(runtime={"deepspeed": str(tmp_path / "ds.json")}).check(Context(tmp_path, 1, "fra_Latn", ("eng_Latn",)))
 
 
 @pytest.mark.parametrize("config", [{"max_position_embeddings": 32}, {"n_positions": 32}])

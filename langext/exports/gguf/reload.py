@@ -83,7 +83,7 @@ def main(job_file: Path) -> None:
     import torch
     from safetensors.torch import load_file
 
-    job = json.loads(job_file.read_text())
+    job = json.loads(job_file.read_text(encoding="utf-8"))
     runner = Runner(job["file"], 32 + max(map(len, job["ids"])) + job["new_tokens"])
     worst = kl = next_theirs = next_wanted = 0.0
     nexts = 0

@@ -13,6 +13,7 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import ValidationError
 
+from langext.console import told
 from langext.errors import ConfigError, one_line, reading
 from langext.spec import Benchmarks, Spec
 
@@ -289,7 +290,8 @@ def list_files(root: Path) -> list[FileRecord]:
     """Every payload file below `root`, for a manifest."""
     skip = {MANIFEST, JOB, STOP}
     every = sorted(p for p in root.rglob("*") if CHECKPOINTS not in p.relative_to(root).parts)  # those go once a stage is done
-    return [file_record(p, root) for p in every if p.is_file() and p.name not in skip]
+    files = [p for p in every if p.is_file() and p.name not in skip]
+    return [file_record(p, root) for p in told(f"{root.name}: checksums", files)]
 
 
 def file_record(path: Path, root: Path) -> FileRecord:

@@ -4,17 +4,20 @@ The one rule: what is printed can come from a model or from a stranger's file, s
 """
 
 import sys
+import threading
 import time
 from collections.abc import Collection, Iterator, Sequence
-from io import TextIOWrapper
+from contextlib import contextmanager, redirect_stdout
+from io import StringIO, TextIOWrapper
 from math import isfinite
 from statistics import fmean
-from typing import TypeVar
+from typing import Any, TextIO, TypeVar
 
 from rich.console import Console
 from rich.progress import Progress as Live
 from rich.table import Table
 from rich.text import Text
+from tqdm import tqdm
 
 from langext.errors import printable
 
@@ -135,7 +138,7 @@ class Progress:
 
 
 SILENCE_SECONDS = 30.0
-"""Longest time without a line in what `told` counts."""
+"""Longest time without a line in what `told`, `Lines` and `waiting` watch."""
 
 
 def told(label: str, parts: Collection[T]) -> Iterator[T]:
@@ -144,3 +147,45 @@ def told(label: str, parts: Collection[T]) -> Iterator[T]:
     for done, part in enumerate(parts):
         progress.at(done)
         yield part
+
+
+class Lines(tqdm):
+    """Stands in for a bar of tqdm in a library: draws nothing, and prints what `told` prints, on `file` if that is given.
+
+    `label` comes before what the library says that it does.
+    """
+
+    def __init__(self, *given: Any, label: str = "", file: TextIO | None = None, **options: Any):
+        self.terminal = file or sys.stdout
+        self.progress = Progress(label + (options.get("desc") or "").lower(), 1.0, SILENCE_SECONDS)
+        super().__init__(*given, **options | {"file": StringIO(), "disable": False, "mininterval": 1.0, "miniters": 0})
+
+    def display(self, msg: str | None = None, pos: int | None = None) -> None:
+        """Called by tqdm at most once a second. Prints a line when the last one is old, and something has been counted."""
+        if self.n and self.total:
+            self.progress.total = self.total
+            with redirect_stdout(self.terminal):
+                self.progress.at(self.n)
+
+
+def bars() -> type[Any] | None:
+    """The class of bars for a library that downloads: its own at a terminal, which is None, and lines elsewhere."""
+    return None if sys.stderr.isatty() else Lines
+
+
+@contextmanager
+def waiting(label: str) -> Iterator[None]:
+    """A context in which a line is printed every `SILENCE_SECONDS`, for what gives no sign of how far it is."""
+    over, started, terminal = threading.Event(), time.monotonic(), sys.stdout
+
+    def tell() -> None:
+        while not over.wait(SILENCE_SECONDS):
+            print(printable(f"  {label}: {duration(time.monotonic() - started)} so far"), file=terminal, flush=True)
+
+    teller = threading.Thread(target=tell, daemon=True)
+    teller.start()
+    try:
+        yield
+    finally:
+        over.set()
+        teller.join()

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Protocol
 
 from langext.artifacts import sha256_file
-from langext.console import say
+from langext.console import bars, say, waiting
 from langext.errors import disk_problem, user_path
 
 DOCUMENTS = "documents.jsonl.gz"
@@ -132,7 +132,8 @@ class HubFolder:
         from langext.data import hub
 
         try:
-            folder = Path(snapshot_download(self.repo, revision=self.commit, allow_patterns=list(self.patterns)))
+            patterns = list(self.patterns)
+            folder = Path(snapshot_download(self.repo, revision=self.commit, allow_patterns=patterns, tqdm_class=bars()))
         except hub.KNOWN as error:
             if disk_problem(error):
                 raise
@@ -213,7 +214,8 @@ def _verify(path: Path, sha256: str) -> None:
 
 
 def _call(command: list[str], cwd: Path | None = None) -> None:
-    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True)
+    with waiting(f"{Path(command[0]).name} {command[-2]} {command[-1]}"):
+        done = subprocess.run(command, cwd=cwd, capture_output=True, text=True)
     if done.returncode != 0:
         lines = (done.stderr or done.stdout).strip().splitlines()
         raise CarrierFailed(f"{Path(command[0]).name} {command[-2]} {command[-1]}: {lines[-1] if lines else 'failed'}")

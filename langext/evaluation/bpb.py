@@ -19,6 +19,7 @@ import torch
 
 from langext.architectures import cross_entropy, families, vocabulary
 from langext.artifacts import Corpus
+from langext.console import SILENCE_SECONDS, Progress
 from langext.context import Context
 from langext.data import documents
 from langext.data.tokens import IGNORE
@@ -104,13 +105,14 @@ def measure(
     window: int = 512,
     batch_tokens: int = 4096,
     observe: Callable[[torch.Tensor], None] | None = None,
+    label: str = "",
 ) -> PassageBits:
     """Bits and bytes of each text under a model, which must be in evaluation mode. Every token is scored exactly once.
 
     A text longer than `window` tokens, or than the model has positions, is read in windows that overlap by half, so that every
     token after the first window has at least half a window of context. The first token is predicted from the start token, as
     in training. A forward pass has at most about `batch_tokens` tokens. `observe` is called after each one with a (B, T) mask
-    of the scored positions.
+    of the scored positions. With a `label`, lines of progress are printed where it takes long.
     """
     window = min(window, families.positions(net.config) or window)
     windows = []  # (text index, ids, first scored position)
@@ -126,7 +128,10 @@ def measure(
     order = sorted(range(len(windows)), key=lambda w: len(windows[w][1]))
     device = net.get_input_embeddings().weight.device
     weight = vocabulary.head_weight(net.get_output_embeddings())
+    progress = Progress(label, max(1, len(windows)), SILENCE_SECONDS) if label else None
     while order:
+        if progress:
+            progress.at(len(windows) - len(order))
         longest = len(windows[order[-1]][1])
         take = [order.pop() for _ in range(min(len(order), max(1, batch_tokens // longest)))]
         ids_BT = torch.zeros(len(take), longest, dtype=torch.long)

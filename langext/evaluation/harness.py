@@ -5,15 +5,16 @@ import functools
 import io
 import logging
 import os
+import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 from langext import languages
 from langext.architectures import families
-from langext.console import say
+from langext.console import Lines, say
 from langext.errors import ConfigError, RunFailed, machine_problem, one_line, read_text, reading
 from langext.evaluation import benchmarks, metrics, task_texts
 from langext.evaluation.scores import Metric
@@ -235,11 +236,12 @@ class Harness:
 
     def items(self, name: str, items: list[dict[str, Any]]) -> dict[str, Metric]:
         """Metric name -> result of a multiple-choice task that consists of `items`."""
-        with _quiet():
+        with _quiet() as terminal:
             from lm_eval.tasks import TaskManager
 
             # the task is made here, so lm-eval's own index, which takes ten seconds to read, is not needed
-            return metrics.of_output(self._run(_task(name, items), TaskManager(include_defaults=False)))[name]
+            manager = TaskManager(include_defaults=False)
+            return metrics.of_output(self._run(name, _task(name, items), manager, terminal))[name]
 
     def task(
         self, name: str, *, num_fewshot: int | None = None, limit: int | None = None, include: Path | None = None
@@ -249,9 +251,9 @@ class Harness:
         Raises ConfigError when lm-eval fails, and RunFailed when the machine does.
         """
         manager = _manager([name], include)
-        with _quiet():
+        with _quiet() as terminal:
             try:  # nothing but lm-eval: tasks have their own data and code, which can raise any exception
-                output = self._run(name, manager, num_fewshot=num_fewshot, limit=limit)
+                output = self._run(name, name, manager, terminal, num_fewshot=num_fewshot, limit=limit)
             except Exception as error:
                 if problem := machine_problem(error):
                     raise RunFailed(problem) from error
@@ -260,9 +262,13 @@ class Harness:
                 raise ConfigError(f"{name}: lm-eval cannot measure it: {type(error).__name__}: {one_line(error)}") from error
         return metrics.of_output(output)
 
-    def _run(self, wanted: Any, manager: Any, **options: Any) -> dict[str, Any]:
-        """The output of lm-eval for one task, with the result of every item."""
+    def _run(self, name: str, wanted: Any, manager: Any, terminal: TextIO, **options: Any) -> dict[str, Any]:
+        """The output of lm-eval for one task, with the result of every item. Prints lines of progress on `terminal`."""
         from lm_eval import evaluator
+        from lm_eval.api import task
+        from lm_eval.models import huggingface
+
+        task.tqdm = huggingface.tqdm = functools.partial(Lines, label=f"{name}: ", file=terminal)  # of prompts, and of answers
 
         library: Any = evaluator
         # They describe the machine, which nobody reads here, with programs that write past `_quiet`: git, where there is none.
@@ -335,9 +341,10 @@ def _index(include: str | None) -> Any:
 
 
 @contextlib.contextmanager
-def _quiet() -> Any:
-    """Hide the output of lm-eval, which draws progress bars and logs every task. Errors still come as exceptions."""
+def _quiet() -> Iterator[TextIO]:
+    """Hide the output of lm-eval, which logs every task, and give what it is hidden from. Errors still come as exceptions."""
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     os.environ.setdefault("LOGLEVEL", "ERROR")
+    terminal = sys.stdout
     with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
-        yield
+        yield terminal

@@ -31,7 +31,7 @@ def bits(live: "LiveModel", texts: Mapping[str, list[str]], total_bytes: int) ->
             say(f"  {name}: its held-out text is only white space; left out")
             continue
         observer = Observer(live)
-        measured = bpb.measure(live.net, live.tokenizer, passages, observe=observer)
+        measured = bpb.measure(live.net, live.tokenizer, passages, observe=observer, label=f"{name}, bits per byte")
         require_finite(f"{name}: bits per byte", measured.per_byte)
         spread = shown(measured.per_byte, measured.stderr())
         say(f"  {name}: {spread} bits per byte on {measured.num_bytes.sum():,} bytes")
@@ -67,7 +67,7 @@ def distances(
         if not passages:
             continue
         with base.as_itself():
-            kl = BaseKL(base.net, base.tokenizer, passages)
+            kl = BaseKL(base.net, base.tokenizer, passages, label=f"{group}, KL to the base")
         each, tokens = np.array(kl.each(live.net)), np.array([len(row) for row in kl.rows])
         groups[group] = found = _distance(group, each, tokens)
         say(f"  {group}: KL to the base {shown(found.value, found.stderr)} nats per token")

@@ -11,18 +11,21 @@ import torch
 from torch import Tensor
 
 from langext.architectures import cross_entropy, families, vocabulary
+from langext.console import told
 from langext.data import documents
 
 
 class BaseKL:
     """Runs the base once, then measures any number of models against it."""
 
-    def __init__(self, base: Any, tokenizer: Any, texts: Sequence[str], window: int = 512):
+    def __init__(self, base: Any, tokenizer: Any, texts: Sequence[str], window: int = 512, label: str = ""):
         """Run `base` on the first `window` tokens of each text, or as many as it has positions. `tokenizer` is the base's.
+
+        With a `label`, lines of progress are printed where it takes long.
 
         `base` may be an extended model whose extension is switched off during this call.
         """
-        window = min(window, families.positions(base.config) or window)
+        window, self.label = min(window, families.positions(base.config) or window), label
         self.rows = [row[:window] for row in documents.encode(tokenizer, texts)]
         head = base.get_output_embeddings()
         self.num_ids = head.first_new if isinstance(head, vocabulary.ExtendedHead) else len(head.weight)
@@ -60,7 +63,7 @@ class BaseKL:
         net.eval()
         device = net.get_input_embeddings().weight.device
         hidden = []
-        for row in self.rows:
+        for row in told(self.label, self.rows) if self.label else self.rows:
             ids_BT = torch.tensor([row], device=device)
             hidden.append(net.base_model(input_ids=ids_BT, use_cache=False).last_hidden_state[0])
         return hidden

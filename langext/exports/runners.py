@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from langext.console import waiting
 from langext.data import carriers
 from langext.errors import ConfigError, RunFailed, one_line
 from langext.export_summary import RunnerResult
@@ -173,7 +174,8 @@ def make(name: str, folder: Path) -> str:
 
 
 def _pip(python: str, *arguments: str) -> None:
-    done = subprocess.run([python, "-m", "pip", *arguments, "--quiet"], capture_output=True, text=True)
+    with waiting(f"pip {' '.join(arguments)}"):
+        done = subprocess.run([python, "-m", "pip", *arguments, "--quiet"], capture_output=True, text=True)
     if done.returncode:
         raise RunFailed(f"pip {' '.join(arguments)}: {_last_line(done.stderr)}")
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from langext.architectures import precision
-from langext.console import warn
+from langext.console import waiting, warn
 from langext.errors import RunFailed
 from langext.export_summary import LogitDifference
 from langext.exports import reload
@@ -184,7 +184,8 @@ def run(jobs: list[Path], script: str = reload.__file__, python: str = sys.execu
     env = os.environ | {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(scratch / "modules")}
     # -I: the process ignores PYTHONPATH, user packages and the current folder, like a machine where langext never was.
     command = [python, "-I", str(scratch / Path(script).name), *map(str, jobs)]
-    done = subprocess.run(command, capture_output=True, text=True, env=env)
+    with waiting("loading the export in a fresh process and comparing it"):
+        done = subprocess.run(command, capture_output=True, text=True, env=env)
     if done.returncode != 0:
         raise RunFailed(f"the export does not load in a fresh process:\n{(done.stdout + done.stderr).strip()[-2000:]}")
     # The last lines only: libraries may print before them.

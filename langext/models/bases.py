@@ -27,7 +27,7 @@ from langext.artifacts import (
     sha256_file,
     write_json,
 )
-from langext.console import say
+from langext.console import bars, say, told
 from langext.data import assets
 from langext.errors import ConfigError, user_path
 from langext.models import base_files, gguf_base
@@ -200,7 +200,7 @@ def prepare(base: str, revision: str | None, out: Path) -> Model:
         local=str(path.resolve()) if path else None,
         files=[
             file_record(path, folder).model_copy(update={"modified_ns": path.stat().st_mtime_ns})
-            for path in base_files.read(folder)
+            for path in told("base: checksums", base_files.read(folder))
         ],
     )
     write_json(out / MANIFEST, manifest)
@@ -294,7 +294,7 @@ def _from_hub(repo: str, revision: str | None) -> Path:
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
     try:
-        return Path(snapshot_download(repo, revision=revision, allow_patterns=HUB_FILES))
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=HUB_FILES, tqdm_class=bars()))
     except GatedRepoError:
         raise ConfigError(
             f"base_model: {repo} is gated; accept its licence on the hub and log in with `hf auth login`"

@@ -1,6 +1,7 @@
 """What all executors of datatrove steps have in common: how the failure of a task is told, and what is shown."""
 
 import contextlib
+import functools
 import os
 import signal
 import sys
@@ -8,7 +9,12 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator
 
+from loguru._better_exceptions import ExceptionFormatter
+
 from langext.errors import RunFailed, disk_problem
+
+# Each log that datatrove begins would ask Python anew where its libraries are, which takes as long as a task of little text.
+ExceptionFormatter._get_lib_dirs = staticmethod(functools.cache(ExceptionFormatter._get_lib_dirs))
 
 
 @contextlib.contextmanager

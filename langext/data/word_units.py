@@ -11,10 +11,8 @@ import xxhash
 from datatrove.utils.text import NUMBERS_PATTERN, PUNCTUATION, TERMINAL_PUNCTUATION
 from datatrove.utils.word_tokenizers import WordTokenizer, load_word_tokenizer, simple_span_tokenize
 
-WITHOUT_SPACES = ("Thai", "Laoo", "Khmr", "Mymr", "Tibt", "Hani", "Hans", "Hant", "Jpan")
-"""Scripts that put no space between words."""
-GRAPHEMES_PER_WORD = 3
-"""So many graphemes stand for a word where nothing divides text into words: about the length of one."""
+from langext.data.unspaced import GRAPHEMES_PER_WORD, is_unspaced
+
 SLICE = 1 << 20
 """Characters of a long text that are compared at once."""
 _FACTOR = np.uint64(0x9E3779B97F4A7C15)
@@ -37,7 +35,7 @@ class WordUnits(WordTokenizer):
         super().__init__(code)
         self.kind = "words"
         """words, graphemes, or the name of datatrove's tokenizer."""
-        if code[4:] in WITHOUT_SPACES:
+        if is_unspaced(code[4:]):
             found = _tokenizer(code)
             self.kind = type(found).__name__ if found else "graphemes"
 

@@ -3,10 +3,13 @@
     python benchmarks/data_speed.py TEXT.jsonl.gz ... --language fr
 
 The text is cut into documents of about 2 kB. In each round, in turn: `fasttext` (its predict on lists of 256 of these
-documents, read and brought into one line before: the floor), `datatrove` (JsonlReader, LanguageFilter, JsonlWriter as they
-come) and `langext` (all of stage filter). What is compared is CPU time of one process, so that others on the machine disturb
-little; the ratios are medians over rounds. Two workers are compared with one by wall time, the start of processes included: it
-needs two free cores, and text that takes longer than that start.
+documents, read and brought into one line before: the floor), and datatrove's steps and stage filter, each with and without the
+rules for web pages (`quality`). datatrove's are JsonlReader, LanguageFilter, its four quality filters with langext's words and
+numbers of the language (its own words need spaCy, which is slower), JsonlWriter; stage filter has no `duplicates` there, as
+datatrove's steps have none, but finds its cut, repairs text and holds some out. `everything` is stage filter with all defaults.
+What is compared is CPU time of one process, so that others on the machine disturb little; the ratios are medians over rounds.
+Two workers are compared with one by wall time, the start of processes included: it needs two free cores, and text that takes
+longer than that start.
 """
 
 import argparse
@@ -27,17 +30,26 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from datatrove.executor import LocalPipelineExecutor
-from datatrove.pipeline.filters import LanguageFilter
+from datatrove.pipeline.filters import (
+    C4QualityFilter,
+    FineWebQualityFilter,
+    GopherQualityFilter,
+    GopherRepetitionFilter,
+    LanguageFilter,
+)
 from datatrove.pipeline.readers import JsonlReader
 from datatrove.pipeline.writers import JsonlWriter
 from datatrove.utils.lid import FT176LID
 
 from langext import languages
 from langext.context import Context
-from langext.data import assets
+from langext.data import assets, language_id
 from langext.data.language_id import LanguageId
+from langext.data.quality import describe
 from langext.data.tasks import silenced
+from langext.data.word_units import WordUnits
 from langext.stages.filter import Filter
+from langext.text_summaries import LanguageRecord
 
 BYTES, BATCH, FILES = 2000, 256, 4
 
@@ -68,7 +80,23 @@ def spent(work: Callable[[], object]) -> tuple[float, float]:
     return time.process_time() - cpu, time.perf_counter() - wall
 
 
-def datatrove(text: Path, out: Path, model: Path, language: str) -> None:
+class Words(WordUnits):
+    """Words as langext finds them, anew for every filter."""
+
+    def word_tokenize(self, text: str) -> list[str]:
+        return self._words(text)
+
+
+def rules(code: str, known: LanguageRecord) -> list:
+    """datatrove's quality filters as FineWeb puts them together, for a language."""
+    least, most = known.mean_word_length
+    words = {"language": Words(code)}
+    gopher = {"stop_words": known.stop_words, "min_avg_word_length": least, "max_avg_word_length": most}
+    return [GopherRepetitionFilter(**words), GopherQualityFilter(**gopher, **words),
+            C4QualityFilter(filter_no_terminal_punct=False, **words), FineWebQualityFilter(**words)]  # fmt: skip
+
+
+def datatrove(text: Path, out: Path, model: Path, language: str, quality: list) -> None:
     """datatrove's steps as its own examples put them together, with the model of this machine; it would download one."""
     lid = LanguageId(model)
 
@@ -78,17 +106,18 @@ def datatrove(text: Path, out: Path, model: Path, language: str) -> None:
     LanguageFilter._requires_dependencies = []  # what is missing would lock the download
     judge = LanguageFilter(languages=[language], exclusion_writer=JsonlWriter(str(out / "rejects")))
     judge.model = Here([language])
-    steps = [JsonlReader(str(text)), judge, JsonlWriter(str(out / "documents"))]
+    steps = [JsonlReader(str(text)), judge, *quality, JsonlWriter(str(out / "documents"))]
     with silenced():
         LocalPipelineExecutor(steps, tasks=1, logging_dir=str(out / "log")).run()
 
 
-def langext(text: Path, out: Path, language: str, workers: int, more: dict) -> None:
+def langext(text: Path, out: Path, language: str, workers: int, web: bool = False, **more: str) -> None:
     """Stage filter, on the text as its only source."""
     code = languages.find(language).code
-    sources = [{"language": code, "path": str(text), "name": "web"}]
+    sources = [{"language": code, "path": str(text), "name": "web", "quality": "web" if web else "off"}]
     stage = Filter(uses="filter", sources=sources, runtime={"workers": workers}, **more)
     out.mkdir()
+    language_id._load.cache_clear()  # nothing is known of words that an earlier round has met
     with contextlib.redirect_stdout(None):
         stage.run(Context(out, 1, code, ()))
 
@@ -99,7 +128,6 @@ def main() -> None:
     parser.add_argument("--language", default="fr", help="two-letter code, as lid.176 has it")
     parser.add_argument("--megabytes", type=float, default=20.0)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--stage", type=json.loads, default={}, help="more fields of stage filter, as JSON")
     given = parser.parse_args()
     model = assets.resolve("asset:lid.176")
     with tempfile.TemporaryDirectory() as place:
@@ -109,11 +137,17 @@ def main() -> None:
         lid = LanguageId(model).model
         size = sum(len(text.encode()) for text in texts)
         print(f"{len(texts)} documents, {size / len(texts):.0f} bytes each; CPU seconds, and MB/s in one")
+        code = languages.find(given.language).code
+        known = describe(texts[:500], ["web"], WordUnits(code))
+        source, alone = folder / "text", {"duplicates": "off"}
         ways = {
             "fasttext": lambda out: [lid.predict(lines[i : i + BATCH]) for i in range(0, len(lines), BATCH)],
-            "datatrove": lambda out: datatrove(folder / "text", out, model, given.language),
-            "langext": lambda out: langext(folder / "text", out, given.language, 1, given.stage),
-            "langext, 2 workers": lambda out: langext(folder / "text", out, given.language, 2, given.stage),
+            "datatrove": lambda out: datatrove(source, out, model, given.language, []),
+            "langext": lambda out: langext(source, out, given.language, 1, **alone),
+            "datatrove, quality": lambda out: datatrove(source, out, model, given.language, rules(code, known)),
+            "langext, quality": lambda out: langext(source, out, given.language, 1, web=True, **alone),
+            "langext, everything": lambda out: langext(source, out, given.language, 1),
+            "langext, 2 workers": lambda out: langext(source, out, given.language, 2),
         }
         seconds: dict[str, list[float]] = {way: [] for way in ways}
         clock: dict[str, list[float]] = {way: [] for way in ways}
@@ -128,10 +162,11 @@ def main() -> None:
             print(f"round {number + 1}:", shown, flush=True)
         for way, found in list(seconds.items())[:-1]:
             print(f"{way:20} {statistics.median(found):6.2f} s {size / 1e6 / statistics.median(found):6.1f} MB/s")
-        for other in ("fasttext", "datatrove"):
-            ratios = [a / b for a, b in zip(seconds[other], seconds["langext"], strict=True)]
-            print(f"langext is {statistics.median(ratios):.2f} x {other} ({min(ratios):.2f} to {max(ratios):.2f})")
-        both = [a / b for a, b in zip(clock["langext"], clock["langext, 2 workers"], strict=True)]
+        for mine in ("", ", quality"):
+            for other in ("fasttext", f"datatrove{mine}"):
+                ratios = [a / b for a, b in zip(seconds[other], seconds[f"langext{mine}"], strict=True)]
+                print(f"langext{mine} is {statistics.median(ratios):.2f} x {other} ({min(ratios):.2f} to {max(ratios):.2f})")
+        both = [a / b for a, b in zip(clock["langext, everything"], clock["langext, 2 workers"], strict=True)]
         print(f"two workers: {statistics.median(both):.2f} x one on the clock ({min(both):.2f} to {max(both):.2f})")
 
 

@@ -93,6 +93,8 @@ class FunnelRow(Spec):
     """Reason -> lines that the quality rules took out of documents that they kept or dropped."""
     heldout_parts: int = 0
     """Paragraphs and lines that were taken out of its text to train on, because they are held out here or in another source."""
+    benchmark_parts: int = 0
+    """Parts that were cut out of its documents because they hold a piece of a benchmark's item."""
     divided: bool = False
     """Whether it has so few documents that they were held out by passages. Duplicates and contamination are passages then."""
 

@@ -1,13 +1,15 @@
 """Find text that holds a piece of a benchmark. The one rule: what is looked for, and what is too short for it, is recorded.
 
-As for GPT-3 (https://arxiv.org/abs/2005.14165, appendix C), a text is contaminated when it shares a run of 13 words with an
-item; unlike there all of the text is dropped, as datatrove does.
+As for GPT-3 (https://arxiv.org/abs/2005.14165, appendix C), a text is contaminated where it shares a run of 13 words with an
+item, and 200 characters on both sides; that is cut out, and text of which there is too little left, or with too many cuts, is
+dropped. Cuts are made between sentences. datatrove drops all of such a text, a law or a novel for one quotation.
 """
 
 import gzip
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +18,17 @@ from datatrove.data import Document
 from datatrove.pipeline.filters.base_filter import BaseFilter
 from datatrove.pipeline.writers.disk_base import DiskWriter
 
-from langext.data.word_units import WordUnits, runs
+from langext.data.split import sentences
+from langext.data.word_units import WordUnits, ordered_runs, runs, simplified
 from langext.errors import ConfigError, one_line
 
 COMMON = 0.1
 """A run that more than this share of a task's items has, and at least FEWEST of them, is its wording, not its content."""
 FEWEST = 5
+MARGIN, LEAST, MOST_CUTS = 200, 200, 10
+"""Characters on both sides of a run that are cut out with it, the fewest that may be left between two cuts, and most cuts."""
+PARTS = "benchmark_parts"
+"""Count: parts that were cut out of texts that are kept."""
 
 
 def file_items(path: Path) -> list[tuple[str, ...]]:
@@ -72,29 +79,75 @@ def write_index(folder: Path, items: Mapping[str, Sequence[Iterable[str]]], unit
     return short
 
 
+def without(text: str, found: np.ndarray, units: WordUnits, words: int) -> tuple[str, list[str]]:
+    """A text without the sentences that have a run of words of `found` and what is around them; and what is cut out.
+
+    Nothing is left of a text where the rest is not worth keeping, as this module says above.
+    """
+    pieces = list(sentences(text))
+    each = [simplified(piece, units) for piece in pieces]
+    owner = np.repeat(np.arange(len(each)), [len(part) for part in each])
+    length = units.count(words)
+    at = np.flatnonzero(np.isin(ordered_runs([unit for part in each for unit in part], length), found))
+    size = np.array([len(piece) for piece in pieces])
+    ends = np.cumsum(size)
+    starts = ends - size
+    cut = np.zeros(len(pieces), bool)
+    for first, last in set(zip(owner[at].tolist(), owner[at + length - 1].tolist(), strict=True)):
+        # Every sentence that reaches into the characters around these.
+        cut[(ends > starts[first] - MARGIN) & (starts < ends[last] + MARGIN)] = True
+    stretches = _stretches(cut)
+    kept, gone = list[str](), list[str]()
+    for start, end in stretches:
+        part = "".join(pieces[start:end]).strip()
+        (gone if cut[start] or len(part) < LEAST else kept).append(part)
+    cuts = sum(bool(cut[start]) for start, _ in stretches)
+    return ("\n\n".join(kept), gone) if 0 < cuts <= MOST_CUTS else ("", [text])
+
+
+def _stretches(cut: np.ndarray) -> list[tuple[int, int]]:
+    """Begin and end of each stretch of equal values."""
+    edges = [0, *(np.flatnonzero(cut[1:] != cut[:-1]) + 1).tolist(), len(cut)]
+    return list(pairwise(edges))
+
+
 class Decontaminate(BaseFilter):
-    """Drops texts that share a run of words with an item. The reason names the task."""
+    """Cuts out of texts what shares a run of words with an item. The reason names the task."""
 
     name = "contamination"
 
     def __init__(self, folder: Path, tasks: Sequence[str], units: WordUnits, words: int, rejects: DiskWriter):
         super().__init__(rejects)
         self.folder, self.tasks, self.units, self.words = folder, list(tasks), units, words
+        self.places, self.rank = rejects, 0
         self.runs = self.owner = np.zeros(0, np.uint64)
 
     def run(self, data: Any, rank: int = 0, world_size: int = 1) -> Any:
-        """Yield the clean texts."""
+        """Yield what is left of the texts."""
         parts = [np.load(self.folder / f"{number:05d}.npy") for number in range(len(self.tasks))]
         every = np.concatenate([*parts, self.runs])
         self.runs, first = np.unique(every, return_index=True)
         self.owner = np.repeat(np.arange(len(parts)), [len(part) for part in parts])[first]
+        self.rank = rank
+        self.stat_update(PARTS, value=0)
         yield from super().run(data, rank, world_size)
 
     def filter(self, doc: Document) -> bool | tuple[bool, str]:
-        """True, or False and the reason."""
+        """True, or False and the reason. What is cut out of a text that is kept is in the rejects too."""
         mine = runs(doc.text, self.units, self.words)
         if not len(self.runs) or not len(mine):
             return True
         at = np.minimum(np.searchsorted(self.runs, mine), len(self.runs) - 1)
         hits = at[self.runs[at] == mine]
-        return True if not len(hits) else (False, f"contaminated_{self.tasks[int(self.owner[hits].min())]}")
+        if not len(hits):
+            return True
+        reason = f"contaminated_{self.tasks[int(self.owner[hits].min())]}"
+        rest, gone = without(doc.text, self.runs[hits], self.units, self.words)
+        if not rest:
+            return False, reason
+        for number, text in enumerate(gone):
+            self.stat_update(PARTS)
+            told = {"filter_reason": reason}
+            self.places.write(Document(text=text, id=f"{doc.id}#cut{number}", metadata=told), self.rank)
+        doc.text = rest
+        return True

@@ -6,9 +6,12 @@ died was to do.
 """
 
 import copy
+import signal
+import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import active_children, get_context
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +19,7 @@ from datatrove.executor import LocalPipelineExecutor
 from fsspec.implementations.local import LocalFileSystem
 
 from langext.context import Ray, Runtime, Slurm
-from langext.data.tasks import killed, silenced, telling
+from langext.data.tasks import killed, reading, silenced, telling
 
 
 def execute(steps: list[Any], tasks: int, log: Path, runtime: Runtime) -> None:
@@ -43,6 +46,7 @@ class Executor(LocalPipelineExecutor):
     def __init__(self, steps: list[Any], tasks: int, workers: int, log: Path):
         # The file system is named, because a path may hold what fsspec takes for an address.
         super().__init__(steps, tasks, workers, (str(log.resolve()), LocalFileSystem()))
+        self.log = log
 
     def run(self) -> None:
         """Run all tasks that are not finished; see `execute`."""
@@ -55,17 +59,21 @@ class Executor(LocalPipelineExecutor):
                 self._share(ranks)
 
     def _share(self, ranks: list[int]) -> None:
+        began, started = time.time(), list[BaseProcess]()
         with ProcessPoolExecutor(self.workers, mp_context=get_context("forkserver")) as pool:
             try:
-                for task in as_completed([pool.submit(self._run_for_rank, rank) for rank in ranks]):
+                tasks = [pool.submit(self._run_for_rank, rank) for rank in ranks]
+                started = active_children()
+                for task in as_completed(tasks):
                     task.result()
             except BaseException as error:  # also when the user stops it: what the other processes do is not waited for
                 pool.shutdown(wait=False, cancel_futures=True)
-                children = active_children()
-                for process in children:
+                for process in started:
                     process.terminate()
-                for process in children:  # nothing is written any more when this returns
+                for process in started:  # nothing is written any more when this returns
                     process.join()
                 if isinstance(error, BrokenProcessPool):
-                    raise killed("lower runtime.workers") from None
+                    codes = {-(process.exitcode or 0) for process in started} - {signal.SIGTERM}  # which the others get
+                    crashed = max((code for code in codes if code > 0 and code != signal.SIGKILL), default=signal.SIGKILL)
+                    raise killed("lower runtime.workers", crashed, reading(self.log, began)) from None
                 raise

@@ -15,6 +15,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from langext.errors import LFS, LFS_SAID, ConfigError, one_line
 
 MAGIC, VERSIONS = 793712314, (11, 12)
@@ -71,6 +73,21 @@ def labels(path: Path) -> list[str]:
         raise ConfigError(f"{one_line(path)}: cannot be read: {error.strerror}") from None
     except _Damaged as error:
         raise ConfigError(f"{one_line(path)}: not a fastText model: {error}") from None
+
+
+def pruned(path: Path) -> np.ndarray | None:
+    """The buckets that a model has kept of the parts of words, (num_kept, 2) int32: bucket, and row below those of the words.
+
+    None when it has all. `path` is a complete model.
+    """
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        found = _Bytes(data)
+        found.take("ii12id")
+        size, _, num_labels, _, num_pruned = found.take("iiiqq")
+        if num_pruned < 0:
+            return None
+        _dictionary(found, size, num_labels)
+        return np.frombuffer(data[found.at : found.at + 8 * num_pruned], np.int32).reshape(-1, 2)
 
 
 @functools.cache

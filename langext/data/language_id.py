@@ -15,15 +15,16 @@ import regex
 
 from langext.data import fasttext_models
 from langext.data.neighbours import PREFIX
+from langext.data.word_sums import WordSums
 
 
 @functools.cache
-def _load(path: Path) -> Any:
+def _load(path: Path) -> WordSums:
     import fasttext
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return fasttext.load_model(str(path))
+        return WordSums(fasttext.load_model(str(path)), fasttext_models.pruned(path))
 
 
 Guesses = Sequence[tuple[str, float]]
@@ -57,9 +58,9 @@ class LanguageId:
 
     @property
     def model(self) -> Any:
-        """The loaded model. Raises ConfigError when the file is not a complete fastText model."""
+        """The loaded model, as the package fasttext has it. Raises ConfigError when the file is no complete fastText model."""
         self.labels()
-        return _load(self.path)
+        return _load(self.path).model
 
     def labels(self) -> list[str]:
         """All labels that the model can return, in its own spelling. The model is not loaded for it."""
@@ -91,9 +92,6 @@ class LanguageId:
 
     def guesses(self, texts: list[str], count: int = 2) -> list[Guesses]:
         """The `count` most likely labels of each text; none for a text without a word that the model knows."""
-        # Always pass a list: fastText's call for a single text fails with NumPy 2.
-        labels, scores = self.model.predict([self.shown(text) for text in texts], k=count)
-        return [
-            [(label.removeprefix(PREFIX), min(1.0, float(score))) for label, score in zip(found, given, strict=True)]
-            for found, given in zip(labels, scores, strict=True)
-        ]
+        self.labels()
+        found = _load(self.path).guesses([self.shown(text) for text in texts], count)
+        return [[(label.removeprefix(PREFIX), min(1.0, score)) for label, score in row] for row in found]

@@ -14,6 +14,7 @@ from typing import IO, Any
 from datatrove.data import Document
 from datatrove.pipeline.base import PipelineStep
 from datatrove.pipeline.writers.disk_base import DiskWriter
+from datatrove.utils.logging import logger
 
 from langext.console import Progress
 from langext.data import columns as fields
@@ -22,6 +23,7 @@ from langext.data.entries import KINDS, Entry
 from langext.data.formats import JSONL, MARK, TXT
 from langext.data.lines import Unreadable, lines
 from langext.data.source_files import Division, Place
+from langext.data.tasks import READS
 from langext.data.unread import Broken, Lacking, Unread
 from langext.errors import RunFailed, one_line
 
@@ -137,6 +139,7 @@ class FileReader(Reader):
 
     def _from_disk(self, name: str) -> Iterator[Document]:
         place = self.files[name]
+        logger.info(f"{READS}{one_line(place)}")  # which is told when a library crashes on it
         try:
             yield from self.read_file(name, place)
         except OSError as error:

@@ -25,6 +25,7 @@ GAP = re.compile(r"\n[^\S\n]*(?:\n[^\S\n]*)+")
 """What stands between two paragraphs."""
 _ENDS = (GAP, re.compile(r"\n"), re.compile(r"(?<=[.!?؟።։])\s+|(?<=[。！？।॥။។])\s*"), re.compile(r"\s+"))
 """Where text may be divided, the best places first: paragraphs, lines, sentences, words."""
+_SENTENCE_END = re.compile(rf"\n+|{_ENDS[2].pattern}")
 
 
 def unit_hash(text: str) -> float:
@@ -68,6 +69,16 @@ def _pieces(text: str, level: int) -> Iterator[str]:
             yield from _pieces(text[start:end], level + 1)
             start = end
         yield from _pieces(text[start:], level + 1) if start < len(text) else ()
+
+
+def sentences(text: str) -> Iterator[str]:
+    """A text in sentences or lines, with the white space after them; together they are the text. Long ones come in words."""
+    ends = [*(match.end() for match in _SENTENCE_END.finditer(text)), len(text)]
+    for start, end in zip([0, *ends], ends, strict=False):
+        if end - start > LONG:
+            yield from _pieces(text[start:end], len(_ENDS) - 1)
+        elif end > start:
+            yield text[start:end]
 
 
 class Divide(PipelineStep):

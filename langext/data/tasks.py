@@ -1,14 +1,24 @@
 """What all executors of datatrove steps have in common: how the failure of a task is told, and what is shown."""
 
 import contextlib
+import functools
 import os
 import signal
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from loguru._better_exceptions import ExceptionFormatter
 
 from langext.errors import RunFailed, disk_problem
+
+READS = "begins to read "
+"""What the log of a task has before the name of each file."""
+
+# Each log that datatrove begins would ask Python anew where its libraries are, which takes as long as a task of little text.
+ExceptionFormatter._get_lib_dirs = staticmethod(functools.cache(ExceptionFormatter._get_lib_dirs))
 
 
 @contextlib.contextmanager
@@ -21,12 +31,35 @@ def telling() -> Iterator[None]:
         raise RunFailed(f"writing filtered text: {problem}") from None
 
 
-def killed(advice: str) -> RunFailed:
-    """The error when a process of a task ended without a word. `advice` says what to change, before the same command is run."""
+def killed(advice: str, number: int = signal.SIGKILL, files: Sequence[str] = ()) -> RunFailed:
+    """The error when a process of a task ended without a word, by the signal `number`, while tasks read `files`.
+
+    `advice` says what to change where memory was short, before the same command is run.
+    """
+    at = f" while {' and '.join(files)} {'was' if len(files) == 1 else 'were'} read" if files else ""
+    if number != signal.SIGKILL:
+        return RunFailed(
+            f"a process that reads text crashed (signal {number}){at}: a library cannot bear what stands there. Leave that "
+            "out, or mend it, and run the same command again to go on"
+        )
     return RunFailed(
-        "a process that reads text was killed, as happens when there is not enough memory; "
+        f"a process that reads text was killed{at}, as happens when there is not enough memory; "
         f"{advice}, and run the same command again to go on"
     )
+
+
+def reading(log: Path, since: float = 0.0) -> list[str]:
+    """The file that each task was at which is not finished: the last that its log below the folder `log` names.
+
+    Logs that were last written before the time `since` do not count.
+    """
+    found = []
+    for path in sorted(log.glob("**/logs/task_*.log")):
+        finished = path.parent.parent / "completions" / path.stem.removeprefix("task_")
+        if not finished.exists() and path.stat().st_mtime >= since:
+            lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+            found += [line.partition(READS)[2] for line in lines if READS in line][-1:]
+    return found
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ datatrove's steps take a `WordUnits` wherever they take a language.
 """
 
 import unicodedata
+from collections.abc import Sequence
 
 import numpy as np
 import regex
@@ -11,10 +12,8 @@ import xxhash
 from datatrove.utils.text import NUMBERS_PATTERN, PUNCTUATION, TERMINAL_PUNCTUATION
 from datatrove.utils.word_tokenizers import WordTokenizer, load_word_tokenizer, simple_span_tokenize
 
-WITHOUT_SPACES = ("Thai", "Laoo", "Khmr", "Mymr", "Tibt", "Hani", "Hans", "Hant", "Jpan")
-"""Scripts that put no space between words."""
-GRAPHEMES_PER_WORD = 3
-"""So many graphemes stand for a word where nothing divides text into words: about the length of one."""
+from langext.data.unspaced import GRAPHEMES_PER_WORD, is_unspaced
+
 SLICE = 1 << 20
 """Characters of a long text that are compared at once."""
 _FACTOR = np.uint64(0x9E3779B97F4A7C15)
@@ -22,7 +21,7 @@ _WORD = regex.compile(r"[\w\p{M}]+(?:['’·-][\w\p{M}]+)*")
 _GRAPHEME = regex.compile(r"\X")
 _PUNCTUATION = regex.compile(f"[{regex.escape(PUNCTUATION)}]")
 _MARKS = regex.compile(r"\p{Mn}+")
-_SENTENCE = regex.compile(rf".+?(?:[{regex.escape(''.join(TERMINAL_PUNCTUATION))}]+[\"'”»)]*(?=\s|$)|\n|$)", regex.DOTALL)
+_SENTENCE_END = regex.compile(rf"[{regex.escape(''.join(TERMINAL_PUNCTUATION))}]+[\"'”»)]*(?=\s|$)|\n")
 
 
 class WordUnits(WordTokenizer):
@@ -37,7 +36,8 @@ class WordUnits(WordTokenizer):
         super().__init__(code)
         self.kind = "words"
         """words, graphemes, or the name of datatrove's tokenizer."""
-        if code[4:] in WITHOUT_SPACES:
+        self.last: tuple[str, list[str]] = "", []
+        if is_unspaced(code[4:]):
             found = _tokenizer(code)
             self.kind = type(found).__name__ if found else "graphemes"
 
@@ -57,7 +57,12 @@ class WordUnits(WordTokenizer):
         return words if self.are_words else words * GRAPHEMES_PER_WORD
 
     def word_tokenize(self, text: str) -> list[str]:
-        """The words, or else the graphemes that are no white space."""
+        """The words, or else the graphemes that are no white space. Several rules ask for those of one text after another."""
+        if text != self.last[0]:
+            self.last = text, self._words(text)
+        return self.last[1]
+
+    def _words(self, text: str) -> list[str]:
         if self.kind == "words":
             return _WORD.findall(text)
         if self.kind == "graphemes":
@@ -68,7 +73,9 @@ class WordUnits(WordTokenizer):
 
     def sent_tokenize(self, text: str) -> list[str]:
         """The sentences: they end with a mark that ends sentences in any script, before white space, or with the line."""
-        return [sentence.strip() for sentence in _SENTENCE.findall(text) if sentence.strip()]
+        ends = [*(match.end() for match in _SENTENCE_END.finditer(text)), len(text)]
+        parts = (text[start:end].strip() for start, end in zip([0, *ends], ends, strict=False))
+        return [part for part in parts if part]
 
     def span_tokenize(self, text: str) -> list[tuple[int, int]]:
         """Begin and end of every sentence."""
@@ -101,11 +108,12 @@ def runs(text: str, units: WordUnits, words: int) -> np.ndarray:
     Long texts are read in slices, so that memory stays bounded. The slices overlap, so that no run is missed.
     """
     length, overlap = units.count(words), 64 * words
-    found = [_runs(simplified(text[at : at + SLICE], units), length) for at in range(0, len(text), SLICE - overlap)]
+    found = [ordered_runs(simplified(text[at : at + SLICE], units), length) for at in range(0, len(text), SLICE - overlap)]
     return np.unique(np.concatenate(found)) if found else np.zeros(0, np.uint64)
 
 
-def _runs(units: list[str], length: int) -> np.ndarray:
+def ordered_runs(units: Sequence[str], length: int) -> np.ndarray:
+    """A hash of every run of `length` units, in their order: (number of runs,) uint64."""
     count = len(units) - length + 1
     if count < 1:
         return np.zeros(0, np.uint64)

@@ -71,6 +71,9 @@ class Pipeline(Spec):
     def _distinct(self) -> "Pipeline":
         if self.language in self.original_languages:
             raise ValueError(f"language {self.language} is also in original_languages")
+        piped = [stage.name or stage.uses for stage in self.stages if isinstance(stage, Filter) and stage.piped]
+        if len(piped) > 1:
+            raise ValueError(f"stages {' and '.join(piped)} read standard input (path: -), which comes only once")
         return self
 
     def context(self, out: Path) -> Context:

@@ -163,7 +163,11 @@ def _do(step: Step, pipeline: Pipeline, tokens: Path, held: int) -> None:
         raise SystemExit(code)  # the worker has printed the error already
     if code != 0:
         signalled = -code if code < 0 else code - 128
-        how = f"was stopped by signal {signalled}" if signalled > 0 else f"failed (exit code {code})"
+        from langext.data.tasks import reading  # it imports a library for logs
+
+        files = reading(step.out / "log")
+        at = f" while {' and '.join(files)} was read" if files and signalled > 0 else ""
+        how = f"was stopped by signal {signalled}{at}" if signalled > 0 else f"failed (exit code {code})"
         raise RunFailed(f"stage {step.name!r} {how}. Nothing half-done counts as done; run the same command again to go on.")
 
 

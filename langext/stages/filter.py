@@ -78,9 +78,14 @@ class Filter(Stage):
         twice = [f"{domain} ({language})" for (language, domain), n in seen.items() if n > 1]
         if twice:
             raise ValueError(f"two sources are called {', '.join(twice)}; give them a name each")
-        if sum(source.piped for source in self.sources) > 1:
+        if self.piped > 1:
             raise ValueError("standard input (path: -) can be one source only")
         return self
+
+    @property
+    def piped(self) -> int:
+        """How many of the sources are standard input."""
+        return sum(source.piped for source in self.sources)
 
     @field_validator("contamination")
     @classmethod

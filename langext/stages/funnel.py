@@ -45,7 +45,8 @@ def count(source: Source, record: SourceRecord, log: Path) -> FunnelRow:
 
     total = totals(log)
     counts = ("judged", "bytes_read", "train_documents", "train_bytes", "valid_documents", "valid_bytes",
-              "mended", "composed", "undivided", "right_bytes", "right_kept_bytes", "repaired", "heldout_parts")  # fmt: skip
+              "mended", "composed", "undivided", "right_bytes", "right_kept_bytes", "repaired", "heldout_parts",
+              "benchmark_parts")  # fmt: skip
     revision = record.commit or source.revision
     return FunnelRow(
         language=source.language,
@@ -72,6 +73,8 @@ def tell(row: FunnelRow) -> None:
         say(f"  {row.domain} ({row.language}): broken Unicode in {row.mended} document(s), mended with U+FFFD")
     if row.composed:
         say(f"  {row.domain} ({row.language}): {row.composed} document(s) brought into the Unicode form NFC")
+    if row.benchmark_parts:
+        say(f"  {row.domain} ({row.language}): {row.benchmark_parts} part(s) cut out, which benchmarks have too")
     if row.heldout_parts:
         parts = f"{row.heldout_parts} paragraph(s) or line(s)"
         say(f"  {row.domain} ({row.language}): {parts} left out of training, because they are held out")

@@ -41,6 +41,40 @@ def test_a_text_with_a_run_of_words_of_an_item_goes_and_names_its_task(tmp_path)
     assert [(d.text, d.metadata["filter_reason"]) for d in rejects.documents] == [(inside, "contaminated_mine/fr")]
 
 
+LONG = [" ".join(sentences(FRENCH, 8, seed)) for seed in range(20)]
+"""Paragraphs of several hundred characters."""
+
+
+@pytest.mark.parametrize("code", ["fra_Latn", "zho_Hans"])
+@pytest.mark.parametrize("gap", ["\n\n", " "])
+def test_of_a_long_text_what_it_shares_with_an_item_is_cut_out(tmp_path, gap, code):
+    """The sentence and what is around it go and are kept among the rejects; the rest stays as it was, in either script."""
+    units = WordUnits(code)
+    item, paragraphs = ITEM, LONG
+    if code == "zho_Hans":
+        item = "猫在城市的雨中睡觉时最大的一只是哪一只请从下面四个答案中选择一个你认为正确的答案来回答这个问题吧？"
+        paragraphs = ["".join(chr(0x4E00 + (7 * i * n + i) % 9000) for i in range(1, 400)) + "。" for n in range(2, 22)]
+    write_index(tmp_path, {"mine": [(item, "oui")]}, units, 13)
+    text = gap.join([*paragraphs[:9], f"{item}", *paragraphs[9:]])
+    step, rejects = Decontaminate(tmp_path, ["mine"], units, 13, Rejects()), Rejects()
+    step.exclusion_writer = step.places = rejects
+    (kept,) = step.run(iter([Document(text=text, id="a")]))
+    assert item not in kept.text and 0.75 * len(text) < len(kept.text) < len(text) - len(item) - 2 * contamination.MARGIN + 5
+    assert all(part in text for part in kept.text.split("\n\n")) and paragraphs[0] in kept.text and paragraphs[-1] in kept.text
+    (cut,) = rejects.documents
+    assert item in cut.text and (cut.id, cut.metadata) == ("a#cut0", {"filter_reason": "contaminated_mine"})
+    assert step.stats.stats[contamination.PARTS].total == 1
+
+
+def test_a_text_of_many_cuts_goes_as_a_whole(tmp_path):
+    write_index(tmp_path, {"mine": [(ITEM,)]}, UNITS, 13)
+    step = Decontaminate(tmp_path, ["mine"], UNITS, 13, Rejects())
+    few, many = (" ".join(f"{paragraph} {ITEM}" for paragraph in LONG[:count]) for count in (10, 11))
+    texts = [f"{few} {LONG[-1]}", f"{many} {LONG[-1]}"]
+    (kept,) = step.run(iter([Document(text=text, id="") for text in texts]))
+    assert LONG[-1][-400:] in kept.text and ITEM not in kept.text
+
+
 def test_the_wording_of_a_task_is_not_its_content():
     items = [(f"{WORDING} {text}",) for text in sentences(FRENCH, 60, 3)]
     found, short = index(items, UNITS, 13)

@@ -1,7 +1,10 @@
 """The quality rules: what they need to know of a language, and what they drop."""
 
+import random
+
 import pytest
 from datatrove.data import Document
+from datatrove.pipeline.filters import GopherRepetitionFilter
 from pydantic import TypeAdapter
 from test_contamination import Rejects
 from test_word_units import SCRIPTS
@@ -39,6 +42,19 @@ BAD = {
     "lorem_ipsum": PAGE + "\nLorem ipsum dolor sit amet.",
     "gopher_too_many_bullets": "\n".join(f"- {line}" for line in PAGE.split("\n")),
 }
+
+
+def test_repetition_is_judged_as_datatrove_does_it():
+    draw, own, plain = random.Random(3), web.Repetition(FR), GopherRepetitionFilter(language=FR)
+    texts = [
+        " ".join(draw.choices(words, k=draw.randint(1, 90)))
+        for words in (["un", "deux,", "l'été", "x"], FRENCH)
+        for _ in range(40)
+    ]
+    texts += [f"{PAGE} {cut} {cut} {cut}" for cut in (PAGE[:60], PAGE[:150], PAGE[:400])] + [PAGE, "", "a", ". .", "a b\n" * 9]
+    found = [(own.filter(Document(text=text, id="")), plain.filter(Document(text=text, id=""))) for text in texts]
+    assert all(mine == theirs for mine, theirs in found)
+    assert len({str(theirs) for _, theirs in found}) > 6
 
 
 def test_the_lines_that_go_are_found():

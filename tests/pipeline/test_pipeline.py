@@ -87,6 +87,13 @@ def test_a_language_cannot_be_new_and_original():
         make(FILTER, language="en")
 
 
+def test_standard_input_comes_only_once():
+    piped = {"uses": "filter", "sources": [{"language": "fr", "path": "-"}, {"language": "en", "path": "en.txt"}]}
+    assert make(piped, {**FILTER, "name": "other"}).stages
+    with pytest.raises(ValidationError, match="stages filter and again read standard input"):
+        make(piped, {**piped, "name": "again"})
+
+
 @pytest.mark.parametrize(
     ("languages", "said"),
     [

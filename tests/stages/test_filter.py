@@ -648,9 +648,13 @@ def test_a_full_disk_is_one_line_and_the_stage_goes_on(tmp_path, lid, workers, c
     assert ctx.summary[-1].funnel[0].kept == 40
 
 
-def test_a_process_that_is_killed_is_not_waited_for(tmp_path):
-    with pytest.raises(RunFailed, match=r"a process .* was killed.*runtime.workers"):
-        Executor([Dies()], 4, 2, tmp_path).run()
+@pytest.mark.parametrize(
+    ("number", "said"), [(9, r"was killed{at}.*lower runtime.workers"), (11, r"crashed \(signal 11\){at}")]
+)
+def test_a_process_that_dies_is_not_waited_for_and_its_file_is_named(tmp_path, number, said):
+    with pytest.raises(RunFailed, match=said.format(at=" while .*web/part-1.jsonl.gz .*read")) as raised:
+        Executor([Dies(number)], 4, 2, tmp_path).run()
+    assert "\n" not in str(raised.value)
 
 
 def test_a_run_folder_and_a_source_may_have_any_name(tmp_path, lid, monkeypatch):

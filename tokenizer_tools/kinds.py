@@ -26,7 +26,7 @@ class Kind:
     learn: Callable[..., list[NewToken] | list[NewPiece]]
     """(tokenizer, words, number of tokens, least count, what is guarded) -> the new tokens, in the order of their ids."""
     extended: Callable[..., Any]
-    """(base, new tokens) -> the tokenizer with them."""
+    """(base, new tokens, their ids if they are not those behind the base's last) -> the tokenizer with them."""
     cuts: Callable[[Counter[Any]], float] = lambda words: 0.0
     """The share of words that begin with a combining mark, because the base's rules for words cut there."""
     in_model_file: bool = True

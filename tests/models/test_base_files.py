@@ -147,6 +147,27 @@ def test_files_that_do_not_belong_together(base, kind):
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 600
 
 
+FORMS = {
+    "tekken.json": ('{"config": {}}', "tekken.json has another form; take tokenizer.json and tokenizer_config.json"),
+    "tokenizer.model.v3": ("x", r"tokenizer.model.v3 is called tokenizer.model where it is read"),
+    "spiece.model": ("x", "spiece.model is called tokenizer.model"),
+    "tokenizer.model": ("IQ== 0\nIg== 1\n", "is in the form of tiktoken, not of SentencePiece; take tokenizer.json"),
+    "tokenizer.model of zeros": ("", "tokenizer.model: is empty"),
+    "tokenizer.model of Git": (LFS, "tokenizer.model: a Git LFS pointer"),
+    "tokenizer.json": (LFS, "tokenizer.json: a Git LFS pointer"),
+    "vocab.json": ('{"a": 0}', "merges.txt, which belongs to it, is not"),
+    "readme.txt": ("x", r"no tokenizer here \(looked for tokenizer.json, tokenizer.model, vocab.json\)$"),
+}
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_tokenizers_of_other_forms_are_named_with_what_to_do(tmp_path, name):
+    content, expected = FORMS[name]
+    (tmp_path / name.split(" ")[0]).write_text(content)
+    with pytest.raises(ConfigError, match=expected):
+        loading.load_tokenizer(tmp_path)
+
+
 def test_what_is_harmless_is_accepted(base):
     """Files in parts, buffers that old versions wrote, and a head that is written although it is tied."""
     split(base)

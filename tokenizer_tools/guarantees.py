@@ -90,7 +90,8 @@ def unnamed(base: Any, configs: Mapping[str, Mapping[str, Any]], new: Collection
             for i in ids if isinstance(ids, list) else [ids]:
                 if isinstance(i, int) and (i >= next_id(base) or i in new):
                     what = f"the {name} token, which the tokenizer does not have"
-                    return f"{file} says that {i} is {what}; it would be a new token"
+                    mend = "add it to the tokenizer, or take the id out"
+                    return f"{file} says that {i} is {what}; it would be a new token: {mend}"
     return ""
 
 

@@ -2,20 +2,27 @@
 
     python benchmarks/vocabulary_speed.py BASE TEXT.jsonl.gz ... --megabytes 5
 
+More megabytes than the texts have are made of them: in every further round one word in `CHANGED` is joined from two, so that
+words which were never seen go on to appear, as they do in real text.
+
 `ours` counts the words of the text as the base divides it and continues the base's merges; `theirs` is BpeTrainer, which
 divides the text in the same way and learns as many merges from single bytes. Reported are wall time, CPU
 time of all cores (what others on the machine disturb less) and the peak of memory; text is read as it is needed, not held.
 """
 
 import argparse
+import itertools
 import json
 import os
+import random
 import resource
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+CHANGED = 50
+"""In every round after the first, one word of so many is joined from two."""
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
@@ -28,14 +35,25 @@ from tokenizer_tools.byte_bpe import BYTES, continue_merges, word_counts
 
 def pieces(files, megabytes):
     """Documents of about 4 kB, until there are so many megabytes."""
-    used = 0
-    for path in files:
-        for text in texts.read(Path(path)):
-            for start in range(0, len(text), 4000):
-                used += len(text[start : start + 4000].encode())
-                yield text[start : start + 4000]
-                if used >= megabytes * 1e6:
-                    return
+    used, dice = 0, random.Random(0)
+    for number in itertools.count():
+        for path in files:
+            for text in texts.read(Path(path)):
+                for start in range(0, len(text), 4000):
+                    piece = changed(text[start : start + 4000], dice) if number else text[start : start + 4000]
+                    used += len(piece.encode())
+                    yield piece
+                    if used >= megabytes * 1e6:
+                        return
+
+
+def changed(text, dice):
+    """The text with one word in `CHANGED` joined from the halves of two neighbours."""
+    found = text.split(" ")
+    for at in dice.sample(range(1, len(found)), len(found) // CHANGED) if len(found) > 1 else ():
+        left, right = found[at - 1], found[at]
+        found[at] = left[: (len(left) + 1) // 2] + right[len(right) // 2 :]
+    return " ".join(found)
 
 
 def ours(base, text, number):

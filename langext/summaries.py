@@ -88,6 +88,8 @@ class TokenizerSummary(Summary):
 
     of: Literal["extend_tokenizer"] = "extend_tokenizer"
     new_tokens: int
+    reused: int = 0
+    """New tokens that have the ids of reserved ones of the base."""
     heldout: dict[str, VocabularyGain]
     """By language."""
     protected: ProtectedText | None = None

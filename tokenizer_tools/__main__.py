@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 from tokenizer_tools import audit, byte_bpe, extension, kinds, protect, texts
 from tokenizer_tools.kinds import Kind
-from tokenizer_tools.vocabulary import next_id, rounded, slots
+from tokenizer_tools.vocabulary import ids, next_id, slots
 from tokenizer_tools.words import telling, told
 
 HELDOUT = 20
@@ -239,8 +239,6 @@ def _extend(given: argparse.Namespace) -> None:
     new = list(chain.from_iterable(found.values()))
     guarded = [text for path in given.protect for text in texts.read(path)]
     kind = extension.kind_of(base, given.base)
-    if given.reuse_slots and kind.in_model_file:
-        raise ValueError(f"--reuse-slots: not for {kind.name}, whose tokenizer.model would keep the names of these tokens")
     if given.new_tokens == "auto":
         originals = {"protected": guarded} if guarded else {}
         advice = _advised(kind, base, given.base, new, originals, given.min_count)
@@ -253,30 +251,18 @@ def _extend(given: argparse.Namespace) -> None:
     tokens = learner(number) if number else []
     if number and not tokens:
         raise ValueError(f"nothing that may become a token occurs {least} times")
-    spare, first = slots(base, _named(given.base)) if given.reuse_slots else [], next_id(base)
-    if len(tokens) > len(spare):
-        tokens = tokens[: len(spare) + rounded(len(tokens) - len(spare), first, given.round_to)]
-        if not tokens:
-            raise ValueError(f"--round-to {given.round_to} leaves no room for new tokens")
-    ids = [*spare, *range(first, first + len(tokens))][: len(tokens)]
-    _write(given, learner, tokens, ids, new, guarded)
+    given_ids = ids(base, len(tokens), slots(base, extension.named(given.base)) if given.reuse_slots else (), given.round_to)
+    if tokens and not given_ids:
+        raise ValueError(f"--round-to {given.round_to} leaves no room for new tokens")
+    tokens = learner.kind.first(tokens, len(given_ids), learner)
+    _write(given, learner, tokens, given_ids, new, guarded)
     sorts = Counter(texts.made_of(byte_bpe.plain(token) if not kind.in_model_file else token.text) for token in tokens)
-    reused = sum(i < first for i in ids)
+    reused = sum(i < next_id(base) for i in given_ids)
     if given.json:
         print(json.dumps({"new_tokens": len(tokens), "reused_slots": reused, "made_of": sorts, "out": str(given.out)}))
         return
     made_of = ", ".join(f"{number:,} {sort}" for sort, number in sorts.most_common()) or "none"
     print(f"{len(tokens):,} new tokens ({made_of}), {reused:,} of them with ids of reserved tokens, in {given.out}")
-
-
-def _named(folder: Path) -> set[int]:
-    """All ids of tokens that the configs of a base name."""
-    found = set[int]()
-    for config in extension.configs(folder).values():
-        for key, value in config.items():
-            if key.endswith("_token_id"):
-                found.update(value if isinstance(value, list) else [value])
-    return found
 
 
 def _write(
@@ -285,10 +271,9 @@ def _write(
 ) -> None:  # fmt: skip
     """Write the tokenizer with the new tokens, and the ids that spell them. Raises ValueError when it is not sound."""
     base = learner.base
-    reused = any(i < next_id(base) for i in ids)
     extension.write(
         given.out, given.base, learner.kind, base, tokens, read=_tokenizer, words=learner.words,
-        texts=[text[:2000] for text in new[:1000]], protected=[*protect.template(base), *guarded], ids=ids if reused else None,
+        texts=[text[:2000] for text in new[:1000]], protected=[*protect.template(base), *guarded], ids=ids,
     )  # fmt: skip
     spelt = {str(i): token.base_ids for i, token in zip(ids, tokens, strict=True)}
     (given.out / "new_tokens.json").write_text(json.dumps(spelt), encoding="utf-8")

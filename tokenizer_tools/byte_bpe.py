@@ -17,7 +17,7 @@ from tokenizers.decoders import ByteLevel
 from transformers import PreTrainedTokenizerBase
 
 from tokenizer_tools import merges
-from tokenizer_tools.vocabulary import NewToken, next_id, slots
+from tokenizer_tools.vocabulary import NewToken, forget, next_id, without
 from tokenizer_tools.words import counted
 
 MOST_WORDS = 2_000_000
@@ -136,13 +136,7 @@ def extended(
     state = json.loads(backend.to_str())
     first = next_id(base)
     ids = range(first, first + len(found)) if ids is None else ids
-    reused = {i for i in ids if i < first}
-    if taken := sorted(reused - set(slots(base))):
-        raise ValueError(
-            f"{base.convert_ids_to_tokens(taken[0])!r} is no reserved token, so its id {taken[0]} stays what it is"
-        )
-    state["added_tokens"] = [token for token in state["added_tokens"] if token["id"] not in reused]
-    state["model"]["vocab"] = {text: i for text, i in state["model"]["vocab"].items() if i not in reused}
+    reused = without(base, state, ids)
     # Added tokens outside of the vocabulary are numbered after it when a tokenizer is read. A larger vocabulary would move
     # them, so they become part of it: without merges nothing else leads to them.
     for token in state["added_tokens"]:
@@ -154,11 +148,7 @@ def extended(
         listed.append(f"{token.left} {token.right}" if as_text else [token.left, token.right])
     bigger: Any = copy.deepcopy(base)
     bigger._tokenizer = Tokenizer.from_str(json.dumps(state))
-    if reused:  # else the names of these tokens are written into tokenizer_config.json, and come back when it is read
-        names = {text for text, i in base.get_vocab().items() if i in reused}
-        bigger._extra_special_tokens = [token for token in bigger._extra_special_tokens if str(token) not in names]
-        for key in ("added_tokens_decoder", "extra_special_tokens", "additional_special_tokens"):
-            bigger.init_kwargs.pop(key, None)
+    forget(bigger, base, reused)
     had, has = {text: i for text, i in base.get_vocab().items() if i not in reused}, bigger.get_vocab()
     if moved := next((text for text, i in had.items() if has.get(text) != i), None):
         raise ValueError(f"the token {moved!r} would get another id ({had[moved]} -> {has.get(moved)})")

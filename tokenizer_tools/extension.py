@@ -32,6 +32,16 @@ def configs(folder: Path) -> dict[str, dict[str, Any]]:
     return {path.name: json.loads(path.read_text(encoding="utf-8")) for path in paths if path.is_file()}
 
 
+def named(folder: Path) -> set[int]:
+    """All ids of tokens that the configs of a base name."""
+    found = set[int]()
+    for config in configs(folder).values():
+        for key, value in config.items():
+            if key.endswith("_token_id"):
+                found.update(value if isinstance(value, list) else [value])
+    return found
+
+
 def write(
     out: Path,
     folder: Path,
@@ -51,14 +61,16 @@ def write(
     `protected` texts must be those of the base. `ids` are those of the tokens, if some are reserved ones of the base. Raises
     ValueError when a guarantee is broken; then nothing is left.
     """
-    bigger = kind.extended(base, found) if ids is None else kind.extended(base, found, ids)
+    first = next_id(base)
+    ids = range(first, first + len(found)) if ids is None else ids
+    bigger = kind.extended(base, found, ids)
     beside = out.with_name(f".{out.name}.new")
     shutil.rmtree(beside, ignore_errors=True)
     try:
         bigger.save_pretrained(beside)
         source, target = folder / model_file.NAME, beside / model_file.NAME
         if kind.in_model_file and source.is_file():
-            target.write_bytes(model_file.extended(source, base, found, next_id(base)))
+            target.write_bytes(model_file.extended(source, base, found, ids))
         written = read(beside)
         reason = guarantees.broken(
             base, bigger, written, found, words, texts, configs(folder), coarser=kind.coarser, ids=ids

@@ -69,6 +69,11 @@ def _special(base: Any, written: Any, new: ById, configs: Mapping[str, Mapping[s
     before, after = ({i: _flags(token) for i, token in each.added_tokens_decoder.items()} for each in (base, written))
     if odd := [i for i in sorted(before.keys() | after.keys()) if i not in new and before.get(i) != after.get(i)]:
         return f"the added token with the id {odd[0]} would be another one ({before.get(odd[0])} -> {after.get(odd[0])})"
+    special = {i for i, token in base.added_tokens_decoder.items() if token.special and i not in new}
+    for name in sorted(base.added_tokens_decoder[i].content for i in special):
+        before, after = (special.intersection(roundtrip.encode(each, name)) for each in (base, written))
+        if before != after:
+            return f"text that spells {name!r} would become a special token"
     around = [each("").input_ids for each in (base, written)]
     if around[0] != around[1]:
         return f"other tokens would be put around text ({around[0]} -> {around[1]})"
@@ -85,7 +90,8 @@ def unnamed(base: Any, configs: Mapping[str, Mapping[str, Any]], new: Collection
             for i in ids if isinstance(ids, list) else [ids]:
                 if isinstance(i, int) and (i >= next_id(base) or i in new):
                     what = f"the {name} token, which the tokenizer does not have"
-                    return f"{file} says that {i} is {what}; it would be a new token"
+                    mend = "add it to the tokenizer, or take the id out"
+                    return f"{file} says that {i} is {what}; it would be a new token: {mend}"
     return ""
 
 

@@ -26,7 +26,7 @@ class Kind:
     learn: Callable[..., list[NewToken] | list[NewPiece]]
     """(tokenizer, words, number of tokens, least count, what is guarded) -> the new tokens, in the order of their ids."""
     extended: Callable[..., Any]
-    """(base, new tokens) -> the tokenizer with them."""
+    """(base, new tokens, their ids if they are not those behind the base's last) -> the tokenizer with them."""
     cuts: Callable[[Counter[Any]], float] = lambda words: 0.0
     """The share of words that begin with a combining mark, because the base's rules for words cut there."""
     in_model_file: bool = True
@@ -63,6 +63,8 @@ def of(tokenizer: Any) -> Kind:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         raise ValueError("it is not one of the tokenizers library, and only those are extended")
+    if reason := _unsteady(tokenizer):
+        raise ValueError(reason)
     reasons = [kind.obstacle(backend) for kind in KINDS]
     if "" in reasons:
         return KINDS[reasons.index("")]
@@ -70,3 +72,15 @@ def of(tokenizer: Any) -> Kind:
     closest = {"BPE": reasons[1] if "not byte-level" in reasons[0] else reasons[0], "Unigram": reasons[2]}
     known = ", ".join(kind.name for kind in KINDS)
     raise ValueError(closest.get(name, f"its model is {name}, and only {known} are extended"))
+
+
+def _unsteady(tokenizer: Any) -> str:
+    """Why ids of a tokenizer do not say which text they stand for, or text does not always get the same; empty when they do."""
+    holders: dict[int, str] = {}
+    for text, i in tokenizer.get_vocab().items():
+        # Added tokens outside of the vocabulary are numbered by its size, which is the id of another token if ids have holes.
+        if (other := holders.setdefault(i, text)) != text:
+            return f"the id {i} belongs to two tokens, {min(text, other)!r} and {max(text, other)!r}"
+    if dropout := json.loads(tokenizer.backend_tokenizer.to_str())["model"].get("dropout"):
+        return f"it leaves merges out at random (dropout {dropout:g} in tokenizer.json), so text has no fixed encoding"
+    return ""

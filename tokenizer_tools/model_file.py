@@ -46,23 +46,24 @@ def _read(path: Path) -> Any:
     return proto
 
 
-def extended(path: Path, base: Any, found: Sequence[NewPiece], first: int) -> bytes:
-    """The content of the file at `path`, the base's, with new pieces from id `first` on.
+def extended(path: Path, base: Any, found: Sequence[NewPiece], ids: Sequence[int]) -> bytes:
+    """The content of the file at `path`, the base's, with new pieces that have these ids, ascending.
 
-    Tokens of the base that only its tokenizer.json has get a place between; so do ids that nobody has, under a name that no
-    text becomes. Everything else is kept.
+    Pieces of the file that have such an id, reserved ones, are gone then. Tokens of the base that only its tokenizer.json has
+    get a place between; so do ids that nobody has, under a name that no text becomes. Everything else is kept.
     """
     proto, vocab = _read(path), base.get_vocab()
     by_id, special = {i: text for text, i in vocab.items()}, {str(token) for token in base.all_special_tokens}
     special |= {token.content for token in base.added_tokens_decoder.values() if token.special}
     lowest = min((piece.score for piece in proto.pieces if piece.type == NORMAL), default=0.0)
-    for i in range(len(proto.pieces), first):
+    for i in range(len(proto.pieces), ids[-1] + 1):
         text = by_id.get(i, f"<no token {i}>")
         kind = CONTROL if text in special or i not in by_id else USER_DEFINED
         proto.pieces.add(piece=text, score=0.0, type=kind)
-    for k, piece in enumerate(found):
-        score = piece.score if proto.trainer_spec.model_type == UNIGRAM else lowest - 1 - k
-        proto.pieces.add(piece=piece.text, score=score, type=NORMAL)
+    for k, (i, piece) in enumerate(zip(ids, found, strict=True)):
+        place = proto.pieces[i]
+        place.score = piece.score if proto.trainer_spec.model_type == UNIGRAM else lowest - 1 - k
+        place.piece, place.type = piece.text, NORMAL
     proto.trainer_spec.vocab_size = len(proto.pieces)
     return proto.SerializeToString()
 

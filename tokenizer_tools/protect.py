@@ -8,7 +8,7 @@ tokens apart that stand side by side in protected text, and its encoding stays t
 import itertools
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,16 +57,11 @@ class Identity:
         return self.identical / self.documents if self.documents else 1.0
 
 
-def identity(
-    encoded: Iterable[tuple[Sequence[int], Sequence[int]]], first_new: int, spelt: Sequence[Sequence[int]]
-) -> Identity:
-    """Compare the ids of documents by the base and by the extended tokenizer.
-
-    `spelt` has the base ids of each new token, from id `first_new` on.
-    """
+def identity(encoded: Iterable[tuple[Sequence[int], Sequence[int]]], spelt: Mapping[int, Sequence[int]]) -> Identity:
+    """Compare the ids of documents by the base and by the extended tokenizer. `spelt` has the base ids of each new token."""
     documents = identical = tokens = replaced = 0
     for before, after in encoded:
         documents, tokens = documents + 1, tokens + len(before)
         identical += before == after
-        replaced += sum(len(spelt[i - first_new]) for i in after if i >= first_new)
+        replaced += sum(len(spelt[i]) for i in after if i in spelt)
     return Identity(documents, identical, tokens, replaced)

@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
 from tokenizer_tools import merges, pieces
-from tokenizer_tools.vocabulary import NewPiece, next_id
+from tokenizer_tools.vocabulary import NewPiece, forget, next_id, without
 
 Words = Counter[tuple[str, ...]]
 
@@ -117,25 +117,30 @@ class _Back:
         self.one |= self.two.pop(text, set())
 
 
-def extended(base: PreTrainedTokenizerBase, found: Sequence[NewPiece]) -> PreTrainedTokenizerBase:
+def extended(
+    base: PreTrainedTokenizerBase, found: Sequence[NewPiece], ids: Sequence[int] | None = None
+) -> PreTrainedTokenizerBase:
     """A copy of a tokenizer with new pieces: their ids follow the last id of the base, their merges follow all its merges.
 
-    A piece has a merge for every two pieces that make it, as SentencePiece has it. Raises ValueError when a token of the base
-    would get another id.
+    A piece has a merge for every two pieces that make it, as SentencePiece has it. With `ids`, one for each piece, they get
+    these instead: ids of reserved tokens (`vocabulary.slots`), which are then gone, and free ones behind the last id.
     """
     backend: Tokenizer = base.backend_tokenizer  # type: ignore[attr-defined]
     state, first = json.loads(backend.to_str()), next_id(base)
+    ids = range(first, first + len(found)) if ids is None else ids
+    reused = without(base, state, ids)
     for token in state["added_tokens"]:  # see byte_bpe.extended
         state["model"]["vocab"].setdefault(token["content"], token["id"])
     listed = state["model"]["merges"]
     as_text = bool(listed) and isinstance(listed[0], str)  # older files write a merge as one string, newer ones as a pair
     known = pieces.of(backend).ids.keys() | {piece.text for piece in found}
-    for i, piece in enumerate(found):
-        state["model"]["vocab"][piece.text] = first + i
+    for i, piece in zip(ids, found, strict=True):
+        state["model"]["vocab"][piece.text] = i
         for k in range(1, len(piece.text)):
             left, right = piece.text[:k], piece.text[k:]
             if left in known and right in known:
                 listed.append(f"{left} {right}" if as_text else [left, right])
     bigger = copy.deepcopy(base)
     bigger._tokenizer = Tokenizer.from_str(json.dumps(state))  # type: ignore[attr-defined]
+    forget(bigger, base, reused)
     return bigger

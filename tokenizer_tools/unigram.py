@@ -12,13 +12,14 @@ import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from tokenizers import Tokenizer
 from tokenizers.models import Unigram
 from transformers import PreTrainedTokenizerBase
 
 from tokenizer_tools import pieces
-from tokenizer_tools.vocabulary import NewPiece, next_id
+from tokenizer_tools.vocabulary import NewPiece, forget, next_id, without
 
 SEEDS = 8
 """Candidates at the start for each piece that is wanted."""
@@ -30,6 +31,8 @@ KEPT = 0.5
 """Share of the candidates that are left after each time that some are dropped."""
 UNKNOWN = 10.0
 """How far the log-probability of an unknown character is below the lowest of a piece, as in SentencePiece."""
+NEVER = -1e4
+"""The log-probability of added tokens that become pieces, so that their ids stay: text is written in any other pieces first."""
 WORD = re.compile(f"{pieces.SPACE}*[^{pieces.SPACE}]+|{pieces.SPACE}+")
 
 
@@ -43,11 +46,25 @@ def obstacle(tokenizer: Tokenizer) -> str:
     if pieces.SPACE not in json.dumps([state["normalizer"], state["pre_tokenizer"]], ensure_ascii=False):
         return f"its unigram model does not write {pieces.SPACE} for spaces as SentencePiece does"
     held = set(names)
-    if after := next((token["content"] for token in state["added_tokens"] if token["content"] not in held), None):
-        return f"new pieces of a unigram model follow its pieces, and there stands the added token {after!r}"
+    after = [token for token in state["added_tokens"] if token["content"] not in held]
+    if sorted(token["id"] for token in after) != list(range(len(names), len(names) + len(after))):
+        return "ids behind the pieces of its unigram model have no token, and new pieces must follow without a hole"
+    for text in _behind(state):
+        if any(token.id == model["unk_id"] or pieces.BYTE.fullmatch(token.value) for token in tokenizer.model.tokenize(text)):
+            return (
+                f"its unigram model cannot spell the added token {text!r} behind its pieces: as a piece, text would become it"
+            )
     if wide := next((name for name in names if re.search(f"[^{pieces.SPACE}]{pieces.SPACE}", name)), None):
         return f"a piece of its unigram model crosses words: {wide!r}"
     return ""
+
+
+def _behind(state: dict[str, Any]) -> list[str]:
+    """The added tokens whose ids follow the pieces, in the order of their ids."""
+    held = {text for text, _ in state["model"]["vocab"]}
+    return [
+        token["content"] for token in sorted(state["added_tokens"], key=lambda each: each["id"]) if token["content"] not in held
+    ]
 
 
 def word_counts(tokenizer: Tokenizer, texts: Iterable[str]) -> Counter[str]:
@@ -173,11 +190,18 @@ def _without(text: str, scores: Mapping[str, float], unknown: float) -> float:
     return best[-1]
 
 
-def extended(base: PreTrainedTokenizerBase, found: Sequence[NewPiece]) -> PreTrainedTokenizerBase:
-    """A copy of a tokenizer with new pieces, whose ids follow the last id of the base."""
-    state = json.loads(base.backend_tokenizer.to_str())  # type: ignore[attr-defined]
-    assert len(state["model"]["vocab"]) == next_id(base), "obstacle() says so"
-    state["model"]["vocab"] += [[piece.text, piece.score] for piece in found]
+def extended(
+    base: PreTrainedTokenizerBase, found: Sequence[NewPiece], ids: Sequence[int] | None = None
+) -> PreTrainedTokenizerBase:
+    """A copy of a tokenizer with new pieces. Their ids follow the last id of the base, or are `ids` (`vocabulary.without`)."""
+    state, first = json.loads(base.backend_tokenizer.to_str()), next_id(base)  # type: ignore[attr-defined]
+    ids = range(first, first + len(found)) if ids is None else ids
+    reused, vocab = without(base, state, ids), state["model"]["vocab"]
+    # When a tokenizer is read, added tokens are numbered behind the pieces, so new pieces would move those that stand there.
+    vocab += [[text, NEVER] for text in _behind(state)]
+    for i, piece in zip(ids, found, strict=True):
+        vocab[i : i + 1] = [[piece.text, piece.score]]
     bigger = copy.deepcopy(base)
     bigger._tokenizer = Tokenizer.from_str(json.dumps(state))  # type: ignore[attr-defined]
+    forget(bigger, base, reused)
     return bigger

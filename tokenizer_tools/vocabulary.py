@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,6 +54,41 @@ def slots(tokenizer: Any, used: Collection[int] = ()) -> list[int]:
         for text, i in tokenizer.get_vocab().items()
         if SLOT.fullmatch(text) and text not in taken and text not in template and i not in used
     )
+
+
+def ids(base: Any, count: int, spare: Sequence[int] = (), multiple: int = 1) -> list[int]:
+    """The ids of at most `count` new tokens, ascending: `spare` ones of the base first (`slots`), then those behind its last.
+
+    If spare ones are not enough, there are so many that the size of the vocabulary is a multiple of `multiple` (`rounded`).
+    """
+    first, reused = next_id(base), list(spare[:count])
+    return [*reused, *range(first, first + rounded(count - len(reused), first, multiple))] if count > len(reused) else reused
+
+
+def without(base: Any, state: dict[str, Any], given: Sequence[int]) -> set[int]:
+    """Take the reserved tokens whose ids are among `given` out of the state of a tokenizer, in place; returns their ids.
+
+    Raises ValueError when one of these ids is that of a token which is not reserved.
+    """
+    reused = {i for i in given if i < next_id(base)}
+    if taken := sorted(reused - set(slots(base))):
+        raise ValueError(
+            f"{base.convert_ids_to_tokens(taken[0])!r} is no reserved token, so its id {taken[0]} stays what it is"
+        )
+    state["added_tokens"] = [token for token in state["added_tokens"] if token["id"] not in reused]
+    if isinstance(state["model"]["vocab"], dict):  # in a list, new tokens take the places of the old ones
+        state["model"]["vocab"] = {text: i for text, i in state["model"]["vocab"].items() if i not in reused}
+    return reused
+
+
+def forget(bigger: Any, base: Any, reused: Collection[int]) -> None:
+    """Make a tokenizer forget the names of reserved tokens: they would come back when it is written and read again."""
+    if not reused:
+        return
+    names = {text for text, i in base.get_vocab().items() if i in reused}
+    bigger._extra_special_tokens = [token for token in bigger._extra_special_tokens if str(token) not in names]
+    for key in ("added_tokens_decoder", "extra_special_tokens", "additional_special_tokens"):
+        bigger.init_kwargs.pop(key, None)
 
 
 def rounded(found: int, first: int, multiple: int) -> int:

@@ -2,10 +2,10 @@
 
 The base matrices keep their names and values; the parameter `new_weight` holds the new rows. Heads may be tied or untied. A
 base may have more rows than its tokenizer has tokens: new ids begin right after the tokenizer's last id, and these padding rows
-are no longer used.
+are no longer used. A new token can also take the id of a reserved one (a slot): then the base's row of it is no longer used.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,34 +18,43 @@ NEW_ROWS = "new_weight"
 
 
 class ExtendedEmbedding(nn.Module):
-    """An embedding that reads ids from `first_new` on in `new_weight` (num_new, D), and smaller ids in the base's rows.
+    """An embedding that reads new ids in `new_weight` (num_new, D), and all others in the base's rows.
 
-    Its output is scaled if the base's embedding scales its own (Gemma).
+    New are the `slots`, in this order, and then the ids from `first_new` on. Its output is scaled if the base's embedding
+    scales its own (Gemma).
     """
 
-    def __init__(self, base: Any, first_new: int, new: nn.Parameter):
+    def __init__(self, base: Any, first_new: int, new: nn.Parameter, slots: Sequence[int] = ()):
         super().__init__()
-        self.weight, self.first_new = base.weight, first_new
+        self.weight, self.first_new, self.slots = base.weight, first_new, tuple(slots)
         self.new_weight = new
+        self.new_ids = [*slots, *range(first_new, first_new + len(new) - len(slots))]
+        # The row of each id among the new ones; -1 for those of the base. No buffer: models are also built without memory.
+        self.place = torch.full((first_new + len(new) - len(slots),), -1, device="cpu")
+        self.place[self.new_ids] = torch.arange(len(new), device="cpu")
         self.stock = (base,)  # in a tuple, because a module would be registered, and its weight counted twice
 
     def forward(self, ids: Tensor) -> Tensor:
         """(B, T) ids -> (B, T, D) embeddings."""
         # Both tables are read for every id, with clamped indices: selecting the new ids would need a wait for the device.
-        is_new = ids >= self.first_new
         old = F.embedding(ids.clamp(max=self.first_new - 1), self.weight)
-        new = F.embedding((ids - self.first_new).clamp(min=0), self.new_weight)
-        rows = torch.where(is_new[..., None], new, old)
+        self.place = self.place.to(ids.device)
+        at = self.place[ids]
+        new = F.embedding(at.clamp(min=0), self.new_weight)
+        rows = torch.where((at >= 0)[..., None], new, old)
         scale = getattr(self.stock[0], "scalar_embed_scale", None)
         return rows if scale is None else rows * torch.tensor(scale, device=rows.device, dtype=rows.dtype)
 
 
 class ExtendedHead(nn.Module):
-    """A language-model head whose matrix is the first `first_new` base rows, followed by `new_weight` (num_new, D)."""
+    """A language-model head whose matrix is the first `first_new` base rows, followed by `new_weight` (num_new, D).
 
-    def __init__(self, base: nn.Linear, first_new: int, new: nn.Parameter):
+    The first new rows stand in the places of the `slots`.
+    """
+
+    def __init__(self, base: nn.Linear, first_new: int, new: nn.Parameter, slots: Sequence[int] = ()):
         super().__init__()
-        self.weight, self.first_new = base.weight, first_new
+        self.weight, self.first_new, self.slots = base.weight, first_new, tuple(slots)
         self.new_weight = new
         self.bias = None  # for code that expects the attributes of nn.Linear
 
@@ -57,14 +66,32 @@ class ExtendedHead(nn.Module):
 def head_weight(head: Any) -> Tensor:
     """The (V, D) matrix of a head, including new rows."""
     if isinstance(head, ExtendedHead):
-        return torch.cat([head.weight[: head.first_new], head.new_weight])
+        return placed(head.weight, head.new_weight, head.first_new, head.slots)
     return head.weight
 
 
-def extend(model: Any, first_new: int, num_new: int) -> None:
+def placed(weight_VD: Tensor, new_ND: Tensor, first_new: int, slots: Sequence[int]) -> Tensor:
+    """The matrix of all ids: rows of the base below `first_new`, new ones in the places of the `slots` and behind them."""
+    reused = len(slots)
+    whole = torch.cat([weight_VD[:first_new], new_ND[reused:].to(weight_VD.dtype)])
+    if not reused:
+        return whole
+    return whole.index_copy(0, torch.tensor(slots, device=whole.device), new_ND[:reused].to(weight_VD.dtype))
+
+
+def places(new_ids: Iterable[int], end: int) -> tuple[int, list[int]]:
+    """(the first id of those that follow the base's, the slots), for new ids of a tokenizer whose largest id is `end` - 1."""
+    slots, first = sorted(new_ids), end
+    while slots and slots[-1] == first - 1:
+        first = slots.pop()
+    return first, slots
+
+
+def extend(model: Any, first_new: int, num_new: int, slots: Sequence[int] = ()) -> None:
     """Add rows for `num_new` tokens to embeddings and head, in place. They are zero until `fill` or a delta sets them.
 
-    `first_new` is the id of the first new token. A head with a bias is not supported.
+    The first of them have the ids `slots`, in this order, and the others those from `first_new` on. A head with a bias is not
+    supported.
     """
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     assert head.bias is None, "heads with a bias are not supported"
@@ -72,9 +99,9 @@ def extend(model: Any, first_new: int, num_new: int) -> None:
     tied = head.weight is embedding.weight
     rows = nn.Parameter(embedding.weight.new_zeros(num_new, embedding.weight.shape[1]))
     head_rows = rows if tied else nn.Parameter(torch.zeros_like(rows))
-    model.set_input_embeddings(ExtendedEmbedding(embedding, first_new, rows))
-    model.set_output_embeddings(ExtendedHead(head, first_new, head_rows))
-    model.config.vocab_size = first_new + num_new
+    model.set_input_embeddings(ExtendedEmbedding(embedding, first_new, rows, slots))
+    model.set_output_embeddings(ExtendedHead(head, first_new, head_rows, slots))
+    model.config.vocab_size = first_new + num_new - len(slots)
 
 
 def fill(model: Any, spelt: Mapping[int, list[int]]) -> None:
@@ -115,7 +142,7 @@ def matrices(model: Any) -> tuple[Tensor, Tensor | None]:
 
     def whole(module: Any) -> Tensor:
         if isinstance(head, ExtendedHead):
-            return torch.cat([module.weight[: head.first_new], module.new_weight]).detach()
+            return placed(module.weight, module.new_weight, head.first_new, head.slots).detach()
         return module.weight.detach()
 
     return whole(embedding), None if tied else whole(head)

@@ -53,7 +53,7 @@ from langext.methods.base import Method
 from langext.models import base_files, bases, loading
 from langext.spec import Spec
 from langext.summaries import History, HistorySummary
-from tokenizer_tools.vocabulary import next_id
+from tokenizer_tools.vocabulary import next_id, slots
 
 DELTA_FILE = "delta.json"
 USES = "apply"
@@ -263,8 +263,11 @@ def _check_tokens(folder: Path, base: Path) -> None:
     path = folder / NEW_TOKENS
     _small(path)
     spelt = loading.read_new_tokens(Tokenizer(path.parent))
-    first, size = (next_id(loading.load_tokenizer(of)) for of in (base, folder / VOCABULARY))
-    if sorted(spelt) != list(range(first, size)):
+    tokenizer = loading.load_tokenizer(base)
+    first, size = next_id(tokenizer), next_id(loading.load_tokenizer(folder / VOCABULARY))
+    # New tokens can have ids of reserved ones, and tokens of the base without a row get one.
+    free = {*slots(tokenizer), *range(loading.load_config(base).vocab_size, first)}
+    if not spelt.keys() - free == set(range(first, size)):
         raise ConfigError(f"{path}: must spell tokens {first} to {size - 1}, those that the tokenizer of the base has not")
     if not all(pieces and max(pieces) < first for pieces in spelt.values()):
         raise ConfigError(f"{path}: spells a token with others than the {first} of the base")

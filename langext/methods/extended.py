@@ -4,7 +4,7 @@ Rule: a delta (the saved form of an extension) holds the parameters that learn a
 (rows and thresholds of calibrated gates), and nothing else.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,16 +79,21 @@ class LiveModel:
         return {n: p.detach() for n, p in self.held().items()}
 
 
-def build(net: Any, tokenizer: Any, method: Method | None, num_new: int = 0, earlier: Sequence[Earlier] = ()) -> LiveModel:
+def build(
+    net: Any, tokenizer: Any, method: Method | None, num_new: int | Collection[int] = 0, earlier: Sequence[Earlier] = ()
+) -> LiveModel:
     """Extend a base in place, and return it as a LiveModel.
 
-    Adds, in this order: rows for the last `num_new` tokens of the tokenizer, the earlier extensions with the values of their
-    deltas, and the modules of `method` (None adds none). Raises ConfigError if an earlier delta does not fit.
+    Adds, in this order: rows for the last `num_new` tokens of the tokenizer, or for those with these ids, the earlier
+    extensions with the values of their deltas, and the modules of `method` (None adds none). Raises ConfigError if an earlier
+    delta does not fit.
     """
     # Taken first: everything that is added below is not the base's.
     base_names = frozenset(name for name, _ in net.named_parameters())
     if num_new:
-        vocabulary.extend(net, first_new=next_id(tokenizer) - num_new, num_new=num_new)
+        end = next_id(tokenizer)
+        first, slots = vocabulary.places(range(end - num_new, end) if isinstance(num_new, int) else num_new, end)
+        vocabulary.extend(net, first, end - first + len(slots), slots)
     fixed: set[str] = set()
     for extension in earlier:
         extension.method.extend(net)

@@ -121,16 +121,12 @@ def tokenizer_folder(model: Model) -> Path:
 
 def load_tokenizer(folder: Path) -> Any:
     """Read a tokenizer from a local folder. Raises ConfigError when there is none, or when it cannot be read."""
-    path = next((folder / name for name in base_files.TOKENIZERS if (folder / name).is_file()), None)
-    if path is None:
-        raise ConfigError(f"{folder}: no tokenizer here (looked for {', '.join(base_files.TOKENIZERS)})")
+    path = base_files.tokenizer_file(folder)
     for name in (path.name, *base_files.BESIDE):
         if name.endswith(".json") and (folder / name).is_file():
             read_object(folder / name)
     for template in (file for pattern in base_files.TEMPLATES for file in folder.glob(pattern)):
         read_text(template, "a chat template")
-    if path.name == "vocab.json" and not (folder / "merges.txt").is_file():
-        raise ConfigError(f"{folder}: there is vocab.json, and no merges.txt, which is the other half of the tokenizer")
     if path.suffix == ".model":
         with reading(path, "a model of SentencePiece"):  # else transformers takes it for one of tiktoken
             sentencepiece.SentencePieceProcessor().Load(str(path))
@@ -187,7 +183,7 @@ def load(model: Model, dtype: torch.dtype, device: str = "cpu", *, trained: bool
     if attention != "auto":
         net.set_attn_implementation(attention)
     tokenizer = load_tokenizer(record.tokenizer or record.base)
-    live = build(net, tokenizer, record.method, len(new_tokens(model)), record.earlier)
+    live = build(net, tokenizer, record.method, new_tokens(model).keys(), record.earlier)
     if record.method is not None and trained:
         load_delta(live, model.path / DELTA)
     elif record.tokenizer and not record.earlier:  # the deltas of earlier extensions contain the new rows
@@ -208,7 +204,7 @@ def on_disk(model: Model, *, trained: bool = True) -> LiveModel:
     # meta device they take no memory. The mapped weights come back at the end.
     stored = {p: nn.Parameter(torch.empty_like(p, device="meta"), requires_grad=False) for p in net.parameters()}
     replace_parameters(net, stored)
-    live = build(net, load_tokenizer(record.tokenizer or record.base), record.method, len(new_tokens(model)), record.earlier)
+    live = build(net, load_tokenizer(record.tokenizer or record.base), record.method, new_tokens(model).keys(), record.earlier)
     if trained:
         load_delta(live, model.path / DELTA)
     replace_parameters(net, {empty: parameter for parameter, empty in stored.items()})

@@ -4,7 +4,7 @@ The one rule: the base is read and never changed. New rows are given to each for
 Shapes: N new tokens, V ids of the base, D model width, B sequences, T tokens.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import cycle, islice
 from typing import Any
@@ -64,8 +64,7 @@ class Blank:
         """Cross-entropy in nats per token, a scalar with gradients for the rows. `windows` are ids of the same length."""
         ids_BT = torch.tensor(windows)
         hidden_BTD = self.hidden(ids_BT, rows.input_ND)[:, :-1]
-        own = self.head.weight[: self.first]
-        weight_VD = torch.cat([own, rows.head_ND.to(own.device, own.dtype)])
+        weight_VD = vocabulary.placed(self.head.weight, rows.head_ND.to(self.device), self.first, self.embedding.slots)
         labels_N = ids_BT[:, 1:].flatten().to(self.device)
         flat_ND = hidden_BTD.reshape(-1, hidden_BTD.shape[-1])
         return cross_entropy.cross_entropy(flat_ND, weight_VD, labels_N, 1 / len(labels_N), self.cap)[0]
@@ -111,9 +110,25 @@ def learnt(blank: Blank, rows: Rows, windows: Iterable[Sequence[int]], steps: in
     return learning.map(Tensor.detach)
 
 
-def material(blank: Blank, pieces: Sequence[Sequence[int]], tokenizer: Any, seed: int, **more: Any) -> Material:
-    """What starts are computed from. `tokenizer` is the extended one; `more` may have the `text` of `Material`."""
-    named = {i: name for name, i in tokenizer.get_vocab().items()}
-    names = [named.get(i, "") for i in range(blank.first + len(pieces))]  # a vocabulary can have holes
+def material(
+    blank: Blank, spelt: Mapping[int, Sequence[int]], tokenizer: Any, seed: int, text: Callable[[], Iterable[Sequence[int]]]
+) -> Material:
+    """What starts are computed from. `tokenizer` is the extended one, `spelt` has the base ids of each new token, by its id.
+
+    Starts count new tokens from V on, whatever ids they have in the model and in `text`.
+    """
+    named, new_ids = {i: name for name, i in tokenizer.get_vocab().items()}, blank.embedding.new_ids
+    # A vocabulary can have holes, and the names of reserved tokens that became new ones are theirs.
+    names = ["" if i in spelt else named.get(i, "") for i in range(blank.first)] + [named[i] for i in new_ids]
     lengths = [max(1, len(tokenizer.decode([i]))) for i in range(blank.first)]
-    return Material(blank.input_VD, blank.output_VD, pieces, lengths, seed, names, states=blank.states, **more)
+    counted = {i: blank.first + k for k, i in enumerate(new_ids)}
+    ids_of = torch.tensor([*range(blank.first), *new_ids])
+
+    def documents() -> Iterator[list[int]]:
+        return ([counted.get(i, i) for i in document] for document in text())
+
+    def states(ids_BT: Tensor, rows_ND: Tensor) -> Tensor:
+        return blank.states(ids_of[ids_BT], rows_ND)
+
+    pieces = [spelt[i] for i in new_ids]
+    return Material(blank.input_VD, blank.output_VD, pieces, lengths, seed, names, documents, states)

@@ -3,6 +3,7 @@
 The one rule: after this stage the model still computes the same as the base.
 """
 
+from collections.abc import Collection
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -70,17 +71,17 @@ class Extend(Stage):
         torch.manual_seed(ctx.seed)
         record = loading.read_record(model)
         assert record.method is None, "refused when planning"
-        added = len(loading.read_new_tokens(tokenizer)) if tokenizer else 0
+        added = loading.read_new_tokens(tokenizer).keys() if tokenizer else ()
         if not added:  # the vocabulary was left as it is
             tokenizer = None
         record = replace(record, tokenizer=tokenizer.path / "tokenizer" if tokenizer else record.tokenizer)
-        num_new = added or len(loading.new_tokens(model))
+        new = added or loading.new_tokens(model).keys()
         gates = told = None
         if corpus and self.method.calibration:
-            gates, told = self._calibrated(ctx, corpus, _built(record, None, num_new, tokenizer), self.method.calibration)
+            gates, told = self._calibrated(ctx, corpus, _built(record, None, new, tokenizer), self.method.calibration)
         method = gates.placed(self.method) if gates else self.method
         loading.write_record(ctx.out, replace(record, method=method))
-        live = _built(record, method, num_new, tokenizer)
+        live = _built(record, method, new, tokenizer)
         if gates:
             gates.put(live.net)
         delta = live.delta()
@@ -90,7 +91,7 @@ class Extend(Stage):
         num_base = sum(p.numel() for name, p in named.items() if name in live.base_names)
         ctx.report(
             ExtendSummary(
-                method=method.name, base_parameters=num_base, trainable_parameters=learns, new_tokens=added,
+                method=method.name, base_parameters=num_base, trainable_parameters=learns, new_tokens=len(added),
                 gates=told,
             )
         )  # fmt: skip
@@ -113,7 +114,7 @@ class Extend(Stage):
         return found, calibrating.reported(ctx, live.net, found, text, settings.closed)
 
 
-def _built(record: "Record", method: Method | None, num_new: int, tokenizer: Tokenizer | None) -> "LiveModel":
+def _built(record: "Record", method: Method | None, new: Collection[int], tokenizer: Tokenizer | None) -> "LiveModel":
     """The base of a record with its earlier extensions, its new vocabulary rows, and the untrained modules of `method`."""
     import torch
 
@@ -121,7 +122,7 @@ def _built(record: "Record", method: Method | None, num_new: int, tokenizer: Tok
     from langext.models import loading
 
     net = loading.load_base(record.base, torch.bfloat16)
-    live = extended.build(net, loading.load_tokenizer(record.tokenizer or record.base), method, num_new, record.earlier)
+    live = extended.build(net, loading.load_tokenizer(record.tokenizer or record.base), method, new, record.earlier)
     if tokenizer:
         loading.fill(net, tokenizer)
     return live

@@ -4,7 +4,7 @@ The one rule: rows are made and shifted by training text; held-out text says wha
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
@@ -34,7 +34,7 @@ SEEN_DOCUMENTS = 200
 """Documents of each language that these passages are taken from."""
 
 Start = Literal["mean", "composition", "sample", "focus", "distilled", "probe"]
-Encoded = Sequence[Sequence[int]]
+Spelt = Mapping[int, Sequence[int]]
 
 
 @dataclass(frozen=True)
@@ -62,28 +62,28 @@ def texts(ctx: Context, corpus: Corpus, training: Callable[[Sequence[str]], Iter
     return Texts(lambda: training([ctx.language]), original, new, kept)
 
 
-def bench(ctx: Context, model: Model, base: Any, bigger: Any, pieces: Encoded, texts: Texts, gpus: int) -> "Bench":
-    """The model with empty rows for new tokens, on a GPU if there are any."""
+def bench(ctx: Context, model: Model, base: Any, bigger: Any, spelt: Spelt, texts: Texts, gpus: int) -> "Bench":
+    """The model with empty rows for the tokens of `spelt`, on a GPU if there are any."""
     from langext.architectures import precision
     from langext.methods import extended
     from langext.models import loading
 
     record = loading.read_record(model)
     net = loading.load_base(record.base, precision.here(gpus))
-    extended.build(net, bigger, None, len(pieces), record.earlier)
-    return Bench(net.to("cuda" if gpus else "cpu"), base, bigger, pieces, texts, ctx.seed)
+    extended.build(net, bigger, None, spelt.keys(), record.earlier)
+    return Bench(net.to("cuda" if gpus else "cpu"), base, bigger, spelt, texts, ctx.seed)
 
 
 class Bench:
     """A base with room for new tokens, and the text to judge their rows by."""
 
-    def __init__(self, net: Any, base: Any, bigger: Any, pieces: Encoded, texts: Texts, seed: int):
-        """`net` has empty rows for the tokens that tokenizer `bigger` has and `base` has not; `pieces` spell them."""
+    def __init__(self, net: Any, base: Any, bigger: Any, spelt: Spelt, texts: Texts, seed: int):
+        """`net` has empty rows for the ids of `spelt`, which has the base ids that spell the same text."""
         from langext.models import new_rows
 
         self.base, self.bigger, self.texts = base, bigger, texts
         self.blank = new_rows.Blank(net)
-        self.material = new_rows.material(self.blank, pieces, bigger, seed, text=self.documents)
+        self.material = new_rows.material(self.blank, spelt, bigger, seed, self.documents)
 
     def documents(self) -> Iterator[list[int]]:
         """Training text of the new language as ids of the extended tokenizer."""

@@ -58,6 +58,8 @@ class Wanted:
     new_tokens: Number
     min_count: int
     round_to: int
+    spare: Sequence[int] = ()
+    """Ids of reserved tokens that are given to new ones first."""
 
 
 def chosen(
@@ -68,13 +70,13 @@ def chosen(
     base: Any,
     kind: "Kind",
     learn: Callable[[int], list[Any]],
-) -> tuple[list[Any], VocabularyAdvice | None]:
-    """The new tokens, as many as there are to be, and the advice for `auto`, which can be to add none.
+) -> tuple[dict[int, Any], VocabularyAdvice | None]:
+    """The new tokens by their ids, as many as there are to be, and the advice for `auto`, which can be to add none.
 
     `learn` gives the best tokens, at most as many as it is asked for. Raises ConfigError when a number was asked for and there
     is no token, and when rounding leaves none.
     """  # fmt: skip
-    from tokenizer_tools.vocabulary import next_id, rounded
+    from tokenizer_tools import vocabulary
 
     learnt = learn(most(wanted.new_tokens))
     number, record = len(learnt), None
@@ -85,12 +87,13 @@ def chosen(
         raise ConfigError(f"no pair of tokens occurs {wanted.min_count} times in the text; give more text or lower min_count")
     elif number < wanted.new_tokens:
         say(f"  only {number} of {wanted.new_tokens} tokens: no other pair occurs {wanted.min_count} times within a word")
-    if number and not (number := rounded(number, next_id(base), wanted.round_to)):
+    ids = vocabulary.ids(base, number, wanted.spare, wanted.round_to)
+    if number and not ids:
         few = f"too few tokens were found to reach the next multiple of {wanted.round_to}"
         if record is None:
             raise ConfigError(f"round_to: {few}")
         record = record.model_copy(update={"new_tokens": 0, "reason": few})
-    return kind.first(learnt, number, learn) if number else [], record
+    return dict(zip(ids, kind.first(learnt, len(ids), learn), strict=True)) if ids else {}, record
 
 
 def _advised(

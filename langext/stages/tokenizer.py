@@ -1,6 +1,6 @@
 """Stage extend_tokenizer: adds tokens for the new language. The one rule: every token id of the base stays the same."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from itertools import chain, islice
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 CHECKED, CHECKED_CHARACTERS = 1000, 2000
 """Texts of each language, and characters of each, on which the written tokenizer is compared with the base's."""
 T = TypeVar("T")
+Spelt = Mapping[int, Sequence[int]]
+"""Id of a token -> ids of base tokens that spell the same text."""
 MANY_CUTS = 0.02
 """Share of the parts of words that begin with a combining mark, from which on it is told."""
 
@@ -38,6 +40,9 @@ class ExtendTokenizer(Stage):
     an audit of held-out text advises, which can be none (docs/tokenizer.md)."""
     round_to: Annotated[int, LATER] = Field(1, ge=1, le=4096)
     """Add so many fewer tokens that the number of rows is a multiple of this: 64 for serving with tensor parallelism."""
+    reuse_slots: Annotated[bool, LATER] = False
+    """Give new tokens the ids of reserved ones first, those that the base's makers left free (`<|reserved_special_token_0|>` of
+    Llama 3, `<unused0>` of Gemma) and that no role, config or chat template uses. The matrices grow by so many rows less."""
     sample_bytes: int = Field(100_000_000, ge=1000)
     """Bytes of training text to learn from, from the start of every source in turns. More take longer."""
     min_count: int = Field(10, ge=2)
@@ -67,18 +72,15 @@ class ExtendTokenizer(Stage):
     def check_model(self, given: tuple[Method, ...], config: Any) -> None:
         """Raise ConfigError when the vocabulary of the base cannot be extended."""
         from langext.models import loading
-        from tokenizer_tools.vocabulary import next_id
 
         if config is None:  # the base is not on this machine yet
             return
         folder = Path(config.name_or_path)
         tokenizer = loading.load_tokenizer(folder)
-        self._kind(folder, tokenizer)
-        if (first := next_id(tokenizer)) > config.vocab_size:
-            raise ConfigError(
-                f"{folder}: the vocabulary cannot be extended: the tokenizer has ids up to {first - 1}, the model "
-                f"{config.vocab_size} rows"
-            )
+        kind = self._kind(folder, tokenizer)
+        _without_row(tokenizer, config.vocab_size)
+        if self.reuse_slots and not self._spare(folder, tokenizer):
+            raise ConfigError(f"{folder}: the {kind.name} has no reserved token that is free", at=("reuse_slots",))
 
     def run(self, ctx: Context, model: Model, corpus: Corpus) -> Tokenizer:
         """Write tokenizer/, new_tokens.json and new_rows.safetensors; record the gain in every language in the manifest.
@@ -88,8 +90,7 @@ class ExtendTokenizer(Stage):
         """
         from langext.data import documents
         from langext.models import loading
-        from tokenizer_tools import extension, protect
-        from tokenizer_tools.vocabulary import next_id
+        from tokenizer_tools import protect
         from tokenizer_tools.words import telling, told
 
         folder = loading.tokenizer_folder(model)
@@ -108,32 +109,31 @@ class ExtendTokenizer(Stage):
         def learn(number: int) -> list[Any]:
             return list(kind.learn(state, words, number, least, apart))
 
-        wanted = sizing.Wanted(self.new_tokens, self.min_count, self.round_to)
-        added, advice = sizing.chosen(wanted, ctx, model, corpus, base, kind, learn)
+        spare = self._spare(folder, base) if self.reuse_slots else []
+        wanted = sizing.Wanted(self.new_tokens, self.min_count, self.round_to, spare)
+        by_id, advice = sizing.chosen(wanted, ctx, model, corpus, base, kind, learn)
+        added = list(by_id.values())
         if not added:
             assert advice is not None, "no token of a given number is an error"
             return self._unchanged(ctx, base, advice)
         free = kind.learn(state, words, len(added), least) if kept else added
         _tell_of_cuts(kind.cuts(words))
-        try:
-            bigger = extension.write(
-                ctx.out / "tokenizer", folder, kind, base, added, read=loading.load_tokenizer, words=words,
-                texts=_starts(corpus, [ctx.language, *kept]), protected=around,
-            )  # fmt: skip
-        except ValueError as error:
-            raise ConfigError(f"{folder}: the vocabulary cannot be extended: {error}") from None
-        first = next_id(base)
-        write_json(ctx.out / "new_tokens.json", {str(first + i): token.base_ids for i, token in enumerate(added)})
-        rows = self._rows(ctx, model, corpus, base, bigger, [token.base_ids for token in added])
+        text = {"texts": _starts(corpus, [ctx.language, *kept]), "protected": around}
+        bigger = self._written(ctx, folder, kind, base, by_id, words=words, **text)
+        spelt = {i: token.base_ids for i, token in by_id.items()}
+        rowless = _without_row(base, loading.load_config(loading.read_record(model).base).vocab_size)
+        write_json(ctx.out / "new_tokens.json", {str(i): ids for i, ids in sorted((rowless | spelt).items())})
+        rows = self._rows(ctx, model, corpus, base, bigger, rowless | spelt)
         gains = {c: _gain(base, bigger, documents.heldout_texts(corpus, [c])) for c in ctx.languages}
         record = None
         if kept:
-            alike = protect.identity(_encoded(base, bigger, _texts(corpus, kept)), first, [token.base_ids for token in added])
+            alike = protect.identity(_encoded(base, bigger, _texts(corpus, kept)), spelt)
             loose = _gain(base, kind.extended(base, free), documents.heldout_texts(corpus, [ctx.language]))
             cost = {"kept_apart": len(apart), "bytes_per_token_without": loose.bytes_per_token_after}
             record = ProtectedText(**asdict(alike), **cost)
             _tell(record, gains[ctx.language])
-        ctx.report(TokenizerSummary(new_tokens=len(added), heldout=gains, protected=record, rows=rows, advice=advice))
+        number = {"new_tokens": len(added), "reused": len(spelt.keys() & set(spare))}
+        ctx.report(TokenizerSummary(**number, heldout=gains, protected=record, rows=rows, advice=advice))
         for code, gain in gains.items():
             say(
                 f"  {code}: {gain.bytes_per_token_before:.2f} -> {gain.bytes_per_token_after:.2f} bytes per token, "
@@ -141,10 +141,21 @@ class ExtendTokenizer(Stage):
             )
         return Tokenizer(ctx.out)
 
-    def _rows(self, ctx: Context, model: Model, corpus: Corpus, base: Any, bigger: Any, pieces: new_rows.Encoded) -> RowsRecord:
-        """Write the rows that the new tokens start from; `pieces` are the base ids that spell them."""
+    def _written(self, ctx: Context, folder: Path, kind: "Kind", base: Any, by_id: dict[int, Any], **text: Any) -> Any:
+        """Write the base in `folder` with new tokens into tokenizer/, and return it. `text` is what `extension.write` takes."""
+        from langext.models import loading
+        from tokenizer_tools import extension
+
+        out, tokens = ctx.out / "tokenizer", list(by_id.values())
+        try:
+            return extension.write(out, folder, kind, base, tokens, read=loading.load_tokenizer, ids=list(by_id), **text)
+        except ValueError as error:
+            raise ConfigError(f"{folder}: the vocabulary cannot be extended: {error}") from None
+
+    def _rows(self, ctx: Context, model: Model, corpus: Corpus, base: Any, bigger: Any, spelt: Spelt) -> RowsRecord:
+        """Write the rows that new tokens start from, and those of the base's tokens that have none."""
         text = new_rows.texts(ctx, corpus, partial(self._learnt_from, corpus))
-        bench = new_rows.bench(ctx, model, base, bigger, pieces, text, self.runtime.gpus)
+        bench = new_rows.bench(ctx, model, base, bigger, spelt, text, self.runtime.gpus)
         return new_rows.write(ctx, bench, self.start, self.kl_budget if self.output == "shifted" else None)
 
     def _unchanged(self, ctx: Context, base: Any, advice: VocabularyAdvice) -> Tokenizer:
@@ -163,6 +174,13 @@ class ExtendTokenizer(Stage):
             return extension.kind_of(tokenizer, folder)
         except ValueError as error:
             raise ConfigError(f"{folder}: the vocabulary cannot be extended: {error}. Leave {self.uses} out") from None
+
+    def _spare(self, folder: Path, tokenizer: Any) -> list[int]:
+        """Ids of the base's reserved tokens that are free."""
+        from tokenizer_tools import extension
+        from tokenizer_tools.vocabulary import slots
+
+        return slots(tokenizer, extension.named(folder))
 
     def _learnt_from(self, corpus: Corpus, codes: Sequence[str]) -> Iterator[str]:
         """Training text of each of the languages, from the start of all its domains in turns, until it is `sample_bytes`."""
@@ -204,6 +222,21 @@ def _encoded(base: Any, bigger: Any, texts: Iterable[str]) -> Iterator[tuple[lis
     left = iter(texts)
     while batch := list(islice(left, 256)):
         yield from zip(documents.encode_text(base, batch), documents.encode_text(bigger, batch), strict=True)
+
+
+def _without_row(tokenizer: Any, rows: int) -> dict[int, list[int]]:
+    """The tokens of a base whose ids are behind the rows of its matrix, as Gemma 3's for images: id -> base ids that spell it.
+
+    New ids follow them, so they get a row too. Raises ConfigError when there are ids between that no token has.
+    """
+    model, vocab = tokenizer.backend_tokenizer.model, tokenizer.get_vocab()
+    found = {i: [part.id for part in model.tokenize(text)] for text, i in vocab.items() if i >= rows}
+    if found and len(found) != max(found) + 1 - rows:
+        raise ConfigError(
+            f"{tokenizer.name_or_path}: the vocabulary cannot be extended: the tokenizer has ids up to {max(found)}, the model "
+            f"{rows} rows, and some ids between have no token"
+        )
+    return found
 
 
 def _tell_of_cuts(share: float) -> None:

@@ -149,7 +149,7 @@ WRONG = {
         lambda d: (d / "tokenizer.json").rename(d / "tokenizer.model").write_text("x"),
         "tokenizer.model: cannot be read as a model of SentencePiece",
     ),
-    "half a tokenizer": (lambda d: (d / "tokenizer.json").rename(d / "vocab.json"), "vocab.json, and no merges.txt"),
+    "half a tokenizer": (lambda d: (d / "tokenizer.json").rename(d / "vocab.json"), "merges.txt, which belongs to it, is not"),
     "broken special tokens": (
         lambda d: (d / "special_tokens_map.json").write_text("{"),
         "special_tokens_map.json: line 1, column 2: not valid JSON",
@@ -201,6 +201,27 @@ def test_files_that_do_not_belong_together(base, kind):
     with pytest.raises(ConfigError, match=expected) as caught:
         bases.check(str(base))
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 600
+
+
+FORMS = {
+    "tekken.json": ('{"config": {}}', "tekken.json has another form; take tokenizer.json and tokenizer_config.json"),
+    "tokenizer.model.v3": ("x", r"tokenizer.model.v3 is called tokenizer.model where it is read"),
+    "spiece.model": ("x", "spiece.model is called tokenizer.model"),
+    "tokenizer.model": ("IQ== 0\nIg== 1\n", "is in the form of tiktoken, not of SentencePiece; take tokenizer.json"),
+    "tokenizer.model of zeros": ("", "tokenizer.model: is empty"),
+    "tokenizer.model of Git": (LFS, "tokenizer.model: a Git LFS pointer"),
+    "tokenizer.json": (LFS, "tokenizer.json: a Git LFS pointer"),
+    "vocab.json": ('{"a": 0}', "merges.txt, which belongs to it, is not"),
+    "readme.txt": ("x", r"no tokenizer here \(looked for tokenizer.json, tokenizer.model, vocab.json\)$"),
+}
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_tokenizers_of_other_forms_are_named_with_what_to_do(tmp_path, name):
+    content, expected = FORMS[name]
+    (tmp_path / name.split(" ")[0]).write_text(content)
+    with pytest.raises(ConfigError, match=expected):
+        loading.load_tokenizer(tmp_path)
 
 
 def test_what_is_harmless_is_accepted(base):

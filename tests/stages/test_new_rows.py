@@ -7,7 +7,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
-from toy import ENGLISH, FRENCH, documents, make_llama, make_tokenizer, write_jsonl
+from toy import ENGLISH, FRENCH, documents, make_base, make_llama, make_tokenizer, write_jsonl
 
 from langext.architectures import vocabulary
 from langext.artifacts import Corpus, Model, Tokenizer, sha256_file
@@ -79,6 +79,66 @@ def test_training_starts_from_the_rows_of_the_stage_and_the_base_keeps_its_own(t
     assert record.tried["composition"].kl == pytest.approx(kl.measure(live.net), rel=1e-3)
 
 
+@pytest.mark.parametrize("tied", [True, False])
+def test_reserved_tokens_give_their_rows_away_and_the_model_does_not_grow(tmp_path, corpus, tied):
+    tokenizer = make_tokenizer()
+    names = [f"<|reserved_special_token_{i}|>" for i in range(40)]
+    tokenizer.add_special_tokens({"additional_special_tokens": [*names, "<|eot_id|>"]})
+    net = make_llama(len(tokenizer), tied)
+    net.config.bos_token_id = tokenizer.convert_tokens_to_ids(names[0])  # a config uses this one, so it is not free
+    net.generation_config.bos_token_id = net.config.bos_token_id
+    net.save_pretrained(tmp_path / "pico")
+    tokenizer.save_pretrained(tmp_path / "pico")
+    model = bases.prepare(str(tmp_path / "pico"), None, tmp_path / "base")
+    ctx = context(tmp_path / "02-tokens")
+    tokens = stage(reuse_slots=True, start="focus").run(ctx, model, corpus)
+    spelt, summary = loading.read_new_tokens(tokens), ctx.summary[-1]
+    assert list(spelt) == list(range(321, 351)) and summary.reused == summary.new_tokens == 30  # type: ignore[attr-defined]
+    bigger = loading.load_tokenizer(tokens.path / "tokenizer")
+    assert len(bigger) == len(tokenizer) == 361 and bigger.get_vocab()["<|eot_id|>"] == 360
+    extended_model = Extend.model_validate({"uses": "extend", "method": "full"}).run(context(tmp_path / "03"), model, tokens)
+    live, rows = loading.load(extended_model, torch.float32), load_file(tokens.path / loading.NEW_ROWS)
+    assert live.net.config.vocab_size == 361 and live.net.get_input_embeddings().slots == tuple(spelt)
+    whole, plain = vocabulary.matrices(live.net), loading.load_base(loading.read_record(model).base, torch.float32)
+    kept = [i for i in range(361) if i not in spelt]
+    for matrix, module, name in zip(
+        whole, (plain.get_input_embeddings(), plain.get_output_embeddings()), ("input", "output"), strict=True
+    ):
+        if matrix is not None:
+            assert torch.equal(matrix[list(spelt)], rows[name]) and torch.equal(matrix[kept], module.weight[kept])
+    config = loading.load_config(loading.read_record(model).base)
+    stage(reuse_slots=True).check_model((), config)
+    config.name_or_path = str(base(tmp_path / "without", tied).path.parent / "pico")
+    with pytest.raises(ConfigError, match="has no reserved token that is free"):
+        stage(reuse_slots=True).check_model((), config)
+
+
+def test_a_token_of_the_base_without_a_row_gets_one(tmp_path, corpus):
+    """Gemma 3 has a token for images whose id is one more than its last row; new ids follow it."""
+    tokenizer = make_tokenizer()
+    make_base("gemma3_text", len(tokenizer)).save_pretrained(tmp_path / "pico")
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<image_soft_token>"]})
+    tokenizer.save_pretrained(tmp_path / "pico")
+    model = bases.prepare(str(tmp_path / "pico"), None, tmp_path / "base")
+    stage().check_model((), loading.load_config(loading.read_record(model).base))
+    tokens, _ = made(tmp_path, model, corpus)
+    spelt = loading.read_new_tokens(tokens)
+    assert list(spelt) == list(range(320, 351)) and len(spelt[320]) > 1 and max(spelt[320]) < 320
+    extended_model = Extend.model_validate({"uses": "extend", "method": "full"}).run(context(tmp_path / "03"), model, tokens)
+    live = loading.load(extended_model, torch.float32)
+    assert vocabulary.matrices(live.net)[0].shape[0] == 351 == live.net.config.vocab_size
+    assert live.tokenizer.get_vocab()["<image_soft_token>"] == 320
+    config = loading.load_config(loading.read_record(model).base)
+    config.vocab_size = 300
+    stage().check_model((), config)
+    state = json.loads((tmp_path / "pico" / "tokenizer.json").read_text())
+    state["model"]["vocab"] = {text: i + 5 * (i == 319) for text, i in state["model"]["vocab"].items()}
+    (tmp_path / "pico" / "tokenizer.json").write_text(json.dumps(state))
+    config.name_or_path = str(tmp_path / "pico")
+    with pytest.raises(ConfigError, match="some ids between have no token"):
+        stage().check_model((), config)
+
+
 def test_a_shift_keeps_to_the_budget_or_says_that_none_does(tmp_path, corpus):
     model = base(tmp_path, tied=False)
     _, plain = made(tmp_path, model, corpus, start="mean")
@@ -98,7 +158,7 @@ def test_without_the_file_rows_are_means_and_a_wrong_file_is_refused(tmp_path, c
     tokens, _ = made(tmp_path, model, corpus, start="mean")
     net = loading.load_base(loading.read_record(model).base, torch.bfloat16)
     spelt = loading.read_new_tokens(tokens)
-    extended.build(net, loading.load_tokenizer(tokens.path / "tokenizer"), None, len(spelt))
+    extended.build(net, loading.load_tokenizer(tokens.path / "tokenizer"), None, spelt.keys())
     loading.fill(net, tokens)
     chosen = net.model.embed_tokens.new_weight.clone()
     path = tokens.path / loading.NEW_ROWS

@@ -79,6 +79,18 @@ def test_special_tokens_that_would_do_something_else(made):
     assert "other tokens would be put around text" in broken((base, bigger, *made[2:]), changed(bigger, bare))
 
 
+def test_text_that_spells_a_special_token_must_not_become_it(made):
+    base = copy.deepcopy(made[0])
+    base.add_special_tokens({"additional_special_tokens": ["cat"]})
+    bigger = byte_bpe.extended(base, made[2])
+    assert broken((base, bigger, *made[2:])) == ""
+
+    def whole(state):  # as in Llama 3: words of the vocabulary are taken whole
+        state["model"]["ignore_merges"] = True
+
+    assert "text that spells 'cat' would become a special token" in broken((base, bigger, *made[2:]), changed(bigger, whole))
+
+
 def test_a_token_that_is_in_no_other_one_must_be_reached_by_itself(made):
     inner = {part for token in made[2] for part in (token.left, token.right)}
     alone = next(

@@ -8,7 +8,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, normalizers, pre_tokenizers
 from toy import ENGLISH, FRENCH, make_tokenizer, sentences
 from transformers import AutoTokenizer
 
-from tokenizer_tools import protect
+from tokenizer_tools import kinds, protect
 from tokenizer_tools.byte_bpe import continue_merges, extended, octets, plain, word_counts
 from tokenizer_tools.texts import encode, made_of
 from tokenizer_tools.vocabulary import NewToken, next_id, rounded, slots
@@ -148,6 +148,21 @@ def test_added_tokens_in_the_middle_of_the_vocabulary(tmp_path):
     before, after = base.get_vocab(), written.get_vocab()
     assert before["<|middle|>"] == 200 and {text: after[text] for text in before} == before
     assert written("<|middle|>").input_ids == [200] and sorted(after.values()) == list(range(361))
+
+
+def test_ids_of_two_tokens_and_random_encodings_are_refused():
+    """A hole in the vocabulary and added tokens outside of it: tokenizers numbers these by the size of the vocabulary."""
+    base = make_tokenizer()
+    base.add_special_tokens({"additional_special_tokens": ["<|im_end|>"]})
+    state = json.loads(base.backend_tokenizer.to_str())
+    state["model"]["vocab"] = {text: i + (i > 200) for text, i in state["model"]["vocab"].items()}
+    last = max(state["model"]["vocab"], key=state["model"]["vocab"].get)
+    base._tokenizer = Tokenizer.from_str(json.dumps(state))
+    with pytest.raises(ValueError, match=r"the id 320 belongs to two tokens") as caught:
+        kinds.of(base)
+    assert repr(last) in str(caught.value) and "'<|im_end|>'" in str(caught.value)
+    with pytest.raises(ValueError, match=r"leaves merges out at random \(dropout 0.1"):
+        kinds.of(changed(make_tokenizer(), dropout=0.1))
 
 
 def test_tokens_of_the_config_alone_and_the_longest_text_stay(tmp_path):

@@ -14,7 +14,8 @@ from toy import ENGLISH, FRENCH, make_tokenizer, sentences
 from transformers import PreTrainedTokenizerFast
 
 from tokenizer_tools import audit, extension, guarantees, kinds, merges, model_file, pieces, protect
-from tokenizer_tools.vocabulary import next_id
+from tokenizer_tools.vocabulary import ids as ids_of
+from tokenizer_tools.vocabulary import next_id, slots
 
 NEW = [*sentences(FRENCH, 150, 9), *["हिन्दी में किताब और दुकान 2024"] * 12, "l'été (1998) <s> <0x0A> <b>\n\n"]
 OLD = [*sentences(ENGLISH, 60, 11), "a  b   c\n\n\tthe  <b>cat</b> 1998 </s> <0x41>", "naïve हि"]
@@ -32,7 +33,8 @@ def extend(folder: Path, out: Path, apart: list[str], num: int = 60):
     found = kind.learn(backend, words, num, 5, kind.guarded(backend, kind.word_counts(backend, apart)))
     bigger = kind.extended(base, found)
     bigger.save_pretrained(out)
-    (out / model_file.NAME).write_bytes(model_file.extended(folder / model_file.NAME, base, found, next_id(base)))
+    behind = range(next_id(base), next_id(base) + len(found))
+    (out / model_file.NAME).write_bytes(model_file.extended(folder / model_file.NAME, base, found, behind))
     written = spm.load(out)
     assert guarantees.broken(base, bigger, written, found, words, NEW + OLD, {}, coarser=kind.coarser) == ""
     return base, kind, found, written
@@ -123,8 +125,8 @@ def test_the_model_file_keeps_everything_else(made):
 def test_without_protection_the_original_text_changes(tmp_path):
     folder = spm.write(tmp_path / "base", "llama2")
     base, _, found, bigger = extend(folder, tmp_path / "free", [])
-    spelt = [piece.base_ids for piece in found]
-    alike = protect.identity(zip(ids(base, OLD), ids(bigger, OLD), strict=True), len(base), spelt)
+    spelt = {len(base) + i: piece.base_ids for i, piece in enumerate(found)}
+    alike = protect.identity(zip(ids(base, OLD), ids(bigger, OLD), strict=True), spelt)
     assert alike.share < 1 and alike.replaced > 0
 
 
@@ -139,15 +141,49 @@ def test_added_tokens_behind_the_pieces_keep_their_ids(tmp_path):
     assert bigger.pad_token_id == pad == 330 and slow.is_control(pad) and slow.id_to_piece(pad) == "<pad>"
     assert slow.id_to_piece(pad + 1) == found[0].text == bigger.convert_ids_to_tokens(pad + 1)
     far = sentencepiece.SentencePieceProcessor(
-        model_proto=model_file.extended(tmp_path / "base" / model_file.NAME, base, found, pad + 3)
+        model_proto=model_file.extended(tmp_path / "base" / model_file.NAME, base, found, range(pad + 3, pad + 3 + len(found)))
     )
     assert far.is_control(pad + 2) and far.id_to_piece(pad + 3) == found[0].text
 
 
-def test_a_unigram_model_with_tokens_behind_its_pieces_is_refused(tmp_path):
-    base = spm.load(spm.write(tmp_path, "t5"))
+def test_reserved_pieces_give_their_ids_to_new_ones_in_both_files(tmp_path):
+    """Gemma has <unused0> to <unused98>: new pieces that take their ids need no new rows."""
+    names = [f"<unused{i}>" for i in range(9)]
+    base = spm.load(spm.write(tmp_path / "base", "gemma", user_defined_symbols=["\n\n", "▁▁", "<b>", *names]))
+    base.add_tokens([AddedToken(name, normalized=False) for name in names])
+    base.save_pretrained(tmp_path / "base")
+    base, kind = spm.load(tmp_path / "base"), kinds.of(spm.load(tmp_path / "base"))
+    backend, spare = base.backend_tokenizer, slots(base)
+    words = kind.word_counts(backend, NEW)
+    found = kind.learn(backend, words, 20, 5, kind.guarded(backend, kind.word_counts(backend, OLD)))
+    assert len(spare) == 9 == len(found) - 11
+    given = ids_of(base, 20, spare)
+    bigger = extension.write(
+        tmp_path / "out", tmp_path / "base", kind, base, found, read=spm.load, words=words, texts=NEW, protected=OLD, ids=given
+    )  # fmt: skip
+    assert [bigger.get_vocab()[piece.text] for piece in found] == given and len(bigger) == len(base) + 11
+    assert not set(names) & bigger.get_vocab().keys() and base.get_vocab()["<b>"] == bigger.get_vocab()["<b>"]
+    slow = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "out" / model_file.NAME))
+    assert slow.encode(NEW) == ids(bigger, NEW) and {*spare} & {i for row in ids(bigger, NEW) for i in row}
+    assert [slow.id_to_piece(i) for i in given] == [piece.text for piece in found]
+
+
+def test_added_tokens_behind_the_pieces_of_a_unigram_model_stay_there(tmp_path):
+    """They become pieces that no text is written in; where the base could not write their names otherwise, it is refused."""
+    base = spm.load(spm.write(tmp_path / "base", "llm-jp", required_chars="<pad>"))
     base.add_special_tokens({"pad_token": AddedToken("<pad>", special=True)})
-    with pytest.raises(ValueError, match="there stands the added token '<pad>'"):
+    base.save_pretrained(tmp_path / "base")
+    base, _, found, bigger = extend(tmp_path / "base", tmp_path / "out", OLD, 20)
+    assert bigger.pad_token_id == base.pad_token_id == next_id(base) - 1 and len(found) == 20
+    assert bigger.get_vocab()[found[0].text] == next_id(base)
+    text = ["le <pad> chat", "<pad>", "鿀 <pad>"]
+    assert bigger.pad_token_id not in {i for row in ids(bigger, text) for i in row}
+    assert bigger("<pad>", add_special_tokens=False).input_ids[-1] == bigger.pad_token_id
+    slow = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "out" / model_file.NAME))
+    assert slow.is_control(bigger.pad_token_id) and slow.encode(NEW[:-1]) == ids(bigger, NEW[:-1])
+    base = spm.load(spm.write(tmp_path / "t5", "t5"))
+    base.add_special_tokens({"pad_token": AddedToken("<pad>", special=True)})
+    with pytest.raises(ValueError, match="cannot spell the added token '<pad>' behind its pieces"):
         kinds.of(base)
 
 

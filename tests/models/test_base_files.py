@@ -209,8 +209,8 @@ FORMS = {
     "spiece.model": ("x", "spiece.model is called tokenizer.model"),
     "tokenizer.model": ("IQ== 0\nIg== 1\n", "is in the form of tiktoken, not of SentencePiece; take tokenizer.json"),
     "tokenizer.model of zeros": ("", "tokenizer.model: is empty"),
-    "tokenizer.model of Git": (LFS, "tokenizer.model: a Git LFS pointer"),
-    "tokenizer.json": (LFS, "tokenizer.json: a Git LFS pointer"),
+    "tokenizer.model of Git": (LFS, "tokenizer.model: this is a Git LFS pointer"),
+    "tokenizer.json": (LFS, "tokenizer.json: this is a Git LFS pointer"),
     "vocab.json": ('{"a": 0}', "merges.txt, which belongs to it, is not"),
     "readme.txt": ("x", r"no tokenizer here \(looked for tokenizer.json, tokenizer.model, vocab.json\)$"),
 }

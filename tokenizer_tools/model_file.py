@@ -60,9 +60,11 @@ def extended(path: Path, base: Any, found: Sequence[NewPiece], ids: Sequence[int
         text = by_id.get(i, f"<no token {i}>")
         kind = CONTROL if text in special or i not in by_id else USER_DEFINED
         proto.pieces.add(piece=text, score=0.0, type=kind)
+    # The file holds scores in 24 bits, and Mistral has pieces of -1e9: one less would be the same number there.
+    step = max(1.0, abs(lowest) * 2**-20)
     for k, (i, piece) in enumerate(zip(ids, found, strict=True)):
         place = proto.pieces[i]
-        place.score = piece.score if proto.trainer_spec.model_type == UNIGRAM else lowest - 1 - k
+        place.score = piece.score if proto.trainer_spec.model_type == UNIGRAM else lowest - step * (k + 1)
         place.piece, place.type = piece.text, NORMAL
     proto.trainer_spec.vocab_size = len(proto.pieces)
     return proto.SerializeToString()

@@ -122,6 +122,23 @@ def test_the_model_file_keeps_everything_else(made):
     assert [piece.piece for piece in after.pieces][len(before.pieces) :] == [piece.text for piece in found]
 
 
+def test_scores_of_new_pieces_differ_also_below_very_low_ones(made, tmp_path):
+    """Mistral's file has pieces of -1e9, from which float32 cannot take 1 away: equal scores, and merges in any order."""
+    folder, _, base, _, found, bigger = made["llama2"]
+    proto = sentencepiece_model_pb2.ModelProto()
+    proto.ParseFromString((folder / model_file.NAME).read_bytes())
+    last = max(i for i, piece in enumerate(proto.pieces) if piece.type == model_file.NORMAL)
+    proto.pieces[last].score = -1e9
+    (tmp_path / model_file.NAME).write_bytes(proto.SerializeToString())
+    ids_of_new = range(next_id(base), next_id(base) + len(found))
+    content = model_file.extended(tmp_path / model_file.NAME, base, found, ids_of_new)
+    proto.ParseFromString(content)
+    scores = [proto.pieces[i].score for i in ids_of_new]
+    assert scores == sorted(set(scores), reverse=True) and max(scores) < -1e9
+    slow = sentencepiece.SentencePieceProcessor(model_proto=content)
+    assert slow.encode(NEW[:-1]) == ids(bigger, NEW[:-1])
+
+
 def test_without_protection_the_original_text_changes(tmp_path):
     folder = spm.write(tmp_path / "base", "llama2")
     base, _, found, bigger = extend(folder, tmp_path / "free", [])

@@ -14,7 +14,7 @@ from langext.artifacts import read_json, sha256_file, write_json
 from langext.errors import RunFailed
 from langext.training import checkpoints, snapshot
 
-pytestmark = pytest.mark.timeout(900)  # the matrix is 30 trainings behind one fixture
+pytestmark = pytest.mark.timeout(900)  # the matrix is 24 trainings behind one fixture
 RESIDUES = {
     "name": "neutral_residues", "gate": "threshold", "init": "lecun", "width": 32, "local_loss": "l1", "alpha": 0.1,
 }  # fmt: skip
@@ -22,9 +22,8 @@ STAGE = {"steps": 10, "log_every": 1, "eval_every": 5, "save_every": 10, "precis
 # Case -> ZeRO stages of the three legs, and what else is asked for.
 CASES = {
     "zero0": ([0, 0, 0], {}),
-    "zero2": ([2, 2, 2], {}),
     "zero3": ([3, 3, 3], {}),
-    "zero1 to 2": ([1, 2, 1], {}),
+    "zero2 to 1": ([2, 1, 2], {}),
     "zero1 bf16 ema": ([1, 1, 1], {"precision": "bf16", "ema": 0.9}),
 }
 
@@ -117,7 +116,7 @@ def test_calibrated_gates_stay_as_they_were(matrix, case):
 
 def test_all_zero_stages_compute_the_same(matrix):
     reference = losses(matrix / "zero0 ref")
-    for case in ("zero1 to 2", "zero2", "zero3"):
+    for case in ("zero2 to 1", "zero3"):
         assert losses(matrix / f"{case} ref") == pytest.approx(reference, rel=1e-6)
 
 

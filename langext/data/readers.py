@@ -139,7 +139,8 @@ class FileReader(Reader):
 
     def _from_disk(self, name: str) -> Iterator[Document]:
         place = self.files[name]
-        logger.info(f"{READS}{one_line(place)}")  # which is told when a library crashes on it
+        if self.unread.rejects:  # it is a task, which has a log, and no look at the source
+            logger.info(f"{READS}{one_line(place)}")  # which is told when a library crashes on it
         try:
             yield from self.read_file(name, place)
         except OSError as error:

@@ -19,7 +19,7 @@ from toy import ENGLISH, FRENCH, GERMAN, SWAHILI, documents, sentences, write_fa
 
 from langext.artifacts import sha256_file, write_json
 from langext.context import Context
-from langext.data import hub, tokens
+from langext.data import hub, tasks, tokens
 from langext.data.executor import Executor
 from langext.data.language_id import LanguageId
 from langext.data.sources import Source
@@ -655,6 +655,13 @@ def test_a_process_that_dies_is_not_waited_for_and_its_file_is_named(tmp_path, n
     with pytest.raises(RunFailed, match=said.format(at=" while .*web/part-1.jsonl.gz .*read")) as raised:
         Executor([Dies(number)], 4, 2, tmp_path).run()
     assert "\n" not in str(raised.value)
+
+
+def test_what_is_read_is_in_the_logs_and_nowhere_else(tmp_path, lid, capfd):
+    run(tmp_path, lid, two(tmp_path, write_jsonl(tmp_path / "fr.jsonl", FR)))
+    assert "read " not in capfd.readouterr().err
+    logs = list(tmp_path.glob("**/log/fra_Latn/*/logs/task_00000.log"))
+    assert len(logs) == 1 and f"{tasks.READS}{tmp_path / 'fr.jsonl'}" in logs[0].read_text()
 
 
 def test_a_run_folder_and_a_source_may_have_any_name(tmp_path, lid, monkeypatch):

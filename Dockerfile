@@ -1,7 +1,7 @@
 # syntax=docker/dockerfile:1
 # langext in a container. For NVIDIA GPUs: docker build -t langext .
 # For CPUs alone: docker build -t langext:cpu --build-arg BASE=debian:bookworm-slim --build-arg TORCH_INDEX=<PyTorch's index of CPU builds> .
-# Run: docker run --gpus all --ipc=host -v $PWD/runs:/langext/runs -v langext-cache:/cache langext run add_language
+# Run: docker run --gpus all --ipc=host -v $PWD/runs:/langext/runs -v langext-cache:/cache langext quickstart
 # A folder of yours that is mounted there must be writable for the image's user, 10001; `--user $(id -u):$(id -g)` takes you instead.
 ARG BASE=nvidia/cuda:12.8.1-runtime-ubuntu24.04
 FROM ${BASE}

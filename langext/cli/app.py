@@ -21,7 +21,6 @@ from langext.errors import EXIT_CONFIG
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     help="Extend a language model to a new language without losing the old one.",
 )
@@ -71,7 +70,14 @@ app.command()(watch)
 
 
 @app.command()
-def plan(file: File, overrides: edge.Set = None, out: edge.Out = None) -> None:
+def plan(
+    file: File,
+    overrides: edge.Set = None,
+    out: edge.Out = None,
+    measure: Annotated[
+        bool, typer.Option("--measure", help="Also try two steps of each training on this machine, for time and memory.")
+    ] = False,
+) -> None:
     """Show what would run: wiring, what is done, size, memory, disk and exports. Needs no GPU and downloads nothing.
 
     Exits with 2 when the run could not start.
@@ -82,6 +88,10 @@ def plan(file: File, overrides: edge.Set = None, out: edge.Out = None) -> None:
         spec, root = edge.load(file, overrides, out)
         if not estimate.show(spec, root, edge.pipeline_file(file), overrides or []):
             raise typer.Exit(EXIT_CONFIG)
+        if measure:
+            from langext.pipeline import trial
+
+            trial.show(spec, root)
 
 
 @app.command("report")

@@ -1,5 +1,7 @@
 """What `langext doctor` does: show what this machine has and lacks, or explain each key of a pipeline file."""
 
+import re
+from collections.abc import Iterator
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -16,8 +18,18 @@ def show(quiet: bool = False) -> int:
     return health.tell(health.checks(), quiet)
 
 
+HEADS = ("key", "type", "default", "meaning")
+
+
 def fields() -> int:
     """Print every key of a pipeline file with its type, default and meaning. Returns the exit code 0."""
+    for title, _, rows in parts():
+        table(title, HEADS, rows)
+    return 0
+
+
+def parts() -> Iterator[tuple[str, str, list[tuple[str, str, str, str]]]]:
+    """What a pipeline file is made of: its name, the first line about it, and a row for each of its keys, as in `HEADS`."""
     from langext.context import Runtime
     from langext.methods import AnyMethod
     from langext.methods.penalties import AnyPenalty
@@ -32,8 +44,24 @@ def fields() -> int:
             for key, info in cls.model_fields.items()
             if key != _tag_key(cls)
         ]
-        table(_tag(cls), ("key", "type", "default", "meaning"), rows)
-    return 0
+        yield _tag(cls), (cls.__doc__ or "").splitlines()[0], rows
+
+
+def page() -> str:
+    """The same as a page of the documentation, in Markdown."""
+    about = "What `langext doctor --fields` prints: the pipeline, what stages share, sources, stages, methods and penalties."
+    lines = [f"# Every key of a pipeline file\n\n{about}\n"]
+    for title, about, rows in parts():
+        cells = [" | ".join(_cell(text) for text in row) for row in (HEADS, ("---",) * len(HEADS), *rows)]
+        lines.append(f"\n## {title}\n\n{_cell(about)}\n\n" + "".join(f"| {row} |\n" for row in cells))
+    return "".join(lines)
+
+
+def _cell(text: str) -> str:
+    """Text that is nothing but text in a table of Markdown, but for what stands in backquotes."""
+    plain = " ".join(text.split()).replace("|", "\\|")
+    parts = plain.split("`")
+    return "`".join(re.sub(r"[<*_\[{]", r"\\\g<0>", part) if not i % 2 else part for i, part in enumerate(parts))
 
 
 def _tag_key(cls: Any) -> str:

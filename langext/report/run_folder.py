@@ -225,7 +225,7 @@ class Run:
             "trainable_parameters": extended.trainable_parameters if extended else None,
             "tokens": last[2].tokens if last else None,
             "train_seconds": last[2].seconds if last else None,
-            "train_memory_bytes": _train_memory(*last[:2]) if last else None,
+            "train_memory_bytes": peak_memory(*last[:2]) if last else None,
             "all_seconds": sum(manifest.seconds for _, manifest in self.stages),
             "generation_speed_of_base": median(speed.of_base) if speed and speed.of_base else None,
         }
@@ -300,7 +300,7 @@ def _together(evaluations: list[Path]) -> ScoresFile | None:
     return ScoresFile.model_validate(merged)
 
 
-def _train_memory(folder: Path, manifest: Manifest) -> int:
+def peak_memory(folder: Path, manifest: Manifest) -> int:
     """The most memory that a training held, in bytes: of the GPU if it used one, otherwise of the process."""
     on_gpu = [row["peak_memory_bytes"] for row in read_metrics(folder / METRICS) if "peak_memory_bytes" in row]
     return max(on_gpu, default=manifest.peak_memory_bytes)

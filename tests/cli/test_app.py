@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 from forks import langext
 from typer.main import get_command
+from typer.testing import CliRunner
 
 from langext.cli import app
+from langext.evaluation import harness
 
 ROOT = Path(__file__).parent.parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -72,3 +74,21 @@ def test_what_a_fresh_machine_lacks_is_said_before_anything_runs(tmp_path, monke
     result = langext("run", "pipelines/quickstart.yaml", "--out", str(tmp_path / "run"))
     assert result.returncode == 2 and "langext fetch" in result.stderr
     assert not list((tmp_path / "run").glob("*/job.json"))
+
+
+def test_the_shell_completes_commands_and_options(monkeypatch):
+    monkeypatch.setenv("_LANGEXT_COMPLETE", "complete_bash")
+    for words, offered in (("langext qu", "quickstart"), ("langext plan --meas", "--measure")):
+        monkeypatch.setenv("COMP_WORDS", words)
+        monkeypatch.setenv("COMP_CWORD", str(len(words.split()) - 1))
+        assert CliRunner().invoke(app.app, [], prog_name="langext").stdout.split() == [offered]
+
+
+def test_public_tasks_are_listed_and_formats_copied(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        harness, "known", lambda names: [name for name in names if name == "belebele_swh_Latn"]
+    )  # no ten seconds
+    assert CliRunner().invoke(app.app, ["tasks", "Swahili"]).stdout == "belebele_swh_Latn\n"
+    assert CliRunner().invoke(app.app, ["tasks", "Elvish"]).exit_code == 2
+    told = CliRunner().invoke(app.app, ["formats", str(tmp_path / "mine")]).stdout.split()
+    assert told and all(Path(path).is_file() for path in told)

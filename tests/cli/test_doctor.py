@@ -1,5 +1,6 @@
 """What `langext doctor` says of a machine."""
 
+import re
 from collections import namedtuple
 
 import pytest
@@ -68,3 +69,26 @@ def test_quiet_prints_only_what_is_wrong(states, code, monkeypatch, capsys):
 def test_a_package_that_is_missing_is_a_failure(monkeypatch):
     assert health._package("torch").state == "ok"
     assert health._package("no-such-package").state == "failure"
+
+
+def test_the_page_of_all_keys_is_a_page():
+    """Every key is in a row of four cells, whatever its text has in it."""
+    page = doctor.page()
+    rows = [line for line in page.splitlines() if line.startswith("|")]
+    assert {len(re.findall(r"(?<!\\)\|", row)) for row in rows} == {5}
+    for title, about, keys in doctor.parts():
+        assert f"\n## {title}\n" in page and about
+        assert all(f"| {key.replace('_', chr(92) + '_')} |" in page for key, *_ in keys)
+
+
+@pytest.mark.parametrize(
+    ("text", "cell"),
+    [
+        ("a | b", "a \\| b"),
+        ("runs/<name>", "runs/\\<name>"),
+        ("see `a_b[c]` or a_b", "see `a_b[c]` or a\\_b"),
+        ("two\n  lines", "two lines"),
+    ],
+)
+def test_text_in_a_table_stays_text(text, cell):
+    assert doctor._cell(text) == cell

@@ -5,6 +5,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+from typer.core import TyperGroup
 from typer.main import get_command
 
 from langext.cli import app
@@ -86,3 +87,14 @@ def test_commands_are_those_of_the_program(page):
 def test_commands_are_found():
     assert len([line for page in PAGES for line in commands(page)]) > 50
     assert commands(ROOT / "README.md")
+
+
+def test_every_command_is_in_the_table_of_what_runs_it():
+    """And the test that is named there has the name of the command in it."""
+    rows = re.findall(r"^\| (`.+?`) \| [^|]+ \| `(\S+)` \|$", (ROOT / "docs" / "commands.md").read_text(), flags=re.MULTILINE)
+    runs = {name: file for names, file in rows for name in re.findall(r"`([^`]+)`", names)}
+    group = get_command(app.app)
+    assert isinstance(group, TyperGroup) and isinstance(data := group.commands["data"], TyperGroup)
+    assert runs.keys() == (group.commands.keys() - {"data"}) | {f"data {name}" for name in data.commands}
+    for name, file in runs.items():
+        assert re.search(rf"\b{name.split()[-1]}\b", (ROOT / file).read_text(encoding="utf-8")), name

@@ -86,3 +86,20 @@ def test_the_workflow_does_what_the_script_does():
     assert {"package", "audit", "image"} <= workflow.keys()
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
     assert made <= targets
+
+
+def test_every_way_to_start_the_image_is_the_same_command_of_the_program():
+    """README, the head of the Dockerfile and that of compose.yaml."""
+    pages = ((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "Dockerfile", "compose.yaml"))
+    shown = [
+        line
+        for text in pages
+        for line in re.findall(r"docker (?:compose )?run (?:--?[^`#]*? )?langext(?:-cpu)? ([^`#\n]+)", text)
+    ]
+    assert {line.split("   ")[0].strip() for line in shown} == {"quickstart"} and len(shown) == 4
+
+
+def test_the_script_that_builds_without_an_engine_knows_every_instruction():
+    source = (ROOT / "benchmarks" / "image_build.py").read_text(encoding="utf-8")
+    known = set(re.findall(r'^            case "([A-Z]+)":', source, flags=re.MULTILINE))
+    assert known >= set(re.findall(r"^([A-Z]{3,}) ", DOCKERFILE, flags=re.MULTILINE))

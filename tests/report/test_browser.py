@@ -25,6 +25,7 @@ WIDTHS = (375, 1440)
 page_run, calibrated_run = page_run, calibrated_run  # fixtures
 MOST = "cookbook"
 """The page of the site that has all parts which pages are made of. It goes through the rules of WCAG, with its scripts."""
+CONTRAST = "color-contrast"
 OF_THE_BROWSER = "scrollable-region-focusable"
 """The theme leaves this to browsers, which have let a keyboard into what scrolls since Chrome 130, and Firefox longer."""
 
@@ -76,9 +77,9 @@ def checked(chromium: Browser, written: Path) -> None:
     assert chromium.problems == []
     assert written.as_uri() in chromium.requests and outside(chromium, written.as_uri()) == []
     assert wide(chromium) == {}
-    for scheme in ("light", "dark"):
-        chromium.look(WIDTHS[-1], scheme)
-        assert chromium.violations() == [], scheme
+    assert chromium.violations() == []
+    chromium.look(WIDTHS[-1], "dark")
+    assert chromium.violations(only=CONTRAST) == []
     assert chromium.unreached() == []
 
 
@@ -109,7 +110,7 @@ def test_what_is_wrong_is_found(chromium, tmp_path):
     chromium.open(path.as_uri())
     assert len(chromium.problems) == 3 and chromium.requests == [path.as_uri(), (tmp_path / "gone.png").as_uri()]
     assert wide(chromium).keys() == set(WIDTHS)
-    assert any(rule.startswith("color-contrast") for rule in chromium.violations())
+    assert any(rule.startswith(CONTRAST) for rule in chromium.violations())
 
 
 def test_the_site(chromium, site):
@@ -124,5 +125,8 @@ def test_the_site(chromium, site):
     for scheme in ("light", "dark"):
         chromium.look(WIDTHS[-1], scheme)
         chromium.open(f"{address}{MOST}/")
-        wrong[f"{MOST} {scheme}"] = [*chromium.problems, *chromium.violations(OF_THE_BROWSER), *outside(chromium, address)]
+        rule = CONTRAST if scheme == "dark" else ""  # nothing else depends on the colours
+        wrong[f"{MOST} {scheme}"] = [
+            *chromium.problems, *chromium.violations(OF_THE_BROWSER, rule), *outside(chromium, address),
+        ]  # fmt: skip
     assert {name: found for name, found in wrong.items() if found} == {}

@@ -1,7 +1,6 @@
 """What all executors of datatrove steps have in common: how the failure of a task is told, and what is shown."""
 
 import contextlib
-import functools
 import os
 import signal
 import sys
@@ -10,15 +9,10 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from loguru._better_exceptions import ExceptionFormatter
-
 from langext.errors import RunFailed, disk_problem
 
 READS = "begins to read "
 """What the log of a task has before the name of each file."""
-
-# Each log that datatrove begins would ask Python anew where its libraries are, which takes as long as a task of little text.
-ExceptionFormatter._get_lib_dirs = staticmethod(functools.cache(ExceptionFormatter._get_lib_dirs))
 
 
 @contextlib.contextmanager

@@ -85,18 +85,18 @@ class Recalibrate(Stage):
             calibrating.widen(net)
         with method.off(live.net):
             gates = self._settings(ctx, live, text, dial)
-        base, curve = self._curve(ctx, corpus, live, reference, dict(zip(dial, gates, strict=True)))
-        chosen = max(range(len(curve)), key=lambda at: curve[at].score)
-        if not curve[chosen].drift <= self.max_kl:
+        base, curve = self._curve(ctx, corpus, live, reference, gates)
+        kept = max(curve, key=lambda point: point.score)
+        if not kept.drift <= self.max_kl:
             warn(f"no setting keeps the drift within {self.max_kl:g} nats per token; the one that drifts least is kept")
         with method.off(live.net):
-            record = calibrating.reported(ctx, live.net, gates[chosen], text, dial[chosen])
-        gates[chosen].put(live.net)
+            record = calibrating.reported(ctx, live.net, gates[kept.closed], text, kept.closed)
+        gates[kept.closed].put(live.net)
         moved = {n: t.to("cpu", torch.bfloat16).contiguous() for n, t in live.delta().items() if method.constant(n)}
         loading.save_delta(ctx.out, load_file(model.path / extended.DELTA) | moved)
         loading.write_record(ctx.out, loading.read_record(model))
         ctx.report(RecalibrateSummary(base=base, curve=curve, max_kl=self.max_kl, gates=record))
-        say(f"  closed {dial[chosen]:g} is kept of {len(curve)}")
+        say(f"  closed {kept.closed:g} is kept of {len(curve)}")
         return Model(ctx.out)
 
     def _carried(self, tokens: int) -> list[float]:
@@ -108,8 +108,8 @@ class Recalibrate(Stage):
             warn(f"closed {closed:g} is left out: it needs {tokens_for(closed):,} original tokens, and there are {tokens:,}")
         return carried
 
-    def _settings(self, ctx: Context, live: "LiveModel", text: "Pieces", dial: list[float]) -> "list[Calibrated]":
-        """The gates for each setting of the dial, with the blocks of `live` switched off."""
+    def _settings(self, ctx: Context, live: "LiveModel", text: "Pieces", dial: list[float]) -> "dict[float, Calibrated]":
+        """The gates of each setting of the dial, with the blocks of `live` switched off."""
         import torch
 
         from langext.methods import residue
@@ -122,15 +122,17 @@ class Recalibrate(Stage):
             row_LD = calibration.fit(live.net, layers, text.fit_original, text.fit_new)
         else:
             row_LD = torch.stack([blocks[layer].router.weight.detach()[0].float().cpu() for layer in layers])
-        original, new = (calibration.score(live.net, layers, row_LD, rows) for rows in (text.tail_original, text.tail_new))
-        least = live.method.calibration.min_open  # type: ignore[union-attr]
-        good = [layers[at] for at in calibration.separating(original, new, dial[-1], least)]
-        if bad := [layer for layer in layers if layer not in good]:
-            warn(
-                f"the gates of layers {', '.join(map(str, bad))} open for less than {least:.0%} of {ctx.language} on this "
-                "base; they keep their blocks, and make the thresholds of the others higher"
-            )
-        return [Calibrated(layers, row_LD, calibration.thresholds(original, closed), {}) for closed in dial]
+        original = calibration.score(live.net, layers, row_LD, text.tail_original)
+        if self.rows == "fit":  # with the rows of the training these are layers that were found to separate
+            new = calibration.score(live.net, layers, row_LD, text.tail_new)
+            least = live.method.calibration.min_open  # type: ignore[union-attr]
+            good = calibration.separating(original, new, dial[-1], least)
+            if bad := [str(layer) for at, layer in enumerate(layers) if at not in good]:
+                warn(
+                    f"the gates of layers {', '.join(bad)} open for less than {least:.0%} of {ctx.language} on this "
+                    "base; they keep their blocks, and make the thresholds of the others higher"
+                )
+        return {closed: Calibrated(layers, row_LD, calibration.thresholds(original, closed), {}) for closed in dial}
 
     def _curve(
         self, ctx: Context, corpus: Corpus, live: "LiveModel", reference: "Reference", gates: "dict[float, Calibrated]"
@@ -140,6 +142,7 @@ class Recalibrate(Stage):
         from langext.evaluation import bpb
         from langext.evaluation.gate_stats import Observer
         from langext.evaluation.kl import BaseKL
+        from langext.evaluation.significance import largest
 
         heldout = documents.heldout(corpus, corpus.languages("valid"))
         chosen = {name: bpb.passages(texts, 1000, self.eval_bytes, last=True) for name, texts in heldout.items()}
@@ -160,7 +163,7 @@ class Recalibrate(Stage):
                 shares[name] = seen.own_closed()
             kl = {name: base_kl.measure(live.net) for name, base_kl in others.items()}
             gain = _mean([1 - bits[name] / base[name] for name in bits if name.startswith(mine)])
-            drift = max(value for name, value in kl.items() if name.split("/")[0] in ctx.original_languages)
+            drift = largest([value for name, value in kl.items() if name.split("/")[0] in ctx.original_languages])
             score = gain if drift <= self.max_kl else -1e9 - drift
             curve.append(
                 DialPoint(

@@ -132,8 +132,10 @@ class ExtendTokenizer(Stage):
             cost = {"kept_apart": len(apart), "bytes_per_token_without": loose.bytes_per_token_after}
             record = ProtectedText(**asdict(alike), **cost)
             _tell(record, gains[ctx.language])
-        summary = TokenizerSummary(new_tokens=len(added), heldout=gains, protected=record, rows=rows, advice=advice)
-        ctx.report(summary.model_copy(update={"reused": len(spelt.keys() & set(spare))}))
+        ctx.report(TokenizerSummary(
+            new_tokens=len(added), reused=len(spelt.keys() & set(spare)), heldout=gains, protected=record, rows=rows,
+            advice=advice,
+        ))  # fmt: skip
         for code, gain in gains.items():
             say(
                 f"  {code}: {gain.bytes_per_token_before:.2f} -> {gain.bytes_per_token_after:.2f} bytes per token, "

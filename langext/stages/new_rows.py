@@ -35,6 +35,7 @@ SEEN_DOCUMENTS = 200
 
 Start = Literal["mean", "composition", "sample", "focus", "distilled", "probe"]
 Spelt = Mapping[int, Sequence[int]]
+"""Id of a token -> ids of base tokens that spell the same text."""
 
 
 @dataclass(frozen=True)

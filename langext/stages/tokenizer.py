@@ -1,6 +1,6 @@
 """Stage extend_tokenizer: adds tokens for the new language. The one rule: every token id of the base stays the same."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from functools import partial
 from itertools import chain, islice
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 CHECKED, CHECKED_CHARACTERS = 1000, 2000
 """Texts of each language, and characters of each, on which the written tokenizer is compared with the base's."""
 T = TypeVar("T")
-Spelt = Mapping[int, Sequence[int]]
-"""Id of a token -> ids of base tokens that spell the same text."""
 MANY_CUTS = 0.02
 """Share of the parts of words that begin with a combining mark, from which on it is told."""
 
@@ -154,7 +152,7 @@ class ExtendTokenizer(Stage):
         except ValueError as error:
             raise ConfigError(f"{folder}: the vocabulary cannot be extended: {error}") from None
 
-    def _rows(self, ctx: Context, model: Model, corpus: Corpus, base: Any, bigger: Any, spelt: Spelt) -> RowsRecord:
+    def _rows(self, ctx: Context, model: Model, corpus: Corpus, base: Any, bigger: Any, spelt: new_rows.Spelt) -> RowsRecord:
         """Write the rows that new tokens start from, and those of the base's tokens that have none."""
         text = new_rows.texts(ctx, corpus, partial(self._learnt_from, corpus))
         bench = new_rows.bench(ctx, model, base, bigger, spelt, text, self.runtime.gpus)

@@ -125,6 +125,16 @@ def test_a_book_that_is_whole_in_one_source_and_one_of_many_in_another_is_not_me
     assert len(rejected) == rows["fr"].heldout_parts and all(heldout.keys(text) <= measured for text in rejected)
 
 
+def test_short_documents_are_not_measured_and_trained_on_also_with_duplicates(tmp_path, lid):
+    """No paragraph of them is long enough to be looked for, but the documents are."""
+    short = [f"Le chat {name} dort." for name in ("noir", "blanc", "gris", "brun")]
+    probe = {"language": "fr", "name": "probe", "path": str(write_jsonl(tmp_path / "p.jsonl", short)), "heldout_only": True}
+    stage = stage_of(tmp_path, lid, [*FR, *short], sources=[probe], duplicates="off")
+    corpus, rows, _ = run(tmp_path, stage)
+    train, valid = ({doc["text"] for doc in lines(corpus.files(split, "fra_Latn"))} for split in ("train", "valid"))
+    assert set(short) <= valid and not train & valid and rows["fr"].dropped["held_out"] >= 2
+
+
 def test_a_source_of_one_line_is_held_out_and_trained_on(tmp_path, lid):
     _, rows, _ = run(tmp_path, stage_of(tmp_path, lid, [" ".join(" ".join(FR).split())], heldout_frac=0.01))
     assert rows["fr"].divided and rows["fr"].train_documents == 1 and rows["fr"].valid_documents == 1

@@ -89,6 +89,17 @@ def test_every_document_is_kept_or_has_its_reason(tmp_path, lid):
     assert not (corpus.path / passes.WORK).exists()
 
 
+def test_a_benchmark_that_is_mostly_too_short_to_be_found_is_named(tmp_path, lid, capsys):
+    own = tmp_path / "own.txt"
+    own.write_text("\n".join([*ITEMS, "trop court", "court"]))
+    for more, said in (([], True), (["Le chat dort sous la grande pluie"] * 5, False)):
+        root = tmp_path / str(said)
+        root.mkdir()
+        own.write_text("\n".join([*ITEMS, "trop court", "court", *more]))
+        run(root, stage_of(root, lid, FR, contamination=[own]))
+        assert ("own.txt: 2 of 6 items are shorter than 5 words" in " ".join(capsys.readouterr().err.split())) == said
+
+
 def test_near_copies_stay_when_nobody_asks(tmp_path, lid):
     french = [*FR, FR[5], near(FR[6])]
     _, rows, _ = run(tmp_path, stage_of(tmp_path, lid, french, duplicates="exact"))

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from langext import languages
 from langext.console import Progress, warn
 from langext.data import assets, formats, heads, piped, remote, source_files
 from langext.data.formats import PARQUET, TXT, UTF_8
@@ -13,6 +14,7 @@ from langext.errors import ConfigError, one_line, user_path
 from langext.text_summaries import SourceFile, SourceRecord
 
 if TYPE_CHECKING:
+    from datatrove.pipeline.base import PipelineStep
     from datatrove.pipeline.writers.disk_base import DiskWriter
 
     from langext.data.readers import Reader
@@ -209,6 +211,18 @@ class Source(SourceSpec):
             files, self.columns, self.max_documents, rejects, most, division=self.txt_documents,
             encoding=self.encoding or UTF_8, label=self.domain, sizes={file.name: file.bytes for file in record.files},
         )  # fmt: skip
+
+    def steps(
+        self, record: SourceRecord, rejects: "DiskWriter | None" = None, max_bad_frac: float = 0.0
+    ) -> "tuple[Reader, list[PipelineStep]]":
+        """The reader, and the steps after it that make its documents what the language filter sees.
+
+        Whoever looks at a source takes both, so that what is seen is what is judged.
+        """
+        from langext.data.repair import Repair
+
+        # Odd letters in code are meant.
+        return self.reader(record, rejects, max_bad_frac), [] if self.language == languages.ZXX else [Repair()]
 
     def _place(self, file: SourceFile, found: Found | None) -> Place:
         """Where a file that was recorded is now."""

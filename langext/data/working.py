@@ -29,6 +29,14 @@ def parts(folder: Path, count: int) -> list[Path]:
     return [part(folder, rank) for rank in range(count)]
 
 
+def through(steps: Sequence[Any], rank: int, world_size: int) -> Iterator[Document]:
+    """The documents of one task as they come out of the last of these steps, of which the first reads them."""
+    data = None
+    for step in steps:
+        data = step.run(data, rank, world_size)
+    yield from data or ()
+
+
 class Save(PipelineStep):
     """Writes documents into the working folder; task n writes part n."""
 

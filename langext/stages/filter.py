@@ -251,7 +251,6 @@ class Filter(Stage):
         from langext.data import cuts, rules, working
         from langext.data.executor import execute
         from langext.data.language_filter import LanguageFilter
-        from langext.data.repair import Repair
         from langext.data.writers import Writer
 
         log = log_of(ctx, source)
@@ -261,12 +260,12 @@ class Filter(Stage):
         with _forgetting(ctx, source):
             rule = self._rule(ctx, source, record, lid, labels)
         code = source.language == languages.ZXX
-        # Blank lines of code are no paragraphs, and its odd letters are meant.
+        # Blank lines of code are no paragraphs.
         judge = LanguageFilter(lid, rule, "document" if code else self.level, rejects, unwanted)
-        mended = [working.Tally("read")] if code else [Repair(), working.Tally("read")]
-        last = [working.Tally("language"), working.Save(folder_of(ctx, "text", source))]
+        reader, after = source.steps(record, broken, self.max_bad_frac)
+        last = [working.Tally("read"), judge, working.Tally("language"), working.Save(folder_of(ctx, "text", source))]
         with _forgetting(ctx, source):
-            execute([source.reader(record, broken, self.max_bad_frac), *mended, judge, *last], record.tasks, log, self.runtime)
+            execute([reader, *after, *last], record.tasks, log, self.runtime)
         if reason := source.difference(record.files, count_new=False):
             _forget(ctx, source)
             raise RunFailed(f"{reason}: it changed while it was read. Run the same command again when it is complete")

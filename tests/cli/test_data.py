@@ -8,6 +8,10 @@ from toy import ENGLISH, FRENCH, documents, write_jsonl
 from typer.testing import CliRunner
 
 from langext.cli import app
+from langext.data import cuts, rules
+from langext.data.language_id import LanguageId
+from langext.data.repair import repair
+from langext.data.sources import Source
 from langext.text_summaries import FilterSummary, FunnelRow
 
 
@@ -52,6 +56,22 @@ def test_a_look_at_a_pipeline_takes_its_sources_by_name(mixed, tmp_path):
     for name, said in {"othr": "no source is called 'othr'.", "stdin": "can be read only once; look at a file"}.items():
         refused = langext("peek", tmp_path / "p.yaml", name)
         assert refused.exit_code == 2 and said in refused.output
+
+
+def test_a_look_and_the_cut_are_at_text_that_is_repaired(tmp_path, lid):
+    """As the filter does it; of code nothing is repaired."""
+    whole = [f"{text} été déjà forêt" for text in documents(FRENCH, 40, 1)]
+    path = write_jsonl(tmp_path / "fr.jsonl", [text.encode().decode("cp1252", "replace") for text in whole])
+    for more, code in (([], False), (["--language", "fr"], False), (["--language", "code"], True)):
+        (found,) = json.loads(langext("peek", path, "--lid", lid, "--json", *more).stdout)
+        assert all(("Ã©" in each["text"]) == code for each in found["judged"])
+    source = Source(language="fra_Latn", path=str(path))
+    record, model = source.record(), LanguageId(lid)
+    rule = rules.rule_of("fra_Latn", {"fra_Latn": "fr"}, model.labels(), [])
+    cut = cuts.of(source, record, model, rule, cuts.Asked("auto", "document", 0.5), tmp_path / "cut.json")
+    assert cut == cuts.find(rule, "auto", cuts.seen(model, [repair(text) for text in cuts.sample([source.reader(record)], 1)],
+                                                    "document", rule))  # fmt: skip
+    assert cut.usual == cuts.find(rule, "auto", cuts.seen(model, whole, "document", rule)).usual
 
 
 @pytest.mark.parametrize(

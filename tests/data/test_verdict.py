@@ -202,7 +202,7 @@ def test_a_sample_is_bounded_and_always_the_same(monkeypatch):
     tasks = [[f"{rank} {number}" for number in range(300)] for rank in range(20)]
     monkeypatch.setattr(cuts, "MOST_READ", 5000)
     monkeypatch.setattr(cuts, "MOST_JUDGED", 500)
-    first = cuts.sample(Read(tasks), 20)
-    assert first == cuts.sample(Read(tasks), 20) and 400 < sum(map(len, first)) <= 500
+    first = cuts.sample([Read(tasks)], 20)
+    assert first == cuts.sample([Read(tasks)], 20) and 400 < sum(map(len, first)) <= 500
     assert len({text.split()[0] for text in first}) > 3  # of several files
-    assert cuts.sample(Read([["", "only one"]]), 1) == ["only one"]
+    assert cuts.sample([Read([["", "only one"]])], 1) == ["only one"]

@@ -108,6 +108,15 @@ def test_what_the_csv_module_writes_is_read_again(tmp_path, values):
     assert read == [document.text for document in text_reader(expected).run()] and len(read) == len(values)
 
 
+def test_an_object_that_is_null_is_empty_in_every_kind_of_file(tmp_path):
+    """As Parquet has it; an object without the field is still broken."""
+    column, rows = "meta.body", [{"body": "un"}, None]
+    assert texts(table(tmp_path / "x.parquet", meta=rows), text_column=column) == ["un", ""]
+    path = put(tmp_path / "x.jsonl", "".join(json.dumps({"meta": row}) + "\n" for row in [*rows, {}]))
+    step = reader(path, text_column=column, max_bad_frac=1.0)
+    assert [document.text for document in step.run()] == ["un", ""] and step.unread.broken == 1
+
+
 META = {"meta": {"body": "un", "more": {"deep": "deux"}}, "title": "T", "none": None, "a.b": "point", "a": {"b": "autre"}}
 
 

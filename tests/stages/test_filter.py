@@ -673,6 +673,15 @@ def test_a_run_folder_and_a_source_may_have_any_name(tmp_path, lid, monkeypatch)
     assert summary.funnel[0].kept == 40 and corpus.files("train", "fra_Latn")
 
 
+def test_a_source_may_have_the_longest_name_that_a_disk_takes(tmp_path, lid):
+    """In any script, also where its rejects have names of their own; two that are then called the same need a name each."""
+    path = write_jsonl(tmp_path / f"{'ภาษาไทย' * 11}.jsonl", [*FR, FR[0], EN[0]])
+    corpus, summary = run(tmp_path, lid, two(tmp_path, path))
+    assert summary.funnel[0].dropped == {"duplicate": 1, "language_en": 1} and corpus.files("train", "fra_Latn")
+    with pytest.raises(ValidationError, match="two sources are called .*give them a name each"):
+        Filter(uses="filter", sources=[{"language": "fr", "path": f"{'ภ' * 40}{end}.jsonl"} for end in "ab"])
+
+
 def test_what_is_not_read_is_recorded(tmp_path, lid, capsys):
     write_jsonl(tmp_path / "fr" / "a.jsonl", FR)
     (tmp_path / "fr" / "b.jsonl.bz2").write_bytes(b"x")

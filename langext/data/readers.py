@@ -21,6 +21,7 @@ from langext.data import columns as fields
 from langext.data import entries, formats, heads
 from langext.data.entries import KINDS, Entry
 from langext.data.formats import JSONL, MARK, TXT
+from langext.data.halves import mend
 from langext.data.lines import Unreadable, lines
 from langext.data.source_files import Division, Place
 from langext.data.tasks import READS
@@ -32,18 +33,6 @@ ROWS, BATCH = 1000, 16 << 20
 MENDED, COMPOSED, UNDIVIDED = "mended", "composed", "undivided"
 """Counts: documents with broken Unicode, documents brought into form NFC, and .txt files without a blank line."""
 _LINE_END = re.compile(r"\r\n?")
-
-
-def mend(text: str) -> str:
-    """The text with U+FFFD in place of every half of a character, as JSON can have it, and UTF-8 not.
-
-    Both halves of a character, one after the other, become that character.
-    """
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
-    return text
 
 
 class Reader(PipelineStep):
@@ -102,7 +91,7 @@ class Reader(PipelineStep):
 
     def refuse(self, where: str, name: str, why: Broken | str, text: str) -> None:
         """Count and keep one entry that cannot be read. Raises ConfigError when that is one too many."""
-        self.unread.bad(where, name, why, mend(text))
+        self.unread.bad(where, name, why, text)
         self.stat_update("dropped_broken")
 
 

@@ -277,6 +277,16 @@ def test_what_cannot_be_read_is_left_out_up_to_a_share(tmp_path, lid, capsys):
     ]
 
 
+def test_half_a_character_in_the_name_of_a_field_is_no_traceback(tmp_path, lid):
+    """The rejects say which fields there are."""
+    path = write_jsonl(tmp_path / "fr.jsonl", FR)
+    path.write_text(path.read_text() + '{"t\\ud83dext": "le chat"}\n' * 2)
+    corpus, summary = run(tmp_path, lid, two(tmp_path, path), max_bad_frac=0.1)
+    assert summary.funnel[0].dropped == {"broken": 2} and summary.funnel[0].kept == 40
+    with gzip.open(corpus.path / "rejects" / "fra_Latn" / "fr.broken.00000.jsonl.gz", "rt") as file:
+        assert "t\ufffdext" in json.loads(file.readline())["metadata"]["why"]
+
+
 def test_standard_input_is_read_once_also_by_a_stage_that_goes_on(tmp_path, lid, monkeypatch):
     text = "".join(json.dumps({"text": text}) + "\n" for text in FR).encode()
     for comes, error in ((b"no text\n", "nothing of fra_Latn is left"), (text, "")):

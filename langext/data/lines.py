@@ -25,7 +25,14 @@ class Line(NamedTuple):
 
 
 class Unreadable(ValueError):
-    """What follows in a file cannot be read, nor how much that is be said. The message says where it begins, and why."""
+    """What follows in a file cannot be read, nor how much that is be said. The message says where it begins, and why.
+
+    `text` is what is known to be lost, if it is, and `lines` how many lines that has.
+    """
+
+    def __init__(self, message: str, text: str = "", lines: int = 1):
+        super().__init__(message)
+        self.text, self.lines = text, lines
 
 
 def lines(stream: IO[bytes], encoding: str = UTF_8) -> Iterator[Line]:

@@ -94,9 +94,53 @@ def test_csv_is_that_of_rfc_4180_and_its_rows_are_located_by_line(tmp_path):
         "line 10: not UTF-8 text: it looks like cp1252; set encoding: cp1252, or convert it to UTF-8",
         "line 12: a quotation mark is opened here and never closed",
     ]
+    assert (step.unread.entries, step.unread.broken) == (8, 5) and counted(
+        step, "dropped_broken"
+    ) == 5  # the last has two lines
     for bad in (b'"text', b'"te"xt\nun\n', b"t\xe9xt\nun\n"):
         with pytest.raises(ConfigError, match="line 1: "):
             list(text_reader(put(tmp_path / "x.csv", bad)).run())
+
+
+def test_rows_that_a_quotation_mark_swallows_count_all(tmp_path):
+    """Of 2000 rows 1001 are lost: that is no single broken entry, whether the quotation is ever closed or not."""
+    rows = ["id,text", *(f"{number},le chat dort" for number in range(2000))]
+    rows[100] = '99,"le chat'
+    for end, most in (('99,le "chat" dort', 0.4), ("99,le chat dort", 1.0)):
+        rows[1100] = end
+        path = put(tmp_path / "x.csv", "\n".join(rows) + "\n")
+        lost = 1001 if most < 1 else 1901
+        step = reader(path, max_bad_frac=1.0)
+        assert len(list(step.run())) == 2000 - lost and step.unread.broken == lost == counted(step, "dropped_broken")
+        with pytest.raises(ConfigError, match="more than max_bad_frac|never closed"):
+            list(reader(path, max_bad_frac=most if most < 1 else 0.99).run())
+    source = Writer(tmp_path / "rejects", "x.jsonl.gz")
+    list(text_reader(path, rejects=source, most_bad=1.0).run())
+    (kept,) = documents.read(tmp_path / "rejects" / "x.jsonl.gz")
+    assert kept["text"].count("\n") == 1900  # nothing is left out that is not there
+
+
+PLAIN = 'id\ttext\n1\t"le chat" dort\n2\tun écran de 5"\n3\t"ouvert\n4\tdeux ""\n5\t"entier"\n'
+QUOTED = 'id\ttext\n1\tle chat\n2\t"le ""chat""\ndort"\n3\t"entier"\n'
+
+
+@pytest.mark.parametrize("padding", [0, 3000])
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (PLAIN, ['"le chat" dort', 'un écran de 5"', '"ouvert', 'deux ""', '"entier"']),
+        (QUOTED, ["le chat", 'le "chat"\ndort', "entier"]),
+        ('"id"\t"text"\n"1"\t"le\nchat"\n"2"\t""\n', ["le\nchat", ""]),
+        ("text\tid\n\tx\nun\ty\n", ["", "un"]),
+        ('text\tid\n"un\t1\ndeux"\t2\n', ['"un', 'deux"']),
+        ('text\tid\n"un" et "deux"\t1\n', ['"un" et "deux"']),
+    ],
+)
+def test_in_tsv_a_quotation_mark_is_a_letter_unless_whole_fields_stand_in_them(tmp_path, text, expected, padding):
+    header, rest = text.split("\n", 1)
+    lines = "rien\trien\n" * padding
+    step = reader(put(tmp_path / "x.tsv", f"{header}\n{lines}{rest}"), max_bad_frac=0)
+    assert [document.text for document in step.run()][padding:] == expected
 
 
 @FUZZ

@@ -35,6 +35,10 @@ class Unreadable(ValueError):
         self.text, self.lines = text, lines
 
 
+class Closed(Unreadable):
+    """Nothing at all of a compressed file can be read."""
+
+
 def lines(stream: IO[bytes], encoding: str = UTF_8) -> Iterator[Line]:
     """Every line of a stream. Lines end with LF, CRLF or CR. UTF-16 and UTF-32 are recognised by their byte order mark.
 
@@ -44,7 +48,7 @@ def lines(stream: IO[bytes], encoding: str = UTF_8) -> Iterator[Line]:
     try:
         start = source.peek(4)[:4]
     except formats.DAMAGED as error:
-        raise _damaged(0, error) from None
+        raise Closed(str(_damaged(0, error))) from None
     encoding = (formats.wide(start) if encoding == UTF_8 else "") or encoding
     whole = _coded_lines(source, encoding) if "\n".encode(encoding) == b"\n" else _wide_lines(source, encoding)
     number = 0

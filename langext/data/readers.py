@@ -22,11 +22,11 @@ from langext.data import entries, formats, heads
 from langext.data.entries import KINDS, Entry
 from langext.data.formats import JSONL, MARK, TXT
 from langext.data.halves import mend
-from langext.data.lines import Unreadable, lines
+from langext.data.lines import Closed, Unreadable, lines
 from langext.data.source_files import Division, Place
 from langext.data.tasks import READS
 from langext.data.unread import Broken, Lacking, Unread
-from langext.errors import RunFailed, one_line
+from langext.errors import ConfigError, RunFailed, one_line
 
 ROWS, BATCH = 1000, 16 << 20
 """Rows of a Parquet file, and bytes of them, that are read together."""
@@ -185,6 +185,10 @@ class TextReader(FileReader):
                         yield document
                     # The position in the compressed file: its size is known, that of the text is not.
                     self.progress.at(self.done_bytes + raw.tell(), f"{number} lines of {shown}")
+            except Closed as error:
+                if len(self.files) == 1:
+                    raise ConfigError(f"{where}: {error}") from None
+                self.refuse(where, f"{name}/rest", str(error), "")
             except Unreadable as error:
                 self.refuse_rest(where, name, error)
         self.done_bytes += self.sizes[name]

@@ -100,7 +100,7 @@ class Filter(Stage):
             contamination.file_items(path)
         for source in self.sources:
             source.check_role(ctx.language, ctx.original_languages)
-            source.check()
+            source.check(self.max_bad_frac)
             if source.holds(ctx.out):
                 raise ConfigError(f"source {source.domain}: {one_line(source.origin)} holds this run too, and would read it")
         if not any(source.trained and source.language == ctx.language for source in self.sources):

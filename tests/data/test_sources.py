@@ -513,11 +513,30 @@ def test_a_look_takes_the_beginning_of_many_files(tmp_path):
 
 
 @pytest.mark.parametrize("end", [".gz", ".zst", ".xz"])
-def test_of_a_folder_what_cannot_be_opened_at_all_is_named_and_the_rest_is_read(tmp_path, end):
-    whole = PACK[end](b'{"text": "un"}\n')
-    put(tmp_path / f"a.jsonl{end}", whole)
-    put(tmp_path / f"b.jsonl{end}", whole[:6] + bytes(50))
-    found = source_files.find(tmp_path)
-    assert list(found.files) == [f"a.jsonl{end}"] and found.unread[0].startswith(f"b.jsonl{end} (damaged")
-    put(tmp_path / f"c.jsonl{end}", b"a text that is called an archive")  # as what it is, `heads` refuses it
-    assert list(source_files.find(tmp_path).files) == [f"a.jsonl{end}", f"c.jsonl{end}"]
+def test_of_a_folder_what_cannot_be_opened_at_all_counts_as_broken(tmp_path, end, capsys):
+    """It is named when planning, kept among the rejects, and with max_bad_frac 0 refused, before the run and in it."""
+    whole = PACK[end](b'{"text": "un"}\n' * 9)
+    put(tmp_path / "x" / f"a.jsonl{end}", whole)
+    bad = put(tmp_path / "x" / f"b.jsonl{end}", whole[:6] + bytes(50))
+    source = Source(language="fr", path=str(tmp_path / "x"))
+    source.check(0.1)
+    assert f"b.jsonl{end}: damaged, nothing can be read of it; it counts as" in capsys.readouterr().err
+    record = source.record()
+    assert [file.name for file in record.files] == [f"a.jsonl{end}", f"b.jsonl{end}"]
+    step = source.reader(record, Writer(tmp_path, "${rank}.jsonl.gz"), 0.1)
+    read = [document.text for rank in range(2) for document in step.run(None, rank, 2)]
+    assert read == ["un"] * 9 and counted(step, "dropped_broken") == 1
+    (kept,) = documents.read(tmp_path / "00001.jsonl.gz")
+    assert kept["metadata"]["filter_reason"] == "broken" and "after line 0: damaged" in kept["metadata"]["why"]
+    with pytest.raises(ConfigError, match=f"b.jsonl{end}: damaged, .* mend or remove it .max_bad_frac is 0"):
+        source.check(0.0)
+    with pytest.raises(ConfigError, match=f"b.jsonl{end}: after line 0: damaged"):
+        list(source.reader(record, None, 0.0).run())
+    for path in (put(tmp_path / "x" / f"a.jsonl{end}", bad.read_bytes()), bad):  # both damaged, and one that is alone
+        with pytest.raises(ConfigError, match="damaged.* nothing can be read of it; mend or remove it"):
+            source.check(0.1)
+        path.unlink()
+    bad.write_bytes(b"a text that is called an archive")
+    put(tmp_path / "x" / f"a.jsonl{end}", whole)
+    with pytest.raises(ConfigError, match="not a .* file, but its name ends in"):
+        source.check(0.1)

@@ -167,8 +167,8 @@ def _look(asked: Asked, count: int) -> tuple[dict[str, Any], list["Judged"]]:
     from langext.data import peek
 
     seen, expected = peek.look(asked.source, count), asked.expected
-    if asked.unsaid and (label := peek.commonest(asked.model, seen.documents)):
-        expected = replace(expected, language=languages.find(label).code)
+    if asked.unsaid and (guess := languages.of_label(peek.commonest(asked.model, seen.documents), asked.model.labels())):
+        expected = replace(expected, language=guess.code)
     found, cut = peek.judge(asked.model, seen.documents, expected)
     head = {"source": asked.name, "expected": expected.language, "demanded": cut and cut.told, "files": seen.files,
             "documents": len(seen.documents), "broken": seen.broken, "places": seen.places}  # fmt: skip

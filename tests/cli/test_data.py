@@ -4,7 +4,7 @@ import json
 
 import pytest
 from run_folders import stage
-from toy import ENGLISH, FRENCH, documents, write_jsonl
+from toy import ENGLISH, FRENCH, documents, write_fasttext, write_jsonl
 from typer.testing import CliRunner
 
 from langext.cli import app
@@ -56,6 +56,18 @@ def test_a_look_at_a_pipeline_takes_its_sources_by_name(mixed, tmp_path):
     for name, said in {"othr": "no source is called 'othr'.", "stdin": "can be read only once; look at a file"}.items():
         refused = langext("peek", tmp_path / "p.yaml", name)
         assert refused.exit_code == 2 and said in refused.output
+
+
+def test_a_look_of_which_no_language_is_said_does_not_end_in_an_error_on_its_own_guess(tmp_path):
+    """Neither for a label that is another language's code, nor for one that is no code at all."""
+    path = write_jsonl(tmp_path / "x.jsonl", documents(FRENCH, 20, 1))
+    for label, expected in (("als", "gsw_Latn"), ("fr", "fra_Latn"), ("patois", None)):
+        model = write_fasttext(tmp_path / f"{label}.bin", {label: FRENCH, "en": ENGLISH})
+        looked = langext("peek", path, "--lid", model, "--json")
+        assert looked.exit_code == 0, looked.output
+        (found,) = json.loads(looked.stdout)
+        assert found["expected"] == expected and found["documents"] == 20
+        assert {each["verdict"] for each in found["judged"]} == {"kept"}
 
 
 def test_a_look_and_the_cut_are_at_text_that_is_repaired(tmp_path, lid):

@@ -148,12 +148,15 @@ class Passes:
 
         `first` is the number of its first part among those of its language.
         """
-        from langext.data import contamination, duplicates, heldout, working
+        from langext.data import contamination, duplicates, heldout, split, working
 
         source = part.source
         steps = self._texts([part])
         if drops:
             steps += [duplicates.Unique(drops, first, self._rejects(source, "duplicates")), working.Tally("duplicates")]
+            left = duplicates.left(drops, range(first, first + part.record.tasks))
+            if not self._divided(part) and self._few(source, left):
+                steps.append(split.Divide([True] * part.record.tasks))
         if tasks and (source.trained or source.protect):
             index, rejects = self._index(units), self._rejects(source, "benchmarks")
             steps += [contamination.Decontaminate(index, tasks, units, rejects), working.Tally("contamination")]
@@ -249,10 +252,14 @@ class Passes:
         return [working.Read(files), split.Divide(divided)]
 
     def _divided(self, part: Part) -> bool:
+        """Whether a source is divided into passages before duplicates are looked for."""
+        steps = funnel.steps_of(log_of(self.ctx, part.source))
+        return self._few(part.source, [step.documents for step in steps if step.name in ("language", "quality")][-1])
+
+    def _few(self, source: Source, documents: int) -> bool:
         from langext.data.split import FEW
 
-        kept = funnel.steps_of(log_of(self.ctx, part.source))[-1].documents
-        return part.source.heldout(self.heldout_frac) < 1 and kept < FEW
+        return source.heldout(self.heldout_frac) < 1 and documents < FEW
 
     def _index(self, units: "WordUnits") -> Path:
         """Folder of what benchmarks have in these units: a run has more of them in one script than in another."""

@@ -119,6 +119,22 @@ def test_a_source_of_one_document_is_held_out_and_trained_on(tmp_path, lid):
     assert sorted(paragraphs) == sorted(part for text in FR for part in text.split("\n\n"))
 
 
+@pytest.mark.parametrize("other", [False, True])
+def test_a_source_of_few_documents_and_many_copies_of_them_is_divided(tmp_path, lid, other):
+    """Few is what is left when the copies are gone; what another source has too does not come back by its passages."""
+    novel = "\n\n".join(FR)
+    source = {"language": "fr", "name": "more", "path": str(write_jsonl(tmp_path / "more.jsonl", [*FR, *[novel] * 60]))}
+    corpus, rows, _ = run(tmp_path, stage_of(tmp_path, lid, FR if other else [novel] * 60, sources=[source] if other else []))
+    row = rows["more" if other else "fr"]
+    assert row.divided and row.dropped["duplicate"] == (129 if other else 59) and row.documents_read == (130 if other else 60)
+    train, valid = ([doc["text"] for doc in lines(corpus.files(split, "fra_Latn"))] for split in ("train", "valid"))
+    assert (
+        valid
+        and train
+        and not {key for text in train for key in heldout.keys(text)} & {key for text in valid for key in heldout.keys(text)}
+    )
+
+
 @pytest.mark.parametrize("probe", [True, False])
 def test_a_book_that_is_whole_in_one_source_and_one_of_many_in_another_is_not_measured_and_trained_on(tmp_path, lid, probe):
     """Neither as text that is only measured, nor held out by its passages; duplicates alone would not find it."""

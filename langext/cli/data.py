@@ -209,15 +209,21 @@ def _short(text: str) -> str:
     return line if len(line) <= SHOWN_LETTERS else f"{line[:SHOWN_LETTERS]}..."
 
 
+def _tokens(row: "FunnelRow") -> str:
+    found = row.tokens(row.train_bytes)
+    return "" if found is None else f"{found:,}"
+
+
 def _show_funnel(name: str, funnel: "list[FunnelRow]") -> None:
     from langext import console
 
     rows = [
-        [row.source, row.what, f"{row.documents_read:,}", f"{row.kept:,}", f"{row.kept / max(1, row.documents_read):.1%}",
-         f"{row.train_documents:,}", f"{row.train_bytes / 1e6:.2f}", f"{row.valid_documents:,}", f"{row.valid_bytes / 1e6:.2f}"]
+        [row.source, row.what, f"{row.documents_read:,}", f"{row.kept:,}", f"{row.kept_frac:.1%}",
+         f"{row.train_documents:,}", f"{row.train_bytes / 1e6:.2f}", _tokens(row),
+         f"{row.valid_documents:,}{' passages' if row.divided else ''}", f"{row.valid_bytes / 1e6:.2f}"]
         for row in funnel
     ]  # fmt: skip
-    heads = ["source", "", "documents", "kept", "", "to train on", "MB", "held out", "MB"]
+    heads = ["source", "", "documents", "kept", "of the text", "to train on", "MB", "tokens, about", "held out", "MB"]
     console.table(name, heads, rows)
     reasons = list(dict.fromkeys(reason for row in funnel for reason in row.dropped))
     if reasons:

@@ -191,6 +191,7 @@ class Filter(Stage):
             extra, words = self.contamination, self.contamination_words
             found = Passes(ctx, parts, self.duplicates, extra, words, self.heldout_frac, self.runtime).run()
         rows = [funnel.count(part.source, part.record, log_of(ctx, part.source)) for part in parts]
+        rows = funnel.with_tokens(rows, ctx.out)
         for row in rows:
             funnel.tell(row)
         for code in dict.fromkeys([*ctx.languages, *(source.language for source in self.sources)]):

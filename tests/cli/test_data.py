@@ -12,7 +12,7 @@ from langext.data import cuts, rules
 from langext.data.language_id import LanguageId
 from langext.data.repair import repair
 from langext.data.sources import Source
-from langext.text_summaries import FilterSummary, FunnelRow
+from langext.text_summaries import FilterSummary, FunnelRow, FunnelStep
 
 
 def langext(*args):
@@ -106,11 +106,19 @@ def test_the_funnel_of_a_run_is_a_table(tmp_path):
         language="fra_Latn", domain="web", origin="x", documents_read=1200, judged=1200, bytes_read=10, train_documents=900,
         train_bytes=2_500_000, valid_documents=100, valid_bytes=400_000, dropped={"low_score": 150, "broken": 50},
     )  # fmt: skip
-    rows = [row, row.model_copy(update={"domain": "book", "dropped": {"empty": 7}, "role": "measure"})]
+    steps = [FunnelStep(name="read", documents=1, bytes=5_000_000), FunnelStep(name="language", documents=1, bytes=4_000_000)]
+    rows = [
+        row.model_copy(update={"steps": [FunnelStep(name="read", documents=1200, bytes=3_481_000)]}),
+        row.model_copy(update={"domain": "book", "dropped": {"empty": 7}, "role": "measure"}),
+        row.model_copy(update={"domain": "novel", "divided": True, "steps": steps, "documents_read": 1, "train_documents": 1,
+                               "tokens_per_byte": 0.25}),
+    ]  # fmt: skip
     stage(tmp_path / "run", 1, "filter", "Corpus", summary=FilterSummary(funnel=rows, source_files=[], lid_sha256=""))
     shown = langext("stats", tmp_path / "run").output
     for part in ("fra_Latn/web", "1,200", "1,000", "83.3%", "2.50", "0.40", "low_score", "150", "measured", "empty", "7"):
         assert part in shown
+    novel = [cell.strip() for cell in next(line for line in shown.splitlines() if "novel" in line).split("│")]
+    assert {"1", "58.0%", "2.50", "625,000", "0.40"} <= set(novel) and "passages" in shown
     assert json.loads(langext("stats", tmp_path / "run", "--json").stdout)["01-filter"][0]["dropped"]["broken"] == 50
     stage(tmp_path / "other", 1, "train", "Model")
     refused = langext("stats", tmp_path / "other")

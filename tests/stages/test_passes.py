@@ -10,8 +10,11 @@ from toy import ENGLISH, FRENCH, documents, sentences, write_jsonl
 from langext.context import Context
 from langext.data import heldout
 from langext.data.executor import Executor
+from langext.data.plain_text import encode_text
 from langext.data.split import PASSAGE, unit_hash
 from langext.errors import RunFailed
+from langext.models import bases
+from langext.models.loading import load_tokenizer
 from langext.spec import Benchmarks
 from langext.stages import passes
 from langext.stages.filter import Filter
@@ -117,6 +120,24 @@ def test_a_source_of_one_document_is_held_out_and_trained_on(tmp_path, lid):
     assert all(len(doc["text"]) >= PASSAGE and doc["text"] not in train[0]["text"] for doc in valid)
     paragraphs = [part for doc in (*train, *valid) for part in doc["text"].split("\n\n")]
     assert sorted(paragraphs) == sorted(part for text in FR for part in text.split("\n\n"))
+
+
+def test_the_funnel_counts_documents_also_where_they_are_divided(tmp_path, lid, pico):
+    """And estimates the tokens of the base, which lies beside the stage in a run."""
+    bases.prepare(str(pico), None, tmp_path / "base")
+    corpus, rows, _ = run(
+        tmp_path, stage_of(tmp_path, lid, ["\n\n".join(FR), "\n\n".join([*FR[:40], *documents(FRENCH, 20, 77)])])
+    )
+    row = rows["fr"]
+    assert row.divided and row.valid_documents > 2 and [step.documents for step in row.steps] == [2, 2, 2]
+    assert row.kept == 2 and row.dropped["duplicate"] > 2
+    assert row.kept_frac == (row.train_bytes + row.valid_bytes) / row.steps[0].bytes < 1
+    tokenizer = load_tokenizer(pico)
+    texts = [doc["text"] for split in ("train", "valid") for doc in lines(corpus.files(split, "fra_Latn"))]
+    exact = sum(map(len, encode_text(tokenizer, texts)))
+    assert row.tokens(row.train_bytes + row.valid_bytes) == exact  # all of it is in the sample
+    (tmp_path / "2").mkdir()
+    assert run(tmp_path / "2", stage_of(tmp_path / "2", lid, FR))[1]["fr"].tokens(1) is None
 
 
 @pytest.mark.parametrize("other", [False, True])

@@ -34,6 +34,8 @@ STEPS = {"steps": 200, "eval_every": 100, "save_every": 10, "log_every": 5}
 METHOD = {"name": "neutral_residues", "gate": "hard_sigmoid", "init": "lecun", "width": 32}
 ENV = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 COMMIT = "0" * 40
+LAUNCHERS_SECONDS = 5.0
+"""How long what DeepSpeed has started on other machines may last when `langext run` has ended."""
 
 
 class Trial:
@@ -77,16 +79,26 @@ class Trial:
         sys.exit(f"{text!r} was never printed")
 
     def end(self, run: "subprocess.Popen[str]", code: int, most_seconds: float = 900) -> str:
-        """Wait for the end of a run; it must have this exit code and leave no process on any machine."""
+        """Wait for the end of a run; it must have this exit code and leave no process on any machine.
+
+        DeepSpeed's launchers on other machines look once a second whether their process has ended, so they may last a little longer.
+        """
         began = time.monotonic()
         printed, _ = run.communicate(timeout=most_seconds)
         for line in printed.splitlines():
             _show(line)
-        left = {node.name: len(node.processes()) for node in self.nodes if node.init.is_running()}
-        print(f"  exit code {run.returncode} after {time.monotonic() - began:.1f} s; processes left: {left}", flush=True)
+        ended = time.monotonic()
+        while any((left := self.left()).values()) and time.monotonic() < ended + LAUNCHERS_SECONDS:
+            time.sleep(0.1)
+        took, later = ended - began, time.monotonic() - ended
+        print(f"  exit code {run.returncode} after {took:.1f} s; {later:.1f} s later processes left: {left}", flush=True)
         if run.returncode != code or any(left.values()):
             sys.exit(f"expected exit code {code} and no process")
         return printed
+
+    def left(self) -> dict[str, int]:
+        """Number of processes on each machine that runs."""
+        return {node.name: len(node.processes()) for node in self.nodes if node.init.is_running()}
 
     def signal(self, run: "subprocess.Popen[str]", number: signal.Signals) -> None:
         """Send a signal to `langext run` alone, as a terminal does."""

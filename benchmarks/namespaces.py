@@ -127,7 +127,8 @@ def connect(nodes: list[Node]) -> None:
         port = f"{SWITCH}-{node.number}"
         if Path("/sys/class/net", port).exists():
             continue
-        sh("ip", "link", "add", port, "master", SWITCH, "up", "type", "veth", "peer", "name", "eth0", "netns", str(node.init.pid))
+        inside = ["peer", "name", "eth0", "netns", str(node.init.pid)]
+        sh("ip", "link", "add", port, "master", SWITCH, "up", "type", "veth", *inside)
         sh(*node.inside("ip", "addr", "add", f"{node.address}/24", "dev", "eth0"))
         sh(*node.inside("ip", "link", "set", "eth0", "up"))
     for node in nodes:

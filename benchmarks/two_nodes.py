@@ -3,9 +3,9 @@
     python benchmarks/two_nodes.py work
 
 Needs root on a Debian machine: it installs openssh-server and pdsh if they are not there. Each machine is a set of namespaces:
-its own network, host name, processes and home, joined by a cable (veth). They share the disk, as machines of a cluster share
-the run folder. `langext run` is called on the first one; ssh, pdsh and DeepSpeed's launcher start a process on each, which meet
-over gloo. Everything that is run is printed. Exit code 1 when anything is not as it must be.
+its own network, host name, processes and home, joined by cables and a switch. They share the disk, as machines of a cluster
+share the run folder. `langext run` is called on the first one; ssh, pdsh and DeepSpeed's launcher start a process on each,
+which meet over gloo. Everything that is run is printed. Exit code 1 when anything is not as it must be.
 """
 
 import argparse

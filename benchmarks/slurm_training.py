@@ -13,6 +13,7 @@ import argparse
 import json
 import os
 import re
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -24,6 +25,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 import psutil
 from clusters import sh, start_slurm
+from namespaces import command_of
 from two_nodes import losses, make, weights
 
 from langext.pipeline import reuse
@@ -61,7 +63,8 @@ class Job:
 
     def state(self) -> dict[str, str]:
         """What Slurm says of it."""
-        return dict(re.findall(r"(\w+)=(\S+)", sh("scontrol", "show", "job", self.id, quiet=True)))
+        done = subprocess.run(["scontrol", "show", "job", self.id], capture_output=True, text=True, check=True)
+        return dict(re.findall(r"(\w+)=(\S+)", done.stdout))
 
     def ended(self, state: str, restarts: int) -> None:
         """Wait until it is over; it must be in this state, queued again so many times, and have left no process."""
@@ -69,7 +72,7 @@ class Job:
         self.told()
         found = self.state()
         time.sleep(1)
-        left = [p for p in psutil.process_iter() if "langext.pipeline.worker" in " ".join(p.cmdline())]
+        left = [p for p in psutil.process_iter() if "langext.pipeline.worker" in command_of(p)]
         print(f"  JobState={found['JobState']} Restarts={found['Restarts']} processes left: {len(left)}", flush=True)
         if (found["JobState"], int(found["Restarts"])) != (state, restarts) or left:
             sys.exit(f"expected {state}, {restarts} restarts and no process")

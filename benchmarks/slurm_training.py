@@ -72,7 +72,7 @@ class Job:
         self.told()
         found = self.state()
         time.sleep(1)
-        left = [p for p in psutil.process_iter() if "langext.pipeline.worker" in command_of(p)]
+        left = [p for p in psutil.process_iter() if str(self.run) in command_of(p)]
         print(f"  JobState={found['JobState']} Restarts={found['Restarts']} processes left: {len(left)}", flush=True)
         if (found["JobState"], int(found["Restarts"])) != (state, restarts) or left:
             sys.exit(f"expected {state}, {restarts} restarts and no process")

@@ -29,6 +29,8 @@ MEASURED_BYTES = 1_000_000
 """Most bytes of it that are given to the tokenizer."""
 METHOD = {"name": "neutral_residues", "gate": "threshold", "calibrate": {"closed": 0.995}, "extra_params_frac": 0.2}
 """The method that a first run takes; docs/recipe.md has its settings and what they were compared with."""
+AT_LEAST = "at least "
+"""Said of a size of which only a lower bound is known."""
 HUB_FILES = ["config.json", "tokenizer*", "vocab.json", "merges.txt", "special_tokens_map.json", "added_tokens.json"]
 
 
@@ -149,7 +151,7 @@ def _sample(source: Source) -> tuple[list[str], int, str]:
     if on_disk:
         return texts, max(read, round(total * whole / on_disk)), "about "
     packed = any(formats.packing(Path(file.name)) or formats.kind(Path(file.name)) == formats.PARQUET for file in record.files)
-    return texts, max(read, total), "at least " if packed else "at most "
+    return texts, max(read, total), AT_LEAST if packed else "at most "
 
 
 def _spread(count: int) -> Iterator[int]:

@@ -1,6 +1,8 @@
 """What `langext init` writes, and why."""
 
+import re
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -15,12 +17,16 @@ from langext.pipeline import estimate
 from langext.pipeline.plan import Pipeline
 from langext.spec import load
 from langext.stages.filter import Filter
+from langext.stages.tokenizer import ExtendTokenizer
 from langext.stages.train import Train
 from tokenizer_tools.audit import Use
 
 HUNGARIAN, HINDI = languages.find("hu"), languages.find("hi")
 SMOLLM2 = Base(
-    SimpleNamespace(hidden_size=2048, num_hidden_layers=24, max_position_embeddings=8192, tie_word_embeddings=True),
+    SimpleNamespace(
+        model_type="llama", vocab_size=49_152, hidden_size=2048, num_hidden_layers=24, max_position_embeddings=8192,
+        tie_word_embeddings=True,
+    ),
     None, estimate.Size(base=1_711_000_000, total=2_053_000_000, trainable=342_000_000, first=0),
 )  # fmt: skip
 """The shapes of SmolLM2-1.7B."""
@@ -93,13 +99,13 @@ def test_without_the_hub_the_pipeline_says_so(monkeypatch, tmp_path):
         (CPU, of(300), 40_960, 8e-3, 2048, "reads the little text more than 4 times"),
         (CPU, of(60_000), 72_000, 8e-3, 2048, "all of the text 4 times"),
         (NODE, of(600_000), 750_000, 8e-3, 4096, "all of the text 4 times"),
-        (NODE, of(10**9), 1_332_000_000, 4e-3, 524_288, "all of the text 4 times"),
-        (NODE, of(10**11), 6_429_000_000, 4e-3, 524_288, "the compute of pipelines/add_language.yaml for each of 8 GPU(s)"),
+        (NODE, of(10**9), 1_332_000_000, 1e-3, 524_288, "all of the text 4 times"),
+        (NODE, of(10**11), 6_429_000_000, 1e-3, 524_288, "the compute of pipelines/add_language.yaml for each of 8 GPU(s)"),
     ],
 )
 def test_text_and_machine_decide_how_long_it_trains(machine, text, tokens, lr, step, why):
     found = first_settings.budget(SMOLLM2, text, machine)
-    assert found.tokens == pytest.approx(tokens, rel=0.06) and found.lr == lr and why in found.why
+    assert found.tokens == pytest.approx(tokens, rel=0.06) and float(found.rate.lr) == lr and why in found.why
     assert found.sequence_length * found.batch_sequences == step
 
 
@@ -119,9 +125,10 @@ def test_the_simplest_placement_that_fits_is_taken():
 
 def test_the_vocabulary_is_extended_where_it_pays():
     long, short = (first_settings.budget(SMOLLM2, None, machine) for machine in (NODE, CPU))
-    many, few = used(1000, 2800), used(1000, 1400)
+    few = used(1000, 1400)
+    many, alike = of(10**9, 2.8), of(10**9, 1.4)
     decide = first_settings.vocabulary
-    assert decide(HUNGARIAN, many, few, long).extend and not decide(HUNGARIAN, few, few, long).extend
+    assert decide(HUNGARIAN, many, few, long).extend and not decide(HUNGARIAN, alike, few, long).extend
     assert not decide(HUNGARIAN, many, few, short).extend, "new rows must be learnt first"
     assert decide(HINDI, None, None, long).extend and not decide(HUNGARIAN, None, None, long).extend
 
@@ -138,3 +145,37 @@ def test_a_large_text_is_known_from_a_sample(tmp_path, monkeypatch):
     monkeypatch.setattr(first_look, "SAMPLE_BYTES", 10)
     most = first_look.text(str(tmp_path), languages.find("sw"), None)
     assert (most.bound, most.size_bytes) == ("at most ", whole)
+
+
+def test_the_page_for_newcomers_has_the_same_tables():
+    page = (Path(__file__).parent.parent.parent / "docs" / "add-your-language.md").read_text(encoding="utf-8")
+    rates = [f"| {row.trainings} | {row.lr} | {row.known} |" for row in reversed(first_settings.RATES)]
+    settings = [", ".join(f"`{each}`" for each in row.settings) or "as they are" for row in first_settings.AMOUNTS]
+    amounts = [
+        f"| {row.text} | {said} | {'by question 3' if row.new_tokens else 'none'} |"
+        for row, said in zip(first_settings.AMOUNTS, settings, strict=True)
+    ]
+    for table in (rates, amounts):
+        assert "\n".join(["--- |", *table, ""]) in page
+    assert f"`extra_params_frac: {first_look.METHOD['extra_params_frac']}`" in page
+    held = re.findall(r"`heldout_frac: ([\d.]+)` of\s([\d,]+) MB", page)
+    assert len(held) == 4
+    assert all(first_settings.heldout(of(int(size.replace(",", "")) * 10**6)) == float(frac) for frac, size in held)
+
+
+@pytest.mark.parametrize(
+    ("megabytes", "level", "result", "extended"),
+    [(5, "paragraph", "best", False), (30, "document", "last", False), (60, "document", "last", True)],
+)
+def test_little_text_gets_the_settings_of_little_text(megabytes, level, result, extended, tmp_path):
+    text = replace(of(megabytes * 10**6), use=used(1000, 2800))
+    asked = first_pipeline.Asked("owner/model", None, HUNGARIAN, [languages.find("en")], tmp_path / "x.yaml")
+    (tmp_path / "x.yaml").write_text(first_pipeline.write(asked, SMOLLM2, text, of(10**6, 1.4), NODE).text)
+    stages = load(tmp_path / "x.yaml", Pipeline).stages
+    found, train = (next(stage for stage in stages if isinstance(stage, kind)) for kind in (Filter, Train))
+    assert (found.level, train.result, any(isinstance(stage, ExtendTokenizer) for stage in stages)) == (level, result, extended)
+
+
+def test_billions_of_tokens_on_a_large_base_take_a_lower_rate():
+    assert first_settings.budget(SMOLLM2, None, NODE).rate.lr == "1e-3"
+    assert first_settings.rate(10**9, 135e6).lr == first_settings.rate(10**7, 7e9).lr == "4e-3"

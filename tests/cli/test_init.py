@@ -1,6 +1,7 @@
 """What `langext init` writes, and why."""
 
 import re
+import shlex
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +14,7 @@ from langext import languages
 from langext.cli import app, first_look, first_pipeline, first_settings
 from langext.cli.first_look import Base, Machine, Text
 from langext.data import assets
+from langext.errors import ConfigError
 from langext.pipeline import estimate
 from langext.pipeline.plan import Pipeline
 from langext.spec import load
@@ -63,7 +65,9 @@ def test_what_it_writes_passes_plan(tmp_path, pico, lid, monkeypatch):
     planned = langext("plan", "my.yaml")
     assert planned.exit_code == 0 and "ready to run" in planned.output, planned.output
     again = langext("init", *args)
-    assert again.exit_code == 2 and "my.yaml: exists already" in again.output
+    assert again.exit_code == 2 and "my.yaml: exists already" in again.output and "--force" in again.output
+    (tmp_path / "my.yaml").write_text("nothing")
+    assert langext("init", *args, "--force").exit_code == 0 and load(tmp_path / "my.yaml", Pipeline) == spec
 
 
 @pytest.mark.parametrize(
@@ -88,8 +92,54 @@ def test_without_the_hub_the_pipeline_says_so(monkeypatch, tmp_path):
     monkeypatch.setattr(first_look, "_download", lambda name, revision: False)
     asked = first_pipeline.Asked("owner/model", "abc", HINDI, [languages.find("en")], tmp_path / "x.yaml")
     written = first_pipeline.write(asked, first_look.base("owner/model", "abc"), None, None, NODE)
-    assert "the hub could not be reached" in written.text and 'revision: "abc"' in written.text
+    assert (
+        "the hub could not be reached" in written.text and "with --force" in written.text and 'revision: "abc"' in written.text
+    )
     assert "extend_tokenizer\n" in written.text, "Hindi is not in Latin script"
+
+
+def test_text_in_another_encoding_is_named_and_read(pico, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text = "Árvíztűrő tükörfúrógép, őszi eső és üres erdő. " * 40
+    for name, coding in (("hu.txt", "iso8859-2"), ("kept.txt", "cp1250")):
+        (tmp_path / name).write_bytes(f"{text}\n\n{text}".encode(coding))
+    args = ["--language", "hu", "--base", pico, "--out", "x.yaml", "--text", "hu.txt"]
+    told = langext("init", *args)
+    assert told.exit_code == 2 and "give --encoding " in told.output
+    args += ["--encoding", "latin2", "--original-text", "kept.txt"]
+    told = langext("init", *args)
+    assert told.exit_code == 2 and "give --original-encoding " in told.output
+    assert langext("init", *args, "--original-encoding", "cp1250").exit_code == 0
+    sources = next(stage for stage in load(tmp_path / "x.yaml", Pipeline).stages if isinstance(stage, Filter)).sources
+    assert [source.encoding for source in sources[:2]] == ["iso8859-2", "cp1250"]
+
+
+def test_text_in_another_language_is_doubted(pico, lid, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_jsonl(tmp_path / "en.jsonl", documents(ENGLISH, 30, 2))
+    here = {"asset:lid.176": lid}
+    monkeypatch.setattr(assets, "resolve", lambda name: here[name] if name in here else nowhere(name))
+    for language, said in (("fr", "asset:lid.176 takes"), ("ru", "100% of its texts are not in the script of Russian (Cyrl)")):
+        args = ["--language", language, "--base", pico, "--text", "en.jsonl", "--out", f"{language}.yaml"]
+        result = langext("init", *args)
+        assert result.exit_code == 0 and f"warning: --text: en.jsonl: {said}" in result.output, result.output
+        assert f"doubt: --text: en.jsonl: {said}" in (tmp_path / f"{language}.yaml").read_text()
+    write_jsonl(tmp_path / "fr.jsonl", documents(FRENCH, 30, 2))
+    right = langext("init", "--language", "fr", "--base", pico, "--text", "fr.jsonl", "--out", "right.yaml")
+    assert right.exit_code == 0 and "doubt" not in right.output
+
+
+def nowhere(name):
+    raise ConfigError(f"{name} is not on this machine yet")
+
+
+def test_the_commands_that_come_next_are_words_for_a_shell(tmp_path):
+    file = tmp_path / "my'tex\"t #x" / "q $x.yaml"
+    asked = first_pipeline.Asked("owner/model", None, HUNGARIAN, [languages.find("en")], file)
+    written = first_pipeline.write(asked, SMOLLM2, None, None, CPU)
+    assert shlex.split(written.next[-1]) == ["langext", "run", str(file)]
+    for line in re.findall(r"^#   (langext (?:plan|run) .*)      ", written.text, flags=re.MULTILINE):
+        assert shlex.split(line)[2] == str(file)
 
 
 @pytest.mark.parametrize(
@@ -136,14 +186,15 @@ def test_the_vocabulary_is_extended_where_it_pays():
 def test_a_large_text_is_known_from_a_sample(tmp_path, monkeypatch):
     for number in range(6):
         (tmp_path / f"{number}.txt").write_text("\n\n".join(["dunia nzuri"] * 100), encoding="utf-8")
+    folder = first_look.AskedText("--text", str(tmp_path), None)
     whole = sum(path.stat().st_size for path in tmp_path.iterdir())
-    read = first_look.text(str(tmp_path), languages.find("sw"), None)
+    read = first_look.text(folder, languages.find("sw"), None)
     assert read.bound == "" and read.size_bytes == 6 * 1100 and read.tokens is None
     monkeypatch.setattr(first_look, "SAMPLE_BYTES", 2500)
-    about = first_look.text(str(tmp_path), languages.find("sw"), None)
+    about = first_look.text(folder, languages.find("sw"), None)
     assert about.bound == "about " and about.size_bytes == pytest.approx(6 * 1100, rel=0.01)
     monkeypatch.setattr(first_look, "SAMPLE_BYTES", 10)
-    most = first_look.text(str(tmp_path), languages.find("sw"), None)
+    most = first_look.text(folder, languages.find("sw"), None)
     assert (most.bound, most.size_bytes) == ("at most ", whole)
 
 

@@ -1,6 +1,9 @@
 """The commands that the README shows, as a person would type them."""
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -68,6 +71,19 @@ def test_mistakes_end_with_code_2_and_one_message(args, expected):
     result = langext(*args)
     assert result.returncode == 2
     assert expected in result.stderr and "Traceback" not in result.stderr
+
+
+def test_the_library_of_the_hub_is_quiet_in_every_command():
+    """A fresh process: what it was told is read when the library is first imported, which no command does before."""
+    code = (
+        "import sys, langext.cli.app; from langext.cli import edge; assert 'huggingface_hub' not in sys.modules\n"
+        "with edge.clean():\n"
+        "    from huggingface_hub.utils import logging\n"
+        "    logging.get_logger('huggingface_hub.utils._http').warning('thrown while requesting GET')"
+    )
+    env = {key: value for key, value in os.environ.items() if key != "HF_HUB_VERBOSITY"}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_what_a_fresh_machine_lacks_is_said_before_anything_runs(tmp_path, monkeypatch):

@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import re
+import signal
 import tempfile
 import traceback
 import unicodedata
@@ -113,15 +114,28 @@ class RunFailed(RuntimeError):
     The message says where, and how to go on. Everything that was finished before is kept.
     """
 
+    exit_code = 4
+
     def __init__(self, message: str):
         super().__init__(printable(message))
+
+
+class Stopped(RunFailed):
+    """A signal other than Ctrl-C has asked a stage to end, and it has. The exit code is that of a shell, 128 + signal."""
+
+    def __init__(self, stage: str, number: int):
+        name = signal.Signals(number).name
+        super().__init__(
+            f"stage {stage!r} was stopped by {name}. Nothing half-done counts as done; run the same command again to go on."
+        )
+        self.exit_code = 128 + number
 
 
 EXIT_CONFIG = 2
 """Exit code after a ConfigError."""
 EXIT_CONDITION = 3
 """Exit code when a condition of --fail-if is true."""
-EXIT_RUN_FAILED = 4
+EXIT_RUN_FAILED = RunFailed.exit_code
 """Exit code after a RunFailed."""
 EXIT_BUG = 70
 """Exit code after an error that langext does not know: a mistake in langext. The number is EX_SOFTWARE of sysexits.h."""

@@ -43,7 +43,7 @@ def clean(file: str | None = None, overrides: list[str] | None = None) -> Iterat
         raise
     except RunFailed as error:
         typer.secho(f"error: {error}", fg="red", err=True)
-        raise typer.Exit(EXIT_RUN_FAILED) from None
+        raise typer.Exit(error.exit_code) from None
     except ConfigError as error:
         typer.secho(
             f"error: {located(error, pipeline_file(file), overrides or []) if file and error.at else error}", fg="red", err=True

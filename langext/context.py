@@ -21,7 +21,7 @@ HOST = re.compile(r"(\w[\w.@:-]*)\s+slots=([1-9]\d{0,3})(\s+#.*)?", re.ASCII)
 """A line of a host file. DeepSpeed writes the name into a command of a shell, so nothing else than a name may be there."""
 LAUNCHED = re.compile(
     r"(LOCAL_|GROUP_|ROLE_|NODE_|CROSS_)?(RANK|WORLD_SIZE)|(CROSS|LOCAL)_SIZE|MASTER_(ADDR|PORT)|ROLE_NAME|TORCHELASTIC_.*"
-    r"|OMPI_(COMM_WORLD|UNIVERSE)_.*|PMI_.*|PMIX_.*|MV2_COMM_WORLD_.*|SLURM_(PROCID|LOCALID|NTASKS|STEP_NUM_TASKS)"
+    r"|OMPI_(COMM_WORLD|UNIVERSE)_.*|PMI_.*|PMIX_.*|PALS_.*|MV2_COMM_WORLD_.*|SLURM_(PROCID|LOCALID|NTASKS|STEP_NUM_TASKS)"
 )
 """Environment variables by which torchrun, DeepSpeed, mpirun and srun tell a process which of several it is."""
 

@@ -11,7 +11,7 @@ import signal
 import tempfile
 import traceback
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -64,6 +64,48 @@ class ConfigError(ValueError):
         super().__init__(printable(message))
         self.at = at
         """Location of the wrong key, from which `located` finds the line; empty when the error is not about a key."""
+        self.each: tuple[ConfigError, ...] = (self,)
+        """The mistakes that it stands for: itself, but for an error that was made of several."""
+
+    @staticmethod
+    def listed(messages: Sequence[str]) -> str:
+        """One message as it is, several as a numbered list."""
+        if len(messages) == 1:
+            return messages[0]
+        return "\n".join([f"{len(messages)} problems:", *(f"  {n}. {message}" for n, message in enumerate(messages, 1))])
+
+
+class Mistakes:
+    """Collects what the user wrote wrong, so that all of it is said at once."""
+
+    def __init__(self) -> None:
+        self.found: list[ConfigError] = []
+
+    @contextmanager
+    def part(self, *at: str | int) -> Iterator[None]:
+        """A context that keeps a ConfigError for later. `at` leads from the top to what the context looks at.
+
+        What has been said already is not said again.
+        """
+        try:
+            yield
+        except ConfigError as error:
+            for one in error.each:
+                self.add(ConfigError(str(one), (*at, *one.at)))
+
+    def add(self, error: ConfigError) -> None:
+        """Keep one more, unless it has been said."""
+        if str(error) not in map(str, self.found):
+            self.found.append(error)
+
+    def end(self) -> None:
+        """Raise one ConfigError for all that was found, if anything was."""
+        if not self.found:
+            return
+        whole = ConfigError(ConfigError.listed([str(error) for error in self.found]))
+        whole.at = next((error.at for error in self.found if error.at), ())
+        whole.each = tuple(self.found)
+        raise whole
 
 
 class RunFailed(RuntimeError):

@@ -29,9 +29,10 @@ COUNTS = {
     "MV2_COMM_WORLD_SIZE": "mpirun", "PET_NNODES": "a PyTorchJob of Kubernetes",
 }  # fmt: skip
 """Environment variable that holds the number of processes of a launcher -> the launcher."""
-SKY_RANK = "SKYPILOT_NODE_RANK"
-"""Environment variable by which SkyPilot, which runs a command on every machine, tells which one this is.
-https://docs.skypilot.co/en/latest/running-jobs/distributed-jobs.html"""
+RANKS = {"SKYPILOT_NODE_RANK": "SkyPilot", "JOB_COMPLETION_INDEX": "an Indexed Job of Kubernetes", "PALS_RANKID": "PALS"}
+"""Environment variable that holds which of several tasks this is, of what does not tell how many there are -> who set it.
+https://docs.skypilot.co/en/latest/running-jobs/distributed-jobs.html,
+https://kubernetes.io/docs/tasks/job/indexed-parallel-processing-static/"""
 ENDING_SECONDS = 1.0
 """How long the processes of a stage may still run when its worker has ended."""
 
@@ -45,11 +46,14 @@ def check_alone() -> None:
                 f"{name} is {count}: {program} would start {count} runs. langext starts its own processes: call it once, and "
                 f"set runtime.gpus (or cpu_processes, or nodes) of the stage; if {name} is left over, unset it"
             )
-    if (rank := os.environ.get(SKY_RANK, "0")) != "0":
-        raise ConfigError(
-            f"{SKY_RANK} is {rank}: SkyPilot would start a run on every machine. Call langext on the first one alone, with "
-            f'runtime.nodes and a host file of $SKYPILOT_NODE_IPS: if [ "${SKY_RANK}" = 0 ]; then langext run ...; fi'
-        )
+    for name, program in RANKS.items():
+        if (rank := os.environ.get(name, "0")) != "0":
+            hosts = " of $SKYPILOT_NODE_IPS" if program == "SkyPilot" else ""
+            raise ConfigError(
+                f"{name} is {rank}: {program} would start a run in every task. Call langext in the first one alone, with "
+                f'runtime.nodes and a host file{hosts}: if [ "${name}" = 0 ]; then langext run ...; fi'
+                f"; if each task is a run of its own, unset {name}"
+            )
 
 
 def launch(out: Path, runtime: Runtime, lock: int, *, only_prepare: bool = False) -> int:

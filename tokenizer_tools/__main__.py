@@ -90,7 +90,8 @@ def _tokenizer(folder: Path) -> Any:
     from transformers import AutoTokenizer
 
     if not (folder / "tokenizer.json").is_file():
-        raise ValueError(f"{folder}: no tokenizer.json here")
+        cure = 'Of a base on the hub this brings it: hf download <its id> --include "tokenizer*" --local-dir base'
+        raise ValueError(f"{folder}: no tokenizer.json here; name a folder that has one. {cure}")
     try:
         found = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # tokenizers raises bare exceptions

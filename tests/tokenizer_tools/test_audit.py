@@ -170,7 +170,7 @@ EXTEND = ["extend", "{0}/base", "--text", "fr={0}/fr.jsonl"]
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["audit", "nowhere", "--text", "fr={0}/fr.jsonl"], "no tokenizer.json here"),
+        (["audit", "nowhere", "--text", "fr={0}/fr.jsonl"], "no tokenizer.json here; name a folder that has one"),
         (["audit", "{0}/base", "--text", "{0}/fr.jsonl"], "expected LANGUAGE=FILE"),
         (["audit", "{0}/base", "--text", "fr={0}/none.jsonl"], "none.jsonl: cannot be read: No such file"),
         (["audit", "{0}/base", "--text", "fr={0}/base/tokenizer.json"], "expected a file that ends with .txt, .jsonl"),

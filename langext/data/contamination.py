@@ -71,6 +71,8 @@ class Wanted:
     """Hashes of runs of units, ascending uint64."""
     lengths: list[int]
     """How many units these runs have."""
+    begins: np.ndarray
+    """Hashes of the first SHORTEST words of the items that are looked for as a whole: a text without them has none of these."""
     short: int = 0
     """Items that are too short to be found."""
 
@@ -78,19 +80,21 @@ class Wanted:
 def index(items: Sequence[Iterable[str]], units: WordUnits, words: int) -> Wanted:
     """What to look for of these items."""
     count: Counter[int] = Counter()
-    lengths, short = {units.count(words)}, 0
+    lengths, begins, short = {units.count(words)}, set[int](), 0
+    least = units.count(SHORTEST)
     for item in items:
         texts = list(item)
         found = {int(run) for text in texts for run in runs(text, units, words)}
         longest = [] if found else max((simplified(text, units) for text in texts), key=len, default=[])
-        if len(longest) >= units.count(min(SHORTEST, words)):
+        if len(longest) >= least:
             lengths.add(len(longest))
             found = {int(run) for _, hashes in ordered_runs(longest, [len(longest)]) for run in hashes}
+            begins |= {int(run) for _, hashes in ordered_runs(longest[:least], [least]) for run in hashes}
         count.update(found)
         short += not found
     most = max(FEWEST, COMMON * len(items))
     wanted = np.array(sorted(run for run, times in count.items() if times <= most), np.uint64)
-    return Wanted(wanted, sorted(lengths), short)
+    return Wanted(wanted, sorted(lengths), np.array(sorted(begins), np.uint64), short)
 
 
 def write_index(folder: Path, items: Mapping[str, Sequence[Iterable[str]]], units: WordUnits, words: int) -> dict[str, int]:
@@ -100,14 +104,14 @@ def write_index(folder: Path, items: Mapping[str, Sequence[Iterable[str]]], unit
     for number, (task, entries) in enumerate(items.items()):
         wanted = index(entries, units, words)
         short[task] = wanted.short
-        np.savez(folder / f"{number:05d}.npz", runs=wanted.runs, lengths=np.array(wanted.lengths))
+        np.savez(folder / f"{number:05d}.npz", runs=wanted.runs, lengths=np.array(wanted.lengths), begins=wanted.begins)
     return short
 
 
 def read_index(folder: Path, tasks: int) -> list[Wanted]:
     """What `write_index` has written of so many tasks."""
     files = [np.load(folder / f"{number:05d}.npz") for number in range(tasks)]
-    return [Wanted(file["runs"], file["lengths"].tolist()) for file in files]
+    return [Wanted(file["runs"], file["lengths"].tolist(), file["begins"]) for file in files]
 
 
 def without(text: str, found: Wanted, units: WordUnits) -> tuple[str, list[str]]:
@@ -153,13 +157,14 @@ class Decontaminate(BaseFilter):
         super().__init__(rejects)
         self.folder, self.tasks, self.units = folder, list(tasks), units
         self.places, self.rank = rejects, 0
-        self.runs = self.owner = np.zeros(0, np.uint64)
+        self.runs = self.owner = self.begins = np.zeros(0, np.uint64)
         self.lengths: list[int] = []
 
     def run(self, data: Any, rank: int = 0, world_size: int = 1) -> Any:
         """Yield what is left of the texts."""
         parts = read_index(self.folder, len(self.tasks))
         self.lengths = sorted({length for part in parts for length in part.lengths})
+        self.begins = np.concatenate([np.zeros(0, np.uint64), *(part.begins for part in parts)])
         every = np.concatenate([np.zeros(0, np.uint64), *(part.runs for part in parts)])
         self.runs, first = np.unique(every, return_index=True)
         self.owner = np.repeat(np.arange(len(parts)), [len(part.runs) for part in parts])[first]
@@ -169,7 +174,7 @@ class Decontaminate(BaseFilter):
 
     def filter(self, doc: Document) -> bool | tuple[bool, str]:
         """True, or False and the reason. What is cut out of a text that is kept is in the rejects too."""
-        mine = runs_of(doc.text, self.units, self.lengths)
+        mine = runs_of(doc.text, self.units, self._lengths_in(doc.text))
         if not len(self.runs) or not len(mine):
             return True
         at = np.minimum(np.searchsorted(self.runs, mine), len(self.runs) - 1)
@@ -177,7 +182,7 @@ class Decontaminate(BaseFilter):
         if not len(hits):
             return True
         reason = f"contaminated_{self.tasks[int(self.owner[hits].min())]}"
-        rest, gone = without(doc.text, Wanted(self.runs[hits], self.lengths), self.units)
+        rest, gone = without(doc.text, Wanted(self.runs[hits], self.lengths, self.begins), self.units)
         if not rest:
             return False, reason
         for number, text in enumerate(gone):
@@ -186,3 +191,10 @@ class Decontaminate(BaseFilter):
             self.places.write(Document(text=text, id=f"{doc.id}#cut{number}", metadata=told), self.rank)
         doc.text = rest
         return True
+
+    def _lengths_in(self, text: str) -> list[int]:
+        """The lengths of runs that are worth a look in a text: those of whole items only where one of these begins."""
+        if not len(self.begins):
+            return self.lengths[-1:]
+        begun = np.isin(self.begins, runs(text, self.units, SHORTEST)).any()
+        return self.lengths if begun else self.lengths[-1:]

@@ -14,15 +14,15 @@ LONG = [" ".join(text.split()) for text in documents(FRENCH, 40, 5) if len(text)
 def test_equal_paragraphs_and_lines_are_taken_out_whatever_stands_around_them():
     held = heldout.keys(f"{LONG[0]}\n\n{LONG[1]}\n{LONG[2]}")
     text = f"Un titre\n\n{LONG[0].replace(' ', chr(10), 3)}\n\n{LONG[3]}\n{LONG[2]}\n\n\nFin"
-    rest, removed = heldout.without(text, held)
+    rest, removed = heldout.without(text, heldout.Held(held))
     assert rest == f"Un titre\n\n{LONG[3]}\n\n\nFin"
     assert [" ".join(part.split()) for part in removed] == [LONG[0], LONG[2]]
 
 
 def test_what_is_short_or_not_held_out_stays():
     text = f"{LONG[5]}\n\nUn titre\n\n"
-    assert heldout.without(text, heldout.keys(f"Un titre\n\n{LONG[4]}")) == (text, [])
-    assert heldout.without(LONG[4], heldout.keys(LONG[4])) == ("", [LONG[4]])
+    assert heldout.without(text, heldout.Held(heldout.keys(f"Un titre\n\n{LONG[4]}"))) == (text, [])
+    assert heldout.without(LONG[4], heldout.Held(heldout.keys(LONG[4]))) == ("", [LONG[4]])
 
 
 @pytest.mark.parametrize(("frac", "texts"), [(0.3, LONG), (1e-9, LONG), (1e-9, LONG[:2]), (1e-9, LONG[:1]), (0.01, [])])
@@ -58,16 +58,19 @@ def test_a_sentence_that_is_held_out_is_taken_out_in_every_script(name):
     sentence = SHORT[name]
     heading = sentence[:8]
     held = heldout.keys(f"{sentence}\n\n{heading}")
-    assert heldout.without(f"{LONG[0]}\n\n{sentence}\n\n{heading}", held) == (f"{LONG[0]}\n\n{heading}", [sentence])
+    assert heldout.without(f"{LONG[0]}\n\n{sentence}\n\n{heading}", heldout.Held(held)) == (
+        f"{LONG[0]}\n\n{heading}",
+        [sentence],
+    )
 
 
 def test_a_whole_text_is_taken_out_however_short_it_is():
-    assert heldout.without(" Un titre\n", heldout.keys("Un titre")) == ("", [" Un titre\n"])
+    assert heldout.without(" Un titre\n", heldout.Held(heldout.keys("Un titre"))) == ("", [" Un titre\n"])
 
 
 def test_a_passage_of_short_lines_is_taken_out_as_a_whole():
     poem = "\n".join(f"Le chat {number} dort" for number in range(300))
     parts = [passage for passage, _ in passages(poem)]
     assert len(parts) > 3 and not any(len(line) >= heldout.LEAST for line in poem.split("\n"))
-    rest, removed = heldout.without(poem, heldout.keys(parts[1]))
+    rest, removed = heldout.without(poem, heldout.Held(heldout.keys(parts[1])))
     assert removed == [parts[1]] and rest == "\n".join([parts[0], *parts[2:]])

@@ -73,8 +73,9 @@ def understood(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     if program == "langext":
         langext(rest)
     elif program == "sbatch":
-        assert (ROOT / rest[0]).is_file()
-        langext(["run", *rest[1:]])
+        job = next(number for number, word in enumerate(rest) if not word.startswith("--"))
+        assert (ROOT / rest[job]).is_file()
+        langext(["run", *rest[job + 1 :]])
     elif program == "make":
         targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE)
         assert set(rest) <= set(targets)

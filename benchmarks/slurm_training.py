@@ -72,7 +72,7 @@ class Job:
         self.told()
         found = self.state()
         time.sleep(1)
-        left = [p for p in psutil.process_iter() if "langext.pipeline.worker" in command_of(p)]
+        left = [p for p in psutil.process_iter() if str(self.run) in command_of(p)]
         print(f"  JobState={found['JobState']} Restarts={found['Restarts']} processes left: {len(left)}", flush=True)
         if (found["JobState"], int(found["Restarts"])) != (state, restarts) or left:
             sys.exit(f"expected {state}, {restarts} restarts and no process")
@@ -108,7 +108,12 @@ def main() -> None:
         print("== two tasks, undisturbed", flush=True)
         Job(work, file, "undisturbed").ended("COMPLETED", 0)
         print("== the time is up", flush=True)
-        job = Job(work, file, "time", "--time=2", "--signal=USR1@75")
+        job = Job(work, file, "time", "--signal=USR1@120")
+        job.until("step 200/")
+        hours, minutes, _ = map(int, job.state()["RunTime"].split(":"))
+        sh(
+            "scontrol", "update", f"JobId={job.id}", f"TimeLimit={60 * hours + minutes + 2}"
+        )  # of two minutes one at least is left
         job.until("everything is saved")
         sh("scontrol", "update", f"JobId={job.id}", "TimeLimit=30")
         job.ended("COMPLETED", 1)

@@ -25,7 +25,7 @@ PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 TABLES = (ROOT / "docs" / "commands.md").read_text(encoding="utf-8")
 FENCE = re.compile(r"^```+([^\n`]*)\n(.*?)^```+", re.DOTALL | re.MULTILINE)
 SHELL, OTHERS = ("", "bash"), ("yaml", "python", "text", "json")
-MARKS = ("a GPU", "the hub", "another program", "a cluster", "long")
+MARKS = ("a GPU", "the hub", "Docker", "another program", "long")
 """What a command may need that no test has."""
 ENDS = ("|", ">", "&&")
 SCRIPTS = {"certify.py": "langext/evaluation/certify.py"}

@@ -168,7 +168,7 @@ def _looks(asked: list[Asked], count: int) -> tuple[list[tuple[dict[str, Any], l
 
     Of several sources such a one is a line, and the others go on.
     """
-    from langext.errors import EXIT_CONFIG, EXIT_RUN_FAILED, ConfigError, RunFailed
+    from langext.errors import EXIT_CONFIG, ConfigError, RunFailed
 
     if len(asked) == 1:
         return [_look(asked[0], count)], 0
@@ -178,7 +178,7 @@ def _looks(asked: list[Asked], count: int) -> tuple[list[tuple[dict[str, Any], l
             looks.append(_look(each, count))
         except (ConfigError, RunFailed) as error:
             typer.secho(f"error: source {each.name}: {error}", fg="red", err=True)
-            code = code or (EXIT_CONFIG if isinstance(error, ConfigError) else EXIT_RUN_FAILED)
+            code = code or (EXIT_CONFIG if isinstance(error, ConfigError) else error.exit_code)
     return looks, code
 
 

@@ -246,7 +246,11 @@ def _show_funnel(name: str, funnel: "list[FunnelRow]") -> None:
     ]  # fmt: skip
     heads = ["source", "", "documents", "kept", "of the text", "to train on", "MB", "tokens, about", "held out", "MB"]
     console.table(name, heads, rows)
-    reasons = list(dict.fromkeys(reason for row in funnel for reason in row.dropped))
-    if reasons:
-        lost = [[row.source, *(f"{row.dropped.get(reason, 0):,}" for reason in reasons)] for row in funnel]
-        console.table("dropped, by reason", ["source", *reasons], lost)
+    lost = [
+        [row.source, reason, f"{number:,}", f"{number / max(1, row.documents_read):.1%}"]
+        for row in funnel
+        for reason, number in sorted(row.dropped.items(), key=lambda one: -one[1])
+        if number
+    ]
+    if lost:
+        console.table("dropped, by reason", ["source", "reason", "documents", "of those read"], lost)

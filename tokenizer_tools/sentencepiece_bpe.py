@@ -56,7 +56,8 @@ def learn(tokenizer: Tokenizer, words: Words, num_new: int, min_count: int, apar
     back = _Back(rules.ids)
 
     def refused(text: str) -> bool:
-        return text in known or text in apart or text in ids_of or len(text) > pieces.LONGEST or back.reaches(text)
+        odd = len(text) > pieces.LONGEST or not rules.may_be_new(text)
+        return odd or text in known or text in apart or text in ids_of or back.reaches(text)
 
     split = [(list(run), count) for word, count in sorted(words.items()) for run in _runs(word, known)]
     for left, right in merges.continued(split, min_count, refused, merges.text):
@@ -81,7 +82,7 @@ def _characters(rules: pieces.Pieces, words: Words, min_count: int, apart: Colle
                 counts[token] += count
     within = set().union(*rules.ids)
     fit = {text: count for text, count in counts.items() if count >= min_count and text not in within and text not in apart}
-    return sorted((text for text in fit if rules.kind(text) == "L" or rules.mixed), key=lambda text: (-fit[text], text))
+    return sorted(filter(rules.may_be_new, fit), key=lambda text: (-fit[text], text))
 
 
 def _runs(word: tuple[str, ...], known: Collection[str]) -> Iterator[tuple[str, ...]]:

@@ -143,7 +143,8 @@ def _seeds(tokenizer: Tokenizer, base: _Base, words: Counter[str], most: int, mi
                 for end in range(start + 1, min(len(run), start + pieces.LONGEST) + 1):
                     counts[run[start:end]] += count
     held = {text for text, _ in base.vocab}
-    fit = {text: count for text, count in counts.items() if count >= min_count and text not in held}
+    often = {text: count for text, count in counts.items() if count >= min_count and text not in held}
+    fit = {text: count for text, count in often.items() if rules.may_be_new(text)}
     best = sorted(fit, key=lambda text: (-fit[text] * len(text), text))
     spelt = (text for text in best if base.unk_id not in [token.id for token in plain.tokenize(text)])
     total = _used(plain, words).total()

@@ -9,13 +9,13 @@ import pytest
 import sentencepiece
 import spm
 from sentencepiece import sentencepiece_model_pb2
-from tokenizers import AddedToken, Tokenizer, models
+from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 from toy import ENGLISH, FRENCH, make_tokenizer, sentences
 from transformers import PreTrainedTokenizerFast
 
-from tokenizer_tools import audit, extension, guarantees, kinds, merges, model_file, pieces, protect
+from tokenizer_tools import audit, extension, guarantees, kinds, merges, model_file, pieces, protect, unigram
+from tokenizer_tools.vocabulary import NewPiece, next_id, slots
 from tokenizer_tools.vocabulary import ids as ids_of
-from tokenizer_tools.vocabulary import next_id, slots
 
 NEW = [*sentences(FRENCH, 150, 9), *["हिन्दी में किताब और दुकान 2024"] * 12, "l'été (1998) <s> <0x0A> <b>\n\n"]
 OLD = [*sentences(ENGLISH, 60, 11), "a  b   c\n\n\tthe  <b>cat</b> 1998 </s> <0x41>", "naïve हि"]
@@ -202,6 +202,39 @@ def test_added_tokens_behind_the_pieces_of_a_unigram_model_stay_there(tmp_path):
     base.add_special_tokens({"pad_token": AddedToken("<pad>", special=True)})
     with pytest.raises(ValueError, match="cannot spell the added token '<pad>' behind its pieces"):
         kinds.of(base)
+
+
+def test_what_a_piece_for_an_added_token_would_change_is_refused():
+    """Its score is the lowest, and the unknown penalty hangs on that: `z` `aX` would be `za` and an unknown X no longer."""
+
+    def made(*more):
+        scores = {"<unk>": 0.0, "▁": -2, "z": -28, "a": -5, "za": -5, "aX": -29, "x": -4, "<": -8, ">": -8} | dict.fromkeys(
+            more, -40
+        )
+        whole = Tokenizer(models.Unigram(list(scores.items()), 0, False))
+        whole.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never")
+        base = PreTrainedTokenizerFast(tokenizer_object=whole, unk_token="<unk>")
+        base.add_special_tokens({"additional_special_tokens": ["<x>"]})
+        return base
+
+    with pytest.raises(ValueError, match="the added token '<x>' behind .* 'X' is no piece itself, but a part of 'aX'"):
+        kinds.of(made())
+    base = made("X")
+    bigger = kinds.of(base).extended(base, [NewPiece("xx", (6, 6), -5.0)])
+    texts = ["zaX", "zaé", "aX<x>", "éz aé"]
+    assert ids(bigger, texts) == ids(base, texts) and bigger.get_vocab()["<x>"] == base.get_vocab()["<x>"]
+
+
+def test_a_unigram_model_learns_as_it_will_be_written():
+    """With `ba` and an unknown X `baX` is -40.1, with the new piece `b` `aX` -40.6."""
+    scores = {"<unk>": 0.0, "▁": -2, "b": -30, "a": -5, "ba": -0.1, "<": -8, ">": -8, "<0x58>": -9}
+    whole = Tokenizer(models.Unigram(list(scores.items()), 0, True))
+    base = PreTrainedTokenizerFast(tokenizer_object=whole, unk_token="<unk>")
+    words = Counter({"aX": 5, "a": 200_000})
+    assert [piece.text for piece in unigram.learn(whole, words, 5, 5, ["baX"])] == ["aX"]
+    base.add_special_tokens({"additional_special_tokens": ["<a>"]})
+    assert unigram.learn(base.backend_tokenizer, words, 5, 5, ["baX"]) == []
+    assert len(unigram.learn(base.backend_tokenizer, words, 5, 5, ["b"])) == 1
 
 
 @pytest.mark.parametrize(

@@ -134,7 +134,8 @@ class _Learner:
     min_count: int
 
     def __call__(self, number: int) -> list[Any]:
-        return list(self.kind.learn(self.base.backend_tokenizer, self.words, number, self.min_count, self.apart))
+        state, told = self.base.backend_tokenizer, telling(_say)
+        return list(self.kind.learn(state, self.words, number, self.min_count, self.apart, progress=told))
 
 
 def _learner(kind: Kind, base: Any, new: Sequence[str], guarded: Sequence[str], min_count: int) -> _Learner:

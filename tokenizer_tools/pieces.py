@@ -22,6 +22,8 @@ BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 """The name of the token of a byte."""
 LONGEST = 16
 """Characters of a piece at most, as SentencePiece has it."""
+LONGEST_RUN = 64
+"""Tokens of a word at most. In scripts without spaces a word would be a sentence, of which no two are equal."""
 COMMON = 0.01
 """From this share of the base's pieces of several characters on, what they join is joined in new ones too. A single odd piece,
 one that a user has named for example, is no rule."""
@@ -64,7 +66,10 @@ class Pieces:
         return len(text) > 1 or (not text.isascii() and ("L" in made_of or ("S" in made_of and joins_signs)))
 
     def words(self, tokens: list[str]) -> Iterator[tuple[str, ...]]:
-        """The runs of tokens of a text that may be joined. Bytes that spell a character are that character in it."""
+        """The runs of tokens of a text that may be joined. Bytes that spell a character are that character in it.
+
+        Of a long run, parts that overlap by one token: every two neighbours are together in one part.
+        """
         run: list[str] = []
         for token in self._characters(tokens):
             joined = self.is_joined(token)
@@ -72,6 +77,9 @@ class Pieces:
                 yield tuple(run)
                 run = []
             if joined:
+                if len(run) == LONGEST_RUN:
+                    yield tuple(run)
+                    run = run[-1:]
                 run.append(token)
         if run:
             yield tuple(run)

@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerBase
 
 from tokenizer_tools import pieces
 from tokenizer_tools.vocabulary import NewPiece, forget, next_id, without
+from tokenizer_tools.words import Progress, untold
 
 SEEDS = 8
 """Candidates at the start for each piece that is wanted."""
@@ -120,8 +121,9 @@ class _Base:
 
 
 def learn(
-    tokenizer: Tokenizer, words: Counter[str], num_new: int, min_count: int, apart: Collection[str] = ()
-) -> list[NewPiece]:
+    tokenizer: Tokenizer, words: Counter[str], num_new: int, min_count: int, apart: Collection[str] = (),
+    progress: Progress = untold,
+) -> list[NewPiece]:  # fmt: skip
     """At most `num_new` pieces, the most probable first, each at least `min_count` times in the words.
 
     `words` are those of `word_counts`. Candidates start as the frequent parts of words. In turns their log-probabilities are
@@ -132,7 +134,7 @@ def learn(
     while True:
         counts: Counter[str] = Counter()
         for _ in range(STEPS):
-            counts = _used(base.model(scores), words)
+            counts = _used(base.model(scores), words, progress)
             total = counts.total()
             # A piece that is not used enough goes; one that is gets its share of all tokens.
             scores = {text: max(math.log(counts[text] / total), base.floor) for text in scores if counts[text] >= min_count}
@@ -168,10 +170,12 @@ def _seeds(tokenizer: Tokenizer, base: _Base, words: Counter[str], most: int, mi
     return {text: max(math.log(fit[text] / total), base.floor) for text, _ in zip(spelt, range(most), strict=False)}
 
 
-def _used(model: Unigram, words: Counter[str]) -> Counter[str]:
+def _used(model: Unigram, words: Counter[str], progress: Progress = untold) -> Counter[str]:
     """How often each piece is used in the best writings of the words."""
     counts: Counter[str] = Counter()
-    for word, count in words.items():
+    for number, (word, count) in enumerate(words.items()):
+        if not number % 1000:
+            progress("words written in pieces", number, len(words))
         for token in model.tokenize(word):
             counts[token.value] += count
     return counts

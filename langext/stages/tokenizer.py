@@ -105,7 +105,7 @@ class ExtendTokenizer(Stage):
         least = sizing.least(self.new_tokens, self.min_count)
 
         def learn(number: int) -> list[Any]:
-            return list(kind.learn(state, words, number, least, apart))
+            return list(kind.learn(state, words, number, least, apart, progress=telling(say)))
 
         spare = self._spare(folder, base) if self.reuse_slots else []
         wanted = sizing.Wanted(self.new_tokens, self.min_count, self.round_to, spare)

@@ -1,7 +1,9 @@
 """What a new piece of a SentencePiece vocabulary may look like: as the usual ones of the base, whatever odd piece that has."""
 
+import itertools
 import json
 import random
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -9,6 +11,7 @@ import spm
 from tokenizers import Tokenizer
 
 from tokenizer_tools import kinds, pieces, roundtrip
+from tokenizer_tools.words import frequent
 
 SIGNS = ["le chat\nla maison, 12 !\n\nle jour ; été\u2028~"] * 30
 ODD = "日\ufffd本 \ufffd\ufffd <0xE6>"
@@ -85,3 +88,35 @@ def test_bytes_that_spell_no_character_keep_their_names(made: dict[str, Any]) ->
     rules = pieces.of(made["llama2"].backend_tokenizer)
     names = [f"<0x{byte:02X}>" for byte in b"\xe6\xc3\xa9\xef\xbf\xbd\xa9"]
     assert list(rules.words([*names, "a"])) == [("é", "\ufffd"), ("a",)]
+
+
+def test_characters_and_merges_are_ranked_by_the_tokens_that_they_save(made: dict[str, Any]) -> None:
+    """Ten of each rare character save less than a merge of three that are frequent; and n pieces begin as more do."""
+    base = made["llama2"]
+    kind, backend = kinds.of(base), base.backend_tokenizer
+    signs = [chr(0x4E00 + i) for i in range(60)]
+    new = ["".join(signs[:3]) + " "] * 1000 + [" ".join(signs)] * 10
+    words, told = kind.word_counts(backend, new), []
+    found = kind.learn(backend, words, 50, 5, (), progress=lambda *line: told.append(line))
+    texts = [piece.text for piece in found]
+    assert set(texts[:4]) > set(signs[:3]) and "".join(signs[:3]) in {text.strip("▁") for text in texts[:8]}
+    assert len(texts) == 50 and set(texts[8:]) <= set(signs) and told[-1] == ("pieces learnt", 50, 50)
+    for number in (2, 5, 20):
+        assert kind.learn(backend, words, number, 5, ()) == found[:number]
+    bigger = kind.extended(base, found)
+    assert len(roundtrip.encode(bigger, "".join(signs[:3]))) == 1
+
+
+def test_text_without_spaces_is_cut_into_runs_that_overlap_by_one(made: dict[str, Any]) -> None:
+    """So a sentence is no word of its own, and every two neighbours of protected text are still found."""
+    rules = pieces.of(made["llama2"].backend_tokenizer)
+    letters = [chr(0xE01 + i % 40) for i in range(200)]
+    runs = list(rules.words(letters))
+    assert max(map(len, runs)) == pieces.LONGEST_RUN and [run[0] for run in runs[1:]] == [run[-1] for run in runs[:-1]]
+    pairs = [pair for run in runs for pair in itertools.pairwise(run)]
+    assert pairs == list(itertools.pairwise(letters))
+
+
+def test_the_words_that_are_learnt_from_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tokenizer_tools.words.MOST_WORDS", 2)
+    assert frequent(Counter({("b",): 3, ("a",): 3, ("c",): 5})) == [(("a",), 3), (("c",), 5)]

@@ -186,10 +186,21 @@ def _audit(given: argparse.Namespace) -> None:
         return
     rows = [
         (code, f"{u.documents:,}", f"{u.fertility:.2f}", f"{u.per_character:.2f}" if u.per_character else "-",
-         f"{u.bytes_per_token:.2f}", f"{u.part_share:.2%}", f"{u.unknown_share:.2%}", f"{u.unused_share:.1%}")
+         f"{u.bytes_per_token:.2f}", f"{u.part_share:.2%}", f"{u.unknown_share:.2%}", f"{u.lost_share:.2%}",
+         f"{u.unused_share:.1%}")
         for code, u in uses.items()
     ]  # fmt: skip
-    heads = ("language", "documents", "tokens/word", "tokens/char", "bytes/token", "parts of chars", "unknown", "never used")
+    heads = (
+        "language",
+        "documents",
+        "tokens/word",
+        "tokens/char",
+        "bytes/token",
+        "parts of chars",
+        "unknown",
+        "lost",
+        "never used",
+    )
     _table(heads, rows)
     if advice.points:
         _table(CURVE, [_curve_row(new, point) for point in advice.points])

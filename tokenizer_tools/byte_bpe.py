@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 from tokenizers.decoders import ByteLevel
 from transformers import PreTrainedTokenizerBase
 
-from tokenizer_tools import merges
+from tokenizer_tools import merges, roundtrip
 from tokenizer_tools.vocabulary import NewToken, forget, next_id, without
 from tokenizer_tools.words import Progress, counted, frequent, untold
 
@@ -35,6 +35,9 @@ def obstacle(tokenizer: Tokenizer) -> str:
         return f"merges can be continued for byte-level BPE only, this is {kind}"
     if '"ByteLevel"' not in json.dumps(state["pre_tokenizer"]):
         return "its pre-tokenizer is not byte-level"
+    # Without one of ASCII a single sign is lost, which an audit counts; without others it is scripts.
+    if lost := roundtrip.unwritable({*range(128), *(BYTES[text] for text in state["model"]["vocab"] if text in BYTES)}):
+        return f"its byte-level BPE {lost}"
     if state["model"].get("ignore_merges") and tokenizer.pre_tokenizer is not None:  # words of the vocabulary are taken whole
         for token in state["added_tokens"]:
             parts = [part for part, _ in tokenizer.pre_tokenizer.pre_tokenize_str(token["content"])]

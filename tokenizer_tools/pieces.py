@@ -16,8 +16,9 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-SPACE = "▁"
-"""What SentencePiece writes for a space."""
+from tokenizer_tools import roundtrip
+from tokenizer_tools.roundtrip import SPACE
+
 BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 """The name of the token of a byte."""
 LONGEST = 16
@@ -113,6 +114,11 @@ class Pieces:
         if token in self.ids:
             return (self.ids[token],)
         return tuple(self.octets[f"<0x{byte:02X}>"] for byte in token.encode())
+
+
+def unwritable(vocab: Iterable[str]) -> str:
+    """`roundtrip.unwritable` of a vocabulary that falls back to bytes."""
+    return roundtrip.unwritable({int(match[1], 16) for text in vocab if (match := BYTE.fullmatch(text))})
 
 
 def of(tokenizer: Tokenizer) -> Pieces:

@@ -30,6 +30,8 @@ def obstacle(tokenizer: Tokenizer) -> str:
         return f"this is {model.get('type')}, not BPE"
     if not model.get("byte_fallback"):
         return "its BPE is neither byte-level nor does it fall back to bytes as that of SentencePiece does"
+    if lost := pieces.unwritable(model["vocab"]):
+        return f"its BPE is to fall back to bytes, but {lost}"
     if pieces.SPACE not in json.dumps([state["normalizer"], state["pre_tokenizer"]], ensure_ascii=False):
         return f"it falls back to bytes, but does not write {pieces.SPACE} for spaces as SentencePiece does"
     return ""

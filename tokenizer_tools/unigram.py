@@ -49,6 +49,8 @@ def obstacle(tokenizer: Tokenizer) -> str:
     names = [text for text, _ in model["vocab"]]
     if pieces.SPACE not in json.dumps([state["normalizer"], state["pre_tokenizer"]], ensure_ascii=False):
         return f"its unigram model does not write {pieces.SPACE} for spaces as SentencePiece does"
+    if model.get("byte_fallback") and (lost := pieces.unwritable(names)):
+        return f"its unigram model is to fall back to bytes, but {lost}"
     held = set(names)
     after = [token for token in state["added_tokens"] if token["content"] not in held]
     if sorted(token["id"] for token in after) != list(range(len(names), len(names) + len(after))):

@@ -5,13 +5,14 @@ import subprocess
 import sys
 
 import pytest
+import spm
 import torch
 from safetensors.torch import save_file
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from toy import ENGLISH, FRENCH, GERMAN, make_tokenizer, sentences
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from tokenizer_tools import audit, byte_bpe, texts
+from tokenizer_tools import audit, byte_bpe, kinds, texts
 from tokenizer_tools.__main__ import main
 from tokenizer_tools.audit import Matrices, Point, Use
 from tokenizer_tools.vocabulary import next_id
@@ -59,8 +60,31 @@ def test_byte_fallback_and_unknown_letters_are_told_apart():
     assert (found.unknown, found.parts) == (1, 0)
 
 
+def test_text_that_is_dropped_is_counted_as_lost_and_refused(tmp_path):
+    """Without tokens for bytes a vocabulary writes Thai in nothing, or in one unknown token: it looks short."""
+    thai, english = ["ภาษาไทย ที่ยาว"] * 20, sentences(ENGLISH, 20, 5)
+    bare = Tokenizer(models.BPE())
+    bare.pre_tokenizer, bare.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    bare.train_from_iterator(english, trainers.BpeTrainer(vocab_size=200, show_progress=False))
+    for base, said in (
+        (
+            spm.load(spm.write(tmp_path, "llama2", byte_fallback=False)),
+            "is to fall back to bytes, but has no token for 243 of the",
+        ),
+        (PreTrainedTokenizerFast(tokenizer_object=bare), "its byte-level BPE has no token for"),
+    ):
+        found, usual = audit.use(base, thai), audit.use(base, english)
+        assert found.lost_share > 0.9 and usual.lost_share < 0.01 and found.characters == 20 * 13
+        assert found.fertility < audit.CLOSE * usual.fertility and audit.close(found, [usual]) is None
+        with pytest.raises(ValueError, match=said):
+            kinds.of(base)
+    whole = make_tokenizer()
+    whole.backend_tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
+    assert audit.use(whole, ["Éß ﬁ  ①▁", "\ufffd <|end|>\n", *thai]).lost == 0
+
+
 def use(tokens: int) -> Use:
-    return Use(10, 10_000, 1000, 0, tokens, 0, 0, 100, 1000)
+    return Use(10, 10_000, 1000, 0, tokens, 0, 0, 100, 1000, 5000, 0)
 
 
 def curve(*tokens: int) -> list[Point]:

@@ -85,7 +85,7 @@ def test_every_kind_can_be_audited_and_a_size_learnt_alone(made):
         folder, _, base, kind, found, _ = made[name]
         seen = audit.use(base, [*NEW, "é鿀"])
         assert seen.tokens and (seen.parts > 0) == spm.SETTINGS[name]["byte_fallback"]
-        assert extension.kind_of(base, folder) is kind
+        assert extension.kind_of(base, folder, spm.load) is kind
         again = kind.first(found, 10, lambda number: ["anew"] * number)
         assert again == (found[:10] if kind.prefixes else ["anew"] * 10) and kind.prefixes == (kind.name != "unigram")
     assert audit.close(audit.use(base, ["鿀"] * 9), [audit.use(base, OLD)]) is None  # t5: few tokens, all unknown
@@ -94,10 +94,13 @@ def test_every_kind_can_be_audited_and_a_size_learnt_alone(made):
 def test_an_extension_that_breaks_a_guarantee_leaves_nothing(made, tmp_path):
     folder, _, base, kind, found, _ = made["llama2"]
     given = {"read": spm.load, "words": Counter(), "texts": NEW}
-    with pytest.raises(ValueError, match="protected text would be encoded in another way: 'le chat"):
-        extension.write(tmp_path / "out", folder, kind, base, found, protected=["le chat dort dans la maison"], **given)
+    with pytest.raises(ValueError, match="in another way: 1 of 63 documents of code, such as 'le chat"):
+        sets = {"eng": OLD, "code": [*OLD, "le chat dort dans la maison"]}
+        extension.write(tmp_path / "out", folder, kind, base, found, protected=sets, **given)
     assert not list(tmp_path.iterdir())
-    bigger = extension.write(tmp_path / "out", folder, kind, base, found, protected=OLD, **given)
+    written = extension.write(tmp_path / "out", folder, kind, base, found, protected={"eng": OLD}, **given)
+    alike, bigger = written.compared["eng"], written.tokenizer
+    assert alike.documents == alike.identical == len(OLD) and alike.replaced == 0
     assert len(bigger) == len(base) + len(found) and [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
@@ -175,9 +178,8 @@ def test_reserved_pieces_give_their_ids_to_new_ones_in_both_files(tmp_path):
     found = kind.learn(backend, words, 20, 5, kind.guarded(backend, kind.word_counts(backend, OLD)))
     assert len(spare) == 9 == len(found) - 11
     given = ids_of(base, 20, spare)
-    bigger = extension.write(
-        tmp_path / "out", tmp_path / "base", kind, base, found, read=spm.load, words=words, texts=NEW, protected=OLD, ids=given
-    )  # fmt: skip
+    told = {"read": spm.load, "words": words, "texts": NEW, "protected": {"eng": OLD}}
+    bigger = extension.write(tmp_path / "out", tmp_path / "base", kind, base, found, ids=given, **told).tokenizer
     assert [bigger.get_vocab()[piece.text] for piece in found] == given and len(bigger) == len(base) + 11
     assert not set(names) & bigger.get_vocab().keys() and base.get_vocab()["<b>"] == bigger.get_vocab()["<b>"]
     slow = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "out" / model_file.NAME))

@@ -75,7 +75,6 @@ def test_training_starts_from_the_rows_of_the_stage_and_the_base_keeps_its_own(t
     kl = BaseKL(plain, make_tokenizer(), bpb.passages(texts, new_rows.PASSAGE_BYTES, new_rows.SEEN_BYTES))
     # The reference normalises over the padding of the base too, which new tokens replace.
     kl.weight = kl.weight[: len(make_tokenizer())]
-    kl.num_ids = len(make_tokenizer())
     assert record.tried["composition"].kl == pytest.approx(kl.measure(live.net), rel=1e-3)
 
 

@@ -48,7 +48,7 @@ class StartRecord(Spec):
     shift: float = 0.0
     """How far, in nats of a logit on original text."""
     loss: float | None = None
-    """On held-out text of the new language; of a probe alone."""
+    """On training text of the new language that no start was made of; of a probe alone."""
     loss_after: float | None = None
     """After the steps of the probe."""
     failure: str = ""

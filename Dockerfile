@@ -1,8 +1,8 @@
 # syntax=docker/dockerfile:1
 # langext in a container. For NVIDIA GPUs: docker build -t langext .
 # For CPUs alone: docker build -t langext:cpu --build-arg BASE=debian:bookworm-slim --build-arg TORCH_INDEX=<PyTorch's index of CPU builds> .
-# Run: docker run --gpus all --ipc=host -v $PWD/runs:/langext/runs -v langext-cache:/cache langext quickstart
-# A folder of yours that is mounted there must be writable for the image's user, 10001; `--user $(id -u):$(id -g)` takes you instead.
+# Run: mkdir -p runs && docker run --rm --init --gpus all --ipc=host --user $(id -u):$(id -g) -v $PWD/runs:/langext/runs -v langext-cache:/cache langext quickstart
+# Without --user the image's own user, 10001, must be allowed to write into what is mounted; Docker makes a folder that is not there as root.
 ARG BASE=nvidia/cuda:12.8.1-runtime-ubuntu24.04
 FROM ${BASE}
 
@@ -22,7 +22,7 @@ ENV DEBIAN_FRONTEND=noninteractive \
     PIP_DISABLE_PIP_VERSION_CHECK=1 \
     PYTHONDONTWRITEBYTECODE=1
 
-# git: lm-eval asks it for a version. A compiler and Python's headers: DeepSpeed and torch.compile build kernels on first use. ssh and pdsh: several machines.
+# git: lm-eval asks it for a version. A compiler and Python's headers: torch.compile builds kernels on first use. ssh and pdsh: several machines.
 # Versions are those of the base image's release, which BASE pins.
 # hadolint ignore=DL3008
 RUN apt-get update \

@@ -72,8 +72,8 @@ def background(folder: Path, *command: str) -> subprocess.Popen:
     return subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
 
 
-def start_slurm(folder: Path) -> list[subprocess.Popen]:
-    """A Slurm cluster of this machine alone. Returns its services."""
+def start_slurm(folder: Path, partitions: str = "") -> list[subprocess.Popen]:
+    """A Slurm cluster of this machine alone, with more partitions than `one`. Returns its services."""
     if not (shutil.which("slurmctld") and shutil.which("munged")):
         sh("apt-get", "update", quiet=True)
         sh("apt-get", "install", "--yes", "--no-install-recommends", "slurm-wlm", "munge", quiet=True)
@@ -98,7 +98,7 @@ ReturnToService=2
 KillWait=2
 NodeName={name} NodeAddr=127.0.0.1 CPUs={os.cpu_count()} RealMemory={memory} State=UNKNOWN
 PartitionName=one Nodes={name} Default=YES MaxTime=INFINITE State=UP
-""")
+{partitions}""")
     print(f"{conf}:\n" + conf.read_text())
     os.environ["SLURM_CONF"] = str(conf)
     services = []

@@ -1,4 +1,4 @@
-"""Machines that are namespaces of this one: own network, host name, processes and home, joined by a cable (veth).
+"""Machines that are namespaces of this one: own network, host name, processes and home, joined by cables and a switch.
 
 Needs root on a Debian machine: it installs openssh-server and pdsh if they are not there.
 """
@@ -16,6 +16,8 @@ import psutil
 ROOT = Path(__file__).resolve().parent.parent
 PREFIX = "10.77.0."
 NAMES = ("node-1", "node-2")
+SWITCH = "langext"
+"""Name of a bridge of this machine, and the beginning of those of its ports."""
 
 
 class Node:
@@ -56,9 +58,11 @@ exec /usr/sbin/sshd -D -f {self.work}/sshd_config -E {self.work}/{self.name}-ssh
         return ["nsenter", "--target", str(self.init.pid), "--all", f"--wdns={ROOT}", *command]
 
     def kill(self) -> None:
-        """End all its processes at once, as a crash of the machine does."""
+        """End all its processes at once, as a crash of the machine does, and wait until its cable is gone too."""
         self.init.kill()
         self.outer.wait()
+        while Path("/sys/class/net", f"{SWITCH}-{self.number}").exists():
+            time.sleep(0.05)
 
     def processes(self) -> list[psutil.Process]:
         """Processes of langext and of its launchers on this machine, those included that nobody waits for any more."""
@@ -79,6 +83,12 @@ def command_of(process: psutil.Process) -> str:
         return " ".join(process.cmdline())
     except psutil.Error:
         return ""
+
+
+def disconnect() -> None:
+    """Remove the switch."""
+    if Path("/sys/class/net", SWITCH).exists():
+        sh("ip", "link", "del", SWITCH)
 
 
 def sh(*command: str) -> None:
@@ -109,10 +119,16 @@ def prepare(work: Path) -> None:
 
 
 def connect(nodes: list[Node]) -> None:
-    """Put a cable between two machines."""
-    one, two = (str(node.init.pid) for node in nodes)
-    sh("ip", "link", "add", "eth0", "netns", one, "type", "veth", "peer", "name", "eth0", "netns", two)
+    """Put a cable (veth) between a switch and each machine that has none: another machine keeps its own when one is lost."""
+    if not Path("/sys/class/net", SWITCH).exists():
+        sh("ip", "link", "add", SWITCH, "type", "bridge")
+        sh("ip", "link", "set", SWITCH, "up")
     for node in nodes:
+        port = f"{SWITCH}-{node.number}"
+        if Path("/sys/class/net", port).exists():
+            continue
+        inside = ["peer", "name", "eth0", "netns", str(node.init.pid)]
+        sh("ip", "link", "add", port, "master", SWITCH, "up", "type", "veth", *inside)
         sh(*node.inside("ip", "addr", "add", f"{node.address}/24", "dev", "eth0"))
         sh(*node.inside("ip", "link", "set", "eth0", "up"))
     for node in nodes:

@@ -3,9 +3,9 @@
     python benchmarks/two_nodes.py work
 
 Needs root on a Debian machine: it installs openssh-server and pdsh if they are not there. Each machine is a set of namespaces:
-its own network, host name, processes and home, joined by a cable (veth). They share the disk, as machines of a cluster share
-the run folder. `langext run` is called on the first one; ssh, pdsh and DeepSpeed's launcher start a process on each, which meet
-over gloo. Everything that is run is printed. Exit code 1 when anything is not as it must be.
+its own network, host name, processes and home, joined by cables and a switch. They share the disk, as machines of a cluster
+share the run folder. `langext run` is called on the first one; ssh, pdsh and DeepSpeed's launcher start a process on each,
+which meet over gloo. Everything that is run is printed. Exit code 1 when anything is not as it must be.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psutil
-from namespaces import ROOT, Node, command_of, connect, prepare
+from namespaces import ROOT, Node, command_of, connect, disconnect, prepare
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported: processes of both machines share the cores of this one
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
@@ -34,6 +34,8 @@ STEPS = {"steps": 200, "eval_every": 100, "save_every": 10, "log_every": 5}
 METHOD = {"name": "neutral_residues", "gate": "hard_sigmoid", "init": "lecun", "width": 32}
 ENV = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 COMMIT = "0" * 40
+LAUNCHERS_SECONDS = 5.0
+"""How long what DeepSpeed has started on other machines may last when `langext run` has ended."""
 
 
 class Trial:
@@ -77,16 +79,26 @@ class Trial:
         sys.exit(f"{text!r} was never printed")
 
     def end(self, run: "subprocess.Popen[str]", code: int, most_seconds: float = 900) -> str:
-        """Wait for the end of a run; it must have this exit code and leave no process on any machine."""
+        """Wait for the end of a run; it must have this exit code and leave no process on any machine.
+
+        DeepSpeed's launchers look once a second whether their process has ended, so those elsewhere may last a little longer.
+        """
         began = time.monotonic()
         printed, _ = run.communicate(timeout=most_seconds)
         for line in printed.splitlines():
             _show(line)
-        left = {node.name: len(node.processes()) for node in self.nodes if node.init.is_running()}
-        print(f"  exit code {run.returncode} after {time.monotonic() - began:.1f} s; processes left: {left}", flush=True)
+        ended = time.monotonic()
+        while any((left := self.left()).values()) and time.monotonic() < ended + LAUNCHERS_SECONDS:
+            time.sleep(0.1)
+        took, later = ended - began, time.monotonic() - ended
+        print(f"  exit code {run.returncode} after {took:.1f} s; {later:.1f} s later processes left: {left}", flush=True)
         if run.returncode != code or any(left.values()):
             sys.exit(f"expected exit code {code} and no process")
         return printed
+
+    def left(self) -> dict[str, int]:
+        """Number of processes on each machine that runs."""
+        return {node.name: len(node.processes()) for node in self.nodes if node.init.is_running()}
 
     def signal(self, run: "subprocess.Popen[str]", number: signal.Signals) -> None:
         """Send a signal to `langext run` alone, as a terminal does."""
@@ -95,11 +107,11 @@ class Trial:
 
     def same(self, name: str, bytes_of: str = "") -> None:
         """Compare losses with those of one process, and the weights with those of another run, to the byte."""
-        here, there = (_losses(folder) for folder in (self.bench.root / name, self.one))
+        here, there = (losses(folder) for folder in (self.bench.root / name, self.one))
         worst = max(abs(value - there[key]) for key, value in here.items())
         said = f"  {len(here)} losses, the largest difference to one process: {worst:.1e}"
         if bytes_of:
-            equal = _weights(self.bench.root / name) == _weights(self.bench.root / bytes_of)
+            equal = weights(self.bench.root / name) == weights(self.bench.root / bytes_of)
             said += f"; weights of {name} and {bytes_of} are the same bytes: {equal}"
             if not equal:
                 sys.exit(said)
@@ -113,12 +125,14 @@ def _show(line: str) -> None:
         print(f"  {line.rstrip()}", flush=True)
 
 
-def _losses(run: Path) -> dict[tuple[int, str], float]:
+def losses(run: Path) -> dict[tuple[int, str], float]:
+    """Step and name -> each loss that a run has logged."""
     rows = [json.loads(line) for line in next(run.glob("*-train/metrics.jsonl")).read_text().splitlines()]
     return {(row["step"], name): value for row in rows if row["kind"] == "train" for name, value in row["losses"].items()}
 
 
-def _weights(run: Path) -> bytes:
+def weights(run: Path) -> bytes:
+    """The file of what a run has learned."""
     return next(run.glob("*-train/delta.safetensors")).read_bytes()
 
 
@@ -201,8 +215,8 @@ TRIALS: dict[str, Callable[[Trial], None]] = {
 }  # fmt: skip
 
 
-def make(work: Path) -> "tuple[Bench, Path]":
-    """A pico base and text in `work`, and a training of one process."""
+def make(work: Path, settings: dict[str, int]) -> "tuple[Bench, Path]":
+    """A pico base and text in `work`, and a training of one process with these settings."""
     from bench import Bench, extend, train
     from toy import make_llama, make_tokenizer
 
@@ -210,7 +224,7 @@ def make(work: Path) -> "tuple[Bench, Path]":
     for part in (tokenizer, make_llama(len(tokenizer))):
         part.save_pretrained(work / "pico")
     bench = Bench(work, work / "pico")
-    stages: list[Any] = [extend(**METHOD), train(**STEPS, runtime={"micro_batch": 4})]
+    stages: list[Any] = [extend(**METHOD), train(**settings, runtime={"micro_batch": 4})]
     return bench, bench.run("one", "fra_Latn", ["eng_Latn"], stages)
 
 
@@ -233,7 +247,7 @@ def main() -> None:
         if asked.only:
             sys.exit(subprocess.run(nodes[0].inside(*asked.only)).returncode)
         print("== one process, to compare with", flush=True)
-        trial = Trial(nodes, *make(work))
+        trial = Trial(nodes, *make(work, STEPS))
         for name in asked.trials:
             print(f"== {name}", flush=True)
             TRIALS[name](trial)
@@ -241,6 +255,7 @@ def main() -> None:
         for node in nodes:
             if hasattr(node, "init") and node.init.is_running():
                 node.kill()
+        disconnect()
 
 
 if __name__ == "__main__":

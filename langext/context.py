@@ -17,11 +17,11 @@ from pydantic import Field, model_validator
 from langext.errors import ConfigError, read_text, user_path
 from langext.spec import Benchmarks, Spec
 
-HOST = re.compile(r"(\w[\w.@:-]*)\s+slots=(\d{1,4})(\s+#.*)?", re.ASCII)
+HOST = re.compile(r"(\w[\w.@:-]*)\s+slots=([1-9]\d{0,3})(\s+#.*)?", re.ASCII)
 """A line of a host file. DeepSpeed writes the name into a command of a shell, so nothing else than a name may be there."""
 LAUNCHED = re.compile(
     r"(LOCAL_|GROUP_|ROLE_|NODE_|CROSS_)?(RANK|WORLD_SIZE)|(CROSS|LOCAL)_SIZE|MASTER_(ADDR|PORT)|ROLE_NAME|TORCHELASTIC_.*"
-    r"|OMPI_(COMM_WORLD|UNIVERSE)_.*|PMI_.*|PMIX_.*|MV2_COMM_WORLD_.*|SLURM_(PROCID|LOCALID|NTASKS|STEP_NUM_TASKS)"
+    r"|OMPI_(COMM_WORLD|UNIVERSE)_.*|PMI_.*|PMIX_.*|PALS_.*|MV2_COMM_WORLD_.*|SLURM_(PROCID|LOCALID|NTASKS|STEP_NUM_TASKS)"
 )
 """Environment variables by which torchrun, DeepSpeed, mpirun and srun tell a process which of several it is."""
 
@@ -51,7 +51,8 @@ def hosts(path: Path) -> dict[str, int]:
             continue
         match = HOST.fullmatch(text)
         if match is None:
-            raise ConfigError(f"runtime.hostfile: {path}: line {number}: expected name slots=N (got {text!r:.60})", at=at)
+            problem = f"expected name slots=N, N from 1 on (got {text!r:.60})"
+            raise ConfigError(f"runtime.hostfile: {path}: line {number}: {problem}", at=at)
         if match[1] in found:
             raise ConfigError(f"runtime.hostfile: {path}: line {number}: {match[1]} is there twice", at=at)
         found[match[1]] = int(match[2])
@@ -110,7 +111,11 @@ class Runtime(Spec):
     cpu_processes: int = Field(default=1, ge=1)
     """Processes on each node when `gpus` is 0. More than one only helps when there are cores to spare."""
     nodes: int = Field(default=1, ge=1)
-    """Machines to train on. More than one needs `hostfile`; without `gpus` they compute on their CPUs, to try it out."""
+    """Machines to train on. More than one needs `hostfile` or `launcher: srun`; without `gpus` they compute on their CPUs, to
+    try it out."""
+    launcher: Literal["deepspeed", "srun"] = "deepspeed"
+    """What starts the processes: DeepSpeed's launcher, on other machines by pdsh and ssh, or srun, as tasks of a step of the
+    Slurm job that langext runs in, which needs neither."""
     hostfile: Path | None = None
     """DeepSpeed host file, one `name slots=N` per line; see configs/hostfile.example."""
     deepspeed: str = "cpu"
@@ -153,7 +158,9 @@ class Runtime(Spec):
             (self.slurm or Slurm()).check()
         elif self.executor == "ray":
             (self.ray or Ray()).check()
-        if self.nodes > 1:
+        if self.launcher == "srun":
+            self._check_srun()
+        elif self.nodes > 1:
             self._check_nodes()
         elif self.hostfile and not user_path(self.hostfile, "runtime.hostfile").is_file():
             raise ConfigError(f"runtime.hostfile: {self.hostfile}: no such file", at=("runtime", "hostfile"))
@@ -170,17 +177,27 @@ class Runtime(Spec):
                 "leave it out",
                 at=("runtime", "compile"),
             )
-        if self.gpus and self.nodes == 1:
+        if self.gpus and self.nodes == 1 and self.launcher != "srun":  # a Slurm job is sent to where the GPUs are
             import torch
 
             if self.gpus > torch.cuda.device_count():
                 here = torch.cuda.device_count()
                 raise ConfigError(f"runtime.gpus: {self.gpus} asked for, {here} on this machine", at=("runtime", "gpus"))
 
+    def _check_srun(self) -> None:
+        """Raise ConfigError unless srun can start processes, as far as it can be seen before there is a job."""
+        if shutil.which("srun") is None:
+            problem = "runtime.launcher: srun is not here; is this a machine of a Slurm cluster?"
+            raise ConfigError(problem, at=("runtime", "launcher"))
+        if self.hostfile is not None:
+            raise ConfigError(
+                "runtime.hostfile: is for DeepSpeed's launcher; srun takes the machines of its job", at=("runtime", "hostfile")
+            )
+
     def _check_nodes(self) -> None:
         """Raise ConfigError unless DeepSpeed can start processes on all nodes: what it needs, and what the host file says."""
         if self.hostfile is None:
-            raise ConfigError("runtime.nodes > 1 needs runtime.hostfile", at=("runtime", "nodes"))
+            raise ConfigError("runtime.nodes > 1 needs runtime.hostfile, or launcher: srun", at=("runtime", "nodes"))
         listed, at = hosts(self.hostfile), ("runtime", "hostfile")
         if len(listed) < self.nodes:
             raise ConfigError(
@@ -207,6 +224,11 @@ class Runtime(Spec):
     def processes(self) -> int:
         """Processes in all, over every node."""
         return self.each * self.nodes
+
+    @property
+    def apart(self) -> bool:
+        """Whether processes of a stage are not children of the `langext run` that has started them."""
+        return self.nodes > 1 or (self.launcher == "srun" and self.processes > 1)
 
 
 @dataclass(frozen=True)

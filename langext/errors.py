@@ -7,10 +7,11 @@ import errno
 import json
 import os
 import re
+import signal
 import tempfile
 import traceback
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -63,6 +64,48 @@ class ConfigError(ValueError):
         super().__init__(printable(message))
         self.at = at
         """Location of the wrong key, from which `located` finds the line; empty when the error is not about a key."""
+        self.each: tuple[ConfigError, ...] = (self,)
+        """The mistakes that it stands for: itself, but for an error that was made of several."""
+
+    @staticmethod
+    def listed(messages: Sequence[str]) -> str:
+        """One message as it is, several as a numbered list."""
+        if len(messages) == 1:
+            return messages[0]
+        return "\n".join([f"{len(messages)} problems:", *(f"  {n}. {message}" for n, message in enumerate(messages, 1))])
+
+
+class Mistakes:
+    """Collects what the user wrote wrong, so that all of it is said at once."""
+
+    def __init__(self) -> None:
+        self.found: list[ConfigError] = []
+
+    @contextmanager
+    def part(self, *at: str | int) -> Iterator[None]:
+        """A context that keeps a ConfigError for later. `at` leads from the top to what the context looks at.
+
+        What has been said already is not said again.
+        """
+        try:
+            yield
+        except ConfigError as error:
+            for one in error.each:
+                self.add(ConfigError(str(one), (*at, *one.at)))
+
+    def add(self, error: ConfigError) -> None:
+        """Keep one more, unless it has been said."""
+        if str(error) not in map(str, self.found):
+            self.found.append(error)
+
+    def end(self) -> None:
+        """Raise one ConfigError for all that was found, if anything was."""
+        if not self.found:
+            return
+        whole = ConfigError(ConfigError.listed([str(error) for error in self.found]))
+        whole.at = next((error.at for error in self.found if error.at), ())
+        whole.each = tuple(self.found)
+        raise whole
 
 
 class RunFailed(RuntimeError):
@@ -71,15 +114,28 @@ class RunFailed(RuntimeError):
     The message says where, and how to go on. Everything that was finished before is kept.
     """
 
+    exit_code = 4
+
     def __init__(self, message: str):
         super().__init__(printable(message))
+
+
+class Stopped(RunFailed):
+    """A signal other than Ctrl-C has asked a stage to end, and it has. The exit code is that of a shell, 128 + signal."""
+
+    def __init__(self, stage: str, number: int):
+        name = signal.Signals(number).name
+        super().__init__(
+            f"stage {stage!r} was stopped by {name}. Nothing half-done counts as done; run the same command again to go on."
+        )
+        self.exit_code = 128 + number
 
 
 EXIT_CONFIG = 2
 """Exit code after a ConfigError."""
 EXIT_CONDITION = 3
 """Exit code when a condition of --fail-if is true."""
-EXIT_RUN_FAILED = 4
+EXIT_RUN_FAILED = RunFailed.exit_code
 """Exit code after a RunFailed."""
 EXIT_BUG = 70
 """Exit code after an error that langext does not know: a mistake in langext. The number is EX_SOFTWARE of sysexits.h."""

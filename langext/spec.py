@@ -236,7 +236,12 @@ def _shown(value: Any) -> str:
 
 
 def located(error: ConfigError, path: Path, overrides: Sequence[str] = ()) -> str:
-    """The message of the error. If it is about a key, the file and the line, or the override that set the key, come first."""
+    """The message of the error. If it is about a key, the file and the line, or the override that set the key, come first.
+
+    Of an error for several mistakes, a numbered list of these.
+    """
+    if len(error.each) > 1:
+        return ConfigError.listed([located(one, path, overrides) for one in error.each])
     if not error.at:
         return str(error)
     doc, plain = (parse(read_text(path, "YAML"), str(path), kind) for kind in ("rt", "safe"))

@@ -26,7 +26,8 @@ def read(folder: Path) -> Any:
     """The tokenizer in a local folder. Raises ValueError when there is none, or none that can be read."""
     path = file(folder)
     if path is None:
-        raise ValueError(f"{folder}: no tokenizer here (looked for {', '.join(FILES)})")
+        cure = 'Of a base on the hub this brings it: hf download <its id> --include "tokenizer*" --local-dir base'
+        raise ValueError(f"{folder}: no tokenizer here (looked for {', '.join(FILES)}); name a folder that has one. {cure}")
     try:
         return load(path)
     except Exception as error:  # the libraries raise errors of nearly every class

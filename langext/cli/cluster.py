@@ -34,6 +34,19 @@ CLOCK_SECONDS = 5.0
 SLOW = {"nccl": 1e9, "gloo": 1e7}
 """Bytes per second below which there is a warning: about a tenth of 100 Gbit/s, and of 1 Gbit/s."""
 SAME = "install the same on each, at the same path"
+ANSWER_SECONDS = 120
+"""How long a machine may take to say what it is: it imports torch, perhaps from a slow disk."""
+NO_ANSWER = 124
+"""Exit code that stands for none within that time, as of the program timeout."""
+CURES = {
+    "Permission denied": "`ssh {host}` must work from here without a password (ssh-copy-id {host})",
+    "Host key verification failed": "its key is not known here, or another one: call `ssh {host}` once by hand",
+    "Could not resolve hostname": "no such name: mend the host file, or name it in DNS, /etc/hosts or ~/.ssh/config",
+    "Connection refused": "no ssh server listens there (apt install openssh-server), or a firewall refuses",
+    "timed out": "it is off, or a firewall is between",
+    "No route to host": "it is off, or a firewall is between",
+}
+"""What ssh says -> what to do."""
 Run = Callable[[str, Sequence[str], str], "subprocess.CompletedProcess[str]"]
 """(host, command, standard input) -> what came back; `ssh` is the real one."""
 
@@ -69,7 +82,11 @@ def lines(hostfile: Path, slots: Mapping[str, int], folder: Path) -> Iterator[Ch
 def ssh(host: str, command: Sequence[str], text: str) -> "subprocess.CompletedProcess[str]":
     """Run a command on another machine, as DeepSpeed's launcher would: without a password, or not at all."""
     whole = ["ssh", "-o", "BatchMode=yes", "-o", "ConnectTimeout=10", host, shlex.join(command)]
-    return subprocess.run(whole, input=text, capture_output=True, text=True, errors="replace")
+    try:
+        return subprocess.run(whole, input=text, capture_output=True, text=True, errors="replace", timeout=ANSWER_SECONDS)
+    except subprocess.TimeoutExpired:
+        said = f"no answer within {ANSWER_SECONDS} s; does a file system hang there (df), or is the machine overloaded?"
+        return subprocess.CompletedProcess(whole, NO_ANSWER, "", said)
 
 
 def ask(slots: Mapping[str, int], folder: Path, run: Run) -> tuple[dict[str, dict[str, Any]], list[Check]]:
@@ -108,8 +125,11 @@ def _answer(host: str, asked: dict[str, Any], run: Run) -> dict[str, Any] | str:
         before, after = began - answer["time"], answer["time"] - ended
         return answer | {"clock": max(before, after, 0.0)}
     why = one_line((done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1])
-    if done.returncode == 255:
-        return f"{why}; `ssh {host}` must work from here without a password (ssh-copy-id {host})"
+    if done.returncode == NO_ANSWER:
+        return why
+    if done.returncode == nodes.SSH_FAILED:
+        cure = next((cure for said, cure in CURES.items() if said in done.stderr), CURES["Permission denied"])
+        return f"{why}; {cure.format(host=host)}"
     return f"{why}; langext must be installed there with the Python of {sys.executable}"
 
 

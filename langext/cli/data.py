@@ -52,12 +52,14 @@ def peek(
                 if is_pipeline
                 else [_of_path(where, language, lid, _expected(language, threshold, level), column)]
             )
-            looks = [_look(each, documents) for each in sources]
+            looks, code = _looks(sources, documents)
         if as_json:
             typer.echo(edge.json_text([{**head, "judged": [vars(each) for each in found]} for head, found in looks]))
-            return
-        for head, found in looks:
-            _show(head, found, show)
+        else:
+            for head, found in looks:
+                _show(head, found, show)
+        if code:
+            raise typer.Exit(code)
 
 
 @app.command()
@@ -156,6 +158,25 @@ def _model(name: str, text: Literal["auto", "plain", "words"] = "auto") -> "Lang
     from langext.errors import user_path
 
     return LanguageId(assets.resolve(name) if name.startswith(assets.PREFIX) else user_path(name, "lid_model"), text)
+
+
+def _looks(asked: list[Asked], count: int) -> tuple[list[tuple[dict[str, Any], list["Judged"]]], int]:
+    """What is said of each source and its documents, and the exit code of the first that cannot be looked at, else 0.
+
+    Of several sources such a one is a line, and the others go on.
+    """
+    from langext.errors import EXIT_CONFIG, EXIT_RUN_FAILED, ConfigError, RunFailed
+
+    if len(asked) == 1:
+        return [_look(asked[0], count)], 0
+    looks, code = [], 0
+    for each in asked:
+        try:
+            looks.append(_look(each, count))
+        except (ConfigError, RunFailed) as error:
+            typer.secho(f"error: source {each.name}: {error}", fg="red", err=True)
+            code = code or (EXIT_CONFIG if isinstance(error, ConfigError) else EXIT_RUN_FAILED)
+    return looks, code
 
 
 def _look(asked: Asked, count: int) -> tuple[dict[str, Any], list["Judged"]]:

@@ -35,13 +35,15 @@ def clean(file: str | None = None, overrides: list[str] | None = None) -> Iterat
     print_anything()
     # Python puts the current folder first on the path of `python -m`, as langext starts its workers: what lies there is data.
     os.environ.setdefault("PYTHONSAFEPATH", "1")
+    # The library of the hub logs each try that fails; what failed in the end is said once. It looks when it is first imported.
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     try:
         yield
     except (typer.Exit, typer.Abort, typer.BadParameter):
         raise
     except RunFailed as error:
         typer.secho(f"error: {error}", fg="red", err=True)
-        raise typer.Exit(EXIT_RUN_FAILED) from None
+        raise typer.Exit(error.exit_code) from None
     except ConfigError as error:
         typer.secho(
             f"error: {located(error, pipeline_file(file), overrides or []) if file and error.at else error}", fg="red", err=True

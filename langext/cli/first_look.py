@@ -12,10 +12,11 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from langext.artifacts import first_problem
+from langext.cli import first_language
 from langext.console import Progress
 from langext.data import assets, formats, remote, source_files
 from langext.data.sources import Source
-from langext.errors import ConfigError
+from langext.errors import ConfigError, one_line
 from langext.languages import Language
 from langext.methods import AnyMethod
 from langext.models import bases
@@ -29,6 +30,8 @@ MEASURED_BYTES = 1_000_000
 """Most bytes of it that are given to the tokenizer."""
 METHOD = {"name": "neutral_residues", "gate": "threshold", "calibrate": {"closed": 0.995}, "extra_params_frac": 0.2}
 """The method that a first run takes; docs/recipe.md has its settings and what they were compared with."""
+AT_LEAST = "at least "
+"""Said of a size of which only a lower bound is known."""
 HUB_FILES = ["config.json", "tokenizer*", "vocab.json", "merges.txt", "special_tokens_map.json", "added_tokens.json"]
 
 
@@ -44,6 +47,15 @@ class Base:
 
 
 @dataclass(frozen=True)
+class AskedText:
+    """An option that names text."""
+
+    option: str
+    path: str | None
+    encoding: str | None
+
+
+@dataclass(frozen=True)
 class Text:
     """Text of one language, as a sample of it shows it."""
 
@@ -55,6 +67,10 @@ class Text:
     """"" where the size is exact, else what it is: "about ", "at most ", "at least "."""
     use: audit.Use | None
     """How the base's tokenizer writes it; None without a tokenizer."""
+    encoding: str | None = None
+    """As the source of a pipeline has it; None for UTF-8."""
+    doubt: str = ""
+    """What speaks against its being in the language; empty when nothing does."""
 
     @property
     def tokens(self) -> int | None:
@@ -109,31 +125,37 @@ def _download(name: str, revision: str | None) -> bool:
     return True
 
 
-def text(path: str, language: Language, tokenizer: Any) -> Text:
+def text(asked: AskedText, language: Language, tokenizer: Any) -> Text:
     """A file, a folder or a pattern of text. Raises ConfigError when there is none to read."""
+    path, option = asked.path or "", asked.option
     try:
-        source = Source.model_validate({"language": language.code, "path": path})
+        source = Source.model_validate({"language": language.code, "path": path, "encoding": asked.encoding})
     except ValidationError as error:
-        raise ConfigError(f"{path}: {first_problem(error)}") from None
+        raise ConfigError(f"{option}: {path}: {first_problem(error)}") from None
     if source.piped:
-        raise ConfigError("standard input can be read only once; give --text a file or a folder")
-    source.check()
-    texts, size, bound = _sample(source)
-    if not texts:
-        raise ConfigError(f"{path}: no document with text in what was read of it")
+        raise ConfigError(f"standard input can be read only once; give {option} a file or a folder")
+    try:
+        source.check()
+        texts, size, bound = _sample(source)
+    except ConfigError as error:  # it names the key of a pipeline, which is an option here
+        raise ConfigError(str(error).replace("set encoding: ", f"give {option.replace('text', 'encoding')} ")) from None
     use = audit.use(tokenizer, _thinned(texts)) if tokenizer is not None else None
-    return Text(_from_anywhere(path), size, bound, use)
+    doubt = first_language.doubt(list(_thinned(texts)), language)
+    return Text(_from_anywhere(path), size, bound, use, source.encoding, doubt and f"{option}: {one_line(path)}: {doubt}")
 
 
 def _sample(source: Source) -> tuple[list[str], int, str]:
-    """Texts from files spread over a source, bytes of text in all of it, and how sure that is."""
+    """Texts from files spread over a source, bytes of text in all of it, and how sure that is.
+
+    Raises ConfigError when there are none, with what cannot be read.
+    """
     record, tolerant = source.glance(), source.model_copy(update={"max_bad_frac": 1.0})
-    texts: list[str] = []
+    texts, unread = list[str](), list[str]()
     read = whole = on_disk = 0
     progress = Progress(f"{source.domain}: reading a sample", SAMPLE_BYTES)
     for rank in _spread(record.tasks):
-        before = read
-        for document in tolerant.reader(record).run(None, rank, record.tasks):
+        before, reader = read, tolerant.reader(record)
+        for document in reader.run(None, rank, record.tasks):
             texts.append(document.text)
             read += len(document.text.encode())
             progress.at(read)
@@ -141,15 +163,18 @@ def _sample(source: Source) -> tuple[list[str], int, str]:
                 break
         else:
             whole, on_disk = whole + read - before, on_disk + record.files[rank].bytes
+            unread += reader.unread.places
             continue
         break
+    if not texts:
+        raise ConfigError(unread[0] if unread else f"{source.origin}: no document with text in what was read of it")
     total = sum(file.bytes for file in record.files)
     if on_disk == total:
         return texts, read, ""
     if on_disk:
         return texts, max(read, round(total * whole / on_disk)), "about "
     packed = any(formats.packing(Path(file.name)) or formats.kind(Path(file.name)) == formats.PARQUET for file in record.files)
-    return texts, max(read, total), "at least " if packed else "at most "
+    return texts, max(read, total), AT_LEAST if packed else "at most "
 
 
 def _spread(count: int) -> Iterator[int]:
@@ -203,17 +228,3 @@ def machine() -> Machine:
     found = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
     memory = min((properties.total_memory for properties in found), default=0)
     return Machine(len(found), found[0].name if found else "", memory, launcher.cores(), psutil.virtual_memory().total)
-
-
-def has_label(model: str, languages: Sequence[Language]) -> bool:
-    """Whether a model for language identification is on this machine and knows all of these languages."""
-    from langext import languages as table
-    from langext.data.language_id import LanguageId
-
-    try:
-        labels = LanguageId(assets.resolve(model), "auto").labels()
-        for language in languages:
-            table.label_of(language, labels)
-    except ConfigError:  # not fetched, or without a label for one of them
-        return False
-    return True

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from langext.artifacts import first_problem
 from langext.cli import first_look, first_settings
+from langext.cli.first_language import GLOTLID, LID_176, has_label
 from langext.cli.first_look import Base, Machine, Text
 from langext.data import assets
 from langext.errors import ConfigError, one_line
@@ -18,7 +20,6 @@ from langext.languages import Language
 from langext.pipeline.plan import Pipeline, lineage, plan
 from langext.spec import parse
 
-GLOTLID, LID_176 = "asset:glotlid", "asset:lid.176"
 NEEDED = ("python-reference", "everything-else")
 """Assets that every such pipeline reads."""
 
@@ -43,6 +44,8 @@ class Written:
     """What it was made from, a line each."""
     next: list[str]
     """Commands."""
+    doubts: list[str]
+    """What may be a mistake in what was asked for."""
 
 
 def write(asked: Asked, base: Base, text: Text | None, original: Text | None, machine: Machine) -> Written:
@@ -51,28 +54,37 @@ def write(asked: Asked, base: Base, text: Text | None, original: Text | None, ma
     placement = first_settings.placement(base, budget, machine)
     kept = original.use if original else first_look.english(base.tokenizer) if _compares(asked, base) else None
     new = text.use if text else None
-    found = [line for line in (_of_base(base), _of_text(text, new, kept, original), _of_machine(machine)) if line]
-    small = first_look.has_label(LID_176, [asked.language, *asked.originals])
+    doubts = [given.doubt for given in (text, original) if given and given.doubt]
+    found = [
+        _of_base(base),
+        _of_text(text, new, kept, original),
+        *(f"doubt: {doubt}" for doubt in doubts),
+        _of_machine(machine),
+    ]
+    small = has_label(LID_176, [asked.language, *asked.originals])
     lid = LID_176 if small else GLOTLID
     documents = first_settings.documents(budget)
+    file = shlex.quote(str(asked.file))
     calibrates_fully = budget.tokens >= first_settings.FULL_CALIBRATION
     filled = _template().render(
-        language=asked.language, base_name=asked.base, revision=asked.revision, file=one_line(asked.file), found=found,
+        language=asked.language, base_name=asked.base, revision=asked.revision, file=one_line(file),
+        found=[*found, *(f"doubt: {doubt}" for doubt in doubts)],
         name=plain_name(asked.base, asked.language), originals=asked.originals, lid=lid,
         lid_why="176 languages, and these are among them" if small else "2,102 languages; for large ones asset:lid.176 will do",
         heldout=f"{first_settings.heldout(text, documents):g}",
         heldout_why=f": about {first_settings.HELDOUT_BYTES // 1000} kB, if there is so much" if text else "",
         text=text, original_text=original, documents=documents, calibrating=400_000 if calibrates_fully else 20_000,
         workers=min(16, machine.cores),
-        gpus=machine.gpus, vocabulary=first_settings.vocabulary(asked.language, new, kept, budget),
+        gpus=machine.gpus, vocabulary=first_settings.vocabulary(asked.language, text, kept, budget),
+        amount=first_settings.amount(text),
         extra=f"{base.size.trainable / 1e6:.1f} M parameters learn" if base.size else "of the parameters of the base",
         calibration=", original_tokens: 400000, new_tokens: 200000" if calibrates_fully else "",
         budget=budget, every=max(1, min(500, budget.steps // 8)), placement=placement,
     )  # fmt: skip
     _check(filled, asked)
     missing = [name for name in (lid.removeprefix(assets.PREFIX), *NEEDED) if not assets.here(name)]
-    commands = [*(f"langext fetch {name}" for name in missing), f"langext plan {asked.file}", f"langext run {asked.file}"]
-    return Written(filled, found, commands)
+    commands = [*(f"langext fetch {name}" for name in missing), f"langext plan {file}", f"langext run {file}"]
+    return Written(filled, found, commands, doubts)
 
 
 def _compares(asked: Asked, base: Base) -> bool:
@@ -87,7 +99,10 @@ def plain_name(base: str, language: Language) -> str:
 
 def _of_base(base: Base) -> str:
     if base.size is None:
-        return "base: the hub could not be reached, so settings are those for 1.7 G parameters; init again when it can be"
+        return (
+            "base: the hub could not be reached, so nobody knows if there is such a base, and settings are those for 1.7 G "
+            "parameters; init again with --force when it can be"
+        )
     kind = base.config.model_type
     return f"base: {kind}, {base.size.base / 1e6:,.1f} M parameters, {base.config.vocab_size:,} tokens in its vocabulary"
 

@@ -1,7 +1,7 @@
 """Settings for a first run, from what `langext init` has found. Pure functions: nothing is read here.
 
 The rule: every figure is one of docs/recipe.md, of pipelines/add_language.yaml or of the quickstart, or is computed from the
-shapes of the base; what lies beyond what was measured says so.
+shapes of the base; what lies beyond what was measured says so. docs/add-your-language.md shows the tables as they are here.
 """
 
 from dataclasses import dataclass
@@ -9,6 +9,7 @@ from itertools import product
 from typing import Any
 
 from langext.architectures import families
+from langext.cli import first_look
 from langext.cli.first_look import Base, Machine, Text
 from langext.languages import Language
 from langext.pipeline import estimate
@@ -24,7 +25,7 @@ GPU_FLOPS = 6 * 1.1e9 * 1.25e9
 UNKNOWN_PARAMETERS = 1.7e9
 """The size of a base that is not known yet."""
 FEW_TOKENS = 1_100_000
-"""Up to about a million tokens the recipe learns fastest at 8e-3; beyond it 4e-3 disturbs less (docs/recipe.md)."""
+"""Tokens of a short training: docs/recipe.md has measured up to about so many."""
 SMALL_STEP, LARGE_STEP, STEPS = 2_048, 524_288, 2_000
 """Tokens of a step in docs/recipe.md and in pipelines/add_language.yaml; between them a training is divided into STEPS."""
 LEAST_STEPS = 20
@@ -38,13 +39,55 @@ FULL_CALIBRATION = 100_000_000
 
 
 @dataclass(frozen=True)
+class Rate:
+    """A learning rate, and the trainings that it is for."""
+
+    trainings: str
+    least_tokens: int
+    least_parameters: int
+    """Of the base."""
+    lr: str
+    """As a pipeline has it."""
+    known: str
+    """How far that was measured."""
+
+
+RATES = (
+    Rate("billions of tokens, base of 1 B parameters and more", 1_000_000_000, 1_000_000_000, "1e-3", "not measured"),
+    Rate("more than about 1 million tokens", FEW_TOKENS + 1, 0, "4e-3", "measured up to 1 million"),
+    Rate("up to about 1 million tokens", 0, 0, "8e-3", "measured on a base of 135 M parameters"),
+)
+"""The first one that fits is taken. 1e-3 is that of pipelines/add_language.yaml; docs/recipe.md has measured the others."""
+
+
+@dataclass(frozen=True)
+class Amount:
+    """An amount of text of the new language, and what a run with so little of it does."""
+
+    text: str
+    most_bytes: float
+    settings: tuple[str, ...]
+    """As a pipeline has them."""
+    new_tokens: bool
+    """Whether there is text enough for the rows of new tokens to be learnt from. A rule of thumb, not measured."""
+
+
+AMOUNTS = (
+    Amount("up to 10 MB", 10e6, ("level: paragraph", "result: best"), False),
+    Amount("10 to 50 MB", 50e6, (), False),
+    Amount("more than 50 MB", float("inf"), (), True),
+)
+"""The first one that fits is taken."""
+
+
+@dataclass(frozen=True)
 class Budget:
     """How long a training is."""
 
     steps: int
     sequence_length: int
     batch_sequences: int
-    lr: float
+    rate: Rate
     why: str
     """What decided the number of tokens."""
     short: bool
@@ -90,7 +133,19 @@ def budget(base: Base, text: Text | None, machine: Machine) -> Budget:
     steps = max(LEAST_STEPS, int(most / (sequences * length)))
     if steps * sequences * length > most:
         why = f"the least that teaches anything, though it reads the little text more than {EPOCHS} times"
-    return Budget(steps, length, sequences, 8e-3 if few else 4e-3, why, short=few)
+    return Budget(steps, length, sequences, rate(int(most), size), why, short=few)
+
+
+def rate(tokens: int, parameters: float) -> Rate:
+    """The learning rate of a training on so many tokens, of a base with so many parameters."""
+    return next(row for row in RATES if tokens >= row.least_tokens and parameters >= row.least_parameters)
+
+
+def amount(text: Text | None) -> Amount:
+    """How much text there is. Of text on the hub, and of "at least" so much, the most."""
+    if text is None or text.bound == first_look.AT_LEAST:
+        return AMOUNTS[-1]
+    return next(row for row in AMOUNTS if text.size_bytes <= row.most_bytes)
 
 
 def heldout(text: Text | None, documents: int = 0) -> float:
@@ -108,10 +163,13 @@ def documents(planned: Budget) -> int:
     return max(FEW_DOCUMENTS, planned.tokens // 100)
 
 
-def vocabulary(language: Language, new: audit.Use | None, original: audit.Use | None, planned: Budget) -> Vocabulary:
+def vocabulary(language: Language, text: Text | None, original: audit.Use | None, planned: Budget) -> Vocabulary:
     """Whether to let stage extend_tokenizer look for new tokens. docs/tokenizer.md has the reasons."""
+    new = text.use if text else None
     if planned.short:
         return Vocabulary(False, "new rows must be learnt first, and this training is short")
+    if not amount(text).new_tokens:
+        return Vocabulary(False, f"new rows must be learnt first, and there is little text ({amount(text).text})")
     if new is not None and original is not None:
         if found := audit.close(new, [original]):
             return Vocabulary(False, found.reason)
@@ -153,6 +211,6 @@ def _micro(planned: Budget, processes: int) -> int:
 def training(planned: Budget, runtime: dict[str, Any]) -> Train:
     """The stage as a pipeline would have it, with the keys that decide its cost."""
     return Train.model_validate({
-        "uses": "train", "steps": planned.steps, "sequence_length": planned.sequence_length, "lr": planned.lr,
+        "uses": "train", "steps": planned.steps, "sequence_length": planned.sequence_length, "lr": float(planned.rate.lr),
         "batch_sequences": planned.batch_sequences, "runtime": runtime,
     })  # fmt: skip

@@ -14,7 +14,7 @@ from typing import Literal
 from langext.console import say
 from langext.context import compiler
 from langext.data import assets, carriers
-from langext.errors import ConfigError
+from langext.errors import ConfigError, discreet
 
 PACKAGES = (
     "torch", "transformers", "tokenizers", "sentencepiece", "deepspeed", "datasets", "datatrove", "lm_eval", "peft",
@@ -29,6 +29,8 @@ DEBIAN = {"pdsh": "pdsh", "ssh": "openssh-client", "C++ compiler": "g++"}
 GiB = 2**30
 LEAST_DISK, LITTLE_DISK = 0.5 * GiB, 5 * GiB
 """Bytes of free disk: below the first nothing runs, below the second a run of a small model may not fit."""
+HUB_SECONDS = 5
+"""How long the hub may take to answer."""
 LITTLE_MEMORY = 3 * GiB
 """Bytes of free memory below which a run of a small model may be killed."""
 
@@ -65,17 +67,21 @@ def tell(found: Iterable[Check], quiet: bool = False) -> int:
 
 
 def checks() -> Iterator[Check]:
-    """Look at packages, programs, devices, memory, disk, write permission, clock and assets."""
+    """Look at packages, programs, devices, memory, disk, write permission, clock, hub and assets."""
     yield Check("ok", "python", platform.python_version())
     yield from (_package(name) for name in PACKAGES)
     yield _fasttext()
     yield from sometimes()
     yield from _devices()
+    yield Check(
+        "ok", "ops of DeepSpeed", "none is needed: AdamW is PyTorch's, offloaded too, so nothing of DeepSpeed is compiled"
+    )
     yield _memory()
     for what, folder in (("this folder", Path.cwd()), ("cache", carriers.cache())):
         yield _writable(what, folder)
         yield _disk(what, folder)
     yield _clock(time.time())
+    yield hub()
     yield from (_asset(name) for name in assets.ASSETS)
 
 
@@ -117,7 +123,25 @@ def _devices() -> Iterator[Check]:
         yield Check("ok", "GPU", f"none; {launcher.cores()} CPU cores, bf16 in hardware: {bf16}")
     for i in range(torch.cuda.device_count()):
         found = torch.cuda.get_device_properties(i)
-        yield Check("ok", f"GPU {i}", f"{found.name}, {found.total_memory / GiB:.0f} GiB")
+        bf16 = "bf16" if found.major >= 8 else "no bf16 in hardware (from compute capability 8.0 on)"
+        yield Check("ok", f"GPU {i}", f"{found.name}, {found.total_memory / GiB:.0f} GiB, {bf16}")
+
+
+def hub() -> Check:
+    """Whether the hub can be reached, and with whose name. The token itself is not shown."""
+    from huggingface_hub import constants, get_token
+    from huggingface_hub.utils import get_session
+
+    endpoint = discreet(constants.ENDPOINT)
+    if constants.HF_HUB_OFFLINE:
+        return Check("ok", "hub", "not asked (HF_HUB_OFFLINE); bases and data sets must be here already")
+    try:
+        get_session().head(constants.ENDPOINT, timeout=HUB_SECONDS)
+    except Exception as error:  # of the HTTP library, which has changed before
+        cure = "what comes from there must be here already; HF_HUB_OFFLINE=1 saves the waiting, HTTPS_PROXY names a proxy"
+        return Check("warning", "hub", f"{endpoint} cannot be reached ({type(error).__name__})", cure)
+    who = "logged in" if get_token() else "not logged in; gated models, as Llama's, need it: hf auth login"
+    return Check("ok", "hub", f"{endpoint} answers; {who}")
 
 
 def _memory() -> Check:

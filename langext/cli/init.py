@@ -15,24 +15,29 @@ def init(
     text: Annotated[
         str | None, typer.Option(help="Text of the language: a file, a folder or a pattern. Default: text on the hub.")
     ] = None,
+    encoding: Annotated[str | None, typer.Option(help="Encoding of --text that is not UTF-8, as cp1250.")] = None,
     original: Annotated[
         list[str] | None, typer.Option(help="A language that the base must not lose. Repeatable. Default: eng_Latn.")
     ] = None,
     original_text: Annotated[
         str | None, typer.Option(help="Text of the (first) original language. Default: Wikipedia on the hub.")
     ] = None,
+    original_encoding: Annotated[
+        str | None, typer.Option(help="Encoding of --original-text that is not UTF-8, as cp1252.")
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(parser=edge.path, metavar="FILE", help="File to write. Default: <base>-<language>.yaml.")
     ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Write over a file that exists.")] = False,
 ) -> None:
     """Write a pipeline with settings that fit the base, the text and this machine, and say in it why.
 
-    Of a base on the hub only config and tokenizer are downloaded. A file that exists is never overwritten.
+    Of a base on the hub only config and tokenizer are downloaded. A file that exists is only overwritten with --force.
     """
     with edge.clean():
         from langext import languages
         from langext.cli import first_look, first_pipeline
-        from langext.console import say
+        from langext.console import say, warn
         from langext.errors import ConfigError
 
         new, kept = languages.find(language), [languages.find(other) for other in original or ["eng_Latn"]]
@@ -43,21 +48,34 @@ def init(
                 f"--original: langext knows no text of {unknown.name} on the hub; name it first, with --original-text"
             )
         file = out or Path(f"{first_pipeline.plain_name(base, new)}.yaml")
-        if file.exists():
-            raise ConfigError(f"{file}: exists already, and is not overwritten; remove it, or choose another --out")
-        if not file.parent.is_dir():
-            raise ConfigError(f"--out: {file.parent}: no such folder")
+        _check_target(file, force)
         asked = first_pipeline.Asked(base, revision, new, kept, file)
         model = first_look.base(base, revision)
         learnt, known = (
-            first_look.text(path, spoken, model.tokenizer) if path else None
-            for path, spoken in ((text, new), (original_text, kept[0]))
+            first_look.text(asked_text, spoken, model.tokenizer) if asked_text.path else None
+            for asked_text, spoken in (
+                (first_look.AskedText("--text", text, encoding), new),
+                (first_look.AskedText("--original-text", original_text, original_encoding), kept[0]),
+            )
         )
         written = first_pipeline.write(asked, model, learnt, known, first_look.machine())
-        with file.open("x", encoding="utf-8") as target:  # x: not even one that was made meanwhile is overwritten
+        for doubt in written.doubts:
+            warn(doubt)
+        with file.open("w" if force else "x", encoding="utf-8") as target:  # x: not even one that was made meanwhile
             target.write(written.text)
         for line in written.found:
             say(line)
         say(f"wrote {file}: it says why it is as it is. Change what you know better, then:")
         for command in written.next:
             say(f"  {command}")
+
+
+def _check_target(file: Path, force: bool) -> None:
+    """Raise ConfigError where the file cannot be written, or would be written over."""
+    from langext.errors import ConfigError
+
+    if file.is_dir() or (file.exists() and not force):
+        other = "" if file.is_dir() else ", or give --force"
+        raise ConfigError(f"{file}: exists already, and is not overwritten; remove it, or choose another --out{other}")
+    if not file.parent.is_dir():
+        raise ConfigError(f"--out: {file.parent}: no such folder")

@@ -15,10 +15,13 @@ def quickstart(overrides: edge.Set = None, out: edge.Out = None, redo: edge.Redo
     """
     with edge.clean(NAME, overrides):
         from langext.data import assets
-        from langext.pipeline import run
+        from langext.pipeline import launcher, run
         from langext.report import page
 
         spec, root = edge.load(NAME, overrides, out)
+        launcher.check_alone()
+        with run.hold(root):  # a folder that cannot be written is found out before anything is fetched
+            pass
         for name in assets.names(NAME):
             assets.fetch(name)
         run.run(spec, root, redo=redo or [])

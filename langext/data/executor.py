@@ -7,6 +7,7 @@ died was to do.
 
 import copy
 import signal
+import sys
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -60,7 +61,9 @@ class Executor(LocalPipelineExecutor):
 
     def _share(self, ranks: list[int]) -> None:
         began, started = time.time(), list[BaseProcess]()
-        with ProcessPoolExecutor(self.workers, mp_context=get_context("forkserver")) as pool:
+        place = get_context("forkserver")  # its server imports once what every process of every pool would import anew
+        place.set_forkserver_preload([name for name in sys.modules if name.startswith("langext.")])
+        with ProcessPoolExecutor(self.workers, mp_context=place) as pool:
             try:
                 tasks = [pool.submit(self._run_for_rank, rank) for rank in ranks]
                 started = active_children()

@@ -69,6 +69,11 @@ class Source(SourceSpec):
             return True
         return "**" in self.path or any(whole.is_relative_to(at.resolve()) for at in source_files.matches(self.path))
 
+    def check_apart(self, stage: Path) -> None:
+        """Raise ConfigError when the source would read what is written into the folder `stage`."""
+        if self.holds(stage):
+            raise ConfigError(f"source {self.domain}: {one_line(self.origin)} holds this run too, and would read it")
+
     def found(self) -> Found | None:
         """The files; None of a dataset on the hub and of standard input.
 

@@ -37,7 +37,17 @@ if TYPE_CHECKING:
     from langext.methods.extended import Earlier
     from langext.models.loading import Record
 
+RUNS = "runs/"
+"""How the name of an earlier run begins, where it has no folder of its own: it is none of the hub."""
 HUB_FILES = ["*.json", "*.safetensors", "tokenizer.model", "merges.txt", "*.jinja", "README.md", *base_files.LICENCES]
+
+
+def unseen(base: str, revision: str | None) -> bool:
+    """Whether the base is one of the hub, of which nothing is on this machine: it may not even exist."""
+    try:
+        return _local(base) is None and place_if_here(base, revision) is None
+    except ConfigError:  # an asset that has not been fetched
+        return False
 
 
 def check(base: str) -> None:
@@ -49,7 +59,9 @@ def check(base: str) -> None:
     if path is None:
         return
     if not path.exists():
-        raise ConfigError(f"base_model: {base}: no such file or folder")
+        raise ConfigError(
+            f"base_model: {base}: no such {'run here; finish it first' if base.startswith(RUNS) else 'file or folder'}"
+        )
     if path.is_file() and path.suffix != ".gguf":
         raise ConfigError(f"base_model: {base}: expected a Hugging Face folder or a .gguf file")
     if path.is_file():
@@ -285,7 +297,7 @@ def _local(base: str) -> Path | None:
         return assets.resolve(base)
     path = user_path(base, "base_model")
     # A hub id has exactly one slash (owner/name); a folder of that name wins over it.
-    looks_local = base.startswith(("/", ".", "~")) or base.endswith(".gguf") or path.exists() or base.count("/") != 1
+    looks_local = base.startswith(("/", ".", "~", RUNS)) or base.endswith(".gguf") or path.exists() or base.count("/") != 1
     return path if looks_local else None
 
 

@@ -5,6 +5,7 @@ The one rule: it downloads nothing. The numbers come from shapes; activations an
 
 import copy
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from langext.exports import targets
 from langext.methods.base import Method
 from langext.models import bases
 from langext.pipeline import plan
-from langext.pipeline.plan import Pipeline
+from langext.pipeline.plan import Pipeline, Step
 from langext.spec import located
 from langext.stages import makes, sizing
 from langext.stages.export import Export
@@ -122,25 +123,44 @@ def show(spec: Pipeline, root: Path, file: Path, overrides: Sequence[str]) -> bo
     for step in steps:
         if isinstance(step.stage, Filter):
             _show_text(step.name, step.stage)
-    # Sizes are those of a model that is built; what was refused is not.
-    config = None if problem else bases.config_if_here(spec.base_model, spec.revision)
-    if config is None and not problem:
+    _show_models(spec, steps)
+    if unseen := _unseen(spec, steps):
+        console.say(f"Not looked at, since they are on the hub and nothing is downloaded here: {', '.join(unseen)}")
+    console.say(
+        f"not ready to run: {problem}" if problem else "ready to run" + ", if these are as the pipeline says" * bool(unseen)
+    )
+    return not problem
+
+
+def _show_models(spec: Pipeline, steps: list[Step]) -> None:
+    """What the trainings take, and which exports are possible, as far as the base is known."""
+    config, models = None, dict[str, tuple[Method, ...]]()
+    with suppress(ConfigError):  # it is among the problems. Sizes are those of a model that is built; what is refused is not
+        models = plan.lineage(spec, steps)
+        plan.check_models(spec, steps)
+        config = bases.config_if_here(spec.base_model, spec.revision)
+    if bases.place_if_here(spec.base_model, spec.revision) is None:
         console.say(
             "The base's config is not on this machine, so parameters, FLOPs and memory are unknown until the first run."
         )
     new_tokens = sum(sizing.most(step.stage.new_tokens) for step in steps if isinstance(step.stage, ExtendTokenizer))
-    try:
-        models = plan.lineage(spec, steps)
-    except ConfigError:  # it is the problem above
-        models = {}
     for step in steps:
         methods = models.get(step.inputs["model"][0], ()) if "model" in step.inputs else ()
-        if isinstance(step.stage, Train):
-            _show_training(step.name, step.stage, config, methods, new_tokens)
-        if isinstance(step.stage, Export) and methods:
-            _show_export(step.name, step.stage.format, config, methods)
-    console.say(f"not ready to run: {problem}" if problem else "ready to run")
-    return not problem
+        with suppress(ConfigError):
+            if isinstance(step.stage, Train):
+                _show_training(step.name, step.stage, config, methods, new_tokens)
+            if isinstance(step.stage, Export) and methods:
+                _show_export(step.name, step.stage.format, config, methods)
+
+
+def _unseen(spec: Pipeline, steps: Sequence[Step]) -> list[str]:
+    """What the pipeline takes from the hub, of which nothing is known on this machine."""
+    texts = [step.stage for step in steps if isinstance(step.stage, Filter) and step.state != "done"]
+    found = [f"base_model {spec.base_model}"] if bases.unseen(spec.base_model, spec.revision) else []
+    for source in (source for text in texts for source in text.sources if source.hub):
+        with suppress(ConfigError):
+            found += [f"dataset {source.origin}"] if source.folder() is None else []
+    return list(dict.fromkeys(found))
 
 
 def _show_text(name: str, text: Filter) -> None:
@@ -174,8 +194,13 @@ def _show_training(name: str, train: Train, config: Any, methods: Sequence[Metho
 
 
 def _show_export(name: str, form: str, config: Any, methods: Sequence[Method]) -> None:
-    possible = []
+    possible, unknown = [], []
     for other, target in targets.TARGETS.items():
-        reason = target.obstacle(config, methods, None)
-        possible.append(f"not {other} ({reason})" if reason else f"{other}: {target.architecture(config, methods)}")
+        if reason := target.obstacle(config, methods, None):
+            possible.append(f"not {other} ({reason})")
+        elif config is None and target.folds:  # its shapes, as a scaled rope, can still forbid it
+            unknown.append(other)
+        else:
+            possible.append(f"{other}: {target.architecture(config, methods)}")
+    possible += [f"unknown until the base is here: {', '.join(unknown)}"] if unknown else []
     console.say(f"{name}: {form}. Possible with this base and method: {'; '.join(possible)}")

@@ -14,8 +14,8 @@ from typing import Any
 from langext.artifacts import STOP
 from langext.console import warn
 from langext.context import Runtime, without_launcher
-from langext.errors import ConfigError, RunFailed
-from langext.pipeline import lifeline, nodes
+from langext.errors import ConfigError, RunFailed, Stopped
+from langext.pipeline import lifeline, nodes, slurm_step
 
 MALLOC = {
     "MALLOC_MMAP_THRESHOLD_": str(8 << 30),
@@ -29,9 +29,10 @@ COUNTS = {
     "MV2_COMM_WORLD_SIZE": "mpirun", "PET_NNODES": "a PyTorchJob of Kubernetes",
 }  # fmt: skip
 """Environment variable that holds the number of processes of a launcher -> the launcher."""
-SKY_RANK = "SKYPILOT_NODE_RANK"
-"""Environment variable by which SkyPilot, which runs a command on every machine, tells which one this is.
-https://docs.skypilot.co/en/latest/running-jobs/distributed-jobs.html"""
+RANKS = {"SKYPILOT_NODE_RANK": "SkyPilot", "JOB_COMPLETION_INDEX": "an Indexed Job of Kubernetes", "PALS_RANKID": "PALS"}
+"""Environment variable that holds which of several tasks this is, of what does not tell how many there are -> who set it.
+https://docs.skypilot.co/en/latest/running-jobs/distributed-jobs.html,
+https://kubernetes.io/docs/tasks/job/indexed-parallel-processing-static/"""
 ENDING_SECONDS = 1.0
 """How long the processes of a stage may still run when its worker has ended."""
 
@@ -45,23 +46,26 @@ def check_alone() -> None:
                 f"{name} is {count}: {program} would start {count} runs. langext starts its own processes: call it once, and "
                 f"set runtime.gpus (or cpu_processes, or nodes) of the stage; if {name} is left over, unset it"
             )
-    if (rank := os.environ.get(SKY_RANK, "0")) != "0":
-        raise ConfigError(
-            f"{SKY_RANK} is {rank}: SkyPilot would start a run on every machine. Call langext on the first one alone, with "
-            f'runtime.nodes and a host file of $SKYPILOT_NODE_IPS: if [ "${SKY_RANK}" = 0 ]; then langext run ...; fi'
-        )
+    for name, program in RANKS.items():
+        if (rank := os.environ.get(name, "0")) != "0":
+            hosts = " of $SKYPILOT_NODE_IPS" if program == "SkyPilot" else ""
+            raise ConfigError(
+                f"{name} is {rank}: {program} would start a run in every task. Call langext in the first one alone, with "
+                f'runtime.nodes and a host file{hosts}: if [ "${name}" = 0 ]; then langext run ...; fi'
+                f"; if each task is a run of its own, unset {name}"
+            )
 
 
 def launch(out: Path, runtime: Runtime, lock: int, *, only_prepare: bool = False) -> int:
-    """Run the worker of the stage folder `out`, as one process or under the DeepSpeed launcher, and return its exit code.
+    """Run the worker of the stage folder `out`, as one process or by a launcher, and return its exit code.
 
     With `only_prepare` the worker only does `Stage.prepare`. The worker inherits the file descriptor `lock`, so that it holds
     the run folder until it has ended, even when this process is killed. Raises KeyboardInterrupt when Ctrl-C has stopped the
-    worker.
+    worker, and Stopped when another signal has.
 
-    Several processes are asked to stop by a file that all of them see, at the first Ctrl-C or SIGTERM: the launcher would not
-    pass the signal on, and would kill the processes while they save. A second signal kills all at once, on other machines by
-    the same file. When this returns, no process of the stage is left. Raises RunFailed when a machine was lost.
+    Several processes are asked to stop by a file that all of them see, at the first Ctrl-C, SIGTERM or SIGUSR1: the launcher
+    would not pass the signal on, and would kill the processes while they save. A second signal kills all at once, on other
+    machines by the same file. When this returns, no process of the stage is left. Raises RunFailed when a machine was lost.
     """
     # A stop file from an earlier attempt would stop this one as well.
     (out / STOP).unlink(missing_ok=True)
@@ -73,12 +77,12 @@ def launch(out: Path, runtime: Runtime, lock: int, *, only_prepare: bool = False
             pass_fds=[lock],
         )
         code, asked = _attend(worker, out, runtime)
-    if runtime.nodes > 1 and code:
-        # What the launcher has started elsewhere lives on when ssh ends, and may wait for a process that is gone.
+    if runtime.apart and code:
+        # What the launcher has started elsewhere lives on when the launcher ends, and may wait for a process that is gone.
         (out / STOP).write_text(str(int(signal.SIGKILL)), encoding="utf-8")
         if not nodes.wait_until_gone(lock):
             warn(f"processes of {out.name} on other machines do not end; the run folder is held until they do")
-        if code == nodes.SSH_FAILED and not asked:
+        if code == nodes.SSH_FAILED and not asked and runtime.launcher != "srun":
             raise RunFailed(
                 "a machine went away, or ssh could not reach it; what is printed above says which. Run the same command again "
                 f"to go on; langext doctor --cluster {runtime.hostfile} tries all of them"
@@ -89,6 +93,8 @@ def launch(out: Path, runtime: Runtime, lock: int, *, only_prepare: bool = False
         code = code or 128 + asked[-1]  # the signal came too late for this process, and the next one must not start
     if signal.SIGINT in asked and code:
         raise KeyboardInterrupt
+    if asked and code:
+        raise Stopped(out.name, asked[0])
     return code
 
 
@@ -102,15 +108,13 @@ def _attend(worker: "subprocess.Popen[bytes]", out: Path, runtime: Runtime) -> t
                 os.killpg(worker.pid, signal.SIGKILL)
             (out / STOP).write_text(str(int(signal.SIGKILL)), encoding="utf-8")  # for what runs on other machines
         elif runtime.processes == 1:
-            # The worker handles only SIGINT and SIGTERM; SIGHUP would end it before it can save.
-            worker.send_signal(signal.SIGTERM if number == signal.SIGHUP else number)
+            # The worker of most stages knows only SIGINT and SIGTERM; another signal would end a training before it can save.
+            worker.send_signal(number if number == signal.SIGINT else signal.SIGTERM)
         else:
             (out / STOP).write_text(str(number), encoding="utf-8")
         asked.append(number)
 
-    # A signal that is ignored stays ignored: nohup does this with SIGHUP.
-    numbers = [n for n in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP) if signal.getsignal(n) is not signal.SIG_IGN]
-    before = {number: signal.signal(number, stop) for number in numbers}
+    before = {number: signal.signal(number, stop) for number in lifeline.asking()}
     try:
         code = worker.wait()
     finally:
@@ -130,6 +134,8 @@ def cores() -> int:
 def command(module: str, arguments: list[str], runtime: Runtime) -> list[str]:
     """The command that runs a module of langext in every process of `runtime`, with the address of this `langext run`."""
     told = [module, lifeline.OPTION, lifeline.address(), *arguments]
+    if runtime.processes > 1 and runtime.launcher == "srun":
+        return [*slurm_step.command(runtime), sys.executable, "-m", *told, slurm_step.OPTION]
     if runtime.processes > 1:
         return [sys.executable, "-m", "deepspeed.launcher.runner", *_placement(runtime), "--module", *told]
     return [sys.executable, "-m", *told]
@@ -142,6 +148,8 @@ def environment(runtime: Runtime) -> dict[str, str]:
         env = {"DS_ACCELERATOR": "cpu"} | MALLOC | env  # `env` last: what the user has set wins
         if runtime.each > 1:  # else each process starts a thread on every core, and threads that wait keep cores busy
             env.setdefault("OMP_NUM_THREADS", str(max(1, cores() // runtime.each)))
+    if runtime.processes > 1 and runtime.launcher == "srun":
+        env |= slurm_step.meeting_point()
     return env
 
 

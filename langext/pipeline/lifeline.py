@@ -59,6 +59,15 @@ def _watch(stop: Path, parent: psutil.Process | None) -> None:
                 return
 
 
+def asking() -> list[signal.Signals]:
+    """The signals that ask for an end, without those that are ignored: nohup does this with SIGHUP, and it stays so.
+
+    Slurm sends SIGUSR1 or SIGTERM, as `sbatch --signal` says.
+    """
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+    return [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
+
+
 def asked(stop: Path) -> int:
     """The number of the signal in a stop file; 0 when there is no such file."""
     try:

@@ -65,10 +65,10 @@ def _is_address(name: str) -> bool:
 def passing_on(env: Mapping[str, str], runtime: Runtime, out: Path) -> Iterator[dict[str, str]]:
     """A context in which the launcher, started with the environment that it yields, exports what belongs on all machines.
 
-    On one machine the environment is `env`, and nothing more is done. Raises ConfigError for a path that the launcher cannot
-    pass on, and for a value that it cannot.
+    On one machine, and under srun, the environment is `env`, and nothing more is done. Raises ConfigError for a path that the
+    launcher cannot pass on, and for a value that it cannot.
     """
-    if runtime.nodes == 1:
+    if runtime.nodes == 1 or runtime.launcher == "srun":
         yield dict(env)
         return
     for what, path in (("the current folder", os.getcwd()), ("the run folder", out), ("Python", sys.executable)):

@@ -3,6 +3,7 @@
 The one rule: nothing here runs a stage or downloads anything.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from langext.artifacts import (
 )
 from langext.console import warn
 from langext.context import Context
-from langext.errors import ConfigError
+from langext.errors import ConfigError, Mistakes
 from langext.methods import gates
 from langext.methods.base import Method
 from langext.models import bases
@@ -190,39 +191,73 @@ def _wire(name: str, stage: AnyStage, made: list[tuple[str, type[Artifact], Path
 
 
 def check(pipeline: Pipeline, steps: list[Step], todo: list[Step]) -> None:
-    """Raise ConfigError for every mistake that shows before the work starts: files, labels, tasks, devices.
+    """Raise one ConfigError for all mistakes that show before the work starts: files, labels, tasks, devices.
 
-    `steps` are all steps of the pipeline, `todo` those that will run.
+    `steps` are all steps of the pipeline, `todo` those that will run. What is wrong with the base comes first.
     """
-    bases.check(pipeline.base_model)
-    config = bases.config_if_here(pipeline.base_model, pipeline.revision)
-    models = lineage(pipeline, steps)
+    mistakes, said = Mistakes(), dict[str, list[tuple[int, ConfigError]]]()
+    with mistakes.part():
+        check_models(pipeline, steps)
     for number, step in enumerate(steps):
+        for error in _mistakes(pipeline, step, steps) if step in todo else ():
+            said.setdefault(str(error), []).append((number, error))
+    for message, places in said.items():  # as of GPUs, which several stages ask for
+        names = ", ".join(repr(steps[number].name) for number, _ in places)
+        number, error = places[0]
+        several = "s" if len(places) > 1 else ""
+        mistakes.add(ConfigError(f"stage{several} {names}: {message}", at=("stages", number, *error.at)))
+    mistakes.end()
+
+
+def check_models(pipeline: Pipeline, steps: list[Step]) -> None:
+    """Raise one ConfigError for all that is wrong with the base, and with what the stages make of it."""
+    mistakes = Mistakes()
+    with mistakes.part():
+        bases.check(pipeline.base_model)
+    config = None if mistakes.found else bases.config_if_here(pipeline.base_model, pipeline.revision)
+    models: dict[str, tuple[Method, ...]] = {}
+    with mistakes.part():
+        models = lineage(pipeline, steps)
+    for number, step in enumerate(steps if models else ()):
+        given = models[step.inputs["model"][0]] if "model" in step.inputs else ()
         try:
-            given = models[step.inputs["model"][0]] if "model" in step.inputs else ()
-            if given and isinstance(step.stage, Extend) and len(given) > len(models[BASE]):
-                raise ConfigError(
-                    f"the model has {given[-1].name} already, and a model is extended once in a pipeline. To stack a second "
-                    "language, finish this run and give its folder as base_model of the next",
-                    at=("method",),
-                )
-            if step.stage.needs_extension and step.inputs["model"][0] == BASE:
-                raise ConfigError(f"the model is the untouched base; put an extend stage before {step.stage.uses}")
-            step.stage.check_model(given, config)
-            if step not in todo:
-                continue
-            if step.stage.runtime.processes > 1 and not step.stage.parallel:
-                raise ConfigError(f"{step.stage.uses} runs as one process; set runtime.gpus to 0 or 1 and cpu_processes to 1")
-            if (executor := step.stage.runtime.executor) != "local" and not step.stage.spreads:
-                said = f"runtime.executor: {executor} is for stage filter; {step.stage.uses} runs on this machine"
-                raise ConfigError(said, at=("runtime", "executor"))
-            step.stage.runtime.check()
-            step.stage.check(pipeline.context(step.out))
-            _check_text(pipeline, step, steps)
-            if len(models[step.name]) > len(given):
-                _warn_unprotected(models[step.name][-1], steps)
+            _check_model(step, given, config, len(given) > len(models[BASE]))
         except ConfigError as error:
-            raise ConfigError(f"stage {step.name!r}: {error}", at=("stages", number, *error.at)) from None
+            mistakes.add(ConfigError(f"stage {step.name!r}: {error}", at=("stages", number, *error.at)))
+    mistakes.end()
+
+
+def _check_model(step: Step, given: tuple[Method, ...], config: Any, extended: bool) -> None:
+    if given and extended and isinstance(step.stage, Extend):
+        raise ConfigError(
+            f"the model has {given[-1].name} already, and a model is extended once in a pipeline. To stack a second "
+            "language, finish this run and give its folder as base_model of the next",
+            at=("method",),
+        )
+    if step.stage.needs_extension and step.inputs["model"][0] == BASE:
+        raise ConfigError(f"the model is the untouched base; put an extend stage before {step.stage.uses}")
+    step.stage.check_model(given, config)
+
+
+def _mistakes(pipeline: Pipeline, step: Step, steps: list[Step]) -> Sequence[ConfigError]:
+    """What is wrong with a stage that will run, but for the model that it reads."""
+    mistakes, runtime = Mistakes(), step.stage.runtime
+    with mistakes.part():
+        if runtime.processes > 1 and not step.stage.parallel:
+            raise ConfigError(f"{step.stage.uses} runs as one process; set runtime.gpus to 0 or 1 and cpu_processes to 1")
+    with mistakes.part():
+        if runtime.executor != "local" and not step.stage.spreads:
+            said = f"runtime.executor: {runtime.executor} is for stage filter; {step.stage.uses} runs on this machine"
+            raise ConfigError(said, at=("runtime", "executor"))
+        runtime.check()
+    with mistakes.part():
+        step.stage.check(pipeline.context(step.out))
+    with mistakes.part():
+        _check_text(pipeline, step, steps)
+    with mistakes.part():
+        for method in step.stage.methods(()):
+            _warn_unprotected(method, steps)
+    return mistakes.found
 
 
 def _check_text(pipeline: Pipeline, step: Step, steps: list[Step]) -> None:

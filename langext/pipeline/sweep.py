@@ -22,7 +22,7 @@ from typing import Any
 from langext.artifacts import BASE, MANIFEST, TOKENS, Scores
 from langext.console import duration, say
 from langext.errors import ConfigError, RunFailed
-from langext.pipeline import launcher, plan
+from langext.pipeline import launcher, lifeline, plan
 from langext.pipeline.plan import Pipeline, Step
 from langext.spec import load, located, parse
 from langext.stages import makes
@@ -223,9 +223,7 @@ class _Work:
         done = len(self.all) - len(self.waiting)
         if done:
             say(f"{done} of {len(self.all)} runs are finished already")
-        # A signal that is ignored stays ignored: nohup does this with SIGHUP.
-        numbers = [n for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) is not signal.SIG_IGN]
-        before = {number: signal.signal(number, self._stop) for number in numbers}
+        before = {number: signal.signal(number, self._stop) for number in lifeline.asking()}
         try:
             while self.at_work or (self.waiting and not self.asked):
                 while self.free and not self.asked and (point := self._ready()):

@@ -1,4 +1,4 @@
-"""Runs one stage from its job.json, as a single process or as each process under the DeepSpeed launcher.
+"""Runs one stage from its job.json, as a single process or as each process under a launcher.
 
 The one rule: the manifest is written last, so a stage with a manifest is complete. To debug a stage, run it by hand:
 `python -m langext.pipeline.worker runs/x/04-train`. With `--prepare` it only does `Stage.prepare`.
@@ -22,7 +22,7 @@ from langext.artifacts import JOB, MANIFEST, Artifact, Job, Manifest, list_files
 from langext.console import print_anything
 from langext.context import Context, without_launcher
 from langext.errors import EXIT_BUG, EXIT_CONFIG, EXIT_RUN_FAILED, ConfigError, RunFailed, bug, machine_problem
-from langext.pipeline import lifeline
+from langext.pipeline import lifeline, slurm_step
 from langext.stages import AnyStage, makes, reads
 
 LOCK = ".workers.lock"
@@ -86,10 +86,13 @@ def main() -> None:
     parser.add_argument("--prepare", action="store_true")
     parser.add_argument(lifeline.OPTION, dest="run", help=argparse.SUPPRESS)
     parser.add_argument("--local_rank", help=argparse.SUPPRESS)  # from the DeepSpeed launcher, which says it in LOCAL_RANK too
+    parser.add_argument(slurm_step.OPTION, action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args()
     out = given.out
     print_anything()
     try:
+        if given.srun:
+            slurm_step.tell(os.environ, os.environ)
         if given.run:
             lifeline.hold(out, given.run)
         else:  # started by hand: what a launcher says here is not said to this process

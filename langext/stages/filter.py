@@ -19,7 +19,7 @@ from langext.context import Context
 from langext.data import assets, source_files, unread
 from langext.data.filters import AnyFilter, Web
 from langext.data.sources import Source
-from langext.errors import ConfigError, RunFailed, one_line, user_path
+from langext.errors import ConfigError, Mistakes, RunFailed, one_line, user_path
 from langext.spec import LATER
 from langext.stages import funnel
 from langext.stages.base import Stage
@@ -93,22 +93,26 @@ class Filter(Stage):
         return [user_path(path, "contamination") for path in value]
 
     def check(self, ctx: Context) -> None:
-        """Raise ConfigError for files that are missing or damaged, languages without a label, and no text to train on."""
-        for path in self.contamination:
-            from langext.data import contamination  # it imports datatrove
+        """Raise one ConfigError for all files missing or damaged, languages without a label, and no text to train on."""
+        from langext.data import contamination  # it imports datatrove
 
-            contamination.file_items(path)
-        for source in self.sources:
-            source.check_role(ctx.language, ctx.original_languages)
-            source.check()
-            if source.holds(ctx.out):
-                raise ConfigError(f"source {source.domain}: {one_line(source.origin)} holds this run too, and would read it")
+        mistakes = Mistakes()
+        for number, path in enumerate(self.contamination):
+            with mistakes.part("contamination", number):
+                contamination.file_items(path)
+        for number, source in enumerate(self.sources):
+            with mistakes.part("sources", number):
+                source.check_role(ctx.language, ctx.original_languages)
+                source.check()
+                source.check_apart(ctx.out)
         if not any(source.trained and source.language == ctx.language for source in self.sources):
-            raise ConfigError(f"sources: none has text of the new language {ctx.language} to train on")
-        lid = self._lid()
-        self._labels(lid, ctx)
-        if not self.lid_model.startswith(assets.PREFIX):  # the bytes of assets are known
-            lid.try_out()
+            mistakes.add(ConfigError(f"sources: none has text of the new language {ctx.language} to train on", ("sources",)))
+        with mistakes.part("lid_model"):
+            lid = self._lid()
+            self._labels(lid, ctx)
+            if not self.lid_model.startswith(assets.PREFIX):  # the bytes of assets are known
+                lid.try_out()
+        mistakes.end()
 
     def outdated(self, manifest: Manifest) -> str:
         """The first source file that is new, missing or changed since it was read, or the LID model; else an empty string.

@@ -277,11 +277,11 @@ def _peak_memory(device: torch.device) -> int:
 
 
 class Stop:
-    """Remembers SIGINT, SIGTERM and the stop file, so that the loop can save and leave between two steps."""
+    """Remembers SIGINT, SIGTERM, SIGUSR1 and the stop file, so that the loop can save and leave between two steps."""
 
     def __init__(self, ctx: Context) -> None:
         self.file, self.signal = ctx.out / STOP, 0
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):  # Slurm may send any to its tasks
             signal.signal(number, self._note)
 
     def _note(self, number: int, _frame: Any) -> None:

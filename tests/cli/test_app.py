@@ -1,36 +1,18 @@
-"""The commands that the README shows, as a person would type them."""
+"""The program as a person meets it: what it says without anything here, mistakes, help and completion."""
 
-import re
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from forks import langext
-from typer.main import get_command
 from typer.testing import CliRunner
 
 from langext.cli import app
 from langext.evaluation import harness
 
 ROOT = Path(__file__).parent.parent.parent
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-SHOWN = sorted(set(re.findall(r"^(?:\.venv/bin/)?langext (.+?)(?: +#.*)?$", README, flags=re.M)))
-
-
-def test_every_command_shown_exists_with_its_options():
-    assert len(SHOWN) >= 5
-    commands = get_command(app.app).commands  # type: ignore[attr-defined]
-    for line in SHOWN:
-        name, *rest = line.split()
-        options = {option for parameter in commands[name].params for option in parameter.opts}
-        assert {word for word in rest if word.startswith("--")} <= options, line
-        for word in rest:
-            if word.startswith("pipelines/"):
-                assert (ROOT / word).is_file(), line
-
-
-def test_make_targets_shown_exist():
-    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), flags=re.M))
-    assert set(re.findall(r"^make ([a-z]+)", README, flags=re.M)) <= targets
 
 
 def test_plan_needs_no_download_and_says_what_is_missing(tmp_path, monkeypatch):
@@ -38,8 +20,9 @@ def test_plan_needs_no_download_and_says_what_is_missing(tmp_path, monkeypatch):
     result = langext("plan", "pipelines/quickstart.yaml", "--out", str(tmp_path / "run"))
     assert result.returncode == 2, result.stderr
     for part in (
-        "04-train", "model <- extend", "text of filter", "of the run, held out", "225,280 tokens", "Glm4Moe",
-        "not ready to run", "langext fetch",
+        "04-train", "model <- extend", "text of filter", "of the run, held out", "225,280 tokens",
+        "unknown until the base is here: native, gguf", "not dense (a block with a threshold gate",
+        "not ready to run", "langext fetch smollm2-135m", "langext fetch lid.176",
     ):  # fmt: skip
         assert part in result.stdout
     assert not (tmp_path / "run").exists()
@@ -69,11 +52,31 @@ def test_mistakes_end_with_code_2_and_one_message(args, expected):
     assert expected in result.stderr and "Traceback" not in result.stderr
 
 
+def test_the_library_of_the_hub_is_quiet_in_every_command():
+    """A fresh process: what it was told is read when the library is first imported, which no command does before."""
+    code = (
+        "import sys, langext.cli.app; from langext.cli import edge; assert 'huggingface_hub' not in sys.modules\n"
+        "with edge.clean():\n"
+        "    from huggingface_hub.utils import logging\n"
+        "    logging.get_logger('huggingface_hub.utils._http').warning('thrown while requesting GET')"
+    )
+    env = {key: value for key, value in os.environ.items() if key != "HF_HUB_VERBOSITY"}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_what_a_fresh_machine_lacks_is_said_before_anything_runs(tmp_path, monkeypatch):
     monkeypatch.setenv("LANGEXT_CACHE", str(tmp_path))
     result = langext("run", "pipelines/quickstart.yaml", "--out", str(tmp_path / "run"))
     assert result.returncode == 2 and "langext fetch" in result.stderr
     assert not list((tmp_path / "run").glob("*/job.json"))
+
+
+def test_fetch_brings_what_is_on_every_machine_once(tmp_path, monkeypatch):
+    monkeypatch.setenv("LANGEXT_CACHE", str(tmp_path))
+    first, again = (CliRunner().invoke(app.app, ["fetch", "python-reference"]) for _ in range(2))
+    assert first.exit_code == again.exit_code == 0 and "help() topics of CPython" in first.output
+    assert "here already" in again.output and (tmp_path / "python-reference" / "asset.json").is_file()
 
 
 def test_the_shell_completes_commands_and_options(monkeypatch):

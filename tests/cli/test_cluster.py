@@ -1,12 +1,14 @@
 """What `langext doctor --cluster` says of machines, without ssh: each machine is a change to what this one says of itself."""
 
 import json
+import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from processes import stand_ins
 
 from langext.cli import cluster, probe
 from langext.errors import ConfigError
@@ -52,6 +54,9 @@ def test_machines_that_are_alike_are_ok_and_nothing_is_left(tmp_path):
     ("what", "state", "change", "told"),
     [
         ("ssh", "failure", (255, "Permission denied (publickey).\n"), "node-2: Permission denied .*ssh-copy-id node-2"),
+        ("ssh", "failure", (255, "ssh: connect to host node-2 port 22: Connection refused\n"), "no ssh server listens there"),
+        ("ssh", "failure", (255, "ssh: Could not resolve hostname node-2: Name\n"), "node-2: ssh: Could not .*no such name"),
+        ("ssh", "failure", (255, "Host key verification failed.\n"), "call `ssh node-2` once by hand"),
         ("ssh", "failure", (127, "env: No such file\n"), "node-2: env: No such file; langext must be installed"),
         ("ssh", "failure", (1, ""), "node-2: exit code 1; langext"),
         ("versions", "failure", {"versions": lambda v: v | {"torch": "2.0"}}, r"^node-2: torch 2\.0 \(2.* here\); install"),
@@ -119,3 +124,11 @@ def test_without_pdsh_nothing_else_is_tried(tmp_path, monkeypatch, capsys):
     (tmp_path / "hosts").write_text("a slots=1\nb slots=1\n")
     assert cluster.check(tmp_path / "hosts", tmp_path) == 1
     assert capsys.readouterr().out == "failure  programs: no pdsh, ssh here; apt install pdsh openssh-client\n"
+
+
+def test_a_machine_that_hangs_is_named_and_not_waited_for(tmp_path, monkeypatch):
+    stand_ins(tmp_path / "bin", {"ssh": "exec sleep 20"})
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"), prepend=os.pathsep)
+    monkeypatch.setattr(cluster, "ANSWER_SECONDS", 0.2)
+    _, said = cluster.ask({"node-1": 1, "node-2": 1}, tmp_path, cluster.ssh)
+    assert re.search(r"^failure +ssh: node-1: no answer within 0.2 s; does a file system hang there", said[0].line)

@@ -54,6 +54,16 @@ def test_a_look_at_a_pipeline_takes_its_sources_by_name(mixed, tmp_path):
         assert refused.exit_code == 2 and said in refused.output
 
 
+def test_a_source_that_cannot_be_read_does_not_hide_the_others(mixed, tmp_path):
+    file = tmp_path / "p.yaml"
+    file.write_text(file.read_text().replace("sources: [", "sources: [{language: fr, path: gone.jsonl, name: first}, "))
+    shown = langext("peek", file)
+    assert shown.exit_code == 2 and "error: source fra_Latn/first: gone.jsonl: no such file" in shown.stderr
+    assert "fra_Latn/fr: 50 documents" in shown.stdout and "eng_Latn/other: 50 documents" in shown.stdout
+    told = langext("peek", file, "--json")
+    assert told.exit_code == 2 and [each["source"] for each in json.loads(told.stdout)] == ["fra_Latn/fr", "eng_Latn/other"]
+
+
 @pytest.mark.parametrize(
     ("args", "said"),
     [

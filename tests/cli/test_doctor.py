@@ -2,6 +2,8 @@
 
 import re
 from collections import namedtuple
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from threading import Thread
 
 import pytest
 
@@ -92,3 +94,22 @@ def test_the_page_of_all_keys_is_a_page():
 )
 def test_text_in_a_table_stays_text(text, cell):
     assert doctor._cell(text) == cell
+
+
+def test_the_hub_is_asked_and_its_token_is_not_shown(monkeypatch):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert health.hub().line.startswith("ok       hub: not asked (HF_HUB_OFFLINE)")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://me:secret@127.0.0.1:9")
+    refused = health.hub()
+    assert refused.state == "warning" and "cannot be reached" in refused.found and "HF_HUB_OFFLINE=1" in refused.cure
+    with HTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setattr(constants, "ENDPOINT", f"http://me:secret@127.0.0.1:{server.server_port}")
+        monkeypatch.setenv("HF_TOKEN", "hf_quite_secret")
+        answered = health.hub()
+        server.shutdown()
+    assert answered.state == "ok" and answered.found.endswith("answers; logged in")
+    assert "secret" not in refused.line + answered.line

@@ -1,6 +1,9 @@
 """What `langext init` writes, and why."""
 
+import re
+import shlex
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -11,16 +14,21 @@ from langext import languages
 from langext.cli import app, first_look, first_pipeline, first_settings
 from langext.cli.first_look import Base, Machine, Text
 from langext.data import assets
+from langext.errors import ConfigError
 from langext.pipeline import estimate
 from langext.pipeline.plan import Pipeline
 from langext.spec import load
 from langext.stages.filter import Filter
+from langext.stages.tokenizer import ExtendTokenizer
 from langext.stages.train import Train
 from tokenizer_tools.audit import Use
 
 HUNGARIAN, HINDI = languages.find("hu"), languages.find("hi")
 SMOLLM2 = Base(
-    SimpleNamespace(hidden_size=2048, num_hidden_layers=24, max_position_embeddings=8192, tie_word_embeddings=True),
+    SimpleNamespace(
+        model_type="llama", vocab_size=49_152, hidden_size=2048, num_hidden_layers=24, max_position_embeddings=8192,
+        tie_word_embeddings=True,
+    ),
     None, estimate.Size(base=1_711_000_000, total=2_053_000_000, trainable=342_000_000, first=0),
 )  # fmt: skip
 """The shapes of SmolLM2-1.7B."""
@@ -57,7 +65,9 @@ def test_what_it_writes_passes_plan(tmp_path, pico, lid, monkeypatch):
     planned = langext("plan", "my.yaml")
     assert planned.exit_code == 0 and "ready to run" in planned.output, planned.output
     again = langext("init", *args)
-    assert again.exit_code == 2 and "my.yaml: exists already" in again.output
+    assert again.exit_code == 2 and "my.yaml: exists already" in again.output and "--force" in again.output
+    (tmp_path / "my.yaml").write_text("nothing")
+    assert langext("init", *args, "--force").exit_code == 0 and load(tmp_path / "my.yaml", Pipeline) == spec
 
 
 @pytest.mark.parametrize(
@@ -82,8 +92,54 @@ def test_without_the_hub_the_pipeline_says_so(monkeypatch, tmp_path):
     monkeypatch.setattr(first_look, "_download", lambda name, revision: False)
     asked = first_pipeline.Asked("owner/model", "abc", HINDI, [languages.find("en")], tmp_path / "x.yaml")
     written = first_pipeline.write(asked, first_look.base("owner/model", "abc"), None, None, NODE)
-    assert "the hub could not be reached" in written.text and 'revision: "abc"' in written.text
+    assert (
+        "the hub could not be reached" in written.text and "with --force" in written.text and 'revision: "abc"' in written.text
+    )
     assert "extend_tokenizer\n" in written.text, "Hindi is not in Latin script"
+
+
+def test_text_in_another_encoding_is_named_and_read(pico, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text = "Árvíztűrő tükörfúrógép, őszi eső és üres erdő. " * 40
+    for name, coding in (("hu.txt", "iso8859-2"), ("kept.txt", "cp1250")):
+        (tmp_path / name).write_bytes(f"{text}\n\n{text}".encode(coding))
+    args = ["--language", "hu", "--base", pico, "--out", "x.yaml", "--text", "hu.txt"]
+    told = langext("init", *args)
+    assert told.exit_code == 2 and "give --encoding " in told.output
+    args += ["--encoding", "latin2", "--original-text", "kept.txt"]
+    told = langext("init", *args)
+    assert told.exit_code == 2 and "give --original-encoding " in told.output
+    assert langext("init", *args, "--original-encoding", "cp1250").exit_code == 0
+    sources = next(stage for stage in load(tmp_path / "x.yaml", Pipeline).stages if isinstance(stage, Filter)).sources
+    assert [source.encoding for source in sources[:2]] == ["iso8859-2", "cp1250"]
+
+
+def test_text_in_another_language_is_doubted(pico, lid, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_jsonl(tmp_path / "en.jsonl", documents(ENGLISH, 30, 2))
+    here = {"asset:lid.176": lid}
+    monkeypatch.setattr(assets, "resolve", lambda name: here[name] if name in here else nowhere(name))
+    for language, said in (("fr", "asset:lid.176 takes"), ("ru", "100% of its texts are not in the script of Russian (Cyrl)")):
+        args = ["--language", language, "--base", pico, "--text", "en.jsonl", "--out", f"{language}.yaml"]
+        result = langext("init", *args)
+        assert result.exit_code == 0 and f"warning: --text: en.jsonl: {said}" in result.output, result.output
+        assert f"doubt: --text: en.jsonl: {said}" in (tmp_path / f"{language}.yaml").read_text()
+    write_jsonl(tmp_path / "fr.jsonl", documents(FRENCH, 30, 2))
+    right = langext("init", "--language", "fr", "--base", pico, "--text", "fr.jsonl", "--out", "right.yaml")
+    assert right.exit_code == 0 and "doubt" not in right.output
+
+
+def nowhere(name):
+    raise ConfigError(f"{name} is not on this machine yet")
+
+
+def test_the_commands_that_come_next_are_words_for_a_shell(tmp_path):
+    file = tmp_path / "my'tex\"t #x" / "q $x.yaml"
+    asked = first_pipeline.Asked("owner/model", None, HUNGARIAN, [languages.find("en")], file)
+    written = first_pipeline.write(asked, SMOLLM2, None, None, CPU)
+    assert shlex.split(written.next[-1]) == ["langext", "run", str(file)]
+    for line in re.findall(r"^#   (langext (?:plan|run) .*)      ", written.text, flags=re.MULTILINE):
+        assert shlex.split(line)[2] == str(file)
 
 
 @pytest.mark.parametrize(
@@ -93,13 +149,13 @@ def test_without_the_hub_the_pipeline_says_so(monkeypatch, tmp_path):
         (CPU, of(300), 40_960, 8e-3, 2048, "reads the little text more than 4 times"),
         (CPU, of(60_000), 72_000, 8e-3, 2048, "all of the text 4 times"),
         (NODE, of(600_000), 750_000, 8e-3, 4096, "all of the text 4 times"),
-        (NODE, of(10**9), 1_332_000_000, 4e-3, 524_288, "all of the text 4 times"),
-        (NODE, of(10**11), 6_429_000_000, 4e-3, 524_288, "the compute of pipelines/add_language.yaml for each of 8 GPU(s)"),
+        (NODE, of(10**9), 1_332_000_000, 1e-3, 524_288, "all of the text 4 times"),
+        (NODE, of(10**11), 6_429_000_000, 1e-3, 524_288, "the compute of pipelines/add_language.yaml for each of 8 GPU(s)"),
     ],
 )
 def test_text_and_machine_decide_how_long_it_trains(machine, text, tokens, lr, step, why):
     found = first_settings.budget(SMOLLM2, text, machine)
-    assert found.tokens == pytest.approx(tokens, rel=0.06) and found.lr == lr and why in found.why
+    assert found.tokens == pytest.approx(tokens, rel=0.06) and float(found.rate.lr) == lr and why in found.why
     assert found.sequence_length * found.batch_sequences == step
 
 
@@ -119,9 +175,10 @@ def test_the_simplest_placement_that_fits_is_taken():
 
 def test_the_vocabulary_is_extended_where_it_pays():
     long, short = (first_settings.budget(SMOLLM2, None, machine) for machine in (NODE, CPU))
-    many, few = used(1000, 2800), used(1000, 1400)
+    few = used(1000, 1400)
+    many, alike = of(10**9, 2.8), of(10**9, 1.4)
     decide = first_settings.vocabulary
-    assert decide(HUNGARIAN, many, few, long).extend and not decide(HUNGARIAN, few, few, long).extend
+    assert decide(HUNGARIAN, many, few, long).extend and not decide(HUNGARIAN, alike, few, long).extend
     assert not decide(HUNGARIAN, many, few, short).extend, "new rows must be learnt first"
     assert decide(HINDI, None, None, long).extend and not decide(HUNGARIAN, None, None, long).extend
 
@@ -129,12 +186,47 @@ def test_the_vocabulary_is_extended_where_it_pays():
 def test_a_large_text_is_known_from_a_sample(tmp_path, monkeypatch):
     for number in range(6):
         (tmp_path / f"{number}.txt").write_text("\n\n".join(["dunia nzuri"] * 100), encoding="utf-8")
+    folder = first_look.AskedText("--text", str(tmp_path), None)
     whole = sum(path.stat().st_size for path in tmp_path.iterdir())
-    read = first_look.text(str(tmp_path), languages.find("sw"), None)
+    read = first_look.text(folder, languages.find("sw"), None)
     assert read.bound == "" and read.size_bytes == 6 * 1100 and read.tokens is None
     monkeypatch.setattr(first_look, "SAMPLE_BYTES", 2500)
-    about = first_look.text(str(tmp_path), languages.find("sw"), None)
+    about = first_look.text(folder, languages.find("sw"), None)
     assert about.bound == "about " and about.size_bytes == pytest.approx(6 * 1100, rel=0.01)
     monkeypatch.setattr(first_look, "SAMPLE_BYTES", 10)
-    most = first_look.text(str(tmp_path), languages.find("sw"), None)
+    most = first_look.text(folder, languages.find("sw"), None)
     assert (most.bound, most.size_bytes) == ("at most ", whole)
+
+
+def test_the_page_for_newcomers_has_the_same_tables():
+    page = (Path(__file__).parent.parent.parent / "docs" / "add-your-language.md").read_text(encoding="utf-8")
+    rates = [f"| {row.trainings} | {row.lr} | {row.known} |" for row in reversed(first_settings.RATES)]
+    settings = [", ".join(f"`{each}`" for each in row.settings) or "as they are" for row in first_settings.AMOUNTS]
+    amounts = [
+        f"| {row.text} | {said} | {'by question 3' if row.new_tokens else 'none'} |"
+        for row, said in zip(first_settings.AMOUNTS, settings, strict=True)
+    ]
+    for table in (rates, amounts):
+        assert "\n".join(["--- |", *table, ""]) in page
+    assert f"`extra_params_frac: {first_look.METHOD['extra_params_frac']}`" in page
+    held = re.findall(r"`heldout_frac: ([\d.]+)` of\s([\d,]+) MB", page)
+    assert len(held) == 4
+    assert all(first_settings.heldout(of(int(size.replace(",", "")) * 10**6)) == float(frac) for frac, size in held)
+
+
+@pytest.mark.parametrize(
+    ("megabytes", "level", "result", "extended"),
+    [(5, "paragraph", "best", False), (30, "document", "last", False), (60, "document", "last", True)],
+)
+def test_little_text_gets_the_settings_of_little_text(megabytes, level, result, extended, tmp_path):
+    text = replace(of(megabytes * 10**6), use=used(1000, 2800))
+    asked = first_pipeline.Asked("owner/model", None, HUNGARIAN, [languages.find("en")], tmp_path / "x.yaml")
+    (tmp_path / "x.yaml").write_text(first_pipeline.write(asked, SMOLLM2, text, of(10**6, 1.4), NODE).text)
+    stages = load(tmp_path / "x.yaml", Pipeline).stages
+    found, train = (next(stage for stage in stages if isinstance(stage, kind)) for kind in (Filter, Train))
+    assert (found.level, train.result, any(isinstance(stage, ExtendTokenizer) for stage in stages)) == (level, result, extended)
+
+
+def test_billions_of_tokens_on_a_large_base_take_a_lower_rate():
+    assert first_settings.budget(SMOLLM2, None, NODE).rate.lr == "1e-3"
+    assert first_settings.rate(10**9, 135e6).lr == first_settings.rate(10**7, 7e9).lr == "4e-3"

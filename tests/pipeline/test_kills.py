@@ -39,12 +39,17 @@ SHORT = train(steps=3, eval_every=3, save_every=1, log_every=1, eval_bytes=1000)
 CHAINS = {
     "gated": [
         {"uses": "extend_tokenizer", "new_tokens": 20, "min_count": 2}, extend(**GATED, calibrate=CALIBRATE),
-        {**SHORT, "ema": 0.9}, {"uses": "export"},
+        {**SHORT, "ema": 0.9}, {"uses": "recalibrate", "closed": [0.9, 0.8], "eval_bytes": 1000}, {"uses": "export"},
     ],
     "full": [extend(name="full"), SHORT, {"uses": "rescale", "eval_bytes": 1000}],
+    "paper": [
+        extend(**GATED | {"gate": "relu"}), SHORT,
+        {"uses": "regate", "steps": 2, "batch_sequences": 2, "sequence_length": 32, "eval_bytes": 1000},
+    ],
 }  # fmt: skip
 """Pipelines after their filter stage."""
-STAGES = [("gated", number) for number in range(5)] + [("full", 3), ("merged", 1)]
+CERTIFY = {"uses": "certify", "bytes": 1000, "continuations": 1, "new_tokens": 4}
+STAGES = [("gated", number) for number in range(6)] + [("full", 3), ("paper", 3), ("merged", 1), ("certified", 6)]
 
 
 def changes(event, arguments, under):
@@ -121,16 +126,18 @@ def whole(bench):
     unscaled = bench.root / "unscaled"
     reuse.whole(runs["full"][0], ["01-filter", "02-extend", "03-train"], unscaled)
     merge = [{"uses": "merge", "models": [str(runs["full"][0]), str(unscaled)], "eval_bytes": 1000}]
-    return runs | {"merged": (bench.run("merged", "fra_Latn", ["eng_Latn"], merge), merge)}
+    certify = [*CHAINS["gated"], CERTIFY]
+    return runs | {name: (bench.run(name, "fra_Latn", ["eng_Latn"], stages), stages)
+                   for name, stages in (("merged", merge), ("certified", certify))}  # fmt: skip
 
 
 @pytest.mark.parametrize(("chain", "number"), STAGES)
 def test_a_stage_that_is_killed_again_and_again_ends_as_if_it_had_not_been(bench, whole, chain, number):
     undisturbed, stages = whole[chain]
     names = sorted(path.name for path in undisturbed.glob("[0-9]*"))
-    out = bench.root / f"killed-{chain}-{number}"
-    reuse.whole(undisturbed, names[:number], out)
-    command = ["run", str(bench.file(out.name, "fra_Latn", ["eng_Latn"], stages[: max(number, 2)])), "--out", str(out)]
+    out = bench.root / f"killed-{number}" / chain  # of the same name, which a certificate has in it
+    reuse.whole(whole["gated"][0] if chain == "certified" else undisturbed, names[:number], out)
+    command = ["run", str(bench.file(f"killed-{chain}", "fra_Latn", ["eng_Latn"], stages[: max(number, 2)])), "--out", str(out)]
     at, stage = 1, out / names[number]
     while not (stage / f"{MANIFEST}.tmp").exists():
         done = langext(*command, first=dies(at, out, stage.name))
@@ -139,7 +146,8 @@ def test_a_stage_that_is_killed_again_and_again_ends_as_if_it_had_not_been(bench
         at = 6 * at + 1
     done = langext(*command)
     assert not done.returncode, done.stdout + done.stderr
-    assert differing(stage, undisturbed / stage.name) == []
+    for each in sorted(out.glob("[0-9]*")) if chain == "certified" else [stage]:  # a certificate is laid into the export too
+        assert differing(each, undisturbed / each.name) == []
 
 
 def test_a_command_that_is_killed_again_and_again_goes_on(bench, whole):
@@ -162,4 +170,4 @@ def test_an_export_by_command_that_is_killed_again_and_again_is_whole_or_not_the
         at = 4 * at + 1
     assert at > 15 and not done.returncode, done.stdout + done.stderr
     assert [path.name for path in to.parent.iterdir()] == ["mine"]
-    assert not [name for name in differing(to, run / "05-export" / "checkpoint") if name.endswith(".safetensors")]
+    assert not [name for name in differing(to, run / "06-export" / "checkpoint") if name.endswith(".safetensors")]

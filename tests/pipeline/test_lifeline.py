@@ -146,11 +146,12 @@ def test_one_of_several_processes_of_another_launcher_is_refused(monkeypatch, fo
         launcher.check_alone()
 
 
-def test_skypilot_calls_langext_on_the_first_machine_alone(monkeypatch):
-    monkeypatch.setenv(launcher.SKY_RANK, "0")
+@pytest.mark.parametrize("name", launcher.RANKS)
+def test_of_tasks_that_do_not_know_how_many_they_are_the_first_one_runs(monkeypatch, name):
+    monkeypatch.setenv(name, "0")
     launcher.check_alone()
-    monkeypatch.setenv(launcher.SKY_RANK, "1")
-    with pytest.raises(ConfigError, match="SKYPILOT_NODE_RANK is 1: SkyPilot would start a run on every machine"):
+    monkeypatch.setenv(name, "1")
+    with pytest.raises(ConfigError, match=f"{name} is 1: {launcher.RANKS[name]} would start a run in every task.*unset {name}"):
         launcher.check_alone()
 
 
@@ -158,6 +159,7 @@ def test_what_another_launcher_has_left_does_not_reach_the_worker(monkeypatch):
     left = {
         "RANK": "0", "LOCAL_RANK": "3", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1", "GROUP_RANK": "1", "MASTER_ADDR": "x",
         "MASTER_PORT": "1", "TORCHELASTIC_RUN_ID": "a", "OMPI_COMM_WORLD_RANK": "0", "SLURM_PROCID": "0", "PMI_RANK": "0",
+        "PALS_RANKID": "0",
     }  # fmt: skip
     kept = {"SLURM_JOB_ID": "7", "RANKING": "x", "HOME": "/root"}
     assert without_launcher(left | kept) == kept

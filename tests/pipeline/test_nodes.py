@@ -1,15 +1,19 @@
 """What goes from `langext run` to other machines, as DeepSpeed's launcher passes it on; and the end of what runs there."""
 
 import fcntl
+import json
+import os
 import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
+from processes import stand_ins
 
 from langext.context import Runtime
 from langext.data import carriers
 from langext.errors import ConfigError
-from langext.pipeline import launcher, nodes
+from langext.pipeline import launcher, nodes, slurm_step
 
 
 @pytest.fixture
@@ -104,3 +108,48 @@ def test_the_end_waits_for_processes_that_hold_the_run_folder(tmp_path, monkeypa
         fcntl.flock(other, fcntl.LOCK_SH | fcntl.LOCK_NB)  # it is shared again
         with pytest.raises(BlockingIOError):
             fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+SLURM = {
+    "scontrol": "printf 'a\\nb\\n'",
+    "srun": """until [ "$1" = "$PYTHON" ]; do echo "$1" >> options; shift; done
+for i in 0 1; do SLURM_PROCID=$i SLURM_LOCALID=0 SLURM_NTASKS=2 "$@" > "task-$i" & done; wait""",
+}
+"""What langext calls, as far as it matters here. https://slurm.schedmd.com/srun.html"""
+
+
+@pytest.fixture
+def job(tmp_path, monkeypatch):
+    """A Slurm job of two machines, in an empty folder; what it says to other tasks is in the environment."""
+    stand_ins(tmp_path / "bin", SLURM)
+    monkeypatch.chdir(tmp_path)
+    said = {"SLURM_JOB_NODELIST": "[a-b]", "SLURM_CPUS_ON_NODE": "8", "SLURM_NTASKS": "1", "SLURM_PROCID": "0", "RANK": "7"}
+    for name, value in (said | {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "PYTHON": sys.executable}).items():
+        monkeypatch.setenv(name, value)
+    return Runtime(nodes=2, cpu_processes=1, launcher="srun")
+
+
+def test_tasks_of_srun_know_which_they_are_and_where_they_meet(job, tmp_path):
+    job.check()
+    env = launcher.environment(job)
+    assert env["MASTER_ADDR"] == "a" and 1024 <= int(env["MASTER_PORT"]) < 65536 and "RANK" not in env
+    code = "import json, os\nfrom langext.pipeline.slurm_step import tell\ntell(os.environ, os.environ)"
+    code += "\nprint(json.dumps(dict(os.environ)))"
+    subprocess.run([*slurm_step.command(job), sys.executable, "-c", code], env=env, check=True)
+    tasks = [json.loads((tmp_path / f"task-{i}").read_text()) for i in (0, 1)]
+    assert [(task["RANK"], task["LOCAL_RANK"], task["WORLD_SIZE"]) for task in tasks] == [("0", "0", "2"), ("1", "0", "2")]
+    options = set((tmp_path / "options").read_text().split())
+    assert {"--nodes=2", "--ntasks=2", "--ntasks-per-node=1", "--cpus-per-task=8"} <= options
+    with nodes.passing_on(env, job, tmp_path) as same:
+        assert same == env
+
+
+def test_srun_outside_a_job_and_beside_a_host_file_is_refused(job, tmp_path, monkeypatch):
+    with pytest.raises(ConfigError, match="srun takes the machines of its job"):
+        job.model_copy(update={"hostfile": tmp_path / "hosts"}).check()
+    monkeypatch.delenv("SLURM_JOB_NODELIST")
+    with pytest.raises(ConfigError, match="and this is none"):
+        launcher.environment(job)
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(ConfigError, match="srun is not here"):
+        job.check()

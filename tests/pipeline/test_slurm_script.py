@@ -12,22 +12,19 @@ from processes import stand_ins
 SCRIPT = Path(__file__).parents[2] / "configs" / "slurm" / "train.sbatch"
 PROGRAMS = {
     "langext": """printf '%s\\n' "$@" > asked
-trap 'echo saved > saved; exit 4' TERM
+trap 'echo saved > saved; exit 138' USR1
+trap 'echo saved > saved; exit 143' TERM
 [ "$2" = quick ] && exit "$3"
 echo $$ > pid.tmp; mv pid.tmp pid
 sleep 20 & wait""",
     "srun": 'until [ "$1" = langext ]; do shift; done; exec "$@"',
     "scontrol": """case "$*" in
     "show hostnames"*) printf 'a\\nb\\n' ;;
-    "show job"*) echo "   StartTime=2026-01-01T00:00:00 EndTime=$END Deadline=N/A" ;;
+    "show job"*) echo "   PreemptEligibleTime=2026-01-01T00:00:00 PreemptTime=$PREEMPTED" ;;
     *) echo "$@" > requeued ;;
 esac""",
 }
 """What the script calls, as far as it matters here."""
-
-
-def in_minutes(minutes):
-    return time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(time.time() + 60 * minutes))
 
 
 @pytest.fixture
@@ -37,7 +34,7 @@ def job(tmp_path, monkeypatch):
     stand_ins(programs, PROGRAMS)
     monkeypatch.chdir(tmp_path)
     slurm = {"SLURM_JOB_ID": "7", "SLURM_JOB_NUM_NODES": "1", "SLURM_JOB_NODELIST": "[a-b]", "SLURM_GPUS_ON_NODE": "8"}
-    slurm["END"] = in_minutes(60)
+    slurm["PREEMPTED"] = "None"
 
     def start(*arguments, **more):
         env = os.environ | {"PATH": f"{programs}:{os.environ['PATH']}"} | slurm | more
@@ -46,20 +43,27 @@ def job(tmp_path, monkeypatch):
     return start
 
 
-@pytest.mark.parametrize(("minutes", "requeued"), [(9, True), (60, False)], ids=["time is up", "another reason"])
-def test_a_job_whose_time_is_up_saves_and_is_queued_again(job, tmp_path, minutes, requeued):
-    running = job("slow", END=in_minutes(minutes))
+STOPS = {
+    "its time is nearly up": (signal.SIGUSR1, "None", True),
+    "preempted": (signal.SIGTERM, "2026-01-01T00:00:01", True),
+    "cancelled": (signal.SIGTERM, "None", False),
+}
+
+
+@pytest.mark.parametrize(("number", "preempted", "requeued"), STOPS.values(), ids=STOPS)
+def test_a_job_that_is_stopped_saves_and_is_queued_again_unless_it_is_cancelled(job, tmp_path, number, preempted, requeued):
+    running = job("slow", PREEMPTED=preempted)
     while not (tmp_path / "pid").exists():
         time.sleep(0.02)
-    os.kill(int((tmp_path / "pid").read_text()), signal.SIGTERM)  # Slurm sends it to the step
-    assert running.wait(10) == 4 and (tmp_path / "saved").exists()
+    os.kill(int((tmp_path / "pid").read_text()), number)  # Slurm sends it to the step
+    assert running.wait(10) == 128 + number and (tmp_path / "saved").exists()
     assert (tmp_path / "requeued").exists() == requeued
     assert not requeued or (tmp_path / "requeued").read_text() == "requeue 7\n"
 
 
-@pytest.mark.parametrize("code", [0, 2])
-def test_a_job_that_ends_early_ends_with_its_code_and_is_not_queued_again(job, tmp_path, code):
-    assert job("quick", str(code)).wait(10) == code
+@pytest.mark.parametrize("code", [0, 2, 3, 4, 70, 130])
+def test_a_job_that_ends_by_itself_ends_with_its_code_and_is_not_queued_again(job, tmp_path, code):
+    assert job("quick", str(code), PREEMPTED="2026-01-01T00:00:01").wait(10) == code
     assert not (tmp_path / "requeued").exists()
 
 

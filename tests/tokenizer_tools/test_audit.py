@@ -215,6 +215,7 @@ EXTEND = ["extend", "{0}/base", "--text", "fr={0}/fr.jsonl", "--text", "en={0}/e
     ("words", "said"),
     [
         (["audit", "nowhere", "--text", "fr={0}/fr.jsonl"], "no tokenizer here (looked for tokenizer.json, tokenizer.model"),
+        (["audit", "nowhere", "--text", "fr={0}/fr.jsonl"], "Of a base on the hub this brings it: hf download <its id>"),
         (["audit", "{0}/base", "--text", "{0}/fr.jsonl"], "expected LANGUAGE=FILE"),
         (["audit", "{0}/base", "--text", "fr={0}/none.jsonl"], "none.jsonl: cannot be read: No such file"),
         (["audit", "{0}/base", "--text", "fr={0}/base/tokenizer.json"], "expected a file that ends with .txt, .jsonl"),

@@ -1,0 +1,50 @@
+"""What srun needs to start a stage as a step of the Slurm job that langext runs in: one task for each process.
+
+The one rule: a task finds out which of several processes it is from what Slurm says to it; nothing goes through ssh.
+"""
+
+import os
+import subprocess
+from collections.abc import Mapping, MutableMapping
+
+from langext.context import Runtime
+from langext.errors import ConfigError
+from langext.pipeline import nodes
+
+OPTION = "--srun"
+"""Argument of a worker that srun has started."""
+NAMES = {"RANK": "SLURM_PROCID", "LOCAL_RANK": "SLURM_LOCALID", "WORLD_SIZE": "SLURM_NTASKS"}
+"""What torch.distributed reads -> what Slurm says. https://slurm.schedmd.com/srun.html#SECTION_OUTPUT-ENVIRONMENT-VARIABLES"""
+
+
+def command(runtime: Runtime) -> list[str]:
+    """The beginning of a command that runs what follows in every process of `runtime`.
+
+    The step overlaps with the one that langext may be in itself, and each task may use its part of the cores of its machine.
+    """
+    cores = int(os.environ.get("SLURM_CPUS_ON_NODE") or 1) // runtime.each
+    return [
+        "srun", "--overlap", "--kill-on-bad-exit=1", "--cpu-bind=none", f"--nodes={runtime.nodes}",
+        f"--ntasks={runtime.processes}", f"--ntasks-per-node={runtime.each}", f"--cpus-per-task={max(1, cores)}",
+    ]  # fmt: skip
+
+
+def meeting_point() -> dict[str, str]:
+    """The environment variables that tell all processes where the first one is reached.
+
+    Raises ConfigError outside a Slurm job.
+    """
+    machines = os.environ.get("SLURM_JOB_NODELIST")
+    if not machines:
+        raise ConfigError(
+            "runtime.launcher: srun starts the processes as a step of the Slurm job that langext runs in, and this is none "
+            "(SLURM_JOB_NODELIST is not set); submit it with configs/slurm/train.sbatch, or leave runtime.launcher out",
+            at=("runtime", "launcher"),
+        )
+    listed = subprocess.run(["scontrol", "show", "hostnames", machines], capture_output=True, text=True, check=True)
+    return {"MASTER_ADDR": listed.stdout.split()[0], "MASTER_PORT": str(nodes.free_port())}
+
+
+def tell(env: MutableMapping[str, str], said: Mapping[str, str]) -> None:
+    """Say in `env`, in the words of torch.distributed, what Slurm has `said` to this task."""
+    env.update({name: said[of_slurm] for name, of_slurm in NAMES.items()})

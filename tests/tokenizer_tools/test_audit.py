@@ -187,6 +187,9 @@ def test_a_folder_with_a_model_of_sentencepiece_alone_is_extended(folder, capsys
     text = ["--text", f"fr={folder / 'fr.jsonl'}", "--text", f"en={folder / 'en.txt'}", "--new", "fr"]
     run(capsys, "extend", base, *text, "--new-tokens", 20, "--out", tmp_path / "out")
     assert len(spm.load(tmp_path / "out")) == len(spm.load(base)) + 20
+    english = ["--text", f"fr={folder / 'fr.jsonl'}", "--text", f"en={folder / 'en.jsonl'}", "--new", "en"]
+    assert "leave the vocabulary as it is" in run(capsys, "extend", base, *english, "--out", tmp_path / "left")
+    assert spm.load(tmp_path / "left").get_vocab() == spm.load(base).get_vocab()
 
 
 def test_auto_protects_what_it_was_measured_on_too(folder, capsys, tmp_path):

@@ -30,8 +30,8 @@ from pathlib import Path
 
 from langext import languages
 from langext.data import assets, cuts, neighbours, rules
+from langext.data.halves import mend
 from langext.data.language_id import Guesses, LanguageId
-from langext.data.readers import mend
 from langext.data.verdict import Rule
 from langext.errors import ConfigError
 

@@ -1,7 +1,8 @@
 """Language codes. langext uses FLORES-200 codes (`fra_Latn`) everywhere; users may also write `fr`, `fra` or `French`.
 
-The table follows FLORES-200 (https://github.com/facebookresearch/flores/tree/main/flores200). Each entry has the code, the
-ISO 639-1 code (or -) and the English name.
+The first table follows FLORES-200 (https://github.com/facebookresearch/flores/tree/main/flores200), the second has the other
+languages of ISO 639-1 (https://www.loc.gov/standards/iso639-2/php/code_list.php) and of the model lid.176. Each entry has the
+code, the ISO 639-1 code (or -) and the English name.
 """
 
 import re
@@ -52,17 +53,41 @@ taq_Tfng - Tamasheq (Tifinagh)|tzm_Tfng - Central Atlas Tamazight
 yue_Hant - Cantonese|zho_Hans zh Chinese (Simplified)|zho_Hant - Chinese (Traditional)|zsm_Latn ms Malay|zul_Latn zu Zulu
 """
 
+_MORE = """
+aar_Latn aa Afar|abk_Cyrl ab Abkhazian|arg_Latn an Aragonese|ava_Cyrl av Avaric|ave_Avst ae Avestan|bis_Latn bi Bislama
+bre_Latn br Breton|cha_Latn ch Chamorro|che_Cyrl ce Chechen|chu_Cyrl cu Church Slavic|chv_Cyrl cv Chuvash|cor_Latn kw Cornish
+cos_Latn co Corsican|cre_Cans cr Cree|div_Thaa dv Dhivehi|fry_Latn fy Western Frisian|glv_Latn gv Manx
+hbs_Latn sh Serbo-Croatian|her_Latn hz Herero|hmo_Latn ho Hiri Motu|ido_Latn io Ido|iii_Yiii ii Nuosu|ike_Cans iu Inuktitut
+ile_Latn ie Interlingue|ina_Latn ia Interlingua|ipk_Latn ik Inupiaq|kal_Latn kl Kalaallisut|kom_Cyrl kv Komi
+kua_Latn kj Kuanyama|lat_Latn la Latin|lub_Latn lu Luba-Katanga|mah_Latn mh Marshallese|nau_Latn na Nauru|nav_Latn nv Navajo
+nbl_Latn nr South Ndebele|nde_Latn nd North Ndebele|ndo_Latn ng Ndonga|oji_Cans oj Ojibwa|oss_Cyrl os Ossetian
+pli_Deva pi Pali|roh_Latn rm Romansh|sme_Latn se Northern Sami|tah_Latn ty Tahitian|ton_Latn to Tongan|ven_Latn ve Venda
+vol_Latn vo Volapük|wln_Latn wa Walloon|zha_Latn za Zhuang|bar_Latn - Bavarian|bcl_Latn - Central Bikol|bpy_Beng - Bishnupriya
+bxr_Cyrl - Buryat|cbk_Latn - Chavacano|diq_Latn - Zazaki|dsb_Latn - Lower Sorbian|dty_Deva - Doteli
+eml_Latn - Emilian-Romagnol|frr_Latn - North Frisian|gom_Deva - Goan Konkani|gsw_Latn - Alemannic|hif_Latn - Fiji Hindi
+hsb_Latn - Upper Sorbian|jbo_Latn - Lojban|krc_Cyrl - Karachay-Balkar|lez_Cyrl - Lezgian|lrc_Arab - Northern Luri
+mhr_Cyrl - Meadow Mari|mrj_Cyrl - Hill Mari|mwl_Latn - Mirandese|myv_Cyrl - Erzya|mzn_Arab - Mazanderani|nah_Latn - Nahuatl
+nap_Latn - Neapolitan|nds_Latn - Low German|new_Deva - Newar|pam_Latn - Kapampangan|pfl_Latn - Palatine German
+pms_Latn - Piedmontese|pnb_Arab - Western Punjabi|rue_Cyrl - Rusyn|sah_Cyrl - Yakut|sco_Latn - Scots|tyv_Cyrl - Tuvan
+vep_Latn - Veps|vls_Latn - West Flemish|wuu_Hans - Wu Chinese|xal_Cyrl - Kalmyk|xmf_Geor - Mingrelian
+"""
+
 _SAME = """
 zho cmn chi|est ekk|zsm msa may|arb ara|nob nor nb|swh swa|lvs lav|pes fas per|uzn uzb|plt mlg|ory ori|azj aze|als sqi alb
-kmr kur|khk mon|npi nep|gaz orm|pbt pus|quy que|ydd yid|fuv ful|ayr aym|grn gug|knc kau|dik din|twi aka|tgl fil|srd sro|kon kng
-bik bcl|iku ike|lah pnb|kok gom|mya bur|ces cze|cym wel|deu ger|ell gre|eus baq|fra fre|hye arm|isl ice|kat geo|mkd mac|mri mao
-nld dut|ron rum|slk slo|bod tib
+kmr kur|khk mon|npi nep|gaz orm|pbt pus|quy que|ydd yid|fuv ful|ayr aym|grn gug|knc kau kr|dik din|twi aka|tgl fil|srd sro
+kon kng|bik bcl|iku ike|lah pnb|kok gom|mya bur|ces cze|cym wel|deu ger|ell gre|eus baq|fra fre|hye arm|isl ice|kat geo
+mkd mac|mri mao|nld dut|ron rum|slk slo|bod tib|kom kpv|oji ojg|bxr bua|diq zza|mhr chm
 """
 """ISO 639 codes of one language: the individual language that stands for a macrolanguage (ISO 639-3), the bibliographic code
-(ISO 639-2/B), and nb. Models and datasets write either.
+(ISO 639-2/B), and nb and kr. Models and datasets write either.
 See https://iso639-3.sil.org/code_tables/macrolanguage_mappings/data."""
 _GROUPS = [tuple(group.split()) for group in _SAME.strip().replace("\n", "|").split("|")]
 
+_WIKIPEDIAS = {"als": ("gsw",), "bh": ("bho", "bih"), "eml": ("eml", "egl", "rgn"), "nah": ("nah", "nci", "nhe", "nhn", "nch")}
+"""Labels that are names of Wikipedias, as in lid.176, and no codes of ISO 639-3, or those of another language -> the codes of
+the languages that they stand for. See https://meta.wikimedia.org/wiki/Special_language_codes."""
+_MACRO = {"hbs": ("srp", "hrv", "bos", "cnr")}
+"""Macrolanguage of which no single language is the usual one -> the languages in it. A model may have labels for both."""
 _SCRIPTS = (("Hani", "Hans", "Hant"), ("Jpan", "Hrkt", "Kana", "Hira"), ("Kore", "Hang"), ("Arab", "Aran"), ("Latn", "Latf"))
 """ISO 15924: the first script of a group contains the others, so its label stands for text in any of them, and the reverse."""
 _RIGHT_TO_LEFT = {"Arab", "Hebr", "Thaa", "Syrc", "Nkoo"}
@@ -110,7 +135,7 @@ def _row(entry: str) -> Language:
     return Language(code, None if iso1 == "-" else iso1, name)
 
 
-LANGUAGES = {row.code: row for row in map(_row, _TABLE.strip().replace("\n", "|").split("|"))}
+LANGUAGES = {row.code: row for table in (_TABLE, _MORE) for row in map(_row, table.strip().replace("\n", "|").split("|"))}
 _NOT_ONE = (Language(MUL, None, "Many languages"), Language(ZXX, None, "Code"))
 
 
@@ -140,16 +165,58 @@ def same(iso3: str) -> tuple[str, ...]:
     return (iso3, *(other for other in others if other != iso3))
 
 
+def members(iso3: str) -> frozenset[str]:
+    """The codes of all languages of the macrolanguages that a language, which may be one itself, is in; empty when in none."""
+    codes = set(same(iso3))
+    return frozenset(code for macro, inner in _MACRO.items() if codes & {macro, *inner} for code in (macro, *inner))
+
+
+def is_macro(iso3: str) -> bool:
+    """Whether a code is that of a macrolanguage of which no single language is the usual one."""
+    return iso3 in _MACRO
+
+
+def plain(label: str) -> str:
+    """A label without its prefix, with _ before the script."""
+    return label.removeprefix("__label__").replace("-", "_")
+
+
+def by_wikipedia(labels: Iterable[str]) -> bool:
+    """Whether the labels of a model are the names of Wikipedias: two letters where ISO 639-1 has them."""
+    return any(len(plain(label)) == 2 for label in labels)
+
+
+def code_in(label: str, wikipedias: bool) -> str:
+    """The language code that a label, without its script, stands for in a model (see `by_wikipedia`)."""
+    base = plain(label).split("_")[0]
+    return _WIKIPEDIAS.get(base, (base,))[0] if wikipedias else base
+
+
+def of_label(label: str, labels: Iterable[str]) -> Language | None:
+    """The language that a label of a model stands for, so that `label_of` finds the label; None when it is not known."""
+    every = list(labels)
+    _, _, script = plain(label).partition("_")
+    base = code_in(label, by_wikipedia(every))
+    try:
+        found = find(f"{base}_{script}" if script else base)
+        return found if plain(label_of(found, every)) == plain(label) else None
+    except ConfigError:
+        return None
+
+
 def label_of(language: Language, labels: Iterable[str]) -> str:
     """The label of `labels` that a language-ID model uses for `language`, possibly with a prefix.
 
     Known forms are fra_Latn, fr_Latn, fra and fr, with any code of the language (zho or cmn), and with the script or one that
     contains it (Hans or Hani). Raises ConfigError, with similar labels, when there is none or more than one fits equally well.
     """
-    known = {label.removeprefix("__label__").replace("-", "_"): label for label in labels}
+    known = {plain(label): label for label in labels}
     codes, script = same(language.iso3), language.code[4:]
+    named = {name: set(codes) & set(mine) for name, mine in _WIKIPEDIAS.items() if by_wikipedia(known)}
+    known = {name: label for name, label in known.items() if named.get(name, True)}  # without those of other languages
     # Two-letter codes are those of the table, also for another script or variety of a language there, such as zho_Hant.
     short = [language.iso1] if language.iso1 else [row.iso1 for row in LANGUAGES.values() if row.iso3 in codes and row.iso1]
+    short += [name for name, mine in named.items() if mine]
     scripts = [other for group in _SCRIPTS if script in group for other in group if script == group[0] or other == group[0]]
     tiers = [
         [f"{code}_{script}" for code in codes],

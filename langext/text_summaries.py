@@ -96,7 +96,11 @@ class FunnelRow(Spec):
     benchmark_parts: int = 0
     """Parts that were cut out of its documents because they hold a piece of a benchmark's item."""
     divided: bool = False
-    """Whether it has so few documents that they were held out by passages. Duplicates and contamination are passages then."""
+    """Whether it has so few documents that they were held out by passages. `valid_documents`, and what was dropped after the
+    language and quality, are passages then."""
+    tokens_per_byte: float | None = None
+    """Tokens of the base's tokenizer for a byte, in a sample of what is kept; from it the tokens after all steps are estimated.
+    None where the base was not at hand, and in runs of earlier versions."""
 
     @property
     def source(self) -> str:
@@ -118,8 +122,20 @@ class FunnelRow(Spec):
 
     @property
     def kept(self) -> int:
-        """Documents that are trained on or held out."""
+        """Documents of which something is trained on or held out."""
+        if self.divided and self.steps:  # what is held out are passages
+            return self.steps[-1].documents
         return self.train_documents + self.valid_documents
+
+    @property
+    def kept_frac(self) -> float:
+        """Share of the text that was read, in bytes, which is trained on or held out."""
+        read = self.steps[0].bytes if self.steps else self.bytes_read
+        return (self.train_bytes + self.valid_bytes) / max(1, read)
+
+    def tokens(self, num_bytes: int) -> int | None:
+        """About how many tokens so much of its text is; None when that is not known."""
+        return None if self.tokens_per_byte is None else round(num_bytes * self.tokens_per_byte)
 
 
 class SourceFile(Spec):

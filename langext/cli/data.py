@@ -88,14 +88,17 @@ class Asked:
     model: "LanguageId"
     expected: "Expected"
     name: str
+    unsaid: bool = False
+    """Whether nothing is said of its language, so that it is the one that is found most."""
 
 
 def _expected(language: str | None, threshold: float | None, level: Level) -> "Expected":
     from langext import languages
     from langext.data.peek import Expected
 
-    code = languages.find(language).code if language else None
-    return Expected(code, "auto" if threshold is None else threshold, level)
+    one = languages.find(language) if language else None
+    level = "document" if one and one.code == languages.ZXX else level
+    return Expected(one.code if one and one.single else None, "auto" if threshold is None else threshold, level)
 
 
 def _there(path: str) -> bool:
@@ -146,10 +149,10 @@ def _of_path(path: str, language: str | None, lid: str, expected: "Expected", co
 
     columns: Any = column[0] if column and len(column) == 1 else column or "text"
     try:
-        source = Source.model_validate({"language": language or "zxx", "path": path, "text_column": columns})
+        source = Source.model_validate({"language": language or "mul", "path": path, "text_column": columns})
     except ValidationError as error:
         raise ConfigError(f"{path}: {first_problem(error)}") from None
-    return Asked(source, _model(lid), expected, path)
+    return Asked(source, _model(lid), expected, path, unsaid=language is None)
 
 
 def _model(name: str, text: Literal["auto", "plain", "words"] = "auto") -> "LanguageId":
@@ -165,7 +168,7 @@ def _looks(asked: list[Asked], count: int) -> tuple[list[tuple[dict[str, Any], l
 
     Of several sources such a one is a line, and the others go on.
     """
-    from langext.errors import EXIT_CONFIG, EXIT_RUN_FAILED, ConfigError, RunFailed
+    from langext.errors import EXIT_CONFIG, ConfigError, RunFailed
 
     if len(asked) == 1:
         return [_look(asked[0], count)], 0
@@ -175,7 +178,7 @@ def _looks(asked: list[Asked], count: int) -> tuple[list[tuple[dict[str, Any], l
             looks.append(_look(each, count))
         except (ConfigError, RunFailed) as error:
             typer.secho(f"error: source {each.name}: {error}", fg="red", err=True)
-            code = code or (EXIT_CONFIG if isinstance(error, ConfigError) else EXIT_RUN_FAILED)
+            code = code or (EXIT_CONFIG if isinstance(error, ConfigError) else error.exit_code)
     return looks, code
 
 
@@ -185,8 +188,8 @@ def _look(asked: Asked, count: int) -> tuple[dict[str, Any], list["Judged"]]:
     from langext.data import peek
 
     seen, expected = peek.look(asked.source, count), asked.expected
-    if not (expected.language or expected.run) and (label := peek.commonest(asked.model, seen.documents)):
-        expected = replace(expected, language=languages.find(label).code)  # a path of which nothing is said
+    if asked.unsaid and (guess := languages.of_label(peek.commonest(asked.model, seen.documents), asked.model.labels())):
+        expected = replace(expected, language=guess.code)
     found, cut = peek.judge(asked.model, seen.documents, expected)
     head = {"source": asked.name, "expected": expected.language, "demanded": cut and cut.told, "files": seen.files,
             "documents": len(seen.documents), "broken": seen.broken, "places": seen.places}  # fmt: skip
@@ -227,15 +230,21 @@ def _short(text: str) -> str:
     return line if len(line) <= SHOWN_LETTERS else f"{line[:SHOWN_LETTERS]}..."
 
 
+def _tokens(row: "FunnelRow") -> str:
+    found = row.tokens(row.train_bytes)
+    return "" if found is None else f"{found:,}"
+
+
 def _show_funnel(name: str, funnel: "list[FunnelRow]") -> None:
     from langext import console
 
     rows = [
-        [row.source, row.what, f"{row.documents_read:,}", f"{row.kept:,}", f"{row.kept / max(1, row.documents_read):.1%}",
-         f"{row.train_documents:,}", f"{row.train_bytes / 1e6:.2f}", f"{row.valid_documents:,}", f"{row.valid_bytes / 1e6:.2f}"]
+        [row.source, row.what, f"{row.documents_read:,}", f"{row.kept:,}", f"{row.kept_frac:.1%}",
+         f"{row.train_documents:,}", f"{row.train_bytes / 1e6:.2f}", _tokens(row),
+         f"{row.valid_documents:,}{' passages' if row.divided else ''}", f"{row.valid_bytes / 1e6:.2f}"]
         for row in funnel
     ]  # fmt: skip
-    heads = ["source", "", "documents", "kept", "", "to train on", "MB", "held out", "MB"]
+    heads = ["source", "", "documents", "kept", "of the text", "to train on", "MB", "tokens, about", "held out", "MB"]
     console.table(name, heads, rows)
     reasons = list(dict.fromkeys(reason for row in funnel for reason in row.dropped))
     if reasons:

@@ -156,7 +156,7 @@ class HubText:
         import datasets
 
         from langext.data import hub
-        from langext.data.readers import mend
+        from langext.data.halves import mend
 
         try:
             rows = datasets.load_dataset(self.repo, self.config, revision=self.commit, split="train", streaming=True)

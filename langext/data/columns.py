@@ -14,11 +14,13 @@ MOST_NAMES = 200
 
 
 def pick(entry: Mapping[str, Any], column: str) -> tuple[bool, Any]:
-    """Whether an entry has the field `column`, and what is in it."""
+    """Whether an entry has the field `column`, and what is in it; None when an object on the way to it is null."""
     if column in entry:
         return True, entry[column]
     at: Any = entry
     for part in column.split("."):
+        if at is None:
+            return True, None
         if not isinstance(at, Mapping) or part not in at:
             return False, None
         at = at[part]

@@ -1,14 +1,16 @@
 """Find text that holds a piece of a benchmark. The one rule: what is looked for, and what is too short for it, is recorded.
 
 As for GPT-3 (https://arxiv.org/abs/2005.14165, appendix C), a text is contaminated where it shares a run of 13 words with an
-item, and 200 characters on both sides; that is cut out, and text of which there is too little left, or with too many cuts, is
-dropped. Cuts are made between sentences. datatrove drops all of such a text, a law or a novel for one quotation.
+item, or holds the longest text of an item that has no such run, if that has 5 words. It is cut out with 200 characters on both
+sides, and text of which there is too little left, or with too many cuts, is dropped. Cuts are made between sentences. datatrove
+drops all of such a text, a law or a novel for one quotation.
 """
 
 import gzip
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ from datatrove.pipeline.filters.base_filter import BaseFilter
 from datatrove.pipeline.writers.disk_base import DiskWriter
 
 from langext.data.split import sentences
-from langext.data.word_units import WordUnits, ordered_runs, runs, simplified
+from langext.data.word_units import WordUnits, ordered_runs, runs, runs_of, simplified
 from langext.errors import ConfigError, one_line
 
 COMMON = 0.1
@@ -27,6 +29,10 @@ COMMON = 0.1
 FEWEST = 5
 MARGIN, LEAST, MOST_CUTS = 200, 200, 10
 """Characters on both sides of a run that are cut out with it, the fewest that may be left between two cuts, and most cuts."""
+SHORTEST = 5
+"""Words of the shortest item that can be found. What is shorter is chance nearly always."""
+TOO_MANY_SHORT = 0.2
+"""Share of a task's items that cannot be found from which on it is said in a warning."""
 PARTS = "benchmark_parts"
 """Count: parts that were cut out of texts that are kept."""
 
@@ -57,29 +63,58 @@ def _texts(value: Any) -> list[str]:
     return [text for part in inner for text in _texts(part)]
 
 
-def index(items: Sequence[Iterable[str]], units: WordUnits, words: int) -> tuple[np.ndarray, int]:
-    """The runs of words to look for, ascending uint64, and how many items are too short to have one."""
+@dataclass(frozen=True)
+class Wanted:
+    """What to look for of one task."""
+
+    runs: np.ndarray
+    """Hashes of runs of units, ascending uint64."""
+    lengths: list[int]
+    """How many units these runs have."""
+    begins: np.ndarray
+    """Hashes of the first SHORTEST words of the items that are looked for as a whole: a text without them has none of these."""
+    short: int = 0
+    """Items that are too short to be found."""
+
+
+def index(items: Sequence[Iterable[str]], units: WordUnits, words: int) -> Wanted:
+    """What to look for of these items."""
     count: Counter[int] = Counter()
-    short = 0
+    lengths, begins, short = {units.count(words)}, set[int](), 0
+    least = units.count(SHORTEST)
     for item in items:
-        found = {int(run) for text in item for run in runs(text, units, words)}
+        texts = list(item)
+        found = {int(run) for text in texts for run in runs(text, units, words)}
+        longest = [] if found else max((simplified(text, units) for text in texts), key=len, default=[])
+        if len(longest) >= least:
+            lengths.add(len(longest))
+            found = {int(run) for _, hashes in ordered_runs(longest, [len(longest)]) for run in hashes}
+            begins |= {int(run) for _, hashes in ordered_runs(longest[:least], [least]) for run in hashes}
         count.update(found)
         short += not found
     most = max(FEWEST, COMMON * len(items))
-    return np.array(sorted(run for run, times in count.items() if times <= most), np.uint64), short
+    wanted = np.array(sorted(run for run, times in count.items() if times <= most), np.uint64)
+    return Wanted(wanted, sorted(lengths), np.array(sorted(begins), np.uint64), short)
 
 
 def write_index(folder: Path, items: Mapping[str, Sequence[Iterable[str]]], units: WordUnits, words: int) -> dict[str, int]:
-    """Write what to look for in text of one language: `<number>.npy` for each task. Returns how many items are too short."""
+    """Write what to look for in text of one language: `<number>.npz` for each task. Returns how many items are too short."""
     folder.mkdir(parents=True, exist_ok=True)
     short = {}
     for number, (task, entries) in enumerate(items.items()):
-        found, short[task] = index(entries, units, words)
-        np.save(folder / f"{number:05d}.npy", found)
+        wanted = index(entries, units, words)
+        short[task] = wanted.short
+        np.savez(folder / f"{number:05d}.npz", runs=wanted.runs, lengths=np.array(wanted.lengths), begins=wanted.begins)
     return short
 
 
-def without(text: str, found: np.ndarray, units: WordUnits, words: int) -> tuple[str, list[str]]:
+def read_index(folder: Path, tasks: int) -> list[Wanted]:
+    """What `write_index` has written of so many tasks."""
+    files = [np.load(folder / f"{number:05d}.npz") for number in range(tasks)]
+    return [Wanted(file["runs"], file["lengths"].tolist(), file["begins"]) for file in files]
+
+
+def without(text: str, found: Wanted, units: WordUnits) -> tuple[str, list[str]]:
     """A text without the sentences that have a run of words of `found` and what is around them; and what is cut out.
 
     Nothing is left of a text where the rest is not worth keeping, as this module says above.
@@ -87,13 +122,15 @@ def without(text: str, found: np.ndarray, units: WordUnits, words: int) -> tuple
     pieces = list(sentences(text))
     each = [simplified(piece, units) for piece in pieces]
     owner = np.repeat(np.arange(len(each)), [len(part) for part in each])
-    length = units.count(words)
-    at = np.flatnonzero(np.isin(ordered_runs([unit for part in each for unit in part], length), found))
+    edges = set[tuple[int, int]]()
+    for length, hashes in ordered_runs([unit for part in each for unit in part], found.lengths):
+        at = np.flatnonzero(np.isin(hashes, found.runs))
+        edges.update(zip(owner[at].tolist(), owner[at + length - 1].tolist(), strict=True))
     size = np.array([len(piece) for piece in pieces])
     ends = np.cumsum(size)
     starts = ends - size
     cut = np.zeros(len(pieces), bool)
-    for first, last in set(zip(owner[at].tolist(), owner[at + length - 1].tolist(), strict=True)):
+    for first, last in edges:
         # Every sentence that reaches into the characters around these.
         cut[(ends > starts[first] - MARGIN) & (starts < ends[last] + MARGIN)] = True
     stretches = _stretches(cut)
@@ -116,25 +153,28 @@ class Decontaminate(BaseFilter):
 
     name = "contamination"
 
-    def __init__(self, folder: Path, tasks: Sequence[str], units: WordUnits, words: int, rejects: DiskWriter):
+    def __init__(self, folder: Path, tasks: Sequence[str], units: WordUnits, rejects: DiskWriter):
         super().__init__(rejects)
-        self.folder, self.tasks, self.units, self.words = folder, list(tasks), units, words
+        self.folder, self.tasks, self.units = folder, list(tasks), units
         self.places, self.rank = rejects, 0
-        self.runs = self.owner = np.zeros(0, np.uint64)
+        self.runs = self.owner = self.begins = np.zeros(0, np.uint64)
+        self.lengths: list[int] = []
 
     def run(self, data: Any, rank: int = 0, world_size: int = 1) -> Any:
         """Yield what is left of the texts."""
-        parts = [np.load(self.folder / f"{number:05d}.npy") for number in range(len(self.tasks))]
-        every = np.concatenate([*parts, self.runs])
+        parts = read_index(self.folder, len(self.tasks))
+        self.lengths = sorted({length for part in parts for length in part.lengths})
+        self.begins = np.concatenate([np.zeros(0, np.uint64), *(part.begins for part in parts)])
+        every = np.concatenate([np.zeros(0, np.uint64), *(part.runs for part in parts)])
         self.runs, first = np.unique(every, return_index=True)
-        self.owner = np.repeat(np.arange(len(parts)), [len(part) for part in parts])[first]
+        self.owner = np.repeat(np.arange(len(parts)), [len(part.runs) for part in parts])[first]
         self.rank = rank
         self.stat_update(PARTS, value=0)
         yield from super().run(data, rank, world_size)
 
     def filter(self, doc: Document) -> bool | tuple[bool, str]:
         """True, or False and the reason. What is cut out of a text that is kept is in the rejects too."""
-        mine = runs(doc.text, self.units, self.words)
+        mine = runs_of(doc.text, self.units, self._lengths_in(doc.text))
         if not len(self.runs) or not len(mine):
             return True
         at = np.minimum(np.searchsorted(self.runs, mine), len(self.runs) - 1)
@@ -142,7 +182,7 @@ class Decontaminate(BaseFilter):
         if not len(hits):
             return True
         reason = f"contaminated_{self.tasks[int(self.owner[hits].min())]}"
-        rest, gone = without(doc.text, self.runs[hits], self.units, self.words)
+        rest, gone = without(doc.text, Wanted(self.runs[hits], self.lengths, self.begins), self.units)
         if not rest:
             return False, reason
         for number, text in enumerate(gone):
@@ -151,3 +191,10 @@ class Decontaminate(BaseFilter):
             self.places.write(Document(text=text, id=f"{doc.id}#cut{number}", metadata=told), self.rank)
         doc.text = rest
         return True
+
+    def _lengths_in(self, text: str) -> list[int]:
+        """The lengths of runs that are worth a look in a text: those of whole items only where one of these begins."""
+        if not len(self.begins):
+            return self.lengths[-1:]
+        begun = np.isin(self.begins, runs(text, self.units, SHORTEST)).any()
+        return self.lengths if begun else self.lengths[-1:]

@@ -22,6 +22,7 @@ from datatrove.utils.batching import batched
 
 from langext.artifacts import read_as, write_json
 from langext.console import warn
+from langext.data import working
 from langext.data.language_filter import Level, units
 from langext.data.language_id import Guesses, LanguageId
 from langext.data.sources import Source
@@ -65,7 +66,8 @@ def of(source: Source, record: SourceRecord, lid: LanguageId, rule: Rule, asked:
     """
     if not path.exists():
         tolerant = source.model_copy(update={"max_bad_frac": 1.0})  # what cannot be read is counted when all of it is read
-        texts = sample(tolerant.reader(record), record.tasks)
+        reader, after = tolerant.steps(record)
+        texts = sample([reader, *after], record.tasks)
         cut = find(rule, asked.threshold, seen(lid, texts, asked.level, rule))
         demand(source.domain, source.language, cut, cut.kept_frac, asked.least)
         _doubt(source.domain, source.language, cut)
@@ -73,13 +75,13 @@ def of(source: Source, record: SourceRecord, lid: LanguageId, rule: Rule, asked:
     return read_as(path, Cut)
 
 
-def sample(reader: Any, tasks: int) -> list[str]:
+def sample(steps: Sequence[Any], tasks: int) -> list[str]:
     """Texts of documents of a source, always the same ones: those with the smallest hashes among the first of its files.
 
-    `reader` is the step that reads the source in `tasks` parts.
+    `steps` read the source in `tasks` parts, and make its text what is judged.
     """
     ranks = range(0, tasks, -(-tasks // MOST_TASKS))
-    texts = (text for rank in ranks for text in _first(reader.run(None, rank, tasks), MOST_READ // len(ranks)))
+    texts = (text for rank in ranks for text in _first(working.through(steps, rank, tasks), MOST_READ // len(ranks)))
     chosen, size = [], 0
     for text in heapq.nsmallest(MOST_DOCUMENTS, texts, key=unit_hash):
         if size and size + len(text) > MOST_JUDGED:

@@ -5,7 +5,7 @@ MinHash is datatrove's, with the settings of FineWeb-2 (https://arxiv.org/abs/25
 words. That finds 1 - (1 - s^8)^14 of the pairs that share s of these runs: 57 % for s = 0.7, 92 % for 0.8, all for 0.9.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +128,11 @@ class Choose(PipelineStep):
         """Number of each text of a part that is like another one, and of its group, ascending."""
         path = self.clusters / f"{part:06d}.clusters" if self.clusters else None
         return np.fromfile(path, np.dtype("<u4")).reshape(-1, 2).tolist() if path and path.exists() else []
+
+
+def left(folder: Path, parts: Sequence[int]) -> int:
+    """How many texts of these parts stay, as `Choose` has decided."""
+    return sum(int((np.load(folder / f"{part:05d}.npy") == 0).sum()) for part in parts)
 
 
 class Unique(BaseFilter):

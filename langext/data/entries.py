@@ -4,13 +4,14 @@ The one rule: an entry that cannot be read is handed on with its line and the re
 blank line separates documents, as in CC-100 (https://data.statmt.org/cc-100/), if not told otherwise.
 """
 
-import csv
 import json
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
+from langext.data import delimited
 from langext.data import lines as text_lines
-from langext.data.formats import TSV
+from langext.data.delimited import Row
+from langext.data.formats import CSV, TSV
 from langext.data.lines import Line, Unreadable
 from langext.data.source_files import Division
 
@@ -19,6 +20,8 @@ class Number(str):
     """A number or constant of a JSON file, as it is written there: nothing computes with it, and it may be of any length."""
 
 
+MARK_OF = {CSV: ",", TSV: "\t"}
+"""What stands between two fields."""
 _JSON = json.JSONDecoder(parse_int=Number, parse_float=Number, parse_constant=Number)
 KINDS = {Number: "a number", int: "a number", float: "a number", bool: "true or false", list: "a list", dict: "an object",
          bytes: "binary", str: "a text", type(None): "null"}  # fmt: skip
@@ -37,6 +40,8 @@ class Entry(NamedTuple):
     """Why it cannot be read."""
     text: str = ""
     """What stands there then."""
+    lines: int = 1
+    """How many entries it counts as when it cannot be read."""
 
 
 def objects(found: Iterable[Line]) -> Iterator[Entry]:
@@ -57,53 +62,28 @@ def objects(found: Iterable[Line]) -> Iterator[Entry]:
 
 
 def rows(found: Iterable[Line], kind: str) -> Iterator[Entry]:
-    """The rows of CSV (https://www.rfc-editor.org/rfc/rfc4180) or TSV, the same with tabs, below the header in the first row.
+    """The rows of CSV or TSV (see `delimited`) below the header in the first row.
 
-    Raises Unreadable for a header that cannot be read, and a quotation mark that is never closed.
+    A broken one counts as many entries as it has lines: a quotation mark that is not closed where it should be takes other rows
+    with it. Raises Unreadable for a header that cannot be read, and a quotation mark that is never closed.
     """
-    parsed = _parsed(found, kind)
-    start, names, why, _ = next(parsed, (1, [], "", ""))
-    if why:
-        raise Unreadable(f"line {start}: the header cannot be read: {why}")
-    for start, cells, why, text in parsed:
-        if not why and len(cells) != len(names):
-            why = f"{len(cells)} fields, where the header has {len(names)}"
-        yield Entry(start, None, why, text) if why else Entry(start, dict(zip(names, cells, strict=True)))
+    parsed = delimited.parsed(found, kind)
+    names = next(parsed, Row(1, []))
+    if names.why:
+        raise Unreadable(f"line {names.start}: the header cannot be read: {names.why}")
+    for row in parsed:
+        why, text = row.why, row.text
+        if not why and len(row.cells) != len(names.cells):
+            why, text = f"{len(row.cells)} fields, where the header has {len(names.cells)}", MARK_OF[kind].join(row.cells)
+        if why:
+            yield Entry(row.start, None, why, text, row.lines)
+        else:
+            yield Entry(row.start, dict(zip(names.cells, row.cells, strict=True)))
 
 
 def header(found: Iterable[Line], kind: str) -> list[str]:
     """The names of the columns of CSV or TSV; [] when there is no row that can be read."""
-    return next(_parsed(found, kind), (1, list[str](), "", ""))[1]
-
-
-def _parsed(found: Iterable[Line], kind: str) -> Iterator[tuple[int, list[str], str, str]]:
-    """Of each row its first line, its fields, why it cannot be read, and what stands there then."""
-    held: list[Line] = []
-    last = 0
-
-    def fed() -> Iterator[str]:
-        nonlocal last
-        for line in found:
-            last = line.number
-            held.append(line)
-            yield line.text + "\n"
-
-    csv.field_size_limit(text_lines.MOST_BYTES >> 2)  # a field takes four times its letters while it is read
-    reader = csv.reader(fed(), delimiter="\t" if kind == TSV else ",", strict=True)
-    while True:
-        start, cells, why = last + 1, list[str](), ""
-        held.clear()
-        try:
-            cells = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            if "unexpected end" in str(error):
-                raise Unreadable(f"line {start}: a quotation mark is opened here and never closed") from None
-            why = f"not {kind.upper()}: {error}"
-        why = next((line.why for line in held if line.why), why)
-        if cells or why:  # a blank line is no row
-            yield start, cells, why, "\n".join(line.text for line in held) if why else ""
+    return next(delimited.parsed(found, kind), Row(1, [])).cells
 
 
 def texts(found: Iterable[Line], columns: Sequence[str], division: Division) -> Generator[Entry, None, bool]:

@@ -6,6 +6,7 @@ The one rule: what shows here about a whole file is refused here; a single entry
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from langext.data import columns as fields
@@ -29,14 +30,21 @@ class Head:
     """False for a table without rows."""
     undivided: bool = False
     """True for a .txt file that has several lines, and no blank one at its beginning."""
+    closed: bool = False
+    """True for a damaged archive of which nothing at all can be read."""
 
 
-def check(place: Place, columns: Sequence[str], encoding: str = UTF_8) -> Head:
+def check(place: Place, columns: Sequence[str], encoding: str = UTF_8, alone: bool = True) -> Head:
     """Raise ConfigError for what shows at the start of a file, or in the footer of a Parquet file, without reading it all.
 
-    `columns` are the names of the columns of text.
+    `columns` are the names of the columns of text. Of several files, which are not `alone`, a damaged archive is no error here.
     """
     where = one_line(place)
+    if isinstance(place, Path) and not _opens(place):
+        if alone:
+            what = f"damaged {formats.PACKINGS[packing(place)]} file: nothing can be read of it"
+            raise ConfigError(f"{where}: {what}; mend or remove it")
+        return Head(rows=False, closed=True)
     head, tail = _ends(place)
     _check_pointer(place, head)
     if kind(place) == PARQUET:
@@ -64,6 +72,15 @@ def check(place: Place, columns: Sequence[str], encoding: str = UTF_8) -> Head:
 def check_pointer(place: Place) -> None:
     """Raise ConfigError for a file that stands for another one, which Git LFS has not fetched."""
     _check_pointer(place, _ends(place)[0])
+
+
+def _opens(path: Path) -> bool:
+    """Whether something can be read of a file, if it is compressed as its name says. Damage further on shows later."""
+    try:
+        with path.open("rb") as file:
+            return not packing(path) or formats.opens(file, packing(path))
+    except OSError as error:
+        raise ConfigError(f"{one_line(path)}: cannot be read: {error.strerror}") from None
 
 
 def _ends(place: Place) -> tuple[bytes, bytes]:

@@ -1,10 +1,12 @@
 """Keep held-out text out of the text to train on, paragraph by paragraph, in whatever source of the language it stands.
 
-The one rule: a paragraph or line of at least LEAST characters that is measured on is not trained on. Duplicates are whole texts
-or passages, so a book that is one document here and a hundred there has none; its paragraphs are the same.
+The one rule: a text or passage that is measured on is not trained on, nor is a paragraph or line of it that has LEAST letters.
+Duplicates are whole texts or passages, so a book that is one document here and a hundred there has none; its paragraphs are the
+same.
 """
 
 import math
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,42 +16,89 @@ from datatrove.data import Document
 from datatrove.pipeline.base import PipelineStep
 from datatrove.pipeline.writers.disk_base import DiskWriter
 
-from langext.data.split import GAP, text_hash, unit_hash
+from langext.data.density import letters
+from langext.data.split import GAP, PASSAGE, passages, text_hash, unit_hash
 
 LEAST = 60
-"""Characters, with every run of white space as one. Shorter ones, as headings, are in many texts."""
+"""Letters, with every run of white space as one; 20 characters of Chinese. Shorter parts, as headings, are in many texts."""
+START = 4
+"""Words at the beginning of a text that are looked at first."""
 REASON, PARTS = "held_out", "heldout_parts"
 """Reason to drop a paragraph; and the count of them."""
 
 
 def keys(text: str) -> set[int]:
-    """Numbers for the paragraphs of a text, and for the lines of them, that are long enough; equal for equal ones."""
-    return {key for block in GAP.split(text) for part in {block, *block.split("\n")} if (key := _key(part))}
+    """Numbers for a text, its passages, and the paragraphs and lines of it that are long enough; equal for equal ones."""
+    wholes = {text, *(passage for passage, _ in _passages(text))}
+    parts = {part for block in GAP.split(text) for part in (block, *block.split("\n"))}
+    return {_key(whole) for whole in wholes} | {_key(part) for part in parts if _is_long(part)}
+
+
+def _passages(text: str) -> list[tuple[str, str]]:
+    """What the text is measured in when its source is divided; only itself when it is short."""
+    return passages(text) if len(text) > PASSAGE else [(text, "")]
 
 
 def _key(part: str) -> int:
-    """0 for what is too short."""
-    words = " ".join(part.split())
-    return text_hash(words) if len(words) >= LEAST else 0
+    """64 bits: 32 of the first words, which are quickly had, and 32 of all of them."""
+    return _start(part) << 32 | text_hash(" ".join(part.split())) & 0xFFFFFFFF
 
 
-def without(text: str, held: set[int]) -> tuple[str, list[str]]:
-    """The text without paragraphs and lines that are in `held`, and these."""
-    if held.isdisjoint(keys(text)):
-        return text, []
+def _start(part: str) -> int:
+    return zlib.crc32(" ".join(part.split(maxsplit=START)[:START]).encode())
+
+
+def _is_long(part: str) -> bool:
+    return letters(" ".join(part.split())) >= LEAST
+
+
+class Held:
+    """What is held out, by its keys. Most text is known not to be there from its first words alone."""
+
+    def __init__(self, held: set[int]):
+        self.keys, self.starts = held, {key >> 32 for key in held}
+
+    def __contains__(self, part: str) -> bool:
+        return _start(part) in self.starts and _key(part) in self.keys
+
+
+def without(text: str, held: Held) -> tuple[str, list[str]]:
+    """The text without passages, paragraphs and lines that are in `held`, and these; nothing of a text that is there whole."""
+    if text in held:
+        return "", [text]
+    rest, removed = "", list[str]()
+    for passage, after in _passages(text):
+        if passage in held:
+            removed.append(passage)
+        else:
+            rest += passage + after
+    rest, parts = _without_parts(rest, held)
+    removed += parts
+    return (rest, removed) if removed else (text, [])
+
+
+def _without_parts(text: str, held: Held) -> tuple[str, list[str]]:
+    """The text without the long paragraphs and lines that are in `held`, and these."""
     rest, removed = "", list[str]()
     start, gap = 0, ""
     for match in [*GAP.finditer(text), None]:
         block = text[start : match.start() if match else len(text)]
-        lines = [block] if _key(block) in held else block.split("\n")
-        kept = [line for line in lines if _key(line) not in held]
-        removed += [line for line in lines if _key(line) in held]
+        lines = block.split("\n")
+        if len(lines) > 1 and _goes(block, held):
+            lines = [block]
+        gone = [line for line in lines if _goes(line, held)]
+        kept = [line for line in lines if line not in gone]
+        removed += gone
         if kept:
             rest += gap + "\n".join(kept)
             gap = ""
         if match:
             start, gap = match.end(), gap or match[0]
     return rest.strip("\n"), removed
+
+
+def _goes(part: str, held: Held) -> bool:
+    return part in held and _is_long(part)
 
 
 class Mark(PipelineStep):
@@ -109,7 +158,7 @@ class Apart(PipelineStep):
 
     def run(self, data: Any, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
         """Yield the documents of which something is left."""
-        held = set(np.load(self.path).tolist())
+        held = Held(set(np.load(self.path).tolist()))
         with self.rejects as rejects:
             for document in data:
                 if document.metadata["split"] == "train":

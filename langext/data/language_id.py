@@ -32,18 +32,21 @@ Guesses = Sequence[tuple[str, float]]
 _NOT_WORDS = regex.compile(r"[^\p{Word}\p{Zs}]|\d")
 _NO_CASE = 0x20000
 """The first code point from which on no letter has a case."""
+_CAPITALS = regex.compile(r"[[\p{Lu}\p{Lt}]&&[\p{Latin}\p{Cyrillic}\p{Greek}\p{Armenian}\p{Georgian}]]+", regex.V1)
+"""Capital letters of scripts that are mostly written in small ones. In Cherokee it is the other way round."""
 NO_LANGUAGE, MOST_LABELS = "zxx_Zxxx", 400
 """A label that models in the style of OpenLID have, and more labels than those have."""
 
 
 @functools.cache
 def _cases() -> np.ndarray:
-    """For each code point 1 for a capital letter, -1 for a small one, else 0; the last entry stands for all others."""
-    return np.array([*(c.isupper() - c.islower() for c in map(chr, range(_NO_CASE))), 0], np.int8)
+    """For each code point 1 for a capital letter of `_CAPITALS`, -1 for a small one, else 0; the last stands for all others."""
+    every = (chr(point) for point in range(_NO_CASE))
+    return np.array([*(bool(_CAPITALS.match(c)) - c.islower() for c in every), 0], np.int8)
 
 
 def in_capitals(text: str) -> bool:
-    """Whether a text has more capital than small letters."""
+    """Whether a text has more capital than small letters, in scripts that are mostly written in small ones."""
     points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
     return int(_cases()[np.minimum(points, _NO_CASE)].sum(dtype=np.int64)) > 0
 
@@ -88,7 +91,7 @@ class LanguageId:
         line = " ".join(text.split())
         if self.words_alone:
             return " ".join(_NOT_WORDS.sub("", line.lower()).split())
-        return line.lower() if in_capitals(line) else line
+        return _CAPITALS.sub(lambda found: found[0].lower(), line) if in_capitals(line) else line
 
     def guesses(self, texts: list[str], count: int = 2) -> list[Guesses]:
         """The `count` most likely labels of each text; none for a text without a word that the model knows."""

@@ -25,7 +25,18 @@ class Line(NamedTuple):
 
 
 class Unreadable(ValueError):
-    """What follows in a file cannot be read, nor how much that is be said. The message says where it begins, and why."""
+    """What follows in a file cannot be read, nor how much that is be said. The message says where it begins, and why.
+
+    `text` is what is known to be lost, if it is, and `lines` how many lines that has.
+    """
+
+    def __init__(self, message: str, text: str = "", lines: int = 1):
+        super().__init__(message)
+        self.text, self.lines = text, lines
+
+
+class Closed(Unreadable):
+    """Nothing at all of a compressed file can be read."""
 
 
 def lines(stream: IO[bytes], encoding: str = UTF_8) -> Iterator[Line]:
@@ -37,7 +48,7 @@ def lines(stream: IO[bytes], encoding: str = UTF_8) -> Iterator[Line]:
     try:
         start = source.peek(4)[:4]
     except formats.DAMAGED as error:
-        raise _damaged(0, error) from None
+        raise Closed(str(_damaged(0, error))) from None
     encoding = (formats.wide(start) if encoding == UTF_8 else "") or encoding
     whole = _coded_lines(source, encoding) if "\n".encode(encoding) == b"\n" else _wide_lines(source, encoding)
     number = 0

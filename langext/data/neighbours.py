@@ -20,12 +20,15 @@ pes prs tgk|arb arz ary aeb acm apc ajp acq ars|amh tir|zul xho ssw nbl|sot tsn 
 tgl ceb ilo war hil bcl|cmn yue wuu lzh|jpn cmn|bod dzo|kmr diq|lua kon lin|aka twi|smo ton|nya tum|eng sco|gle gla|quy quz
 """
 _GROUPS = [frozenset(group.split()) for group in _CLOSE.strip().replace("\n", "|").split("|")]
-_SHORT = {row.iso1: row.iso3 for row in LANGUAGES.values() if row.iso1} | {"sh": "hbs", "nb": "nob"}
+_SHORT = {row.iso1: row.iso3 for row in LANGUAGES.values() if row.iso1}
 
 
-def language_of(label: str) -> str:
-    """The ISO 639-3 code that stands for the language of a model's label: `no`, `nb` and `nor_Latn` are all nob."""
-    base = label.removeprefix(PREFIX).replace("-", "_").split("_")[0]
+def language_of(label: str, wikipedias: bool = False) -> str:
+    """The code that stands for the language of a model's label: the same for `no`, `nb` and `nor_Latn`.
+
+    `wikipedias` is what `languages.by_wikipedia` says of the model.
+    """
+    base = languages.code_in(label, wikipedias)
     return _one(_SHORT.get(base, base))
 
 
@@ -41,8 +44,23 @@ def _close(iso3: str) -> set[str]:
 
 def near(language: Language, labels: Iterable[str]) -> frozenset[str]:
     """Those of a model's labels that stand for near neighbours of `language`, without their prefix."""
-    close = _close(language.iso3)
-    return frozenset(label.removeprefix(PREFIX) for label in labels if language_of(label) in close)
+    close, every = _close(language.iso3), list(labels)
+    wikipedias = languages.by_wikipedia(every)
+    return frozenset(label.removeprefix(PREFIX) for label in every if language_of(label, wikipedias) in close)
+
+
+def wholes(language: Language, labels: Iterable[str], run: Iterable[str]) -> frozenset[str]:
+    """Those of a model's labels that stand for the macrolanguage of `language` as a whole, without their prefix.
+
+    None where another language of it is of the `run`: then such a label does not say which of them it is.
+    """
+    mine = languages.members(language.iso3)
+    if any(languages.find(code).iso3 in mine and languages.find(code).iso3 != language.iso3 for code in run):
+        return frozenset()
+    wanted = {_one(code) for code in mine if languages.is_macro(code)}
+    script = language.code[4:]
+    named = (label.removeprefix(PREFIX) for label in labels if language_of(label) in wanted)
+    return frozenset(label for label in named if languages.plain(label).partition("_")[2] in ("", script))
 
 
 def twins(label: str, labels: Iterable[str]) -> frozenset[str]:

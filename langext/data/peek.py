@@ -10,7 +10,7 @@ from typing import Literal
 
 from datatrove.data import Document
 
-from langext.data import cuts, rules
+from langext.data import cuts, rules, working
 from langext.data.language_filter import LanguageFilter, Level
 from langext.data.language_id import LanguageId
 from langext.data.sources import Source
@@ -83,9 +83,9 @@ def look(source: Source, count: int) -> Seen:
     documents: list[Document] = []
     broken, places = 0, list[str]()
     for number, rank in enumerate(chosen):
-        reader = tolerant.reader(record)
+        reader, after = tolerant.steps(record)
         left = (count - len(documents)) // (len(chosen) - number)
-        documents += islice(reader.run(None, rank, record.tasks), left)
+        documents += islice(working.through([reader, *after], rank, record.tasks), left)
         broken, places = broken + reader.unread.broken, places + reader.unread.places
     return Seen(documents, len(chosen) if record.files else 0, broken, places)
 

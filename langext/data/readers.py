@@ -21,29 +21,18 @@ from langext.data import columns as fields
 from langext.data import entries, formats, heads
 from langext.data.entries import KINDS, Entry
 from langext.data.formats import JSONL, MARK, TXT
-from langext.data.lines import Unreadable, lines
+from langext.data.halves import mend
+from langext.data.lines import Closed, Unreadable, lines
 from langext.data.source_files import Division, Place
 from langext.data.tasks import READS
 from langext.data.unread import Broken, Lacking, Unread
-from langext.errors import RunFailed, one_line
+from langext.errors import ConfigError, RunFailed, one_line
 
 ROWS, BATCH = 1000, 16 << 20
 """Rows of a Parquet file, and bytes of them, that are read together."""
 MENDED, COMPOSED, UNDIVIDED = "mended", "composed", "undivided"
 """Counts: documents with broken Unicode, documents brought into form NFC, and .txt files without a blank line."""
 _LINE_END = re.compile(r"\r\n?")
-
-
-def mend(text: str) -> str:
-    """The text with U+FFFD in place of every half of a character, as JSON can have it, and UTF-8 not.
-
-    Both halves of a character, one after the other, become that character.
-    """
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
-    return text
 
 
 class Reader(PipelineStep):
@@ -100,10 +89,15 @@ class Reader(PipelineStep):
         self.unread.good()
         return document
 
-    def refuse(self, where: str, name: str, why: Broken | str, text: str) -> None:
-        """Count and keep one entry that cannot be read. Raises ConfigError when that is one too many."""
-        self.unread.bad(where, name, why, mend(text))
-        self.stat_update("dropped_broken")
+    def refuse(self, where: str, name: str, why: Broken | str, text: str, count: int = 1) -> None:
+        """Count and keep what cannot be read, which are `count` entries. Raises ConfigError when that is one too many."""
+        self.unread.bad(where, name, why, text, count)
+        self.stat_update("dropped_broken", value=count)
+
+    def refuse_rest(self, where: str, name: str, error: Unreadable) -> None:
+        """Count and keep the rest of a file. Raises ConfigError if anything may be lost at all."""
+        self.unread.rest(where, f"{name}/rest", str(error), error.text, error.lines)
+        self.stat_update("dropped_broken", value=error.lines)
 
 
 class FileReader(Reader):
@@ -184,16 +178,19 @@ class TextReader(FileReader):
         where, shown = one_line(place), one_line(name)
         with place.open("rb") as raw:
             try:
-                for number, data, why, text in self._entries(raw, place):
+                for number, data, why, text, count in self._entries(raw, place):
                     at, key = f"{where}: line {number}", f"{name}/{number}"
-                    document = self.accept(data, at, key) if data is not None else self.refuse(at, key, why, text)
+                    document = self.accept(data, at, key) if data is not None else self.refuse(at, key, why, text, count)
                     if document:
                         yield document
                     # The position in the compressed file: its size is known, that of the text is not.
                     self.progress.at(self.done_bytes + raw.tell(), f"{number} lines of {shown}")
+            except Closed as error:
+                if len(self.files) == 1:
+                    raise ConfigError(f"{where}: {error}") from None
+                self.refuse(where, f"{name}/rest", str(error), "")
             except Unreadable as error:
-                self.unread.rest(where, f"{name}/rest", str(error))
-                self.stat_update("dropped_broken")
+                self.refuse_rest(where, name, error)
         self.done_bytes += self.sizes[name]
 
     def _entries(self, raw: IO[bytes], place: Place) -> Iterator[Entry]:
@@ -235,8 +232,7 @@ class TableReader(FileReader):
             if isinstance(error, OSError) and error.errno:
                 raise  # the disk, not the file
             why = f"after row {number}: damaged: {' '.join(str(error).split())[:200]}"
-            self.unread.rest(where, f"{name}/rest", why)
-            self.stat_update("dropped_broken")
+            self.refuse_rest(where, name, Unreadable(why))
 
 
 def _rows(metadata: Any) -> int:

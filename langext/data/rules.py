@@ -36,11 +36,16 @@ def own(code: str, labels: Sequence[str]) -> frozenset[str]:
 
 
 def rule_of(code: str, found: dict[str, str], labels: Sequence[str], run: Iterable[str]) -> Rule:
-    """The rule for a language before any cut: its labels, its near neighbours, and the other languages of the `run`."""
-    own = neighbours.twins(found[code], labels)
-    near = neighbours.near(languages.find(code), labels) - own
+    """The rule for a language before any cut: its labels, its near neighbours, and the other languages of the `run`.
+
+    Its script counts where the label of the model does not say it.
+    """
+    language, run = languages.find(code), list(run)
+    own = neighbours.twins(found[code], labels) | neighbours.wholes(language, labels, run)
+    near = neighbours.near(language, labels) - own
     others = {found[other] for other in run if other in found} - own
-    return Rule(own, near, near | others, script=code[4:] if _sharing(code, found) else "")
+    says = "_" in languages.plain(found[code]) and not _sharing(code, found)
+    return Rule(own, near, near | others, script=code[4:] if parts(code[4:]) and not says else "")
 
 
 def _sharing(code: str, found: dict[str, str]) -> list[str]:

@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from langext.artifacts import sha256_file
 from langext.data import remote
-from langext.data.formats import CSV, JSONL, PACKINGS, READS, SUFFIXES, TSV, TXT, kind, opens, packing, pattern
+from langext.data.formats import CSV, JSONL, READS, SUFFIXES, TSV, TXT, kind, packing, pattern
 from langext.data.remote import Remote
 from langext.errors import ConfigError, RunFailed, one_line, user_path
 from langext.text_summaries import SourceFile
@@ -150,7 +150,7 @@ def find(path: Path, suffixes: Collection[str] = SUFFIXES, starts: Sequence[Path
                     else:
                         (links if child.is_symlink() else here).append(child)
             continue
-        if reason := _not_read(at, info, suffixes, met.get(key, "")) or (_closed(at) if at != path else ""):
+        if reason := _not_read(at, info, suffixes, met.get(key, "")):
             unread.append(one_line(name) + (f" ({reason})" if reason != "name" else ""))
             continue
         if not name.isascii() and name.encode(errors="replace").decode() != name:
@@ -173,20 +173,6 @@ def _not_read(path: Path, info: os.stat_result, suffixes: Collection[str], met: 
         return f"the same file as {one_line(met)}"
     # An empty file of text is a part without documents; of the other kinds it is damaged, which `heads.check` says.
     return "empty" if not info.st_size and kind(path) in LINED and not packing(path) else ""
-
-
-def _closed(path: Path) -> str:
-    """Why nothing can be read of a compressed file in a folder; empty when something can, or it is not compressed.
-
-    What is damaged further on stops the run when it is read there: nobody knows how much of such a file is lost.
-    """
-    if not (end := packing(path)):
-        return ""
-    try:
-        with path.open("rb") as file:
-            return "" if opens(file, end) else f"damaged {PACKINGS[end]} file"
-    except OSError as error:
-        raise ConfigError(f"{one_line(path)}: cannot be read: {error.strerror}") from None
 
 
 def _nothing(path: Path, unread: list[str]) -> None:

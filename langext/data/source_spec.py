@@ -16,7 +16,7 @@ from langext.text_summaries import Role
 PROTECTED_HELDOUT = 0.05
 """Least share of protected documents that is held out: such sets are small, and nothing is trained on them."""
 LONGEST_NAME = 100
-"""Letters of a domain, which becomes the name of files."""
+"""Bytes of a domain in UTF-8. It becomes the beginning of names of files, which may have 255 bytes, on some disks 143."""
 
 
 class SourceSpec(Spec):
@@ -153,7 +153,8 @@ class SourceSpec(Spec):
             ending = ending[: formats.pattern(ending)].strip("-_") or source_files.parts(path)[0].rstrip("/").split("/")[-1]
             ending = ending.lstrip(".").removesuffix(":")
         raw = self.name or self.hub or ending or "text"
-        return "".join(c if c.isalnum() or c in "_-" else "-" for c in raw)[:LONGEST_NAME]
+        plain = "".join(c if c.isalnum() or c in "_-" else "-" for c in raw)
+        return plain.encode()[:LONGEST_NAME].decode(errors="ignore")
 
     @property
     def key(self) -> str:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from langext import languages
 from langext.console import Progress, warn
 from langext.data import assets, formats, heads, piped, remote, source_files
 from langext.data.formats import PARQUET, TXT, UTF_8
@@ -13,6 +14,7 @@ from langext.errors import ConfigError, one_line, user_path
 from langext.text_summaries import SourceFile, SourceRecord
 
 if TYPE_CHECKING:
+    from datatrove.pipeline.base import PipelineStep
     from datatrove.pipeline.writers.disk_base import DiskWriter
 
     from langext.data.readers import Reader
@@ -86,10 +88,11 @@ class Source(SourceSpec):
         folder = self.folder()
         return source_files.find(folder, formats.SUFFIXES if self.path else EVERY) if folder else None
 
-    def check(self) -> None:
+    def check(self, max_bad_frac: float = 1.0) -> None:
         """Raise ConfigError for what shows without reading it all: files that are no text, tables without the column.
 
-        Names what is not read in a warning. Nothing is read of standard input.
+        Names what is not read in a warning. Nothing is read of standard input. `max_bad_frac` is the share of entries that may
+        be broken if the source has none of its own; with 0 no archive may be damaged.
         """
         found = self.found()
         if found is None:
@@ -101,7 +104,7 @@ class Source(SourceSpec):
         if self.hub:
             self._check_dataset(self.hub, found)
         else:
-            self._check_files(found)
+            self._check_files(found, max_bad_frac if self.max_bad_frac is None else self.max_bad_frac)
 
     def _check_dataset(self, dataset: str, found: Found) -> None:
         """Raise ConfigError when a local folder is not the dataset that it should be."""
@@ -113,7 +116,7 @@ class Source(SourceSpec):
             heads.check_pointer(place)
         hub.check(self._dataset, self._options(None))
 
-    def _check_files(self, found: Found) -> None:
+    def _check_files(self, found: Found, most_bad: float) -> None:
         where, kinds = one_line(self.origin), {formats.kind(place) for place in found.files.values()}
         if PARQUET in kinds and len(kinds) > 1:
             raise ConfigError(f"{where}: holds both Parquet and text files; name them in two sources")
@@ -126,7 +129,10 @@ class Source(SourceSpec):
         places = list(found.files.values())
         if any(isinstance(place, remote.Remote) for place in places):
             places = places[:REMOTE_HEADS]
-        shown = [heads.check(place, self.columns, self.encoding or UTF_8) for place in places]
+        alone = len(found.files) == 1
+        shown = [heads.check(place, self.columns, self.encoding or UTF_8, alone) for place in places]
+        damaged = [one_line(place) for place, head in zip(places, shown, strict=True) if head.closed]
+        self._check_closed(damaged, len(damaged) == len(places), most_bad)
         if not any(head.rows for head in shown):
             raise ConfigError(f"{where}: the source is empty, its tables have no rows")
         one = [one_line(place) for place, head in zip(places, shown, strict=True) if head.undivided]
@@ -134,6 +140,16 @@ class Source(SourceSpec):
             more = f" and {len(one) - 1} more" if len(one) > 1 else ""
             advice = "if every line is a document, set txt_documents: lines; if the whole file is one, txt_documents: files"
             warn(f"source {self.domain}: {one[0]}{more} has no blank line at its beginning, which divides documents; {advice}")
+
+    def _check_closed(self, damaged: Sequence[str], all_are: bool, most_bad: float) -> None:
+        """Name archives of which nothing can be read: when they are read, each is an entry that cannot be."""
+        if not damaged:
+            return
+        more = f" and {len(damaged) - 1} more" if len(damaged) > 1 else ""
+        what = f"{damaged[0]}{more}: damaged, nothing can be read of it"
+        if not most_bad or all_are:
+            raise ConfigError(f"{what}; mend or remove it{'' if all_are else ' (max_bad_frac is 0)'}")
+        warn(f"source {self.domain}: {what}; it counts as an entry that cannot be read")
 
     def commit(self) -> str:
         """The commit that the dataset on the hub stands at now. Raises ConfigError or RunFailed when it is not said."""
@@ -214,6 +230,18 @@ class Source(SourceSpec):
             files, self.columns, self.max_documents, rejects, most, division=self.txt_documents,
             encoding=self.encoding or UTF_8, label=self.domain, sizes={file.name: file.bytes for file in record.files},
         )  # fmt: skip
+
+    def steps(
+        self, record: SourceRecord, rejects: "DiskWriter | None" = None, max_bad_frac: float = 0.0
+    ) -> "tuple[Reader, list[PipelineStep]]":
+        """The reader, and the steps after it that make its documents what the language filter sees.
+
+        Whoever looks at a source takes both, so that what is seen is what is judged.
+        """
+        from langext.data.repair import Repair
+
+        # Odd letters in code are meant.
+        return self.reader(record, rejects, max_bad_frac), [] if self.language == languages.ZXX else [Repair()]
 
     def _place(self, file: SourceFile, found: Found | None) -> Place:
         """Where a file that was recorded is now."""

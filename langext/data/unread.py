@@ -60,9 +60,9 @@ class Unread:
         self.entries += 1
         self.had = True
 
-    def bad(self, where: str, name: str, why: Broken | str, text: str) -> None:
-        """One entry, which is called `name`, cannot be read. Raises ConfigError when that is one too many."""
-        self.entries, self.broken = self.entries + 1, self.broken + 1
+    def bad(self, where: str, name: str, why: Broken | str, text: str, count: int = 1) -> None:
+        """What is called `name` cannot be read, which are `count` entries. Raises ConfigError when that is one too many."""
+        self.entries, self.broken = self.entries + count, self.broken + count
         if isinstance(why, Lacking):
             self.lacks, self.lacking = self.lacks + 1, self.lacking or f"{where}: {why}"
         elif isinstance(why, Broken):  # the field is there, and holds no text
@@ -79,11 +79,11 @@ class Unread:
             metadata = {"filter_reason": BROKEN, "where": where, "why": str(why)}
             self.rejects.write(Document(text=text, id=name, metadata=metadata), self.rank)
 
-    def rest(self, where: str, name: str, why: str) -> None:
+    def rest(self, where: str, name: str, why: str, text: str = "", count: int = 1) -> None:
         """The rest of a file cannot be read. As nobody knows how much that is, only the share 1 bears it; else ConfigError."""
         if self.most < 1:
             raise ConfigError(f"{where}: {why}")
-        self.bad(where, name, why, "")
+        self.bad(where, name, why, text, count)
 
     def end(self) -> None:
         """The task is finished. Raises ConfigError when no entry at all had the field."""

@@ -9,6 +9,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import regex
 
 from langext.data.language_id import Guesses
@@ -48,7 +49,7 @@ class Rule:
     empty               there are no words
     neighbour_<label>   the first choice is a near neighbour of the language
     language_<label>    the first choice is another language
-    script              it is not in the script of the language, and another language of the run has the same label
+    script              the first choice is right, but it is not in the script of the language, which the label does not say
     close_to_<label>    the first choice is right, but a neighbour, or another language of the run, is nearly as likely
     low_score           the first choice is right, but the model is less sure of it than of the rest of the source
     """
@@ -119,16 +120,23 @@ def _kept(verdict: Verdict) -> Verdict:
 
 def in_script(text: str, script: str) -> bool:
     """Whether at least half of the letters of a text are in a script that Unicode tells apart (see `parts`)."""
-    return 2 * len(_letters_of(script).findall(text)) >= len(_LETTERS.findall(text))
+    points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
+    return int(_letters(script)[np.minimum(points, _LAST)].sum(dtype=np.int64)) >= 0
 
 
 @functools.cache
-def _letters_of(script: str) -> regex.Pattern[str]:
+def _letters(script: str) -> np.ndarray:
+    """For each code point 1 for a letter of the script, -1 for one of another, else 0; the last stands for all others."""
     scripts = "".join(rf"\p{{Script={part}}}" for part in parts(script))
-    return regex.compile(rf"[[{scripts}]&&\p{{L}}]", regex.V1)
+    every = "".join(map(chr, range(_LAST)))
+    found = np.zeros(_LAST + 1, np.int8)
+    for pattern, value in ((r"\p{L}", -1), (rf"[[{scripts}]&&\p{{L}}]", 1)):
+        found[[match.start() for match in regex.finditer(pattern, every, regex.V1)]] = value
+    return found
 
 
-_LETTERS = regex.compile(r"\p{L}")
+_LAST = 0x34000
+"""The first code point from which on there is no letter."""
 _COMPOSED = {"Jpan": ("Hani", "Hira", "Kana"), "Kore": ("Hang",), "Hans": (), "Hant": ()}
 """Scripts of ISO 15924 that are several of Unicode's, or none of their own."""
 

@@ -3,8 +3,9 @@
 datatrove's steps take a `WordUnits` wherever they take a language.
 """
 
+import math
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import regex
@@ -12,13 +13,15 @@ import xxhash
 from datatrove.utils.text import NUMBERS_PATTERN, PUNCTUATION, TERMINAL_PUNCTUATION
 from datatrove.utils.word_tokenizers import WordTokenizer, load_word_tokenizer, simple_span_tokenize
 
-from langext.data.unspaced import GRAPHEMES_PER_WORD, is_unspaced
+from langext.data.unspaced import LETTERS, graphemes_per_word, is_unspaced
 
 SLICE = 1 << 20
 """Characters of a long text that are compared at once."""
 _FACTOR = np.uint64(0x9E3779B97F4A7C15)
 _WORD = regex.compile(r"[\w\p{M}]+(?:['’·-][\w\p{M}]+)*")
-_GRAPHEME = regex.compile(r"\X")
+_OTHER = rf"[[\p{{L}}\p{{M}}\p{{N}}]--[{LETTERS}]]"
+_GRAPHEME = regex.compile(rf"{_OTHER}+|\X", regex.V1)
+"""A grapheme; of scripts with spaces all of a word, because a few of its letters say little."""
 _PUNCTUATION = regex.compile(f"[{regex.escape(PUNCTUATION)}]")
 _MARKS = regex.compile(r"\p{Mn}+")
 _SENTENCE_END = regex.compile(rf"[{regex.escape(''.join(TERMINAL_PUNCTUATION))}]+[\"'”»)]*(?=\s|$)|\n")
@@ -28,7 +31,7 @@ class WordUnits(WordTokenizer):
     """Divides text of one language into words: at spaces and punctuation, which is no word, as Gopher's rules have it.
 
     In scripts without spaces datatrove's word tokenizer divides it, if the package that it needs is installed, and else every
-    grapheme (https://unicode.org/reports/tr29) is a unit.
+    grapheme (https://unicode.org/reports/tr29) is a unit; so are the words of other scripts in such text.
     """
 
     def __init__(self, code: str):
@@ -54,7 +57,7 @@ class WordUnits(WordTokenizer):
 
     def count(self, words: int) -> int:
         """How many units are about as long as so many words."""
-        return words if self.are_words else words * GRAPHEMES_PER_WORD
+        return words if self.are_words else math.ceil(words * graphemes_per_word(str(self.language)[4:]))
 
     def word_tokenize(self, text: str) -> list[str]:
         """The words, or else the graphemes that are no white space. Several rules ask for those of one text after another."""
@@ -103,22 +106,29 @@ def simplified(text: str, units: WordUnits) -> list[str]:
 
 
 def runs(text: str, units: WordUnits, words: int) -> np.ndarray:
-    """A hash of every run of so many words: (number of different runs,) uint64, ascending; none of a text that is shorter.
+    """A hash of every run of so many words: (number of different runs,) uint64, ascending; none of a text that is shorter."""
+    return runs_of(text, units, [units.count(words)])
+
+
+def runs_of(text: str, units: WordUnits, lengths: Sequence[int]) -> np.ndarray:
+    """The same for runs of several `lengths` in units, all of them together.
 
     Long texts are read in slices, so that memory stays bounded. The slices overlap, so that no run is missed.
     """
-    length, overlap = units.count(words), 64 * words
-    found = [ordered_runs(simplified(text[at : at + SLICE], units), length) for at in range(0, len(text), SLICE - overlap)]
+    if not lengths:
+        return np.zeros(0, np.uint64)
+    step = max(SLICE // 2, SLICE - 64 * max(lengths))
+    slices = (simplified(text[at : at + SLICE], units) for at in range(0, len(text), step))
+    found = [hashes for part in slices for _, hashes in ordered_runs(part, lengths)]
     return np.unique(np.concatenate(found)) if found else np.zeros(0, np.uint64)
 
 
-def ordered_runs(units: Sequence[str], length: int) -> np.ndarray:
-    """A hash of every run of `length` units, in their order: (number of runs,) uint64."""
-    count = len(units) - length + 1
-    if count < 1:
-        return np.zeros(0, np.uint64)
+def ordered_runs(units: Sequence[str], lengths: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:
+    """Of every length that the units have a run of, ascending: a hash of each run, in their order, (number of runs,) uint64."""
     hashes = np.fromiter((xxhash.xxh3_64_intdigest(unit.encode()) for unit in units), np.uint64, len(units))
-    rolled = np.zeros(count, np.uint64)
-    for offset in range(length):  # a polynomial in the hashes, modulo 2 ** 64
-        rolled = rolled * _FACTOR + hashes[offset : offset + count]
-    return rolled
+    rolled = np.zeros(len(units), np.uint64)
+    for length in range(1, min(max(lengths), len(units)) + 1):  # a polynomial in the hashes, modulo 2 ** 64
+        count = len(units) - length + 1
+        rolled = rolled[:count] * _FACTOR + hashes[length - 1 :]
+        if length in lengths:
+            yield length, rolled

@@ -13,6 +13,7 @@ import orjson
 from datatrove.data import Document
 from datatrove.pipeline.base import PipelineStep
 
+from langext.data.split import OF
 from langext.errors import RunFailed
 
 AFTER = "after/"
@@ -27,6 +28,14 @@ def part(folder: Path, rank: int) -> Path:
 def parts(folder: Path, count: int) -> list[Path]:
     """The files of all parts."""
     return [part(folder, rank) for rank in range(count)]
+
+
+def through(steps: Sequence[Any], rank: int, world_size: int) -> Iterator[Document]:
+    """The documents of one task as they come out of the last of these steps, of which the first reads them."""
+    data = None
+    for step in steps:
+        data = step.run(data, rank, world_size)
+    yield from data or ()
 
 
 class Save(PipelineStep):
@@ -72,7 +81,7 @@ class Read(PipelineStep):
 
 
 class Tally(PipelineStep):
-    """Counts the documents, and their bytes of UTF-8, that come out of the step before."""
+    """Counts the documents, and their bytes of UTF-8, that come out of the step before; also of passages the documents."""
 
     name = "tally"
 
@@ -85,7 +94,10 @@ class Tally(PipelineStep):
         documents, size = f"{AFTER}{self.step}/documents", f"{AFTER}{self.step}/bytes"
         for name in (documents, size):  # so that nothing left is told from a step that was not done
             self.stat_update(name, value=0)
+        last = None
         for document in data:
-            self.stat_update(documents)
+            owner = document.metadata.get(OF)
+            self.stat_update(documents, value=owner is None or owner != last)
+            last = owner
             self.stat_update(size, value=len(document.text.encode()))
             yield document

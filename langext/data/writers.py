@@ -5,9 +5,12 @@ import os
 from pathlib import Path
 from typing import IO, Any
 
+from datatrove.data import Document
 from datatrove.io import OutputFileManager
 from datatrove.pipeline.writers.jsonl import JsonlWriter
 from fsspec.implementations.local import LocalFileSystem
+
+from langext.data.halves import mend, mend_all
 
 LEVEL = 2
 """How hard gzip tries, from 1 to 9: 9, its default, takes six times as long and saves a seventh."""
@@ -36,6 +39,12 @@ class Writer(JsonlWriter):
         # The file system is named, because a path may hold what fsspec takes for an address.
         super().__init__((str(folder.resolve()), LocalFileSystem()), file_name)
         self.output_mg = _Files(self.output_folder)
+
+    def write(self, document: Document, rank: int = 0, **kwargs: Any) -> None:
+        """Write a document. What stands in its name and metadata may come from a source as it is, with halves of characters."""
+        document.text, document.id = mend(document.text), mend(document.id)
+        document.metadata = mend_all(document.metadata)
+        super().write(document, rank, **kwargs)
 
     def close(self) -> None:
         """Finish all files. Raises OSError when the disk does not take them."""

@@ -50,9 +50,9 @@ def check_alone() -> None:
         if (rank := os.environ.get(name, "0")) != "0":
             hosts = " of $SKYPILOT_NODE_IPS" if program == "SkyPilot" else ""
             raise ConfigError(
-                f"{name} is {rank}: {program} would start a run in every task. Call langext in the first one alone, with "
-                f'runtime.nodes and a host file{hosts}: if [ "${name}" = 0 ]; then langext run ...; fi'
-                f"; if each task is a run of its own, unset {name}"
+                f"{name} is {rank}: {program} would start a run in every task. Unset it if each task is a run of its own, or "
+                f"call langext in the first one alone, with runtime.nodes and a host file{hosts}: "
+                f'if [ "${name}" = 0 ]; then langext run ...; fi'
             )
 
 

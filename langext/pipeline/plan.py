@@ -195,18 +195,24 @@ def check(pipeline: Pipeline, steps: list[Step], todo: list[Step]) -> None:
 
     `steps` are all steps of the pipeline, `todo` those that will run. What is wrong with the base comes first.
     """
-    mistakes, said = Mistakes(), dict[str, list[tuple[int, ConfigError]]]()
+    mistakes = Mistakes()
     with mistakes.part():
         check_models(pipeline, steps)
-    for number, step in enumerate(steps):
-        for error in _mistakes(pipeline, step, steps) if step in todo else ():
-            said.setdefault(str(error), []).append((number, error))
-    for message, places in said.items():  # as of GPUs, which several stages ask for
+    at_work = [number for number, step in enumerate(steps) if step in todo]
+    _add(mistakes, steps, [(number, error) for number in at_work for error in _mistakes(pipeline, steps[number], steps)])
+    mistakes.end()
+
+
+def _add(mistakes: Mistakes, steps: list[Step], found: Sequence[tuple[int, ConfigError]]) -> None:
+    """Add mistakes of stages, each with its number; what several have in common, as GPUs that are not here, is said once."""
+    said = dict[str, list[tuple[int, ConfigError]]]()
+    for number, error in found:
+        said.setdefault(str(error), []).append((number, error))
+    for message, places in said.items():
         names = ", ".join(repr(steps[number].name) for number, _ in places)
         number, error = places[0]
         several = "s" if len(places) > 1 else ""
         mistakes.add(ConfigError(f"stage{several} {names}: {message}", at=("stages", number, *error.at)))
-    mistakes.end()
 
 
 def check_models(pipeline: Pipeline, steps: list[Step]) -> None:
@@ -218,12 +224,14 @@ def check_models(pipeline: Pipeline, steps: list[Step]) -> None:
     models: dict[str, tuple[Method, ...]] = {}
     with mistakes.part():
         models = lineage(pipeline, steps)
+    found: list[tuple[int, ConfigError]] = []
     for number, step in enumerate(steps if models else ()):
         given = models[step.inputs["model"][0]] if "model" in step.inputs else ()
         try:
             _check_model(step, given, config, len(given) > len(models[BASE]))
         except ConfigError as error:
-            mistakes.add(ConfigError(f"stage {step.name!r}: {error}", at=("stages", number, *error.at)))
+            found.append((number, error))
+    _add(mistakes, steps, found)
     mistakes.end()
 
 

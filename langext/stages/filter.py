@@ -103,7 +103,7 @@ class Filter(Stage):
         for number, source in enumerate(self.sources):
             with mistakes.part("sources", number):
                 source.check_role(ctx.language, ctx.original_languages)
-                source.check()
+                source.check(self.max_bad_frac)
                 source.check_apart(ctx.out)
         if not any(source.trained and source.language == ctx.language for source in self.sources):
             mistakes.add(ConfigError(f"sources: none has text of the new language {ctx.language} to train on", ("sources",)))
@@ -195,6 +195,7 @@ class Filter(Stage):
             extra, words = self.contamination, self.contamination_words
             found = Passes(ctx, parts, self.duplicates, extra, words, self.heldout_frac, self.runtime).run()
         rows = [funnel.count(part.source, part.record, log_of(ctx, part.source)) for part in parts]
+        rows = funnel.with_tokens(rows, ctx.out)
         for row in rows:
             funnel.tell(row)
         for code in dict.fromkeys([*ctx.languages, *(source.language for source in self.sources)]):
@@ -255,7 +256,6 @@ class Filter(Stage):
         from langext.data import cuts, rules, working
         from langext.data.executor import execute
         from langext.data.language_filter import LanguageFilter
-        from langext.data.repair import Repair
         from langext.data.writers import Writer
 
         log = log_of(ctx, source)
@@ -265,12 +265,12 @@ class Filter(Stage):
         with _forgetting(ctx, source):
             rule = self._rule(ctx, source, record, lid, labels)
         code = source.language == languages.ZXX
-        # Blank lines of code are no paragraphs, and its odd letters are meant.
+        # Blank lines of code are no paragraphs.
         judge = LanguageFilter(lid, rule, "document" if code else self.level, rejects, unwanted)
-        mended = [working.Tally("read")] if code else [Repair(), working.Tally("read")]
-        last = [working.Tally("language"), working.Save(folder_of(ctx, "text", source))]
+        reader, after = source.steps(record, broken, self.max_bad_frac)
+        last = [working.Tally("read"), judge, working.Tally("language"), working.Save(folder_of(ctx, "text", source))]
         with _forgetting(ctx, source):
-            execute([source.reader(record, broken, self.max_bad_frac), *mended, judge, *last], record.tasks, log, self.runtime)
+            execute([reader, *after, *last], record.tasks, log, self.runtime)
         if reason := source.difference(record.files, count_new=False):
             _forget(ctx, source)
             raise RunFailed(f"{reason}: it changed while it was read. Run the same command again when it is complete")

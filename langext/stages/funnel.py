@@ -3,15 +3,20 @@
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from langext.artifacts import read_as, read_json
+from langext.artifacts import BASE, MANIFEST, Model, read_as, read_json
 from langext.console import say, warn
+from langext.data import documents
+from langext.data.plain_text import encode_text
 from langext.data.sources import Source
 from langext.errors import ConfigError, one_line
 from langext.text_summaries import Cut, FunnelRow, FunnelStep, SourceRecord
 
 CUT = "cut.json"
 """File, among the logs of a source, of how sure the language-identification model must be of its text."""
+SAMPLE = 1 << 18
+"""Bytes of the text of a source from which its tokens are estimated, and at most one document more."""
 STEPS = ("read", "language", "quality", "duplicates", "contamination")
 """Steps after which it is counted what is left, in their order."""
 
@@ -33,9 +38,9 @@ def steps_of(log: Path) -> list[FunnelStep]:
     total = totals(log)
     counts = {name: (f"{AFTER}{name}/documents", f"{AFTER}{name}/bytes") for name in STEPS}
     return [
-        FunnelStep(name=name, documents=total[documents], bytes=total[size])
-        for name, (documents, size) in counts.items()
-        if documents in total
+        FunnelStep(name=name, documents=total[count], bytes=total[size])
+        for name, (count, size) in counts.items()
+        if count in total
     ]
 
 
@@ -65,9 +70,33 @@ def count(source: Source, record: SourceRecord, log: Path) -> FunnelRow:
     )
 
 
+def with_tokens(rows: list[FunnelRow], out: Path) -> list[FunnelRow]:
+    """The rows with an estimate of their tokens, if the base is at hand, as it is in a run; `out` is the stage's folder."""
+    base = Model(out.parent / BASE)
+    if not (base.path / MANIFEST).exists():
+        return rows
+    from langext.models import loading
+
+    tokenizer = loading.load_tokenizer(loading.tokenizer_folder(base))
+    kept = [sorted((out / "documents").glob(f"*/{row.source}.*.jsonl.gz")) for row in rows]
+    rates = [_tokens_per_byte(files, tokenizer) for files in kept]
+    return [row.model_copy(update={"tokens_per_byte": rate}) for row, rate in zip(rows, rates, strict=True)]
+
+
+def _tokens_per_byte(files: Sequence[Path], tokenizer: Any) -> float | None:
+    """Tokens of a byte of the text in these files, in the first SAMPLE bytes; None when there is no text."""
+    texts, size = list[str](), 0
+    for document in (document for path in files for document in documents.read(path)):
+        if size >= SAMPLE:
+            break
+        texts.append(document["text"])
+        size += len(texts[-1].encode())
+    return sum(map(len, encode_text(tokenizer, texts))) / size if size else None
+
+
 def tell(row: FunnelRow) -> None:
     """Print what became of a source. Raises ConfigError when nothing of it is left."""
-    demand_text(row, row.kept)
+    demand_text(row, row.train_documents + row.valid_documents)
     say(f"  {row.domain} ({row.language}): {row.documents_read} documents read, {row.kept} kept; {row.used}")
     if row.mended:
         say(f"  {row.domain} ({row.language}): broken Unicode in {row.mended} document(s), mended with U+FFFD")

@@ -148,15 +148,18 @@ class Passes:
 
         `first` is the number of its first part among those of its language.
         """
-        from langext.data import contamination, duplicates, heldout, working
+        from langext.data import contamination, duplicates, heldout, split, working
 
         source = part.source
         steps = self._texts([part])
         if drops:
             steps += [duplicates.Unique(drops, first, self._rejects(source, "duplicates")), working.Tally("duplicates")]
+            left = duplicates.left(drops, range(first, first + part.record.tasks))
+            if not self._divided(part) and self._few(source, left):
+                steps.append(split.Divide([True] * part.record.tasks))
         if tasks and (source.trained or source.protect):
-            index, rejects = self._work / "benchmarks" / units.kind, self._rejects(source, "benchmarks")
-            steps += [contamination.Decontaminate(index, tasks, units, self.words, rejects), working.Tally("contamination")]
+            index, rejects = self._index(units), self._rejects(source, "benchmarks")
+            steps += [contamination.Decontaminate(index, tasks, units, rejects), working.Tally("contamination")]
         marks = heldout.Mark(source.heldout(self.heldout_frac), self._folder("marks", part))
         last = [marks, working.Save(self._folder("compared", part))]
         self._execute([*steps, *last], part.record.tasks, log_of(self.ctx, source) / "compare")
@@ -205,10 +208,17 @@ class Passes:
         from langext.data import contamination
 
         items, records = self._items()
-        short: dict[str, int] = {}
-        for units in {units.kind: units for units in every.values()}.values():
-            short |= contamination.write_index(self._work / "benchmarks" / units.kind, items, units, self.words)
+        found = [contamination.write_index(folder, items, units, self.words) for folder, units in
+                 {self._index(units): units for units in every.values()}.items()]  # fmt: skip
+        # Of a task in another language hardly an item seems long enough; its own language finds most.
+        short = {task: min(each[task] for each in found) for task in items}
         records = [record.model_copy(update={"short": short.get(record.task, 0)}) for record in records]
+        for record in records:
+            if record.short > contamination.TOO_MANY_SHORT * record.items:
+                warn(
+                    f"benchmark {record.task}: {record.short} of {record.items} items are shorter than "
+                    f"{contamination.SHORTEST} words, so they are not looked for in text"
+                )
         compared = Compared(given=list(self.ctx.benchmarks), files=hashes, words=words, records=records)
         file.parent.mkdir(parents=True, exist_ok=True)
         write_json(file, compared)
@@ -242,10 +252,18 @@ class Passes:
         return [working.Read(files), split.Divide(divided)]
 
     def _divided(self, part: Part) -> bool:
+        """Whether a source is divided into passages before duplicates are looked for."""
+        steps = funnel.steps_of(log_of(self.ctx, part.source))
+        return self._few(part.source, [step.documents for step in steps if step.name in ("language", "quality")][-1])
+
+    def _few(self, source: Source, documents: int) -> bool:
         from langext.data.split import FEW
 
-        kept = funnel.steps_of(log_of(self.ctx, part.source))[-1].documents
-        return part.source.heldout(self.heldout_frac) < 1 and kept < FEW
+        return source.heldout(self.heldout_frac) < 1 and documents < FEW
+
+    def _index(self, units: "WordUnits") -> Path:
+        """Folder of what benchmarks have in these units: a run has more of them in one script than in another."""
+        return self._work / "benchmarks" / f"{units.kind}-{units.count(self.words)}"
 
     def _folder(self, kind: str, part: Part) -> Path:
         return folder_of(self.ctx, kind, part.source)

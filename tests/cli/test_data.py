@@ -4,11 +4,15 @@ import json
 
 import pytest
 from run_folders import stage
-from toy import ENGLISH, FRENCH, documents, write_jsonl
+from toy import ENGLISH, FRENCH, documents, write_fasttext, write_jsonl
 from typer.testing import CliRunner
 
 from langext.cli import app
-from langext.text_summaries import FilterSummary, FunnelRow
+from langext.data import cuts, rules
+from langext.data.language_id import LanguageId
+from langext.data.repair import repair
+from langext.data.sources import Source
+from langext.text_summaries import FilterSummary, FunnelRow, FunnelStep
 
 
 def langext(*args):
@@ -54,6 +58,34 @@ def test_a_look_at_a_pipeline_takes_its_sources_by_name(mixed, tmp_path):
         assert refused.exit_code == 2 and said in refused.output
 
 
+def test_a_look_of_which_no_language_is_said_does_not_end_in_an_error_on_its_own_guess(tmp_path):
+    """Neither for a label that is another language's code, nor for one that is no code at all."""
+    path = write_jsonl(tmp_path / "x.jsonl", documents(FRENCH, 20, 1))
+    for label, expected in (("als", "gsw_Latn"), ("fr", "fra_Latn"), ("patois", None)):
+        model = write_fasttext(tmp_path / f"{label}.bin", {label: FRENCH, "en": ENGLISH})
+        looked = langext("peek", path, "--lid", model, "--json")
+        assert looked.exit_code == 0, looked.output
+        (found,) = json.loads(looked.stdout)
+        assert found["expected"] == expected and found["documents"] == 20
+        assert {each["verdict"] for each in found["judged"]} == {"kept"}
+
+
+def test_a_look_and_the_cut_are_at_text_that_is_repaired(tmp_path, lid):
+    """As the filter does it; of code nothing is repaired."""
+    whole = [f"{text} été déjà forêt" for text in documents(FRENCH, 40, 1)]
+    path = write_jsonl(tmp_path / "fr.jsonl", [text.encode().decode("cp1252", "replace") for text in whole])
+    for more, code in (([], False), (["--language", "fr"], False), (["--language", "code"], True)):
+        (found,) = json.loads(langext("peek", path, "--lid", lid, "--json", *more).stdout)
+        assert all(("Ã©" in each["text"]) == code for each in found["judged"])
+    source = Source(language="fra_Latn", path=str(path))
+    record, model = source.record(), LanguageId(lid)
+    rule = rules.rule_of("fra_Latn", {"fra_Latn": "fr"}, model.labels(), [])
+    cut = cuts.of(source, record, model, rule, cuts.Asked("auto", "document", 0.5), tmp_path / "cut.json")
+    assert cut == cuts.find(rule, "auto", cuts.seen(model, [repair(text) for text in cuts.sample([source.reader(record)], 1)],
+                                                    "document", rule))  # fmt: skip
+    assert cut.usual == cuts.find(rule, "auto", cuts.seen(model, whole, "document", rule)).usual
+
+
 def test_a_source_that_cannot_be_read_does_not_hide_the_others(mixed, tmp_path):
     file = tmp_path / "p.yaml"
     file.write_text(file.read_text().replace("sources: [", "sources: [{language: fr, path: gone.jsonl, name: first}, "))
@@ -84,11 +116,19 @@ def test_the_funnel_of_a_run_is_a_table(tmp_path):
         language="fra_Latn", domain="web", origin="x", documents_read=1200, judged=1200, bytes_read=10, train_documents=900,
         train_bytes=2_500_000, valid_documents=100, valid_bytes=400_000, dropped={"low_score": 150, "broken": 50},
     )  # fmt: skip
-    rows = [row, row.model_copy(update={"domain": "book", "dropped": {"empty": 7}, "role": "measure"})]
+    steps = [FunnelStep(name="read", documents=1, bytes=5_000_000), FunnelStep(name="language", documents=1, bytes=4_000_000)]
+    rows = [
+        row.model_copy(update={"steps": [FunnelStep(name="read", documents=1200, bytes=3_481_000)]}),
+        row.model_copy(update={"domain": "book", "dropped": {"empty": 7}, "role": "measure"}),
+        row.model_copy(update={"domain": "novel", "divided": True, "steps": steps, "documents_read": 1, "train_documents": 1,
+                               "tokens_per_byte": 0.25}),
+    ]  # fmt: skip
     stage(tmp_path / "run", 1, "filter", "Corpus", summary=FilterSummary(funnel=rows, source_files=[], lid_sha256=""))
     shown = langext("stats", tmp_path / "run").output
     for part in ("fra_Latn/web", "1,200", "1,000", "83.3%", "2.50", "0.40", "low_score", "150", "measured", "empty", "7"):
         assert part in shown
+    novel = [cell.strip() for cell in next(line for line in shown.splitlines() if "novel" in line).split("│")]
+    assert {"1", "58.0%", "2.50", "625,000", "0.40"} <= set(novel) and "passages" in shown
     assert json.loads(langext("stats", tmp_path / "run", "--json").stdout)["01-filter"][0]["dropped"]["broken"] == 50
     stage(tmp_path / "other", 1, "train", "Model")
     refused = langext("stats", tmp_path / "other")

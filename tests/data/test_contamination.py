@@ -35,7 +35,7 @@ def test_a_text_with_a_run_of_words_of_an_item_goes_and_names_its_task(tmp_path)
     inside = f"On lit : quel est LE plus grand des chats, qui dorment sous la pluie de la ville. {sentences(FRENCH, 1, 1)[0]}"
     texts = [inside, ITEM.replace("chats", "chiens"), "Quel est le plus grand ?", *sentences(FRENCH, 20, 2)]
     rejects = Rejects()
-    step = Decontaminate(tmp_path, list(items), UNITS, 13, rejects)
+    step = Decontaminate(tmp_path, list(items), UNITS, rejects)
     kept = [doc.text for doc in step.run(iter([Document(text=text, id="") for text in texts]))]
     assert kept == texts[1:]
     assert [(d.text, d.metadata["filter_reason"]) for d in rejects.documents] == [(inside, "contaminated_mine/fr")]
@@ -56,7 +56,7 @@ def test_of_a_long_text_what_it_shares_with_an_item_is_cut_out(tmp_path, gap, co
         paragraphs = ["".join(chr(0x4E00 + (7 * i * n + i) % 9000) for i in range(1, 400)) + "。" for n in range(2, 22)]
     write_index(tmp_path, {"mine": [(item, "oui")]}, units, 13)
     text = gap.join([*paragraphs[:9], f"{item}", *paragraphs[9:]])
-    step, rejects = Decontaminate(tmp_path, ["mine"], units, 13, Rejects()), Rejects()
+    step, rejects = Decontaminate(tmp_path, ["mine"], units, Rejects()), Rejects()
     step.exclusion_writer = step.places = rejects
     (kept,) = step.run(iter([Document(text=text, id="a")]))
     assert item not in kept.text and 0.75 * len(text) < len(kept.text) < len(text) - len(item) - 2 * contamination.MARGIN + 5
@@ -68,7 +68,7 @@ def test_of_a_long_text_what_it_shares_with_an_item_is_cut_out(tmp_path, gap, co
 
 def test_a_text_of_many_cuts_goes_as_a_whole(tmp_path):
     write_index(tmp_path, {"mine": [(ITEM,)]}, UNITS, 13)
-    step = Decontaminate(tmp_path, ["mine"], UNITS, 13, Rejects())
+    step = Decontaminate(tmp_path, ["mine"], UNITS, Rejects())
     few, many = (" ".join(f"{paragraph} {ITEM}" for paragraph in LONG[:count]) for count in (10, 11))
     texts = [f"{few} {LONG[-1]}", f"{many} {LONG[-1]}"]
     (kept,) = step.run(iter([Document(text=text, id="") for text in texts]))
@@ -77,10 +77,49 @@ def test_a_text_of_many_cuts_goes_as_a_whole(tmp_path):
 
 def test_the_wording_of_a_task_is_not_its_content():
     items = [(f"{WORDING} {text}",) for text in sentences(FRENCH, 60, 3)]
-    found, short = index(items, UNITS, 13)
-    wording, _ = index(items[:1], UNITS, 13)
-    assert short == 0 and len(found) > 60
-    assert 0 < sum(run not in found for run in wording) < len(wording)  # the question itself is still looked for
+    found, wording = index(items, UNITS, 13), index(items[:1], UNITS, 13).runs
+    assert found.short == 0 and len(found.runs) > 60
+    assert 0 < sum(run not in found.runs for run in wording) < len(wording)  # the question itself is still looked for
+
+
+ITEMS = {
+    "zho_Hans": "世界上使用人数最多的语言是哪一种？",
+    "jpn_Jpan": "日本で一番高い山の名前は何ですか。",
+    "kor_Hang": "한국에서 가장 높은 산의 이름은 무엇입니까?",
+    "tha_Thai": "ภูเขาที่สูงที่สุดในประเทศไทยชื่อว่าอะไร",
+    "lao_Laoo": "ພູເຂົາທີ່ສູງທີ່ສຸດໃນປະເທດລາວຊື່ວ່າຫຍັງ",
+    "khm_Khmr": "ភ្នំខ្ពស់បំផុតនៅក្នុងប្រទេសកម្ពុជាឈ្មោះអ្វី",
+    "mya_Mymr": "မြန်မာနိုင်ငံတွင်အမြင့်ဆုံးတောင်၏အမည်မှာအဘယ်နည်း",
+    "bod_Tibt": "བོད་ལྗོངས་ཀྱི་རི་བོ་མཐོ་ཤོས་ཀྱི་མིང་ལ་ཅི་ཟེར།",
+    "fra_Latn": "Comment dort le chat noir ?",
+}
+"""Questions that are shorter than 13 words, in scripts without spaces too."""
+
+
+@pytest.mark.parametrize("code", ITEMS)
+def test_a_short_item_is_found_whole_in_every_script(tmp_path, code):
+    """Not half of it, and not where only its letters are the same."""
+    units, item = WordUnits(code), ITEMS[code]
+    assert write_index(tmp_path, {"mine": [(item, item[:3])]}, units, 13) == {"mine": 0}
+    step = Decontaminate(tmp_path, ["mine"], units, Rejects())
+    texts = [f"{item[3:]} {item}", item[: 2 * len(item) // 3], item[::-1]]
+    kept = [doc.text for doc in step.run(iter([Document(text=text, id="") for text in texts]))]
+    assert kept == texts[1:]
+
+
+@pytest.mark.parametrize(("code", "characters"), [("zho_Hans", 43), ("jpn_Jpan", 41), ("tha_Thai", 100)])
+def test_the_window_is_shorter_than_a_sentence_in_every_script(code, characters):
+    """These are medians of sentences; so a sentence inside a longer text is found by a part of it."""
+    assert WordUnits(code).count(13) < 0.7 * characters
+
+
+def test_a_few_words_of_another_script_are_no_run(tmp_path):
+    """Thirteen words of Chinese have 20 characters; so many letters of English are three words."""
+    units, wanted = WordUnits("zho_Hans"), "请问 the United States of America 的首都是哪一座城市，它在哪里？"
+    write_index(tmp_path, {"mine": [(wanted,)]}, units, 13)
+    step = Decontaminate(tmp_path, ["mine"], units, Rejects())
+    texts = [f"他去过 the United States of America 很多次。{text}" for text in ("他喜欢那里的天气。", wanted)]
+    assert [doc.text for doc in step.run(iter([Document(text=text, id="") for text in texts]))] == texts[:1]
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.txt"])

@@ -88,10 +88,15 @@ def test_what_crashes_fasttext_is_said_in_one_line(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "Abc", "ABc", "ÀÉß", "ЩЁя", "съешь ЕЩЁ", "ÇA VA ?", "ǅ", "漢字", "A漢字かな", "𞤀𞤁𞤢", "A\ud800b", "ﬁﬂＡＢ"]
-)
-def test_capital_letters_are_counted_in_every_script(text):
-    assert language_id.in_capitals(text) == (sum(map(str.isupper, text)) > sum(map(str.islower, text)))
+    ("text", "shown"),
+    [
+        ("", ""), ("Abc", "Abc"), ("ABc", "abc"), ("ÀÉß", "àéß"), ("ешь ЕЩЁ ЩЁ", "ешь ещё щё"), ("ÇA VA ?", "ça va ?"),
+        ("漢字", "漢字"), ("A漢字かな", "a漢字かな"), ("ΤΟ ΝΕΡΟ", "το νερο"), ("ՀԱՅԵՐԵՆ", "հայերեն"), ("ᲥᲐᲠᲗᲣᲚᲘ", "ქართული"),
+        ("ᏣᎳᎩ ᎦᏬᏂᎯᏍᏗ", "ᏣᎳᎩ ᎦᏬᏂᎯᏍᏗ"), ("ᏣᎳᎩ USA", "ᏣᎳᎩ usa"), ("A\ud800b", "A\ud800b"), ("ﬁﬂＡＢ", "ﬁﬂＡＢ"),
+    ],
+)  # fmt: skip
+def test_text_in_capitals_is_shown_in_small_letters_where_these_are_the_norm(lid, text, shown):
+    assert LanguageId(lid).shown(text) == shown
 
 
 def test_no_letter_beyond_the_table_has_a_case():

@@ -3,6 +3,7 @@
 import random
 
 import pytest
+import regex
 from datatrove.data import Document
 from datatrove.pipeline.filters import GopherRepetitionFilter
 from pydantic import TypeAdapter
@@ -103,3 +104,13 @@ def test_lengths_are_those_that_readers_see(text, reason):
 
 def test_a_filter_is_chosen_by_name():
     assert isinstance(TypeAdapter(AnyFilter).validate_python({"name": "length", "min_characters": 3}), Length)
+
+
+@pytest.mark.parametrize("code", SCRIPTS)
+def test_a_least_length_counts_what_readers_see_in_every_script(code):
+    """A letter with its vowel signs is one, and spaces between words are none where there are none."""
+    text = SCRIPTS[code]
+    seen = len(regex.findall(r"\X", text))
+    assert 15 < seen <= len(text) and (seen == len(text)) == (code in ("zho_Hans", "jpn_Jpan"))
+    assert Length(name="length", min_characters=seen).reason(text) == ""
+    assert Length(name="length", min_characters=seen + 1).reason(text) == "too_short"

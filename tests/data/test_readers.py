@@ -338,7 +338,7 @@ def test_a_disk_that_does_not_answer_is_said_with_the_file(tmp_path):
     ("more", "expected"),
     [
         ({"path": "data/fr.jsonl.gz"}, "fr"), ({"path": "."}, "text"), ({"path": "~/.data"}, "data"), ({"hub": "a/b"}, "a-b"),
-        ({"path": "x" * 300}, "x" * 100), ({"path": "asset:text-fr"}, "text-fr"),
+        ({"path": "x" * 300}, "x" * 100), ({"path": "asset:text-fr"}, "text-fr"), ({"path": "ภ" * 80}, "ภ" * 33),
     ],
 )  # fmt: skip
 def test_every_source_has_a_name(more, expected):

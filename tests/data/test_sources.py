@@ -94,9 +94,53 @@ def test_csv_is_that_of_rfc_4180_and_its_rows_are_located_by_line(tmp_path):
         "line 10: not UTF-8 text: it looks like cp1252; set encoding: cp1252, or convert it to UTF-8",
         "line 12: a quotation mark is opened here and never closed",
     ]
+    assert (step.unread.entries, step.unread.broken) == (8, 5) and counted(
+        step, "dropped_broken"
+    ) == 5  # the last has two lines
     for bad in (b'"text', b'"te"xt\nun\n', b"t\xe9xt\nun\n"):
         with pytest.raises(ConfigError, match="line 1: "):
             list(text_reader(put(tmp_path / "x.csv", bad)).run())
+
+
+def test_rows_that_a_quotation_mark_swallows_count_all(tmp_path):
+    """Of 2000 rows 1001 are lost: that is no single broken entry, whether the quotation is ever closed or not."""
+    rows = ["id,text", *(f"{number},le chat dort" for number in range(2000))]
+    rows[100] = '99,"le chat'
+    for end, most in (('99,le "chat" dort', 0.4), ("99,le chat dort", 1.0)):
+        rows[1100] = end
+        path = put(tmp_path / "x.csv", "\n".join(rows) + "\n")
+        lost = 1001 if most < 1 else 1901
+        step = reader(path, max_bad_frac=1.0)
+        assert len(list(step.run())) == 2000 - lost and step.unread.broken == lost == counted(step, "dropped_broken")
+        with pytest.raises(ConfigError, match="more than max_bad_frac|never closed"):
+            list(reader(path, max_bad_frac=most if most < 1 else 0.99).run())
+    source = Writer(tmp_path / "rejects", "x.jsonl.gz")
+    list(text_reader(path, rejects=source, most_bad=1.0).run())
+    (kept,) = documents.read(tmp_path / "rejects" / "x.jsonl.gz")
+    assert kept["text"].count("\n") == 1900  # nothing is left out that is not there
+
+
+PLAIN = 'id\ttext\n1\t"le chat" dort\n2\tun écran de 5"\n3\t"ouvert\n4\tdeux ""\n5\t"entier"\n'
+QUOTED = 'id\ttext\n1\tle chat\n2\t"le ""chat""\ndort"\n3\t"entier"\n'
+
+
+@pytest.mark.parametrize("padding", [0, 3000])
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (PLAIN, ['"le chat" dort', 'un écran de 5"', '"ouvert', 'deux ""', '"entier"']),
+        (QUOTED, ["le chat", 'le "chat"\ndort', "entier"]),
+        ('"id"\t"text"\n"1"\t"le\nchat"\n"2"\t""\n', ["le\nchat", ""]),
+        ("text\tid\n\tx\nun\ty\n", ["", "un"]),
+        ('text\tid\n"un\t1\ndeux"\t2\n', ['"un', 'deux"']),
+        ('text\tid\n"un" et "deux"\t1\n', ['"un" et "deux"']),
+    ],
+)
+def test_in_tsv_a_quotation_mark_is_a_letter_unless_whole_fields_stand_in_them(tmp_path, text, expected, padding):
+    header, rest = text.split("\n", 1)
+    lines = "rien\trien\n" * padding
+    step = reader(put(tmp_path / "x.tsv", f"{header}\n{lines}{rest}"), max_bad_frac=0)
+    assert [document.text for document in step.run()][padding:] == expected
 
 
 @FUZZ
@@ -106,6 +150,15 @@ def test_what_the_csv_module_writes_is_read_again(tmp_path, values):
     read = [document.text for document in text_reader(path).run()]
     expected = put(tmp_path / "x.jsonl", "".join(json.dumps({"text": value}) + "\n" for value in values))
     assert read == [document.text for document in text_reader(expected).run()] and len(read) == len(values)
+
+
+def test_an_object_that_is_null_is_empty_in_every_kind_of_file(tmp_path):
+    """As Parquet has it; an object without the field is still broken."""
+    column, rows = "meta.body", [{"body": "un"}, None]
+    assert texts(table(tmp_path / "x.parquet", meta=rows), text_column=column) == ["un", ""]
+    path = put(tmp_path / "x.jsonl", "".join(json.dumps({"meta": row}) + "\n" for row in [*rows, {}]))
+    step = reader(path, text_column=column, max_bad_frac=1.0)
+    assert [document.text for document in step.run()] == ["un", ""] and step.unread.broken == 1
 
 
 META = {"meta": {"body": "un", "more": {"deep": "deux"}}, "title": "T", "none": None, "a.b": "point", "a": {"b": "autre"}}
@@ -460,11 +513,30 @@ def test_a_look_takes_the_beginning_of_many_files(tmp_path):
 
 
 @pytest.mark.parametrize("end", [".gz", ".zst", ".xz"])
-def test_of_a_folder_what_cannot_be_opened_at_all_is_named_and_the_rest_is_read(tmp_path, end):
-    whole = PACK[end](b'{"text": "un"}\n')
-    put(tmp_path / f"a.jsonl{end}", whole)
-    put(tmp_path / f"b.jsonl{end}", whole[:6] + bytes(50))
-    found = source_files.find(tmp_path)
-    assert list(found.files) == [f"a.jsonl{end}"] and found.unread[0].startswith(f"b.jsonl{end} (damaged")
-    put(tmp_path / f"c.jsonl{end}", b"a text that is called an archive")  # as what it is, `heads` refuses it
-    assert list(source_files.find(tmp_path).files) == [f"a.jsonl{end}", f"c.jsonl{end}"]
+def test_of_a_folder_what_cannot_be_opened_at_all_counts_as_broken(tmp_path, end, capsys):
+    """It is named when planning, kept among the rejects, and with max_bad_frac 0 refused, before the run and in it."""
+    whole = PACK[end](b'{"text": "un"}\n' * 9)
+    put(tmp_path / "x" / f"a.jsonl{end}", whole)
+    bad = put(tmp_path / "x" / f"b.jsonl{end}", whole[:6] + bytes(50))
+    source = Source(language="fr", path=str(tmp_path / "x"))
+    source.check(0.1)
+    assert f"b.jsonl{end}: damaged, nothing can be read of it; it counts as" in capsys.readouterr().err
+    record = source.record()
+    assert [file.name for file in record.files] == [f"a.jsonl{end}", f"b.jsonl{end}"]
+    step = source.reader(record, Writer(tmp_path, "${rank}.jsonl.gz"), 0.1)
+    read = [document.text for rank in range(2) for document in step.run(None, rank, 2)]
+    assert read == ["un"] * 9 and counted(step, "dropped_broken") == 1
+    (kept,) = documents.read(tmp_path / "00001.jsonl.gz")
+    assert kept["metadata"]["filter_reason"] == "broken" and "after line 0: damaged" in kept["metadata"]["why"]
+    with pytest.raises(ConfigError, match=f"b.jsonl{end}: damaged, .* mend or remove it .max_bad_frac is 0"):
+        source.check(0.0)
+    with pytest.raises(ConfigError, match=f"b.jsonl{end}: after line 0: damaged"):
+        list(source.reader(record, None, 0.0).run())
+    for path in (put(tmp_path / "x" / f"a.jsonl{end}", bad.read_bytes()), bad):  # both damaged, and one that is alone
+        with pytest.raises(ConfigError, match="damaged.* nothing can be read of it; mend or remove it"):
+            source.check(0.1)
+        path.unlink()
+    bad.write_bytes(b"a text that is called an archive")
+    put(tmp_path / "x" / f"a.jsonl{end}", whole)
+    with pytest.raises(ConfigError, match="not a .* file, but its name ends in"):
+        source.check(0.1)

@@ -2,10 +2,11 @@
 
 import math
 import random
+import sys
 
 import pytest
 
-from langext.data import cuts, neighbours, rules
+from langext.data import cuts, neighbours, rules, verdict
 from langext.data.language_filter import units
 from langext.data.verdict import Rule, in_script, together
 from langext.errors import ConfigError
@@ -137,11 +138,44 @@ def test_neighbours_are_found_whatever_the_model_calls_them(code, labels, expect
 def test_two_languages_with_one_label_are_told_apart_by_script_or_refused():
     found = rules.labels_of(["srp_Cyrl", "srp_Latn", "en"], LID176)
     assert rules.rule_of("srp_Cyrl", found, LID176, found).script == "Cyrl"
-    assert rules.rule_of("eng_Latn", found, LID176, found).script == ""
+    assert rules.rule_of("eng_Latn", found, LID176, found).script == "Latn"
     with pytest.raises(ConfigError, match="one label, zh, for zho_Hans and zho_Hant.*asset:glotlid"):
         rules.labels_of(["zho_Hans", "zho_Hant"], LID176)
     assert in_script("Добро jutro", "Cyrl") and not in_script("Dobro jutro", "Cyrl") and in_script("12 !", "Cyrl")
     assert in_script("東京タワー", "Jpan") and not in_script("东京", "Cyrl")
+
+
+@pytest.mark.parametrize(
+    ("code", "labels", "script"),
+    [
+        ("srp_Cyrl", LID176, "Cyrl"), ("srp_Latn", LID176, "Latn"), ("jpn_Jpan", LID176, "Jpan"), ("zho_Hans", LID176, ""),
+        ("swh_Latn", GLOTLID, ""), ("zho_Hans", GLOTLID, ""), ("fra_Latn", ["fra", "eng"], "Latn"),
+    ],
+)  # fmt: skip
+def test_the_script_counts_where_the_label_does_not_say_it(code, labels, script):
+    rule = rules.rule_of(code, rules.labels_of([code], labels), labels, [code])
+    assert rule.script == script
+    if code == "srp_Cyrl":
+        assert rule.verdict("Ово је текст", guess("sr", 0.9)).kept
+        assert rule.verdict("Ovo je tekst", guess("sr", 0.9)).reason == "script"
+
+
+def test_no_letter_is_beyond_the_table_of_scripts():
+    assert not any(chr(point).isalpha() for point in range(verdict._LAST, sys.maxunicode + 1))
+
+
+@pytest.mark.parametrize(
+    ("code", "run", "more"),
+    [
+        ("srp_Latn", ["srp_Latn", "eng_Latn"], {"sh"}), ("hrv_Latn", ["hrv_Latn", "srp_Cyrl"], set()),
+        ("bos_Latn", ["hrv_Latn", "bos_Latn"], set()), ("srp_Cyrl", ["srp_Cyrl", "srp_Latn"], {"sh"}), ("ces_Latn", [], set()),
+    ],
+)  # fmt: skip
+def test_the_label_of_a_macrolanguage_is_that_of_the_only_one_of_it_in_the_run(code, run, more):
+    found = rules.labels_of([code, *run], LID176)
+    rule = rules.rule_of(code, found, LID176, run)
+    assert rule.own == {found[code]} | more and not rule.own & rule.rivals
+    assert rule.verdict("Ovo je tekst", [("sh", 0.5), (found[code], 0.3), ("en", 0.1)]).kept == (code == "srp_Latn")
 
 
 def test_where_the_script_decides_the_cut_is_that_of_the_text_in_it():
@@ -202,7 +236,7 @@ def test_a_sample_is_bounded_and_always_the_same(monkeypatch):
     tasks = [[f"{rank} {number}" for number in range(300)] for rank in range(20)]
     monkeypatch.setattr(cuts, "MOST_READ", 5000)
     monkeypatch.setattr(cuts, "MOST_JUDGED", 500)
-    first = cuts.sample(Read(tasks), 20)
-    assert first == cuts.sample(Read(tasks), 20) and 400 < sum(map(len, first)) <= 500
+    first = cuts.sample([Read(tasks)], 20)
+    assert first == cuts.sample([Read(tasks)], 20) and 400 < sum(map(len, first)) <= 500
     assert len({text.split()[0] for text in first}) > 3  # of several files
-    assert cuts.sample(Read([["", "only one"]]), 1) == ["only one"]
+    assert cuts.sample([Read([["", "only one"]])], 1) == ["only one"]

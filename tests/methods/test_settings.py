@@ -162,7 +162,8 @@ stages:
 )
 def test_wrong_methods_are_refused_with_file_and_line(tmp_path, pico, lid, texts, method, line, expected):
     said = refusal(tmp_path, pico, lid, texts, method=method)
-    assert f"line {line}" in said and expected in said and len(said.splitlines()) <= 2
+    assert f"line {line}" in said and expected in said
+    assert len(said.splitlines()) <= 3  # the second problem is that of stage rescale with the method
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 TABLES = (ROOT / "docs" / "commands.md").read_text(encoding="utf-8")
 FENCE = re.compile(r"^```+([^\n`]*)\n(.*?)^```+", re.DOTALL | re.MULTILINE)
 SHELL, OTHERS = ("", "bash"), ("yaml", "python", "text", "json")
-MARKS = ("a GPU", "the hub", "another program", "a cluster", "long")
+MARKS = ("a GPU", "the hub", "Docker", "another program", "long")
 """What a command may need that no test has."""
 ENDS = ("|", ">", "&&")
 SCRIPTS = {"certify.py": "langext/evaluation/certify.py"}
@@ -73,8 +73,9 @@ def understood(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     if program == "langext":
         langext(rest)
     elif program == "sbatch":
-        assert (ROOT / rest[0]).is_file()
-        langext(["run", *rest[1:]])
+        job = next(number for number, word in enumerate(rest) if not word.startswith("--"))
+        assert (ROOT / rest[job]).is_file()
+        langext(["run", *rest[job + 1 :]])
     elif program == "make":
         targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE)
         assert set(rest) <= set(targets)

@@ -286,7 +286,7 @@ def test_the_funnel_is_drawn_and_told(tmp_path):
     row = FunnelRow(
         language="fra_Latn", domain="web", origin="web", documents_read=10, judged=10, bytes_read=1000, dropped={},
         train_documents=4, valid_documents=1, train_bytes=500, valid_bytes=50,
-        steps=[FunnelStep(name=name, documents=n, bytes=size) for name, n, size in steps],
+        steps=[FunnelStep(name=name, documents=n, bytes=size) for name, n, size in steps], tokens_per_byte=2.5,
     )  # fmt: skip
     known = LanguageRecord(words="words", sources=["fra_Latn/web"], documents=9, stop_words=["<de>"], mean_word_length=[],
                            left_out={"ends of lines": "of lists"})  # fmt: skip
@@ -296,6 +296,8 @@ def test_the_funnel_is_drawn_and_told(tmp_path):
     stage(tmp_path, 1, "filter", "Corpus", summary=summary)
     html = page.build(tmp_path).read_text(encoding="utf-8")
     assert "fra_Latn/web (0.00 MB)" in html and "dropped: duplicates" in html and "dropped: quality" not in html
+    for tokens in ("2,500", "2,000", "1,500", "1,375", "1,250", "125"):
+        assert f'<td class="n">{tokens}</td>' in html
     assert "mine (7 items, 2 too short to be found)" in html and "not compared with lost" in html and EVIL not in html
     assert "&lt;de&gt;" in html and "without the rule on ends of lines, because of lists" in html
 

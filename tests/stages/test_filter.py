@@ -277,6 +277,16 @@ def test_what_cannot_be_read_is_left_out_up_to_a_share(tmp_path, lid, capsys):
     ]
 
 
+def test_half_a_character_in_the_name_of_a_field_is_no_traceback(tmp_path, lid):
+    """The rejects say which fields there are."""
+    path = write_jsonl(tmp_path / "fr.jsonl", FR)
+    path.write_text(path.read_text() + '{"t\\ud83dext": "le chat"}\n' * 2)
+    corpus, summary = run(tmp_path, lid, two(tmp_path, path), max_bad_frac=0.1)
+    assert summary.funnel[0].dropped == {"broken": 2} and summary.funnel[0].kept == 40
+    with gzip.open(corpus.path / "rejects" / "fra_Latn" / "fr.broken.00000.jsonl.gz", "rt") as file:
+        assert "t\ufffdext" in json.loads(file.readline())["metadata"]["why"]
+
+
 def test_standard_input_is_read_once_also_by_a_stage_that_goes_on(tmp_path, lid, monkeypatch):
     text = "".join(json.dumps({"text": text}) + "\n" for text in FR).encode()
     for comes, error in ((b"no text\n", "nothing of fra_Latn is left"), (text, "")):
@@ -671,6 +681,15 @@ def test_a_run_folder_and_a_source_may_have_any_name(tmp_path, lid, monkeypatch)
     monkeypatch.chdir(place)
     corpus, summary = run(place, lid, two(place, write_jsonl(place / "file::fr.jsonl", FR)))
     assert summary.funnel[0].kept == 40 and corpus.files("train", "fra_Latn")
+
+
+def test_a_source_may_have_the_longest_name_that_a_disk_takes(tmp_path, lid):
+    """In any script, also where its rejects have names of their own; two that are then called the same need a name each."""
+    path = write_jsonl(tmp_path / f"{'ภาษาไทย' * 11}.jsonl", [*FR, FR[0], EN[0]])
+    corpus, summary = run(tmp_path, lid, two(tmp_path, path))
+    assert summary.funnel[0].dropped == {"duplicate": 1, "language_en": 1} and corpus.files("train", "fra_Latn")
+    with pytest.raises(ValidationError, match="two sources are called .*give them a name each"):
+        Filter(uses="filter", sources=[{"language": "fr", "path": f"{'ภ' * 40}{end}.jsonl"} for end in "ab"])
 
 
 def test_what_is_not_read_is_recorded(tmp_path, lid, capsys):

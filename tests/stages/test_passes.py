@@ -10,8 +10,11 @@ from toy import ENGLISH, FRENCH, documents, sentences, write_jsonl
 from langext.context import Context
 from langext.data import heldout
 from langext.data.executor import Executor
+from langext.data.plain_text import encode_text
 from langext.data.split import PASSAGE, unit_hash
 from langext.errors import RunFailed
+from langext.models import bases
+from langext.models.loading import load_tokenizer
 from langext.spec import Benchmarks
 from langext.stages import passes
 from langext.stages.filter import Filter
@@ -89,6 +92,17 @@ def test_every_document_is_kept_or_has_its_reason(tmp_path, lid):
     assert not (corpus.path / passes.WORK).exists()
 
 
+def test_a_benchmark_that_is_mostly_too_short_to_be_found_is_named(tmp_path, lid, capsys):
+    own = tmp_path / "own.txt"
+    own.write_text("\n".join([*ITEMS, "trop court", "court"]))
+    for more, said in (([], True), (["Le chat dort sous la grande pluie"] * 5, False)):
+        root = tmp_path / str(said)
+        root.mkdir()
+        own.write_text("\n".join([*ITEMS, "trop court", "court", *more]))
+        run(root, stage_of(root, lid, FR, contamination=[own]))
+        assert ("own.txt: 2 of 6 items are shorter than 5 words" in " ".join(capsys.readouterr().err.split())) == said
+
+
 def test_near_copies_stay_when_nobody_asks(tmp_path, lid):
     french = [*FR, FR[5], near(FR[6])]
     _, rows, _ = run(tmp_path, stage_of(tmp_path, lid, french, duplicates="exact"))
@@ -108,6 +122,40 @@ def test_a_source_of_one_document_is_held_out_and_trained_on(tmp_path, lid):
     assert sorted(paragraphs) == sorted(part for text in FR for part in text.split("\n\n"))
 
 
+def test_the_funnel_counts_documents_also_where_they_are_divided(tmp_path, lid, pico):
+    """And estimates the tokens of the base, which lies beside the stage in a run."""
+    bases.prepare(str(pico), None, tmp_path / "base")
+    corpus, rows, _ = run(
+        tmp_path, stage_of(tmp_path, lid, ["\n\n".join(FR), "\n\n".join([*FR[:40], *documents(FRENCH, 20, 77)])])
+    )
+    row = rows["fr"]
+    assert row.divided and row.valid_documents > 2 and [step.documents for step in row.steps] == [2, 2, 2]
+    assert row.kept == 2 and row.dropped["duplicate"] > 2
+    assert row.kept_frac == (row.train_bytes + row.valid_bytes) / row.steps[0].bytes < 1
+    tokenizer = load_tokenizer(pico)
+    texts = [doc["text"] for split in ("train", "valid") for doc in lines(corpus.files(split, "fra_Latn"))]
+    exact = sum(map(len, encode_text(tokenizer, texts)))
+    assert row.tokens(row.train_bytes + row.valid_bytes) == exact  # all of it is in the sample
+    (tmp_path / "2").mkdir()
+    assert run(tmp_path / "2", stage_of(tmp_path / "2", lid, FR))[1]["fr"].tokens(1) is None
+
+
+@pytest.mark.parametrize("other", [False, True])
+def test_a_source_of_few_documents_and_many_copies_of_them_is_divided(tmp_path, lid, other):
+    """Few is what is left when the copies are gone; what another source has too does not come back by its passages."""
+    novel = "\n\n".join(FR)
+    source = {"language": "fr", "name": "more", "path": str(write_jsonl(tmp_path / "more.jsonl", [*FR, *[novel] * 60]))}
+    corpus, rows, _ = run(tmp_path, stage_of(tmp_path, lid, FR if other else [novel] * 60, sources=[source] if other else []))
+    row = rows["more" if other else "fr"]
+    assert row.divided and row.dropped["duplicate"] == (129 if other else 59) and row.documents_read == (130 if other else 60)
+    train, valid = ([doc["text"] for doc in lines(corpus.files(split, "fra_Latn"))] for split in ("train", "valid"))
+    assert (
+        valid
+        and train
+        and not {key for text in train for key in heldout.keys(text)} & {key for text in valid for key in heldout.keys(text)}
+    )
+
+
 @pytest.mark.parametrize("probe", [True, False])
 def test_a_book_that_is_whole_in_one_source_and_one_of_many_in_another_is_not_measured_and_trained_on(tmp_path, lid, probe):
     """Neither as text that is only measured, nor held out by its passages; duplicates alone would not find it."""
@@ -123,6 +171,16 @@ def test_a_book_that_is_whole_in_one_source_and_one_of_many_in_another_is_not_me
     assert rows["fr"].heldout_parts and rows["fr"].valid_documents
     rejected = [doc["text"] for doc in lines((corpus.path / "rejects" / "fra_Latn").glob("fr.heldout.*"))]
     assert len(rejected) == rows["fr"].heldout_parts and all(heldout.keys(text) <= measured for text in rejected)
+
+
+def test_short_documents_are_not_measured_and_trained_on_also_with_duplicates(tmp_path, lid):
+    """No paragraph of them is long enough to be looked for, but the documents are."""
+    short = [f"Le chat {name} dort." for name in ("noir", "blanc", "gris", "brun")]
+    probe = {"language": "fr", "name": "probe", "path": str(write_jsonl(tmp_path / "p.jsonl", short)), "heldout_only": True}
+    stage = stage_of(tmp_path, lid, [*FR, *short], sources=[probe], duplicates="off")
+    corpus, rows, _ = run(tmp_path, stage)
+    train, valid = ({doc["text"] for doc in lines(corpus.files(split, "fra_Latn"))} for split in ("train", "valid"))
+    assert set(short) <= valid and not train & valid and rows["fr"].dropped["held_out"] >= 2
 
 
 def test_a_source_of_one_line_is_held_out_and_trained_on(tmp_path, lid):

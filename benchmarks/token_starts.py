@@ -70,10 +70,11 @@ class Bench:
         vocabulary.extend(net, next_id(base), len(added))
         self.blank = new_rows.Blank(net)
         self.material = new_rows.material(self.blank, spelt, self.bigger, 1, self.documents)
-        self.original = new_rows.seen(self.blank, self.cut(base, valid))
+        # A shift is fitted on one text and reported on another.
+        self.fit, self.original = (new_rows.seen(self.blank, self.cut(base, side)) for side in (original, valid))
         start = STARTS["mean"](self.material)
-        sides = (self.cut(base, original), self.cut(self.bigger, text))
-        self.direction_D = softmax.direction(*(new_rows.states_of(self.blank, side, start) for side in sides))
+        new_TD = new_rows.states_of(self.blank, self.cut(self.bigger, text), start)
+        self.direction_D = softmax.direction(self.fit.hidden_TD, new_TD)
 
     @staticmethod
     def cut(tokenizer: Any, found: list[str]) -> list[list[int]]:
@@ -100,7 +101,7 @@ class Bench:
         kind, _, how = name.partition("+")
         rows, shift = STARTS[kind](self.material), 0.0
         if how:
-            seen, along = self.original, self.direction_D
+            seen, along = self.fit, self.direction_D
             moved, shift = softmax.shifted(seen.hidden_TD, seen.base_T, rows.head_ND, along, budget, self.blank.cap)
             rows = rows.with_head(moved)
         seconds = time.perf_counter() - began

@@ -32,6 +32,8 @@ class ProtectedText(Spec):
     """Pairs of base tokens that are neighbours in this text, and were not joined for that."""
     bytes_per_token_without: float
     """Held-out text of the new language with as many tokens that were learnt without protection."""
+    sets: dict[str, int] = {}
+    """Documents of each set, by `<language>/<domain>`. Empty in older manifests."""
 
 
 class StartRecord(Spec):
@@ -46,7 +48,7 @@ class StartRecord(Spec):
     shift: float = 0.0
     """How far, in nats of a logit on original text."""
     loss: float | None = None
-    """On held-out text of the new language; of a probe alone."""
+    """On training text of the new language that no start was made of; of a probe alone."""
     loss_after: float | None = None
     """After the steps of the probe."""
     failure: str = ""
@@ -64,13 +66,13 @@ class RowsRecord(Spec):
 
 
 class SizeCompared(Spec):
-    """A vocabulary of some size, on held-out text."""
+    """A vocabulary of some size, on training text of the new language that nothing was learnt from."""
 
     new_tokens: int
     bytes_per_token: float
     """Of the new language."""
     identical_documents_frac: float
-    """Share of documents of the original languages that are encoded as by the base."""
+    """Share of held-out documents of the original languages that are encoded as by the base."""
 
 
 class VocabularyAdvice(Spec):

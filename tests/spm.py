@@ -5,6 +5,7 @@ Of BPE there is tokenizer.model alone, which transformers converts as it should.
 
 import io
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +28,19 @@ SETTINGS: dict[str, dict[str, Any]] = {
 CLASSES = {"llama2": "LlamaTokenizer", "gemma": "GemmaTokenizer"}
 
 
-def write(folder: Path, name: str, **more: Any) -> Path:
-    """The files of a tokenizer."""
+USUAL: dict[str, Any] = {
+    "vocab_size": 330, "character_coverage": 1.0, "hard_vocab_limit": False, "num_threads": 1, "minloglevel": 2,
+}  # fmt: skip
+
+
+def write(folder: Path, name: str, text: Sequence[str] = (), **more: Any) -> Path:
+    """The files of a tokenizer that is trained on English and some more text."""
     folder.mkdir(parents=True, exist_ok=True)
     content = io.BytesIO()
+    learnt_from = [*sentences(ENGLISH, 200, 1), "0 1 2 3 4 5 6 7 8 9", *text]
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter([*sentences(ENGLISH, 200, 1), "0 1 2 3 4 5 6 7 8 9"]), model_writer=content, vocab_size=330,
-        character_coverage=1.0, hard_vocab_limit=False, num_threads=1, minloglevel=2, **{**SETTINGS[name], **more},
-    )  # fmt: skip
+        sentence_iterator=iter(learnt_from), model_writer=content, **{**USUAL, **SETTINGS[name], **more}
+    )
     (folder / "tokenizer.model").write_bytes(content.getvalue())
     marks = ("<bos>", "<eos>", "<pad>") if name == "gemma" else ("<s>", "</s>", None)
     config = dict(zip(("bos_token", "eos_token", "pad_token"), marks, strict=True)) | {"unk_token": "<unk>"}

@@ -5,18 +5,19 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
 from typing import Any, NoReturn
 
-from tokenizer_tools import audit, byte_bpe, extension, kinds, protect, texts
-from tokenizer_tools.kinds import Kind
-from tokenizer_tools.vocabulary import ids, next_id, slots
-from tokenizer_tools.words import telling, told
+from tokenizer_tools import audit, byte_bpe, extension, folder, kinds, protect, roles, texts
+from tokenizer_tools.learner import Learner, advised, counts, learner, parted, say
+from tokenizer_tools.vocabulary import ids, next_id, slots, unrounded
 
-HELDOUT = 20
-"""One document of so many is not learnt from, but measured."""
+PROOF = "protected.json"
+"""Beside new_tokens.json: of each set of protected texts how many documents were compared, and how many are as before."""
+ENOUGH = 1000
+"""Protected documents from which on nothing is said of their number."""
 PICTURE = "write the curve here (.svg, .png)"
 
 
@@ -56,12 +57,16 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--text", type=_file, action="append", required=True, metavar="LANGUAGE=FILE", help=several)
     one.add_argument("--new", help="the new language; without it the one with most tokens per word")
     one.add_argument("--picture", type=Path, help=PICTURE)
-    grow = command("extend", "write a tokenizer with new tokens, and new_tokens.json: id -> ids of the base")
+    grow = command("extend", f"write a tokenizer with new tokens, new_tokens.json (id -> ids of the base) and {PROOF}")
     line = command("curve", "what 1,000 to 8,000 new tokens save and disturb, with protection and without")
-    for made in (grow, line):
-        made.add_argument("--text", type=_file, action="append", required=True, metavar="LANGUAGE=FILE", help=several)
-        made.add_argument("--protect", type=Path, action="append", default=[], metavar="FILE", help="text that stays as it is")
+    of = {grow: f"{several}; text of other languages than --new is protected", line: f"{several}; each is a new language"}
+    for made, meant in of.items():
+        made.add_argument("--text", type=_file, action="append", required=True, metavar="LANGUAGE=FILE", help=meant)
+        more = "more text that stays as it is, of code for example"
+        made.add_argument("--protect", type=Path, action="append", default=[], metavar="FILE", help=more)
         made.add_argument("--min-count", type=int, default=10, help="least occurrences of a pair that is joined (%(default)s)")
+    grow.add_argument("--new", required=True, help="the new language, which is learnt from")
+    grow.add_argument("--unprotected", action="store_true", help="let new tokens change text of other languages, too")
     grow.add_argument("--new-tokens", default="auto", help="how many, or auto (%(default)s)")
     grow.add_argument("--round-to", type=_positive, default=1, help="make the size of the vocabulary a multiple of this")
     grow.add_argument("--reuse-slots", action="store_true", help="take ids of reserved tokens first, as <unused0>")
@@ -85,20 +90,6 @@ def main(words: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _tokenizer(folder: Path) -> Any:
-    """A tokenizer of a local folder. Raises ValueError when there is none that can be read."""
-    from transformers import AutoTokenizer
-
-    if not (folder / "tokenizer.json").is_file():
-        cure = 'Of a base on the hub this brings it: hf download <its id> --include "tokenizer*" --local-dir base'
-        raise ValueError(f"{folder}: no tokenizer.json here; name a folder that has one. {cure}")
-    try:
-        found = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # tokenizers raises bare exceptions
-        raise ValueError(f"{folder}: the tokenizer cannot be read: {error}") from None
-    return found
-
-
 def _by_language(pairs: Sequence[tuple[str, Path]]) -> dict[str, list[str]]:
     """Language -> its documents. Raises ValueError when one has none."""
     found: dict[str, list[str]] = {}
@@ -109,73 +100,24 @@ def _by_language(pairs: Sequence[tuple[str, Path]]) -> dict[str, list[str]]:
     return found
 
 
-def _parted(documents: Sequence[str]) -> tuple[list[str], list[str]]:
-    """(what is learnt from, what is measured). Raises ValueError for too few documents."""
-    if len(documents) < 2:
-        raise ValueError("one document is too little: it cannot be learnt from and measured at once")
-    return [text for i, text in enumerate(documents) if i % HELDOUT], list(documents[::HELDOUT])
-
-
-def _counts(kind: Kind, base: Any, documents: Sequence[str]) -> Any:
-    """The words of documents; stderr tells how far the counting is."""
-    size = sum(len(text.encode()) for text in documents)
-    return kind.word_counts(base.backend_tokenizer, told(documents, telling(_say), size))
-
-
-@dataclass(frozen=True)
-class _Learner:
-    """Learns so many new tokens, in the order of their ids."""
-
-    kind: Kind
-    base: Any
-    words: Any
-    """Of text in the new language."""
-    apart: Any
-    """What is guarded of protected text."""
-    min_count: int
-
-    def __call__(self, number: int) -> list[Any]:
-        return list(self.kind.learn(self.base.backend_tokenizer, self.words, number, self.min_count, self.apart))
-
-
-def _learner(kind: Kind, base: Any, new: Sequence[str], guarded: Sequence[str], min_count: int) -> _Learner:
-    apart = kind.guarded(base.backend_tokenizer, _counts(kind, base, [*protect.template(base), *guarded]))
-    return _Learner(kind, base, _counts(kind, base, new), apart, min_count)
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr)
-
-
-def _advised(
-    kind: Kind, base: Any, folder: Path, new: Sequence[str], originals: dict[str, list[str]], min_count: int
-) -> audit.Advice:
-    """The advice for a new language. A part of all text is measured, and neither learnt from nor protected for it."""
-    learn, measured = _parted(new)
-    kept = {code: _parted(documents) for code, documents in originals.items()}
-    near = audit.close(audit.use(base, measured), [audit.use(base, unseen) for _, unseen in kept.values()])
-    if near:
-        return near
-    guarded = [text for seen, _ in kept.values() for text in seen]
-    learner = _learner(kind, base, learn, guarded, max(min_count, audit.OCCURRENCES))
-    unseen = [text for _, rest in kept.values() for text in rest]
-    points = audit.curve(base, audit.grown(kind, base, learner(audit.SIZES[-1]), learner), measured, unseen)
-    return audit.advise(points, audit.Matrices.of(folder))
+def _new_and_others(found: dict[str, list[str]], new: str) -> tuple[list[str], dict[str, list[str]]]:
+    """The documents of the new language, and those of the others. Raises ValueError when there are none of it."""
+    if new not in found:
+        raise ValueError(f"--new {new}: no text of it; there is {', '.join(found)}")
+    return found[new], {code: documents for code, documents in found.items() if code != new}
 
 
 def _audit(given: argparse.Namespace) -> None:
-    base, found = _tokenizer(given.base), _by_language(given.text)
+    base, found = folder.read(given.base), _by_language(given.text)
     uses = {code: audit.use(base, documents) for code, documents in found.items()}
     new = given.new or max(uses, key=lambda code: uses[code].fertility)
-    if new not in uses:
-        raise ValueError(f"--new {new}: no text of it; there is {', '.join(uses)}")
-    others = {code: documents for code, documents in found.items() if code != new}
+    documents, others = _new_and_others(found, new)
     try:
         kind = kinds.of(base)
     except ValueError as error:
         advice = audit.Advice(0, str(error))
     else:
-        advice = _advised(kind, base, given.base, found[new], others, 2)
+        advice = advised(kind, base, given.base, documents, others, 2)
     if given.picture:
         _draw(given.picture, {new: advice.points})
     if given.json:
@@ -186,10 +128,21 @@ def _audit(given: argparse.Namespace) -> None:
         return
     rows = [
         (code, f"{u.documents:,}", f"{u.fertility:.2f}", f"{u.per_character:.2f}" if u.per_character else "-",
-         f"{u.bytes_per_token:.2f}", f"{u.part_share:.2%}", f"{u.unknown_share:.2%}", f"{u.unused_share:.1%}")
+         f"{u.bytes_per_token:.2f}", f"{u.part_share:.2%}", f"{u.unknown_share:.2%}", f"{u.lost_share:.2%}",
+         f"{u.unused_share:.1%}")
         for code, u in uses.items()
     ]  # fmt: skip
-    heads = ("language", "documents", "tokens/word", "tokens/char", "bytes/token", "parts of chars", "unknown", "never used")
+    heads = (
+        "language",
+        "documents",
+        "tokens/word",
+        "tokens/char",
+        "bytes/token",
+        "parts of chars",
+        "unknown",
+        "lost",
+        "never used",
+    )
     _table(heads, rows)
     if advice.points:
         _table(CURVE, [_curve_row(new, point) for point in advice.points])
@@ -207,23 +160,23 @@ def _curve_row(name: str, point: audit.Point) -> tuple[str, ...]:
 
 
 def _curve(given: argparse.Namespace) -> None:
-    base, found = _tokenizer(given.base), _by_language(given.text)
+    base, found = folder.read(given.base), _by_language(given.text)
     guarded = [text for path in given.protect for text in texts.read(path)]
     if given.unseen:
         unseen = [text for path in given.unseen for text in texts.read(path)]
     elif guarded:
-        guarded, unseen = _parted(guarded)
+        guarded, unseen = parted(guarded)
     else:
         raise ValueError("give --protect or --unseen: without text of an original language there is nothing to disturb")
     curves: dict[str, list[audit.Point]] = {}
     kind, state = kinds.of(base), base.backend_tokenizer
-    free, apart = kind.guarded(state, _counts(kind, base, [])), kind.guarded(state, _counts(kind, base, guarded))
+    free, apart = kind.guarded(state, counts(kind, base, [])), kind.guarded(state, counts(kind, base, guarded))
     for code, documents in found.items():
-        seen, measured = _parted(documents)
-        counts = _counts(kind, base, seen)
+        seen, measured = parted(documents)
+        learnt_from = counts(kind, base, seen)
         ways = {code: apart, f"{code} unprotected": free} if guarded else {f"{code} unprotected": free}
         for name, kept in ways.items():
-            learner = _Learner(kind, base, counts, kept, given.min_count)
+            learner = Learner(kind, base, learnt_from, kept, given.min_count)
             curves[name] = audit.curve(base, audit.grown(kind, base, learner(audit.SIZES[-2]), learner), measured, unseen)
     if given.picture:
         _draw(given.picture, curves)
@@ -236,52 +189,78 @@ def _curve(given: argparse.Namespace) -> None:
 def _extend(given: argparse.Namespace) -> None:
     if given.out.exists():
         raise ValueError(f"{given.out}: is there already; name a new folder")
-    base, found = _tokenizer(given.base), _by_language(given.text)
-    new = list(chain.from_iterable(found.values()))
-    guarded = [text for path in given.protect for text in texts.read(path)]
-    kind = extension.kind_of(base, given.base)
+    base = folder.read(given.base)
+    new, originals = _new_and_others(_by_language(given.text), given.new)
+    kept = _protected(given, originals)
+    guarded = list(chain.from_iterable(kept.values()))
+    kind = extension.kind_of(base, given.base, folder.read)
     if given.new_tokens == "auto":
-        originals = {"protected": guarded} if guarded else {}
-        advice = _advised(kind, base, given.base, new, originals, given.min_count)
+        advice = advised(kind, base, given.base, new, originals | kept, given.min_count)
         number, least = advice.new_tokens, max(given.min_count, audit.OCCURRENCES)
         if not given.json:
             print(advice.text)
     else:
         number, least = _number(given.new_tokens), given.min_count
-    learner = _learner(kind, base, new, guarded, least)
-    tokens = learner(number) if number else []
+    learn = learner(kind, base, new, guarded, least)
+    tokens = learn(number) if number else []
     if number and not tokens:
         raise ValueError(f"nothing that may become a token occurs {least} times")
-    given_ids = ids(base, len(tokens), slots(base, extension.named(given.base)) if given.reuse_slots else (), given.round_to)
+    spare, rows = slots(base, roles.named(given.base)) if given.reuse_slots else (), roles.rows(given.base)
+    given_ids = ids(base, len(tokens), spare, given.round_to, rows)
     if tokens and not given_ids:
         raise ValueError(f"--round-to {given.round_to} leaves no room for new tokens")
-    tokens = learner.kind.first(tokens, len(given_ids), learner)
-    _write(given, learner, tokens, given_ids, new, guarded)
+    if idle := unrounded(base, given_ids, given.round_to, rows):
+        say(f"--round-to: {idle}")
+    tokens = kind.first(tokens, len(given_ids), learn)
+    compared = _write(given, learn, tokens, given_ids, new, kept)
     sorts = Counter(texts.made_of(byte_bpe.plain(token) if not kind.in_model_file else token.text) for token in tokens)
-    reused = sum(i < next_id(base) for i in given_ids)
+    reused, same = sum(i < next_id(base) for i in given_ids), sum(found.identical for found in compared.values())
     if given.json:
-        print(json.dumps({"new_tokens": len(tokens), "reused_slots": reused, "made_of": sorts, "out": str(given.out)}))
+        said = {"new_tokens": len(tokens), "reused_slots": reused, "made_of": sorts, "protected": same, "out": str(given.out)}
+        print(json.dumps(said))
         return
     made_of = ", ".join(f"{number:,} {sort}" for sort, number in sorts.most_common()) or "none"
     print(f"{len(tokens):,} new tokens ({made_of}), {reused:,} of them with ids of reserved tokens, in {given.out}")
+    print(f"all {same:,} protected documents are encoded as before ({given.out / PROOF})")
+
+
+def _protected(given: argparse.Namespace, originals: dict[str, list[str]]) -> dict[str, list[str]]:
+    """The sets of texts that stay as they are. Raises ValueError when there are none and that was not asked for."""
+    kept = {} if given.unprotected else dict(originals)
+    kept |= {str(path): list(texts.read(path)) for path in given.protect}
+    number = sum(map(len, kept.values()))
+    if not number and not given.unprotected:
+        raise ValueError(
+            "no text is protected: give --text of an original language or --protect, or --unprotected if new tokens may "
+            "change it"
+        )
+    if number < ENOUGH:
+        say(f"warning: {number:,} protected documents say little of other text of their languages; {ENOUGH:,} or more do")
+    return kept
 
 
 def _write(
-    given: argparse.Namespace, learner: _Learner, tokens: Sequence[Any], ids: Sequence[int], new: Sequence[str],
-    guarded: Sequence[str],
-) -> None:  # fmt: skip
-    """Write the tokenizer with the new tokens, and the ids that spell them. Raises ValueError when it is not sound."""
-    base = learner.base
-    extension.write(
-        given.out, given.base, learner.kind, base, tokens, read=_tokenizer, words=learner.words,
-        texts=[text[:2000] for text in new[:1000]], protected=[*protect.template(base), *guarded], ids=ids,
+    given: argparse.Namespace, learn: Learner, tokens: Sequence[Any], ids: Sequence[int], new: Sequence[str],
+    kept: dict[str, list[str]],
+) -> dict[str, protect.Identity]:  # fmt: skip
+    """Write the tokenizer with the new tokens, the ids that spell them, and what was compared, which is returned.
+
+    Raises ValueError when it is not sound.
+    """
+    base = learn.base
+    written = extension.write(
+        given.out, given.base, learn.kind, base, tokens, read=folder.read, words=learn.words,
+        texts=[text[:2000] for text in new[:1000]], protected={protect.TEMPLATE: protect.template(base)} | kept, ids=ids,
     )  # fmt: skip
     spelt = {str(i): token.base_ids for i, token in zip(ids, tokens, strict=True)}
-    (given.out / "new_tokens.json").write_text(json.dumps(spelt), encoding="utf-8")
+    proof = {name: asdict(found) for name, found in written.compared.items()}
+    for name, content in (("new_tokens.json", spelt), (PROOF, proof)):
+        (given.out / name).write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
+    return {name: found for name, found in written.compared.items() if name != protect.TEMPLATE}
 
 
 def _compare(given: argparse.Namespace) -> None:
-    base, bigger = _tokenizer(given.base), _tokenizer(given.extended)
+    base, bigger = folder.read(given.base), folder.read(given.extended)
     had, has = base.get_vocab(), bigger.get_vocab()
     spare = set(slots(base))
     if moved := next((text for text, i in had.items() if has.get(text) != i and i not in spare), None):

@@ -14,6 +14,7 @@ from typing import Any
 
 from safetensors import safe_open
 
+from tokenizer_tools import roundtrip
 from tokenizer_tools.byte_bpe import octets
 from tokenizer_tools.kinds import Kind
 from tokenizer_tools.pieces import BYTE
@@ -27,8 +28,8 @@ WORTH = 0.04
 """Twice the tokens must save this share of the tokens of text, beside the share of parameters that they add."""
 OCCURRENCES = 100
 """A new token has to be learnt from text: it must occur so often in it, or its rows stay close to where they start."""
-UNKNOWN = 0.01
-"""Share of unknown tokens from which on the vocabulary loses text of the language, however few tokens it takes."""
+LOST = 0.01
+"""Share of lost characters from which on the vocabulary does not write the language, however few tokens it takes."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,10 @@ class Use:
     used: int
     """Different tokens."""
     vocabulary: int
+    characters: int
+    """Of the text, without white space."""
+    lost: int
+    """Of these, what is not in the text that is decoded from its tokens."""
 
     @property
     def fertility(self) -> float:
@@ -74,6 +79,11 @@ class Use:
         return self.unknown / max(1, self.tokens)
 
     @property
+    def lost_share(self) -> float:
+        """Share of the characters that are lost, without a token or with one for unknown text."""
+        return self.lost / max(1, self.characters)
+
+    @property
     def unused_share(self) -> float:
         """Share of the vocabulary that this text never uses. Falls with more text."""
         return 1 - self.used / max(1, self.vocabulary)
@@ -82,17 +92,21 @@ class Use:
 def use(tokenizer: Any, texts: Iterable[str]) -> Use:
     """Measure text of one language."""
     partial, seen = parts(tokenizer), Counter[int]()
-    documents = size = spaced = unspaced = 0
+    documents = size = spaced = unspaced = characters = lost = 0
     left = iter(texts)
     while batch := list(islice(left, 256)):
-        for text, ids in zip(batch, encode(tokenizer, batch), strict=True):
+        rows = encode(tokenizer, batch)
+        there, gone = roundtrip.characters(tokenizer, batch, rows)
+        characters, lost = characters + there, lost + gone
+        for text, ids in zip(batch, rows, strict=True):
             documents, size = documents + 1, size + len(text.encode())
             seen.update(ids)
-            more, characters = words(text)
-            spaced, unspaced = spaced + more, unspaced + characters
+            more, signs = words(text)
+            spaced, unspaced = spaced + more, unspaced + signs
     return Use(
         documents, size, spaced, unspaced, seen.total(), sum(seen[i] for i in partial),
         seen[tokenizer.unk_token_id] if tokenizer.unk_token_id is not None else 0, len(seen), len(tokenizer.get_vocab()),
+        characters, lost,
     )  # fmt: skip
 
 
@@ -208,7 +222,7 @@ def close(new: Use, originals: Sequence[Use]) -> Advice | None:
 
     Without text of an original language there is nothing to compare with, and None. Text that is lost is not written well.
     """
-    if not originals or new.unknown_share > UNKNOWN:
+    if not originals or new.lost_share > LOST:
         return None
     usual = sum(each.fertility for each in originals) / len(originals)
     if new.fertility < CLOSE * usual:

@@ -16,12 +16,10 @@ from tokenizers import Tokenizer
 from tokenizers.decoders import ByteLevel
 from transformers import PreTrainedTokenizerBase
 
-from tokenizer_tools import merges
+from tokenizer_tools import merges, roundtrip
 from tokenizer_tools.vocabulary import NewToken, forget, next_id, without
-from tokenizer_tools.words import counted
+from tokenizer_tools.words import Progress, counted, frequent, untold
 
-MOST_WORDS = 2_000_000
-"""Different words that are learnt from. They bound the memory; rarer ones hardly count where frequent pairs are looked for."""
 _PLAIN = [*range(33, 127), *range(161, 173), *range(174, 256)]
 BYTES = {chr(byte): byte for byte in _PLAIN} | {
     chr(256 + k): byte for k, byte in enumerate(byte for byte in range(256) if byte not in _PLAIN)
@@ -37,6 +35,9 @@ def obstacle(tokenizer: Tokenizer) -> str:
         return f"merges can be continued for byte-level BPE only, this is {kind}"
     if '"ByteLevel"' not in json.dumps(state["pre_tokenizer"]):
         return "its pre-tokenizer is not byte-level"
+    # Without one of ASCII a single sign is lost, which an audit counts; without others it is scripts.
+    if lost := roundtrip.unwritable({*range(128), *(BYTES[text] for text in state["model"]["vocab"] if text in BYTES)}):
+        return f"its byte-level BPE {lost}"
     if state["model"].get("ignore_merges") and tokenizer.pre_tokenizer is not None:  # words of the vocabulary are taken whole
         for token in state["added_tokens"]:
             parts = [part for part, _ in tokenizer.pre_tokenizer.pre_tokenize_str(token["content"])]
@@ -80,19 +81,13 @@ def plain(token: NewToken) -> str | None:
         return None
 
 
-def _frequent(words: Counter[str]) -> list[tuple[str, int]]:
-    """The most frequent words and their counts, in the order of the words."""
-    if len(words) <= MOST_WORDS:
-        return sorted(words.items())
-    return sorted(sorted(words.items(), key=lambda item: (-item[1], item[0]))[:MOST_WORDS])
-
-
 def continue_merges(
-    tokenizer: Tokenizer, words: Counter[str], num_new: int, min_count: int, kept_apart: Collection[tuple[str, str]] = ()
-) -> list[NewToken]:
+    tokenizer: Tokenizer, words: Counter[str], num_new: int, min_count: int, kept_apart: Collection[tuple[str, str]] = (),
+    progress: Progress = untold,
+) -> list[NewToken]:  # fmt: skip
     """The next `num_new` merges, most frequent pair first; fewer if no pair occurs at least `min_count` times any more.
 
-    `words` are the counts of `word_counts`; of very many words, the `MOST_WORDS` most frequent are learnt from. Of pairs with
+    `words` are the counts of `word_counts`; of very many words, only the most frequent are learnt from. Of pairs with
     equal counts, the one that sorts first wins, so the result depends on the counts alone, and its first n tokens are what n
     alone would have given. A pair is skipped if its text is already a base token: joining it would let merges of the base apply
     where they did not apply before. Pairs in `kept_apart` (`protect.pairs`) are never joined. Raises ValueError for a tokenizer
@@ -104,7 +99,7 @@ def continue_merges(
     ids_of: dict[str, tuple[int, ...]] = {}
     split: list[tuple[list[str], int]] = []
     name: dict[str, str] = {}  # one string for all occurrences of a token: there are millions
-    for word, count in _frequent(words):
+    for word, count in frequent(words):
         tokens = tokenizer.model.tokenize(word)
         if len(tokens) > 1:  # a word that is one token has no pair to join
             split.append(([name.setdefault(token.value, token.value) for token in tokens], count))
@@ -115,9 +110,10 @@ def continue_merges(
         return joined in base_vocab or joined in ids_of or pair in kept_apart
 
     new_tokens: list[NewToken] = []
-    for left, right in merges.continued(split, min_count, refused, merges.pair):
+    for left, right, _ in merges.continued(split, min_count, refused, merges.pair):
         ids_of[left + right] = ids_of[left] + ids_of[right]
         new_tokens.append(NewToken(left, right, ids_of[left + right]))
+        progress("tokens learnt", len(new_tokens), num_new)
         if len(new_tokens) == num_new:
             break
     return new_tokens

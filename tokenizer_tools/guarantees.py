@@ -1,10 +1,10 @@
 """What every extension of a vocabulary guarantees, whatever its kind, checked on what was written and read again."""
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from tokenizer_tools import pieces, roundtrip
+from tokenizer_tools import pieces, roles, roundtrip
 from tokenizer_tools.vocabulary import NewPiece, NewToken, next_id
 
 NAMED = ("bos", "eos", "unk", "pad", "sep", "cls", "mask")
@@ -64,7 +64,7 @@ def _special(base: Any, written: Any, new: ById, configs: Mapping[str, Mapping[s
         before, after = (getattr(each, f"{name}_token_id", None) for each in (base, written))
         if before != after:
             return f"the {name} token would get another id ({before} -> {after})"
-    if reason := unnamed(base, configs, set(new)):
+    if reason := roles.unnamed(base, configs, set(new)):
         return reason
     before, after = ({i: _flags(token) for i, token in each.added_tokens_decoder.items()} for each in (base, written))
     if odd := [i for i in sorted(before.keys() | after.keys()) if i not in new and before.get(i) != after.get(i)]:
@@ -79,19 +79,6 @@ def _special(base: Any, written: Any, new: ById, configs: Mapping[str, Mapping[s
         return f"other tokens would be put around text ({around[0]} -> {around[1]})"
     if base.chat_template != written.chat_template:
         return "the chat template would be another one"
-    return ""
-
-
-def unnamed(base: Any, configs: Mapping[str, Mapping[str, Any]], new: Collection[int] = ()) -> str:
-    """Which role a config gives to an id that the tokenizer does not have, or that is new; empty when there is none."""
-    for file, config in configs.items():
-        for name in NAMED:
-            ids = config.get(f"{name}_token_id")
-            for i in ids if isinstance(ids, list) else [ids]:
-                if isinstance(i, int) and (i >= next_id(base) or i in new):
-                    what = f"the {name} token, which the tokenizer does not have"
-                    mend = "add it to the tokenizer, or take the id out"
-                    return f"{file} says that {i} is {what}; it would be a new token: {mend}"
     return ""
 
 

@@ -24,7 +24,8 @@ class Kind:
     guarded: Callable[..., Any]
     """(tokenizer, words of protected text) -> what `learn` must leave alone so that this text is encoded as before."""
     learn: Callable[..., list[NewToken] | list[NewPiece]]
-    """(tokenizer, words, number of tokens, least count, what is guarded) -> the new tokens, in the order of their ids."""
+    """(tokenizer, words, number of tokens, least count, what is guarded, a `words.Progress`) -> the new tokens, in the order of
+    their ids. The last two may be left out."""
     extended: Callable[..., Any]
     """(base, new tokens, their ids if they are not those behind the base's last) -> the tokenizer with them."""
     cuts: Callable[[Counter[Any]], float] = lambda words: 0.0

@@ -25,8 +25,8 @@ def text(left: str, right: str) -> Name:
 
 def continued(
     words: Iterable[tuple[list[str], int]], min_count: int, refused: Callable[[Name], bool], name_of: Callable[[str, str], Name]
-) -> Iterator[tuple[str, str]]:
-    """The next merges, most frequent first, as the pair that is joined (the most frequent one of that name).
+) -> Iterator[tuple[str, str, int]]:
+    """The next merges, most frequent first: the pair that is joined (the most frequent one of that name), and how often.
 
     They end when none occurs `min_count` times any more.
 
@@ -61,7 +61,7 @@ def continued(
             for neighbours in itertools.pairwise(split[i]):
                 if name_of(*neighbours) == name:
                     ways[neighbours] += counts[i]
-        yield min(ways, key=lambda neighbours: (-ways[neighbours], neighbours))
+        yield *min(ways, key=lambda neighbours: (-ways[neighbours], neighbours)), -negative
         for changed in _join(name, name_of, split, counts, sums, where):
             heapq.heappush(heap, (-sums[changed], changed))
 
@@ -75,20 +75,27 @@ def _ambiguous(tokens: list[str], joined: str) -> bool:
 def _join(name: Name, name_of: Any, split: list[list[str]], counts: Any, sums: Any, where: Any) -> set[Name]:
     """Apply one merge to all words that have it, in place, from the left; returns the merges whose counts changed."""
     changed: set[Name] = set()
+
+    def count(i: int, left: str, right: str, sign: int) -> None:
+        other = name_of(left, right)
+        sums[other] += sign * counts[i]
+        changed.add(other)
+        if sign == 1:
+            where[other].add(i)
+
     for i in sorted(where.pop(name)):
-        before, k = split[i], 0
-        after: list[str] = []
-        while k < len(before):
-            wide = 2 if k + 1 < len(before) and name_of(before[k], before[k + 1]) == name else 1
-            after.append("".join(before[k : k + wide]))
-            k += wide
-        split[i] = after
-        # Counting the whole word again is simpler than finding the pairs that changed, and words are short.
-        for tokens, sign in ((before, -1), (after, 1)):
-            for neighbours in itertools.pairwise(tokens):
-                other = name_of(*neighbours)
-                sums[other] += sign * counts[i]
-                changed.add(other)
-                if sign == 1:
-                    where[other].add(i)
+        tokens, k = split[i], 0
+        while k < len(tokens) - 1:
+            left, right = tokens[k : k + 2]
+            if name_of(left, right) == name:
+                count(i, left, right, -1)
+                joined = tokens[k] = left + right
+                del tokens[k + 1]
+                if k:
+                    count(i, tokens[k - 1], left, -1)
+                    count(i, tokens[k - 1], joined, 1)
+                if k + 1 < len(tokens):
+                    count(i, right, tokens[k + 1], -1)
+                    count(i, joined, tokens[k + 1], 1)
+            k += 1
     return {other for other in changed if sums[other] > 0}

@@ -56,7 +56,7 @@ def extended(path: Path, base: Any, found: Sequence[NewPiece], ids: Sequence[int
     by_id, special = {i: text for text, i in vocab.items()}, {str(token) for token in base.all_special_tokens}
     special |= {token.content for token in base.added_tokens_decoder.values() if token.special}
     lowest = min((piece.score for piece in proto.pieces if piece.type == NORMAL), default=0.0)
-    for i in range(len(proto.pieces), ids[-1] + 1):
+    for i in range(len(proto.pieces), max(ids, default=-1) + 1):
         text = by_id.get(i, f"<no token {i}>")
         kind = CONTROL if text in special or i not in by_id else USER_DEFINED
         proto.pieces.add(piece=text, score=0.0, type=kind)

@@ -1,7 +1,8 @@
 """What the pieces of a SentencePiece vocabulary may look like, read off the pieces that the base has.
 
-The one rule: a new piece looks like a piece of the base. It crosses no space, and joins letters with digits or signs only where
-the base does so too. Tokens that are no text (control, bytes, names that a user defined) are never a part of one.
+The one rule: a new piece looks like the usual pieces of the base. It crosses no space and no line, and joins letters with
+digits or signs only where the base does so too. Tokens that are no text (control, bytes, names that a user defined) are never
+a part of one.
 """
 
 import json
@@ -15,12 +16,18 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-SPACE = "▁"
-"""What SentencePiece writes for a space."""
+from tokenizer_tools import roundtrip
+from tokenizer_tools.roundtrip import SPACE
+
 BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 """The name of the token of a byte."""
 LONGEST = 16
 """Characters of a piece at most, as SentencePiece has it."""
+LONGEST_RUN = 64
+"""Tokens of a word at most. In scripts without spaces a word would be a sentence, of which no two are equal."""
+COMMON = 0.01
+"""From this share of the base's pieces of several characters on, what they join is joined in new ones too. A single odd piece,
+one that a user has named for example, is no rule."""
 
 
 @dataclass(frozen=True)
@@ -33,41 +40,48 @@ class Pieces:
     """Names of tokens that are no text, those of bytes left out."""
     octets: dict[str, int]
     """The token of each byte; empty for a base without byte fallback."""
-    mixed: bool
-    """Whether pieces of letters, digits and other signs together exist."""
-    numbers: bool
-    """Whether pieces of several digits exist."""
+    common: frozenset[frozenset[str]]
+    """Kinds of signs that pieces of the base join, see `_made_of`."""
 
-    kinds: dict[str, str] = field(default_factory=dict)
-    """What `kind` has said already: it is asked for every token of a text."""
+    known: dict[str, bool] = field(default_factory=dict)
+    """What `is_joined` has said already: it is asked for every token of a text."""
 
-    def kind(self, piece: str) -> str:
-        """The kind of signs that a piece is made of; empty for one that is joined to nothing."""
-        if piece not in self.kinds:
-            self.kinds[piece] = self._judged(piece)
-        return self.kinds[piece]
+    def is_joined(self, piece: str) -> bool:
+        """Whether a piece may be joined to others within a word: text without breaks of lines, controls or spaces inside."""
+        if piece not in self.known:
+            body = piece.removeprefix(SPACE)
+            apart = piece in self.unlike or piece in self.octets or SPACE in body or any(map(_divides, body))
+            self.known[piece] = not apart
+        return self.known[piece]
 
-    def _judged(self, piece: str) -> str:
-        body = piece.removeprefix(SPACE)
-        if piece in self.unlike or SPACE in body:
-            return ""
-        kinds = {_kind(sign) for sign in body}
-        if "N" in kinds and not self.numbers:
-            return ""
-        return "any" if self.mixed or not body else kinds.pop() if len(kinds) == 1 else ""
+    def may_be_new(self, text: str) -> bool:
+        """Whether a text looks like pieces of the base.
+
+        A single character must be a letter, or any sign where letters join signs. It is never one of ASCII: all text is full of
+        them, whatever text is protected.
+        """
+        made_of = _made_of(text.removeprefix(SPACE))
+        if not self.is_joined(text) or (len(made_of) > 1 and made_of not in self.common):
+            return False
+        joins_signs = frozenset("LS") in self.common
+        return len(text) > 1 or (not text.isascii() and ("L" in made_of or ("S" in made_of and joins_signs)))
 
     def words(self, tokens: list[str]) -> Iterator[tuple[str, ...]]:
-        """The runs of tokens of a text that may be joined. Bytes that spell a character are that character in it."""
+        """The runs of tokens of a text that may be joined. Bytes that spell a character are that character in it.
+
+        Of a long run, parts that overlap by one token: every two neighbours are together in one part.
+        """
         run: list[str] = []
-        last = ""
         for token in self._characters(tokens):
-            kind = self.kind(token)
-            if run and (not kind or token.startswith(SPACE) or (kind != last and "any" not in (kind, last))):
+            joined = self.is_joined(token)
+            if run and (not joined or token.startswith(SPACE)):
                 yield tuple(run)
-                run, last = [], ""
-            if kind:
+                run = []
+            if joined:
+                if len(run) == LONGEST_RUN:
+                    yield tuple(run)
+                    run = run[-1:]
                 run.append(token)
-                last = kind if last in ("", "any") else last
         if run:
             yield tuple(run)
 
@@ -90,9 +104,7 @@ class Pieces:
                 octets.append(token)
                 continue
             if octets:
-                raw = bytes(int(name[3:5], 16) for name in octets)
-                text = raw.decode(errors="replace")
-                yield from octets if "\ufffd" in text else text
+                yield from _decoded(octets)
                 octets = []
             if token:
                 yield token
@@ -102,6 +114,11 @@ class Pieces:
         if token in self.ids:
             return (self.ids[token],)
         return tuple(self.octets[f"<0x{byte:02X}>"] for byte in token.encode())
+
+
+def unwritable(vocab: Iterable[str]) -> str:
+    """`roundtrip.unwritable` of a vocabulary that falls back to bytes."""
+    return roundtrip.unwritable({int(match[1], 16) for text in vocab if (match := BYTE.fullmatch(text))})
 
 
 def of(tokenizer: Tokenizer) -> Pieces:
@@ -114,9 +131,38 @@ def of(tokenizer: Tokenizer) -> Pieces:
     unlike = {token["content"] for token in state["added_tokens"]} - octets.keys()
     unlike |= {str(model.get("unk_token"))} if "unk_token" in model else {held[model["unk_id"] or 0][0]}
     ids = {text: i for text, i in vocab.items() if text not in unlike and text not in octets}
-    bodies = [{_kind(sign) for sign in text.replace(SPACE, "")} for text in ids]
-    numbers = any(sum(_kind(sign) == "N" for sign in text) > 1 for text in ids)
-    return Pieces(ids, frozenset(unlike), octets, any(len(kinds) > 1 for kinds in bodies), numbers)
+    several = [made_of for text in ids if len(body := text.replace(SPACE, "")) > 1 and (made_of := _made_of(body))]
+    counts = Counter(made_of for made_of in several if len(made_of) > 1)
+    common = frozenset(made_of for made_of, count in counts.items() if count >= COMMON * len(several))
+    return Pieces(ids, frozenset(unlike), octets, common)
+
+
+def _decoded(octets: list[str]) -> Iterator[str]:
+    """The characters that tokens of bytes spell, and the names of those that spell none."""
+    raw, k = bytes(int(name[3:5], 16) for name in octets), 0
+    while k < len(raw):
+        for length in range(1, 5):  # of a character in UTF-8
+            try:
+                character = raw[k : k + length].decode()
+            except UnicodeDecodeError:
+                continue
+            yield character
+            k += length
+            break
+        else:
+            yield octets[k]
+            k += 1
+
+
+def _made_of(text: str) -> frozenset[str]:
+    """The kinds of signs in a text, and "NN" beside them where it has several digits."""
+    kinds = [_kind(sign) for sign in text]
+    return frozenset(kinds) | ({"NN"} if kinds.count("N") > 1 else set())
+
+
+def _divides(sign: str) -> bool:
+    """Whether a sign is a control or a break of lines, which no piece is made of but those that the base has."""
+    return unicodedata.category(sign) in ("Cc", "Zl", "Zp")
 
 
 def _kind(sign: str) -> str:

@@ -12,8 +12,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jinja2 import TemplateError
 from tokenizers import Tokenizer
+
+TEMPLATE = "chat template"
+"""The set of texts that `template` gives."""
 
 
 def pairs(tokenizer: Tokenizer, words: Counter[str]) -> set[tuple[str, str]]:
@@ -33,7 +35,7 @@ def template(tokenizer: Any) -> list[str]:
         messages = [{"role": role, "content": ""} for role in roles]
         try:
             text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        except (TemplateError, ValueError, TypeError):  # no template, or one without this role
+        except Exception:  # no template, or one without this role: it is a program, and can fail in any way
             continue
         found += [part for part in divider.split(text) if part]
     return list(dict.fromkeys(found))

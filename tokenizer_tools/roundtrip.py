@@ -3,8 +3,14 @@
 A base can lose something by design, as runs of spaces or other forms of a letter; an extension must not lose more.
 """
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
+
+BYTES_OF_TEXT = frozenset(range(256)) - {0xC0, 0xC1, *range(0xF5, 256)}
+"""The bytes that UTF-8 has: https://www.rfc-editor.org/rfc/rfc3629, section 1."""
+SPACE = "▁"
+"""What SentencePiece writes for a space."""
 
 
 def checked(text: str) -> str:
@@ -28,3 +34,27 @@ def survives(tokenizer: Any, text: str) -> bool:
 def lost(base: Any, bigger: Any, texts: Iterable[str]) -> str:
     """A text that the base gives back and the extended tokenizer does not; empty when there is none."""
     return next((text for text in texts if survives(base, text) and not survives(bigger, text)), "")
+
+
+def unwritable(octets: Collection[int]) -> str:
+    """Which bytes of text a vocabulary cannot write that has tokens for these; empty when it can write all."""
+    missing = sorted(BYTES_OF_TEXT.difference(octets))
+    if not missing:
+        return ""
+    few = ", ".join(f"0x{byte:02X}" for byte in missing[:3])
+    return f"has no token for {len(missing)} of the bytes of text ({few}{', ...' if len(missing) > 3 else ''}), and drops it"
+
+
+def characters(tokenizer: Any, texts: Sequence[str], rows: Sequence[Sequence[int]]) -> tuple[int, int]:
+    """(characters of texts without white space, how many of them are not there any more when their ids are decoded).
+
+    The texts are taken as the tokenizer's normalizer writes them: another form of a letter is no loss.
+    """
+    normalizer, total, gone = tokenizer.backend_tokenizer.normalizer, 0, 0
+    read = tokenizer.batch_decode(rows, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    for text, again in zip(texts, read, strict=True):
+        written = Counter((normalizer.normalize_str(text) if normalizer else text).replace(SPACE, ""))
+        for blank in [sign for sign in written if sign.isspace()]:
+            del written[blank]
+        total, gone = total + written.total(), gone + (written - Counter(again)).total()
+    return total, gone

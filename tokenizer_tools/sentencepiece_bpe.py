@@ -9,14 +9,15 @@ https://github.com/google/sentencepiece/blob/master/src/bpe_model.cc
 import copy
 import itertools
 import json
-from collections import Counter, defaultdict
-from collections.abc import Collection, Iterator, Sequence
+from collections import Counter, defaultdict, deque
+from collections.abc import Collection, Iterable, Iterator, Sequence
 
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
 from tokenizer_tools import merges, pieces
 from tokenizer_tools.vocabulary import NewPiece, forget, next_id, without
+from tokenizer_tools.words import Progress, frequent, untold
 
 Words = Counter[tuple[str, ...]]
 
@@ -29,6 +30,8 @@ def obstacle(tokenizer: Tokenizer) -> str:
         return f"this is {model.get('type')}, not BPE"
     if not model.get("byte_fallback"):
         return "its BPE is neither byte-level nor does it fall back to bytes as that of SentencePiece does"
+    if lost := pieces.unwritable(model["vocab"]):
+        return f"its BPE is to fall back to bytes, but {lost}"
     if pieces.SPACE not in json.dumps([state["normalizer"], state["pre_tokenizer"]], ensure_ascii=False):
         return f"it falls back to bytes, but does not write {pieces.SPACE} for spaces as SentencePiece does"
     return ""
@@ -41,47 +44,67 @@ def guarded(tokenizer: Tokenizer, words: Words) -> set[str]:
     return found | {token for word in words for token in word if token not in rules.ids}
 
 
-def learn(tokenizer: Tokenizer, words: Words, num_new: int, min_count: int, apart: Collection[str] = ()) -> list[NewPiece]:
+def learn(
+    tokenizer: Tokenizer, words: Words, num_new: int, min_count: int, apart: Collection[str] = (), progress: Progress = untold
+) -> list[NewPiece]:
     """The next `num_new` pieces; fewer if nothing occurs at least `min_count` times any more.
 
-    First come characters that the base spells in bytes, then pieces made of two others, both the most frequent first. `words`
-    are the counts of `pieces.word_counts`; no piece has a text in `apart`. A text is left out if with it a piece of the base
-    could be made in a way that the base does not know.
+    Characters that the base spells in bytes and pieces made of two others, those first that save the most tokens of the text.
+    `words` are the counts of `pieces.word_counts`; no piece has a text in `apart`. A text is left out if with it a piece of the
+    base could be made in a way that the base does not know. The first n pieces are what n alone would have given.
     """
     rules = pieces.of(tokenizer)
-    characters = _characters(rules, words, min_count, apart)[:num_new]
-    found = [NewPiece(text, rules.spelt(text)) for text in characters]
-    known = rules.ids.keys() | set(characters)
-    ids_of = {token: rules.spelt(token) for word in words for token in word if token in known}
+    often = frequent(words)
+    saved = _characters(rules, often, min_count, apart)
+    known = rules.ids.keys() | saved.keys()
+    ids_of = {token: rules.spelt(token) for word, _ in often for token in word if token in known}
     back = _Back(rules.ids)
 
     def refused(text: str) -> bool:
-        return text in known or text in apart or text in ids_of or len(text) > pieces.LONGEST or back.reaches(text)
+        odd = len(text) > pieces.LONGEST or not rules.may_be_new(text)
+        return odd or text in known or text in apart or text in ids_of or back.reaches(text)
 
-    split = [(list(run), count) for word, count in sorted(words.items()) for run in _runs(word, known)]
-    for left, right in merges.continued(split, min_count, refused, merges.text):
+    characters = deque(sorted(saved, key=lambda text: (-saved[text], text)))
+    found: list[NewPiece] = []
+
+    def take(text: str) -> None:
+        found.append(NewPiece(text, ids_of[text]))
+        progress("pieces learnt", len(found), num_new)
+
+    split = [(list(run), count) for word, count in often for run in _runs(word, known)]
+    for left, right, count in merges.continued(split, min_count, refused, merges.text):
+        # A merge saves no more than a character that it needs, for that is as frequent and takes two bytes or more.
+        while characters and saved[characters[0]] >= count and len(found) < num_new:
+            take(characters.popleft())
         if len(found) == num_new:
             break
         text = left + right
         ids_of[text] = ids_of[left] + ids_of[right]
         back.add(text)
-        found.append(NewPiece(text, ids_of[text]))
+        take(text)
+    while characters and len(found) < num_new:
+        take(characters.popleft())
     return found
 
 
-def _characters(rules: pieces.Pieces, words: Words, min_count: int, apart: Collection[str]) -> list[str]:
-    """Letters that the base spells in bytes, the most frequent first.
+def _characters(
+    rules: pieces.Pieces, words: Iterable[tuple[tuple[str, ...], int]], min_count: int, apart: Collection[str]
+) -> dict[str, int]:
+    """Characters that the base spells in bytes and that may be pieces -> tokens that each saves.
 
     One that is part of a longer piece is left out: it could make that piece in a way that the base does not know.
     """
     counts: Counter[str] = Counter()
-    for word, count in words.items():
+    for word, count in words:
         for token in word:
             if token not in rules.ids:
                 counts[token] += count
     within = set().union(*rules.ids)
-    fit = {text: count for text, count in counts.items() if count >= min_count and text not in within and text not in apart}
-    return sorted((text for text in fit if rules.kind(text) == "L" or rules.mixed), key=lambda text: (-fit[text], text))
+    return {
+        text: count * (len(text.encode()) - 1)
+        for text, count in counts.items()
+        if count >= min_count and text not in within and text not in apart and rules.may_be_new(text)
+    }
 
 
 def _runs(word: tuple[str, ...], known: Collection[str]) -> Iterator[tuple[str, ...]]:

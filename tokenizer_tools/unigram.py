@@ -11,7 +11,6 @@ import math
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from tokenizers import Tokenizer
@@ -20,6 +19,7 @@ from transformers import PreTrainedTokenizerBase
 
 from tokenizer_tools import pieces
 from tokenizer_tools.vocabulary import NewPiece, forget, next_id, without
+from tokenizer_tools.words import Progress, untold
 
 SEEDS = 8
 """Candidates at the start for each piece that is wanted."""
@@ -32,7 +32,11 @@ KEPT = 0.5
 UNKNOWN = 10.0
 """How far the log-probability of an unknown character is below the lowest of a piece, as in SentencePiece."""
 NEVER = -1e4
-"""The log-probability of added tokens that become pieces, so that their ids stay: text is written in any other pieces first."""
+"""The log-probability of added tokens that become pieces, so that their ids stay: text is written in any other pieces first.
+
+It is the lowest one, on which that of an unknown character hangs (`UNKNOWN`). So `obstacle` allows it only where every
+character of a piece is a piece too: then no writing can trade an unknown character for a piece, and all lose the same.
+"""
 WORD = re.compile(f"{pieces.SPACE}*[^{pieces.SPACE}]+|{pieces.SPACE}+")
 
 
@@ -45,15 +49,23 @@ def obstacle(tokenizer: Tokenizer) -> str:
     names = [text for text, _ in model["vocab"]]
     if pieces.SPACE not in json.dumps([state["normalizer"], state["pre_tokenizer"]], ensure_ascii=False):
         return f"its unigram model does not write {pieces.SPACE} for spaces as SentencePiece does"
+    if model.get("byte_fallback") and (lost := pieces.unwritable(names)):
+        return f"its unigram model is to fall back to bytes, but {lost}"
     held = set(names)
     after = [token for token in state["added_tokens"] if token["content"] not in held]
     if sorted(token["id"] for token in after) != list(range(len(names), len(names) + len(after))):
         return "ids behind the pieces of its unigram model have no token, and new pieces must follow without a hole"
-    for text in _behind(state):
+    behind = _behind(state)
+    for text in behind:
         if any(token.id == model["unk_id"] or pieces.BYTE.fullmatch(token.value) for token in tokenizer.model.tokenize(text)):
             return (
                 f"its unigram model cannot spell the added token {text!r} behind its pieces: as a piece, text would become it"
             )
+    if behind and (alone := _only_inside(state)):
+        return (
+            f"with the added token {behind[0]!r} behind the pieces of its unigram model, text with {alone[0]!r} could be "
+            f"written in other pieces: {alone[0]!r} is no piece itself, but a part of {alone[1]!r}"
+        )
     if wide := next((name for name in names if re.search(f"[^{pieces.SPACE}]{pieces.SPACE}", name)), None):
         return f"a piece of its unigram model crosses words: {wide!r}"
     return ""
@@ -65,6 +77,14 @@ def _behind(state: dict[str, Any]) -> list[str]:
     return [
         token["content"] for token in sorted(state["added_tokens"], key=lambda each: each["id"]) if token["content"] not in held
     ]
+
+
+def _only_inside(state: dict[str, Any]) -> tuple[str, str] | None:
+    """A character that is a part of a piece and no piece itself, with this piece; None when there is none."""
+    held = {text for text, _ in state["model"]["vocab"]}
+    names = {token["content"] for token in state["added_tokens"]} | {state["model"]["vocab"][state["model"]["unk_id"] or 0][0]}
+    texts = [text for text in sorted(held - names) if not pieces.BYTE.fullmatch(text)]
+    return next(((sign, text) for text in texts for sign in text if sign not in held), None)
 
 
 def word_counts(tokenizer: Tokenizer, texts: Iterable[str]) -> Counter[str]:
@@ -82,18 +102,20 @@ def guarded(tokenizer: Tokenizer, words: Counter[str]) -> list[str]:
     return sorted(words)
 
 
-@dataclass(frozen=True)
 class _Base:
-    """The vocabulary of the base as it is in tokenizer.json."""
+    """The pieces of the base as an extension will have them, with those that its added tokens become."""
 
-    vocab: list[tuple[str, float]]
-    unk_id: int | None
-    byte_fallback: bool
-
-    @property
-    def floor(self) -> float:
-        """The lowest log-probability. No new piece is below it, since that of unknown characters hangs on it."""
-        return min(score for _, score in self.vocab)
+    def __init__(self, tokenizer: Tokenizer):
+        state = json.loads(tokenizer.to_str())
+        model = state["model"]
+        self.vocab: list[tuple[str, float]] = [(text, score) for text, score in model["vocab"]]
+        self.floor = min(score for _, score in self.vocab)
+        """The lowest log-probability of a piece of the base. No new piece is below it."""
+        self.vocab += [(text, NEVER) for text in _behind(state)]
+        self.unknown = min(score for _, score in self.vocab) - UNKNOWN
+        """The log-probability of a character without a piece."""
+        self.unk_id: int | None = model["unk_id"]
+        self.byte_fallback = bool(model.get("byte_fallback"))
 
     def model(self, scores: Mapping[str, float]) -> Unigram:
         """The model with more pieces."""
@@ -101,20 +123,20 @@ class _Base:
 
 
 def learn(
-    tokenizer: Tokenizer, words: Counter[str], num_new: int, min_count: int, apart: Collection[str] = ()
-) -> list[NewPiece]:
+    tokenizer: Tokenizer, words: Counter[str], num_new: int, min_count: int, apart: Collection[str] = (),
+    progress: Progress = untold,
+) -> list[NewPiece]:  # fmt: skip
     """At most `num_new` pieces, the most probable first, each at least `min_count` times in the words.
 
     `words` are those of `word_counts`. Candidates start as the frequent parts of words. In turns their log-probabilities are
     estimated, and those are dropped without which the text loses the least. No piece is in the writing of a word of `apart`.
     """
-    state = json.loads(tokenizer.to_str())["model"]
-    base = _Base([(text, score) for text, score in state["vocab"]], state["unk_id"], bool(state.get("byte_fallback")))
+    base = _Base(tokenizer)
     scores = _seeds(tokenizer, base, words, num_new * SEEDS, min_count)
     while True:
         counts: Counter[str] = Counter()
         for _ in range(STEPS):
-            counts = _used(base.model(scores), words)
+            counts = _used(base.model(scores), words, progress)
             total = counts.total()
             # A piece that is not used enough goes; one that is gets its share of all tokens.
             scores = {text: max(math.log(counts[text] / total), base.floor) for text in scores if counts[text] >= min_count}
@@ -127,9 +149,8 @@ def learn(
         if last:
             break
     # Dropping a piece changes only writings that have it, so words of `apart` are still written as by the base.
-    plain = base.model({})
     ordered = sorted(scores, key=lambda text: (-scores[text], text))
-    return [NewPiece(text, tuple(token.id for token in plain.tokenize(text)), scores[text]) for text in ordered]
+    return [NewPiece(text, tuple(token.id for token in tokenizer.model.tokenize(text)), scores[text]) for text in ordered]
 
 
 def _seeds(tokenizer: Tokenizer, base: _Base, words: Counter[str], most: int, min_count: int) -> dict[str, float]:
@@ -143,17 +164,20 @@ def _seeds(tokenizer: Tokenizer, base: _Base, words: Counter[str], most: int, mi
                 for end in range(start + 1, min(len(run), start + pieces.LONGEST) + 1):
                     counts[run[start:end]] += count
     held = {text for text, _ in base.vocab}
-    fit = {text: count for text, count in counts.items() if count >= min_count and text not in held}
+    often = {text: count for text, count in counts.items() if count >= min_count and text not in held}
+    fit = {text: count for text, count in often.items() if rules.may_be_new(text)}
     best = sorted(fit, key=lambda text: (-fit[text] * len(text), text))
     spelt = (text for text in best if base.unk_id not in [token.id for token in plain.tokenize(text)])
     total = _used(plain, words).total()
     return {text: max(math.log(fit[text] / total), base.floor) for text, _ in zip(spelt, range(most), strict=False)}
 
 
-def _used(model: Unigram, words: Counter[str]) -> Counter[str]:
+def _used(model: Unigram, words: Counter[str], progress: Progress = untold) -> Counter[str]:
     """How often each piece is used in the best writings of the words."""
     counts: Counter[str] = Counter()
-    for word, count in words.items():
+    for number, (word, count) in enumerate(words.items()):
+        if not number % 1000:
+            progress("words written in pieces", number, len(words))
         for token in model.tokenize(word):
             counts[token.value] += count
     return counts
@@ -174,8 +198,7 @@ def _clean(base: _Base, scores: dict[str, float], apart: Collection[str]) -> dic
 def _losses(base: _Base, scores: Mapping[str, float], counts: Counter[str]) -> dict[str, float]:
     """What the log-probability of the text loses without each piece: its count times the distance to its next best writing."""
     every = {**dict(base.vocab), **scores}
-    unknown = base.floor - UNKNOWN
-    return {text: counts[text] * (scores[text] - _without(text, every, unknown)) for text in scores}
+    return {text: counts[text] * (scores[text] - _without(text, every, base.unknown)) for text in scores}
 
 
 def _without(text: str, scores: Mapping[str, float], unknown: float) -> float:

@@ -56,13 +56,25 @@ def slots(tokenizer: Any, used: Collection[int] = ()) -> list[int]:
     )
 
 
-def ids(base: Any, count: int, spare: Sequence[int] = (), multiple: int = 1) -> list[int]:
+def ids(base: Any, count: int, spare: Sequence[int] = (), multiple: int = 1, rows: int = 0) -> list[int]:
     """The ids of at most `count` new tokens, ascending: `spare` ones of the base first (`slots`), then those behind its last.
 
-    If spare ones are not enough, there are so many that the size of the vocabulary is a multiple of `multiple` (`rounded`).
+    If spare ones are not enough, there are so many that the number of rows is a multiple of `multiple` (`rounded`). The model
+    of the base has `rows`, with padding.
     """
     first, reused = next_id(base), list(spare[:count])
-    return [*reused, *range(first, first + rounded(count - len(reused), first, multiple))] if count > len(reused) else reused
+    behind = rounded(count - len(reused), first, multiple, rows) if count > len(reused) else 0
+    return [*reused, *range(first, first + behind)]
+
+
+def unrounded(base: Any, given: Sequence[int], multiple: int, rows: int = 0) -> str:
+    """Why a multiple was not reached with the ids that new tokens were given, in one line; empty when it was."""
+    size = max(rows, next_id(base), *(i + 1 for i in given)) if given else 0
+    if not size % multiple:
+        return ""
+    return (
+        f"rounding to a multiple of {multiple} does nothing: new tokens take rows that the base has, which keeps its {size:,}"
+    )
 
 
 def without(base: Any, state: dict[str, Any], given: Sequence[int]) -> set[int]:
@@ -91,10 +103,11 @@ def forget(bigger: Any, base: Any, reused: Collection[int]) -> None:
         bigger.init_kwargs.pop(key, None)
 
 
-def rounded(found: int, first: int, multiple: int) -> int:
+def rounded(found: int, first: int, multiple: int, rows: int = 0) -> int:
     """The most new tokens, up to `found`, for which a vocabulary that has `first` tokens becomes a multiple of `multiple`.
 
     Tensor parallelism divides the rows among devices. Rounding with tokens that exist needs no rows that stand for nothing:
-    without a bias, no such row has a logit that is low in every state, nor has one of zeros. 0 when no number fits.
+    without a bias, no such row has a logit that is low in every state, nor has one of zeros. A base can have `rows` behind its
+    tokens already: new ones that fit in there are not rounded, as the rows do not get more. 0 when no number fits.
     """
-    return max(0, (first + found) // multiple * multiple - first)
+    return max(0, (first + found) // multiple * multiple - first, min(first + found, rows) - first)

@@ -8,12 +8,16 @@ import json
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
 
 import regex
 from tokenizers import Tokenizer, models, trainers
 
 Progress = Callable[[str, int, int], None]
 """Called now and then with what is done, how much of it is done and how much there is in all (0: not known)."""
+MOST_WORDS = 2_000_000
+"""Different words that are learnt from. They bound the memory; rarer ones hardly count where frequent pairs are looked for."""
+Word = TypeVar("Word", str, tuple[str, ...])
 
 
 def counted(tokenizer: Tokenizer, texts: Iterable[str]) -> Counter[str]:
@@ -30,6 +34,13 @@ def counted(tokenizer: Tokenizer, texts: Iterable[str]) -> Counter[str]:
     trainer = trainers.WordLevelTrainer(vocab_size=1, show_progress=False)  # it counts words in parallel, without the lock
     counter.train_from_iterator(_without_added(tokenizer, texts), trainer)
     return Counter(json.loads(trainer.__getstate__())["WordLevelTrainer"]["words"])
+
+
+def frequent(words: Counter[Word]) -> list[tuple[Word, int]]:
+    """The most frequent words and their counts, in the order of the words."""
+    if len(words) <= MOST_WORDS:
+        return sorted(words.items())
+    return sorted(sorted(words.items(), key=lambda item: (-item[1], item[0]))[:MOST_WORDS])
 
 
 def _without_added(tokenizer: Tokenizer, texts: Iterable[str]) -> Iterator[str]:
@@ -56,6 +67,10 @@ def told(texts: Iterable[str], progress: Progress, total: int = 0) -> Iterator[s
         yield text
         done += len(text.encode())
         progress("bytes read", done, total)
+
+
+def untold(what: str, done: int, total: int) -> None:
+    """A `Progress` that nobody hears of."""
 
 
 def telling(write: Callable[[str], None], seconds: float = 10) -> Progress:

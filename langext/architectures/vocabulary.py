@@ -1,8 +1,9 @@
 """The rows of new tokens are a small parameter of their own, so that they can learn while all base rows stay frozen.
 
 The base matrices keep their names and values; the parameter `new_weight` holds the new rows. Heads may be tied or untied. A
-base may have more rows than its tokenizer has tokens: new ids begin right after the tokenizer's last id, and these padding rows
-are no longer used. A new token can also take the id of a reserved one (a slot): then the base's row of it is no longer used.
+base may have more rows than its tokenizer has tokens: new ids begin right after the tokenizer's last id, in place of these rows
+of padding; those behind the last new id stay, so that a model never has fewer rows than its base. A new token can also take the
+id of a reserved one (a slot): then the base's row of it is no longer used.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -30,14 +31,16 @@ class ExtendedEmbedding(nn.Module):
         self.new_weight = new
         self.new_ids = [*slots, *range(first_new, first_new + len(new) - len(slots))]
         # The row of each id among the new ones; -1 for those of the base. No buffer: models are also built without memory.
-        self.place = torch.full((first_new + len(new) - len(slots),), -1, device="cpu")
+        rows = max(base.num_embeddings, first_new + len(new) - len(slots))
+        self.place = torch.full((rows,), -1, device="cpu")
+        self.last_old = base.num_embeddings - 1
         self.place[self.new_ids] = torch.arange(len(new), device="cpu")
         self.stock = (base,)  # in a tuple, because a module would be registered, and its weight counted twice
 
     def forward(self, ids: Tensor) -> Tensor:
         """(B, T) ids -> (B, T, D) embeddings."""
         # Both tables are read for every id, with clamped indices: selecting the new ids would need a wait for the device.
-        old = F.embedding(ids.clamp(max=self.first_new - 1), self.weight)
+        old = F.embedding(ids.clamp(max=self.last_old), self.weight)
         self.place = self.place.to(ids.device)
         at = self.place[ids]
         new = F.embedding(at.clamp(min=0), self.new_weight)
@@ -47,7 +50,7 @@ class ExtendedEmbedding(nn.Module):
 
 
 class ExtendedHead(nn.Module):
-    """A language-model head whose matrix is the first `first_new` base rows, followed by `new_weight` (num_new, D).
+    """A language-model head whose matrix is that of the base, with `new_weight` (num_new, D) from row `first_new` on.
 
     The first new rows stand in the places of the `slots`.
     """
@@ -59,7 +62,7 @@ class ExtendedHead(nn.Module):
         self.bias = None  # for code that expects the attributes of nn.Linear
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., D) -> (..., first_new + num_new) logits."""
+        """(..., D) -> (..., V) logits, of at least as many tokens as the base has rows."""
         return F.linear(x, head_weight(self))
 
 
@@ -71,9 +74,10 @@ def head_weight(head: Any) -> Tensor:
 
 
 def placed(weight_VD: Tensor, new_ND: Tensor, first_new: int, slots: Sequence[int]) -> Tensor:
-    """The matrix of all ids: rows of the base below `first_new`, new ones in the places of the `slots` and behind them."""
+    """The matrix of all ids: new rows in the places of the `slots` and from `first_new` on, and else those of the base."""
     reused = len(slots)
-    whole = torch.cat([weight_VD[:first_new], new_ND[reused:].to(weight_VD.dtype)])
+    behind_VD = weight_VD[first_new + len(new_ND) - reused :]
+    whole = torch.cat([weight_VD[:first_new], new_ND[reused:].to(weight_VD.dtype), behind_VD])
     if not reused:
         return whole
     return whole.index_copy(0, torch.tensor(slots, device=whole.device), new_ND[:reused].to(weight_VD.dtype))
@@ -101,7 +105,7 @@ def extend(model: Any, first_new: int, num_new: int, slots: Sequence[int] = ()) 
     head_rows = rows if tied else nn.Parameter(torch.zeros_like(rows))
     model.set_input_embeddings(ExtendedEmbedding(embedding, first_new, rows, slots))
     model.set_output_embeddings(ExtendedHead(head, first_new, head_rows, slots))
-    model.config.vocab_size = first_new + num_new - len(slots)
+    model.config.vocab_size = max(embedding.num_embeddings, first_new + num_new - len(slots))
 
 
 def fill(model: Any, spelt: Mapping[int, list[int]]) -> None:

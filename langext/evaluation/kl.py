@@ -28,7 +28,6 @@ class BaseKL:
         window, self.label = min(window, families.positions(base.config) or window), label
         self.rows = [row[:window] for row in documents.encode(tokenizer, texts)]
         head = base.get_output_embeddings()
-        self.num_ids = head.first_new if isinstance(head, vocabulary.ExtendedHead) else len(head.weight)
         weight = head.weight.detach()
         # A head that learns changes later, so it is copied. A frozen head needs no second copy in memory.
         self.weight = weight.clone() if head.weight.requires_grad else weight
@@ -42,17 +41,19 @@ class BaseKL:
     def each(self, net: Any) -> list[float]:
         """KL(base || model) of each text in nats, summed over its tokens."""
         head, cap = net.get_output_embeddings(), families.softcap(net.config)
-        weight, num_ids = vocabulary.head_weight(head), self.num_ids
+        weight, ids = vocabulary.head_weight(head), slice(len(self.weight))
         if isinstance(head, vocabulary.ExtendedHead):  # new rows replace padding rows that the base may have
-            num_ids = min(num_ids, head.first_new)
-        base_weight = self.weight[:num_ids].to(weight.device)  # ZeRO 3 moves the model to another device after __init__
+            every = torch.arange(min(len(self.weight), len(weight)))
+            behind = head.first_new + len(head.new_weight) - len(head.slots)
+            ids = torch.cat([every[: head.first_new], every[behind:]]).to(weight.device)
+        base_weight = self.weight.to(weight.device)  # ZeRO 3 moves the model to another device after __init__
         size, kl_each = cross_entropy.CHUNK_TOKENS.get(weight.device.type, 4096), []
         for before, after in zip(self.hidden, self._hidden(net), strict=True):
             total = 0.0
             for at in range(0, len(before), size):
-                log_p = _log_probs(before[at : at + size].to(weight.device) @ base_weight.T, cap)
+                log_p = _log_probs((before[at : at + size].to(weight.device) @ base_weight.T)[:, ids], cap)
                 # Normalised over all tokens before the cut, so that probability on new tokens is missing from q.
-                log_q = _log_probs(after[at : at + size] @ weight.T, cap)[:, :num_ids]
+                log_q = _log_probs(after[at : at + size] @ weight.T, cap)[:, ids]
                 total += float((log_p.exp() * (log_p - log_q)).sum())
             kl_each.append(total)
         return kl_each

@@ -15,6 +15,8 @@ from langext.architectures import families
 from langext.artifacts import read_object
 from langext.errors import LFS_SAID, ConfigError, is_lfs_pointer, reading
 from langext.spec import near
+from tokenizer_tools import folder as tokenizer_files
+from tokenizer_tools.folder import FILES as TOKENIZERS
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -26,8 +28,6 @@ HEAD = "lm_head.weight"
 ADAPTER = "adapter_config.json"
 PART = re.compile(r"model-\d+-of-\d+\.safetensors")
 """Name of a file with a part of the weights."""
-TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
-"""Files that hold a tokenizer; the first one that is there is read."""
 BESIDE = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 """Files of JSON objects that are read with a tokenizer, whichever it is."""
 TEMPLATES = ("*.jinja", "additional_chat_templates/*.jinja")
@@ -102,7 +102,7 @@ def weight_files(folder: Path) -> list[Path]:
 
 def tokenizer_file(folder: Path) -> Path:
     """The file that holds the tokenizer of a base. Raises ConfigError when there is none, or one of a form that is not read."""
-    path = next((folder / name for name in TOKENIZERS if (folder / name).is_file()), None)
+    path = tokenizer_files.file(folder)
     if path is None:
         found = f"no tokenizer here (looked for {', '.join(TOKENIZERS)})"
         if other := sorted(each.name for each in folder.glob("*") if OTHER_TOKENIZERS.fullmatch(each.name)):

@@ -12,13 +12,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import sentencepiece
 import torch
 from pydantic import NonNegativeInt, TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils import logging as hf_logging
 
 from langext.architectures import vocabulary
@@ -31,6 +30,7 @@ from langext.methods.extended import DELTA, Earlier, LiveModel, build, load_delt
 from langext.models import base_files
 from langext.spec import Spec
 from langext.summaries import TokenizerSummary
+from tokenizer_tools import folder as tokenizer_files
 
 LOOPS = {"Loading weights": "loading weights", "Writing model shards": "writing weights"}
 """What transformers calls its long loops -> what langext calls them."""
@@ -127,11 +127,9 @@ def load_tokenizer(folder: Path) -> Any:
             read_object(folder / name)
     for template in (file for pattern in base_files.TEMPLATES for file in folder.glob(pattern)):
         read_text(template, "a chat template")
-    if path.suffix == ".model":
-        with reading(path, "a model of SentencePiece"):  # else transformers takes it for one of tiktoken
-            sentencepiece.SentencePieceProcessor().Load(str(path))
-    with reading(path, f"a tokenizer by tokenizers {version('tokenizers')}"):
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    what = "a model of SentencePiece" if path.suffix == ".model" else f"a tokenizer by tokenizers {version('tokenizers')}"
+    with reading(path, what):
+        return tokenizer_files.load(path)
 
 
 def load_config(folder: Path) -> Any:

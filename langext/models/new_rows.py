@@ -93,7 +93,7 @@ def seen(blank: Blank, texts: Sequence[Sequence[int]]) -> Seen:
 
 
 @torch.no_grad()
-def heldout_loss(blank: Blank, rows: Rows, windows: Sequence[Sequence[int]]) -> float:
+def mean_loss(blank: Blank, rows: Rows, windows: Sequence[Sequence[int]]) -> float:
     """Mean cross-entropy of windows of the same length, in nats per token."""
     return sum(float(blank.loss(rows, [window])) for window in windows) / len(windows)
 

@@ -1,7 +1,6 @@
 """Stage extend_tokenizer: adds tokens for the new language. The one rule: every token id of the base stays the same."""
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
@@ -12,12 +11,12 @@ from pydantic import Field, model_validator
 from langext.artifacts import Corpus, Model, Tokenizer, write_json
 from langext.console import say
 from langext.context import Context
-from langext.errors import ConfigError, RunFailed
+from langext.errors import ConfigError
 from langext.methods.base import Method
 from langext.spec import LATER
-from langext.stages import new_rows, sizing
+from langext.stages import new_rows, protection, sizing
 from langext.stages.base import Stage
-from langext.summaries import ProtectedText, RowsRecord, TokenizerSummary, VocabularyAdvice, VocabularyGain
+from langext.summaries import RowsRecord, TokenizerSummary, VocabularyAdvice, VocabularyGain
 
 if TYPE_CHECKING:
     from tokenizer_tools.kinds import Kind
@@ -35,9 +34,10 @@ class ExtendTokenizer(Stage):
     uses: Literal["extend_tokenizer"]
     new_tokens: Annotated[int, Field(ge=1)] | Literal["auto"] = 8000
     """Tokens to add. More tokens make text in the new language shorter and the embedding matrix larger. auto: as many as
-    an audit of held-out text advises, which can be none (docs/tokenizer.md)."""
+    an audit of training text that nothing is learnt from advises, which can be none (docs/tokenizer.md)."""
     round_to: Annotated[int, LATER] = Field(1, ge=1, le=4096)
-    """Add so many fewer tokens that the number of rows is a multiple of this: 64 for serving with tensor parallelism."""
+    """Add so many fewer tokens that the number of rows is a multiple of this: 64 for serving with tensor parallelism. Where
+    all new tokens take rows that the base has already, it does nothing, and says so."""
     reuse_slots: Annotated[bool, LATER] = False
     """Give new tokens the ids of reserved ones first, those that the base's makers left free (`<|reserved_special_token_0|>` of
     Llama 3, `<unused0>` of Gemma) and that no role, config or chat template uses. The matrices grow by so many rows less."""
@@ -96,59 +96,59 @@ class ExtendTokenizer(Stage):
             raise ConfigError("the earlier language's run has extended the vocabulary already; it can be extended once")
         base = loading.load_tokenizer(folder)
         kind, state = self._kind(folder, base), base.backend_tokenizer
-        kept = [code for code in corpus.languages("train") if code != ctx.language] if self.protect else []
-        if near := sizing.close(self.new_tokens, ctx, corpus, base):
+        kept = protection.languages(corpus, ctx.language, self.protect)
+        audited = sizing.audited(self.new_tokens, partial(self._learnt_from, corpus), ctx, corpus)
+        if near := sizing.close(audited, ctx, base):
             return self._unchanged(ctx, base, near)
-        words = kind.word_counts(state, told(self._learnt_from(corpus, [ctx.language]), telling(say)))
+        learnt_from = sizing.rest(audited, self._learnt_from(corpus, [ctx.language]))
+        words = kind.word_counts(state, told(learnt_from, telling(say)))
         around = protect.template(base) if self.protect else []
-        apart = kind.guarded(state, kind.word_counts(state, told(chain(around, _texts(corpus, kept)), telling(say))))
+        apart = kind.guarded(state, kind.word_counts(state, chain(around, *protection.sets(corpus, kept).values())))
         least = sizing.least(self.new_tokens, self.min_count)
 
         def learn(number: int) -> list[Any]:
-            return list(kind.learn(state, words, number, least, apart))
+            return list(kind.learn(state, words, number, least, apart, progress=telling(say)))
 
         spare = self._spare(folder, base) if self.reuse_slots else []
-        wanted = sizing.Wanted(self.new_tokens, self.min_count, self.round_to, spare)
-        by_id, advice = sizing.chosen(wanted, ctx, model, corpus, base, kind, learn)
+        rows = loading.load_config(loading.read_record(model).base).vocab_size
+        wanted = sizing.Wanted(self.new_tokens, self.min_count, self.round_to, spare, rows)
+        by_id, advice = sizing.chosen(wanted, ctx, model, corpus, base, kind, learn, audited)
         added = list(by_id.values())
         if not added:
             assert advice is not None, "no token of a given number is an error"
             return self._unchanged(ctx, base, advice)
         free = kind.learn(state, words, len(added), least) if kept else added
         _tell_of_cuts(kind.cuts(words))
-        text = {"texts": _starts(corpus, [ctx.language, *kept]), "protected": around}
-        bigger = self._written(ctx, folder, kind, base, by_id, words=words, **text)
+        sets = {protect.TEMPLATE: around} | protection.sets(corpus, kept)
+        text = {"texts": _starts(corpus, [ctx.language, *kept]), "protected": sets}
+        written = self._written(ctx, folder, kind, base, by_id, words=words, **text)
+        bigger, compared = written.tokenizer, {name: written.compared[name] for name in sets if name != protect.TEMPLATE}
         spelt = {i: token.base_ids for i, token in by_id.items()}
-        rowless = _without_row(base, loading.load_config(loading.read_record(model).base).vocab_size)
+        rowless = _without_row(base, rows)
         write_json(ctx.out / "new_tokens.json", {str(i): ids for i, ids in sorted((rowless | spelt).items())})
-        rows = self._rows(ctx, model, corpus, base, bigger, rowless | spelt)
+        started = self._rows(ctx, model, corpus, base, bigger, rowless | spelt)
         gains = {c: _gain(base, bigger, documents.heldout_texts(corpus, [c])) for c in ctx.languages}
         record = None
         if kept:
-            alike = protect.identity(_encoded(base, bigger, _texts(corpus, kept)), spelt)
             loose = _gain(base, kind.extended(base, free), documents.heldout_texts(corpus, [ctx.language]))
-            cost = {"kept_apart": len(apart), "bytes_per_token_without": loose.bytes_per_token_after}
-            record = ProtectedText(**asdict(alike), **cost)
-            _tell(record, gains[ctx.language])
+            record = protection.record(compared, len(apart), loose.bytes_per_token_after)
+            protection.tell_of(record, gains[ctx.language])
         ctx.report(TokenizerSummary(
-            new_tokens=len(added), reused=len(spelt.keys() & set(spare)), heldout=gains, protected=record, rows=rows,
+            new_tokens=len(added), reused=len(spelt.keys() & set(spare)), heldout=gains, protected=record, rows=started,
             advice=advice,
         ))  # fmt: skip
-        for code, gain in gains.items():
-            say(
-                f"  {code}: {gain.bytes_per_token_before:.2f} -> {gain.bytes_per_token_after:.2f} bytes per token, "
-                f"{gain.identical_documents_frac:.0%} of documents encoded as before"
-            )
+        _tell_of_gains(gains)
         return Tokenizer(ctx.out)
 
     def _written(self, ctx: Context, folder: Path, kind: "Kind", base: Any, by_id: dict[int, Any], **text: Any) -> Any:
         """Write the base in `folder` with new tokens into tokenizer/, and return it. `text` is what `extension.write` takes."""
+        from langext.data.documents import encode_text
         from langext.models import loading
         from tokenizer_tools import extension
 
-        out, tokens = ctx.out / "tokenizer", list(by_id.values())
+        out, tokens, how = ctx.out / "tokenizer", list(by_id.values()), {"read": loading.load_tokenizer, "encode": encode_text}
         try:
-            return extension.write(out, folder, kind, base, tokens, read=loading.load_tokenizer, ids=list(by_id), **text)
+            return extension.write(out, folder, kind, base, tokens, ids=list(by_id), **how, **text)
         except ValueError as error:
             raise ConfigError(f"{folder}: the vocabulary cannot be extended: {error}") from None
 
@@ -168,19 +168,20 @@ class ExtendTokenizer(Stage):
 
     def _kind(self, folder: Path, tokenizer: Any) -> "Kind":
         """The kind of the base's vocabulary. Raises ConfigError when it cannot be extended."""
+        from langext.models import loading
         from tokenizer_tools import extension
 
         try:
-            return extension.kind_of(tokenizer, folder)
+            return extension.kind_of(tokenizer, folder, loading.load_tokenizer)
         except ValueError as error:
             raise ConfigError(f"{folder}: the vocabulary cannot be extended: {error}. Leave {self.uses} out") from None
 
     def _spare(self, folder: Path, tokenizer: Any) -> list[int]:
         """Ids of the base's reserved tokens that are free."""
-        from tokenizer_tools import extension
+        from tokenizer_tools import roles
         from tokenizer_tools.vocabulary import slots
 
-        return slots(tokenizer, extension.named(folder))
+        return slots(tokenizer, roles.named(folder))
 
     def _learnt_from(self, corpus: Corpus, codes: Sequence[str]) -> Iterator[str]:
         """Training text of each of the languages, from the start of all its domains in turns, until it is `sample_bytes`."""
@@ -191,17 +192,10 @@ class ExtendTokenizer(Stage):
             yield from _first_bytes(_in_turns([documents.batches(files, 256) for files in domains]), self.sample_bytes)
 
 
-def _texts(corpus: Corpus, codes: Sequence[str]) -> Iterator[str]:
-    """All training text of languages."""
-    from langext.data import documents
-
-    for code in codes:
-        yield from chain.from_iterable(documents.batches(corpus.files("train", code), 256))
-
-
 def _starts(corpus: Corpus, codes: Sequence[str]) -> list[str]:
     """The starts of some training texts of each of the languages."""
-    return [text[:CHECKED_CHARACTERS] for code in codes for text in islice(_texts(corpus, [code]), CHECKED)]
+    found = (protection.sets(corpus, [code]).values() for code in codes)
+    return [text[:CHECKED_CHARACTERS] for sets in found for text in islice(chain.from_iterable(sets), CHECKED)]
 
 
 def _in_turns(iterators: Sequence[Iterator[T]]) -> Iterator[T]:
@@ -213,15 +207,6 @@ def _in_turns(iterators: Sequence[Iterator[T]]) -> Iterator[T]:
                 yield next(iterator)
             except StopIteration:
                 left.remove(iterator)
-
-
-def _encoded(base: Any, bigger: Any, texts: Iterable[str]) -> Iterator[tuple[list[int], list[int]]]:
-    """The ids of every text by both tokenizers."""
-    from langext.data import documents
-
-    left = iter(texts)
-    while batch := list(islice(left, 256)):
-        yield from zip(documents.encode_text(base, batch), documents.encode_text(bigger, batch), strict=True)
 
 
 def _without_row(tokenizer: Any, rows: int) -> dict[int, list[int]]:
@@ -247,17 +232,12 @@ def _tell_of_cuts(share: float) -> None:
         )
 
 
-def _tell(record: ProtectedText, gain: VocabularyGain) -> None:
-    """Say what protection did and cost. Raises RunFailed when a protected document is encoded in another way."""
-    if record.identical < record.documents:
-        raise RunFailed(
-            f"{record.documents - record.identical} of {record.documents} protected documents are encoded in another way than "
-            "by the base: this is a fault of langext"
+def _tell_of_gains(gains: Mapping[str, VocabularyGain]) -> None:
+    for code, gain in gains.items():
+        say(
+            f"  {code}: {gain.bytes_per_token_before:.2f} -> {gain.bytes_per_token_after:.2f} bytes per token, "
+            f"{gain.identical_documents_frac:.0%} of documents encoded as before"
         )
-    say(
-        f"  all {record.documents:,} protected documents are encoded as before; without protection "
-        f"{record.bytes_per_token_without:.2f} bytes per token in place of {gain.bytes_per_token_after:.2f}"
-    )
 
 
 def _first_bytes(batches: Iterable[list[str]], sample_bytes: int) -> Iterator[str]:

@@ -41,7 +41,7 @@ def test_new_rows_learn_and_base_rows_stay(tied):
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("slots", [[], [3, 17, 18]])
 def test_new_rows_stand_in_the_places_of_reserved_tokens_and_behind_the_others(tied, slots):
-    """Against a stock model whose matrices are written by hand; rows of padding behind the vocabulary are taken over."""
+    """Against a stock model whose matrices are written by hand; of the rows of padding, those that are not taken over stay."""
     new_ids = [*slots, 320, 321]
     net, stock = (make_base("llama", 326, tied=tied).float().eval() for _ in range(2))
     stock.load_state_dict(net.state_dict())
@@ -53,10 +53,10 @@ def test_new_rows_stand_in_the_places_of_reserved_tokens_and_behind_the_others(t
     for name, module in (("input", stock.get_input_embeddings()), ("output", stock.get_output_embeddings())):
         if name in rows:
             module.weight.data[new_ids] = rows[name]
-    ids = torch.tensor([[*new_ids, 0, 19, 319, 5]])
-    assert torch.equal(net(input_ids=ids).logits, stock(input_ids=ids).logits[..., :322])
+    ids = torch.tensor([[*new_ids, 0, 19, 319, 5, 325]])
+    assert torch.equal(net(input_ids=ids).logits, stock(input_ids=ids).logits)
     whole = [matrix for matrix in vocabulary.matrices(net) if matrix is not None]
-    assert len(whole) == (1 if tied else 2) and torch.equal(whole[0], stock.get_input_embeddings().weight[:322])
-    assert net.config.vocab_size == 322 and torch.equal(before, net.get_input_embeddings().weight)
+    assert len(whole) == (1 if tied else 2) and torch.equal(whole[0], stock.get_input_embeddings().weight)
+    assert net.config.vocab_size == 326 and torch.equal(before, net.get_input_embeddings().weight)
     net(input_ids=ids, labels=ids).loss.backward()
     assert all((p.grad != 0).any(1).all() for name, p in net.named_parameters() if name.endswith(vocabulary.NEW_ROWS))

@@ -36,7 +36,7 @@ CPU, NODE = Machine(0, "", 0, 8, 2**35), Machine(8, "H100", 80 * 2**30, 64, 2**4
 
 
 def used(words: int, tokens: int) -> Use:
-    return Use(10, 6 * words, words, 0, tokens, 0, 0, 100, 49_152)
+    return Use(10, 6 * words, words, 0, tokens, 0, 0, 100, 49_152, 5 * words, 0)
 
 
 def of(size_bytes: int, tokens_per_word: float = 2) -> Text:

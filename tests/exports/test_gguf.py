@@ -206,21 +206,39 @@ def test_sentencepiece_like_vocabularies_split_alike(tmp_path, spaces):
     check.compare(tmp_path / "x.gguf", "f32", expected)
 
 
-def test_an_extended_sentencepiece_vocabulary_splits_alike(tmp_path):
+@pytest.mark.parametrize("name", ["llama2", "gemma"])
+def test_an_extended_sentencepiece_vocabulary_splits_alike(name, tmp_path):
     """The new pieces get scores below those of the base, in their order: llama.cpp, too, writes a text in the same tokens."""
     import spm
     from toy import FRENCH, sentences
 
     from tokenizer_tools import kinds
 
-    base = spm.load(spm.write(tmp_path / "base", "llama2"))
+    base = spm.load(spm.write(tmp_path / "base", name))
     kind, backend = kinds.of(base), base.backend_tokenizer
     found = kind.learn(backend, kind.word_counts(backend, sentences(FRENCH, 100, 9)), 40, 5)
     made = kind.extended(base, found)
     make_base("llama", len(made)).save_pretrained(tmp_path)
     made.save_pretrained(tmp_path)
-    texts = [*sentences(FRENCH, 3, 10), "the big cat sleeps, 123 forêt garçon"]
+    texts = [*sentences(FRENCH, 3, 10), "the big cat sleeps, 123 forêt garçon", "le chat  <b>dort</b>\n\nla 日本"]
     expected = verify.expect(loading.load_base(tmp_path, torch.float32), made, texts, tmp_path / "logits")
     assert any(i >= len(base) for row in expected.ids for i in row)
     file.write(tmp_path, tmp_path / "x.gguf", "f32")
-    check.compare(tmp_path / "x.gguf", "f32", expected)
+    assert check.compare(tmp_path / "x.gguf", "f32", expected)["tokenized_equal"] == len(texts)
+
+
+@pytest.mark.parametrize("name", ["llm-jp", "t5"])
+def test_an_extended_unigram_vocabulary_is_refused_as_its_base_is(name, tmp_path):
+    """Before anything is trained: the base gives the same reason."""
+    import spm
+    from toy import FRENCH, sentences
+
+    from tokenizer_tools import kinds
+
+    base = spm.load(spm.write(tmp_path / "base", name))
+    kind, backend = kinds.of(base), base.backend_tokenizer
+    kind.extended(base, kind.learn(backend, kind.word_counts(backend, sentences(FRENCH, 100, 9)), 20, 5)).save_pretrained(
+        tmp_path
+    )
+    reasons = {vocabulary.obstacle(folder, None) for folder in (tmp_path / "base", tmp_path)}
+    assert reasons == {"a tokenizer of type Unigram is not written; BPE is"}

@@ -75,7 +75,6 @@ def test_training_starts_from_the_rows_of_the_stage_and_the_base_keeps_its_own(t
     kl = BaseKL(plain, make_tokenizer(), bpb.passages(texts, new_rows.PASSAGE_BYTES, new_rows.SEEN_BYTES))
     # The reference normalises over the padding of the base too, which new tokens replace.
     kl.weight = kl.weight[: len(make_tokenizer())]
-    kl.num_ids = len(make_tokenizer())
     assert record.tried["composition"].kl == pytest.approx(kl.measure(live.net), rel=1e-3)
 
 
@@ -145,12 +144,49 @@ def test_a_shift_keeps_to_the_budget_or_says_that_none_does(tmp_path, corpus):
     budget = plain.tried["mean"].kl / 2
     _, record = made(tmp_path, model, corpus, "03-quiet", start="mean", output="shifted", kl_budget=budget)
     told = record.tried["mean"]
-    assert 0.9 * budget < told.kl < 1.1 * budget  # held-out text; training text says how far rows are shifted
+    assert 0.6 * budget < told.kl <= budget  # held-out text; training text says how far rows are shifted
     assert told.kl_unshifted == plain.tried["mean"].kl and told.shift > 0
     rows, before = (load_file(tmp_path / name / loading.NEW_ROWS) for name in ("03-quiet", "02-tokens"))
     assert torch.equal(rows["input"], before["input"]) and not torch.equal(rows["output"], before["output"])
     with pytest.raises(ConfigError, match="no shift of the new rows keeps the KL"):
         made(tmp_path, model, corpus, "04-quieter", start="mean", output="shifted", kl_budget=1e-9)
+
+
+def test_what_original_text_pays_is_said(tmp_path, corpus, capsys, monkeypatch):
+    """Also where a shift that keeps to the budget on training text does not on held-out text."""
+    model = base(tmp_path, tied=False)
+    _, plain = made(tmp_path, model, corpus, start="mean")
+    said = capsys.readouterr().err
+    assert plain.tried["mean"].kl > new_rows.QUIET and "nats per token from original text until they are trained" in said
+    monkeypatch.setattr("tokenizer_tools.start.softmax.MARGIN", 1.5)
+    budget = plain.tried["mean"].kl / 2
+    made(tmp_path, model, corpus, "03-quiet", start="mean", output="shifted", kl_budget=budget)
+    assert "is above kl_budget" in capsys.readouterr().err
+
+
+def test_a_shift_is_never_fitted_on_the_text_that_it_is_reported_on(tmp_path, corpus, capsys):
+    """Without training text of an original language, parts of held-out text are told apart, and that is said."""
+    model, alone = base(tmp_path, tied=False), Corpus(tmp_path / "alone")
+    for split, code in (("train", "fra_Latn"), ("valid", "fra_Latn"), ("valid", "eng_Latn")):
+        write_jsonl(alone.path / "documents" / split / code / "book.jsonl.gz", documents(CODES[code], 60, len(split)))
+    _, plain = made(tmp_path, model, alone, start="mean")
+    capsys.readouterr()
+    budget = plain.tried["mean"].kl / 2
+    _, record = made(tmp_path, model, alone, "03", start="mean", output="shifted", kl_budget=budget)
+    assert "is fitted on a part of held-out text" in capsys.readouterr().err and record.tried["mean"].shift > 0
+    bench = new_rows.Bench.__new__(new_rows.Bench)
+    bench.base = make_tokenizer()
+    for training in ([], documents(ENGLISH, 20, 7)):
+        bench.texts = new_rows.Texts(lambda: [], lambda found=training: found, documents(ENGLISH, 20, 8))
+        bench.__dict__.pop("sides", None)
+        fit, judged = bench.sides
+        assert fit and judged and not [passage for passage in judged if passage in fit]
+
+
+def test_no_start_is_made_of_the_documents_that_choose_one():
+    texts = new_rows.Texts(lambda: map(str, range(1, 101)), list, [])
+    assert list(texts.judges()) == ["20", "40", "60", "80", "100"]
+    assert set(texts.new()) == set(map(str, range(1, 101))) - set(texts.judges())
 
 
 def test_without_the_file_rows_are_means_and_a_wrong_file_is_refused(tmp_path, corpus):
@@ -181,11 +217,11 @@ def test_a_probe_takes_the_start_that_has_learnt_best(tmp_path, corpus, monkeypa
     }
     monkeypatch.setattr("tokenizer_tools.start.STARTS", {**planted, "mean": STARTS["mean"]})
     monkeypatch.setattr(new_rows, "PROBE_STEPS", 4)
-    monkeypatch.setattr(new_rows, "HELDOUT_WINDOWS", 4)
+    monkeypatch.setattr(new_rows, "JUDGED_WINDOWS", 4)
     _, record = made(tmp_path, base(tmp_path, tied=False), corpus, start="probe")
     losses = {name: tried.loss_after for name, tried in record.tried.items()}
     assert record.start == "near" and losses["near"] == losses["mean"] < losses["far"]
-    assert all(tried.loss_after < tried.loss for tried in record.tried.values())
+    assert record.tried["near"].loss_after < record.tried["near"].loss
     assert json.loads(record.model_dump_json())["tried"].keys() == losses.keys()
 
 

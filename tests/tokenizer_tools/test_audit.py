@@ -5,13 +5,14 @@ import subprocess
 import sys
 
 import pytest
+import spm
 import torch
 from safetensors.torch import save_file
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from toy import ENGLISH, FRENCH, GERMAN, make_tokenizer, sentences
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from tokenizer_tools import audit, byte_bpe, texts
+from tokenizer_tools import audit, byte_bpe, kinds, texts
 from tokenizer_tools.__main__ import main
 from tokenizer_tools.audit import Matrices, Point, Use
 from tokenizer_tools.vocabulary import next_id
@@ -59,8 +60,31 @@ def test_byte_fallback_and_unknown_letters_are_told_apart():
     assert (found.unknown, found.parts) == (1, 0)
 
 
+def test_text_that_is_dropped_is_counted_as_lost_and_refused(tmp_path):
+    """Without tokens for bytes a vocabulary writes Thai in nothing, or in one unknown token: it looks short."""
+    thai, english = ["ภาษาไทย ที่ยาว"] * 20, sentences(ENGLISH, 20, 5)
+    bare = Tokenizer(models.BPE())
+    bare.pre_tokenizer, bare.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    bare.train_from_iterator(english, trainers.BpeTrainer(vocab_size=200, show_progress=False))
+    for base, said in (
+        (
+            spm.load(spm.write(tmp_path, "llama2", byte_fallback=False)),
+            "is to fall back to bytes, but has no token for 243 of the",
+        ),
+        (PreTrainedTokenizerFast(tokenizer_object=bare), "its byte-level BPE has no token for"),
+    ):
+        found, usual = audit.use(base, thai), audit.use(base, english)
+        assert found.lost_share > 0.9 and usual.lost_share < 0.01 and found.characters == 20 * 13
+        assert found.fertility < audit.CLOSE * usual.fertility and audit.close(found, [usual]) is None
+        with pytest.raises(ValueError, match=said):
+            kinds.of(base)
+    whole = make_tokenizer()
+    whole.backend_tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
+    assert audit.use(whole, ["Éß ﬁ  ①▁", "\ufffd <|end|>\n", *thai]).lost == 0
+
+
 def use(tokens: int) -> Use:
-    return Use(10, 10_000, 1000, 0, tokens, 0, 0, 100, 1000)
+    return Use(10, 10_000, 1000, 0, tokens, 0, 0, 100, 1000, 5000, 0)
 
 
 def curve(*tokens: int) -> list[Point]:
@@ -130,19 +154,42 @@ def test_audit_prints_a_table_and_its_advice(folder, capsys, tmp_path):
 
 
 def test_extend_and_compare(folder, capsys, tmp_path):
-    out, text = tmp_path / "bigger", ["--text", f"fr={folder / 'fr.jsonl'}"]
-    more = ["--protect", folder / "en.txt", "--new-tokens", 70, "--round-to", 64, "--out", out]
+    """Text of other languages than the new one is protected, and the proof lies beside what was written."""
+    out, text = tmp_path / "bigger", ["--text", f"fr={folder / 'fr.jsonl'}", "--text", f"en={folder / 'en.txt'}"]
+    more = ["--new", "fr", "--protect", folder / "de.jsonl", "--new-tokens", 70, "--round-to", 64, "--out", out]
     made = json.loads(run(capsys, "extend", folder / "base", *text, *more, "--json"))
     base, bigger = (AutoTokenizer.from_pretrained(path) for path in (folder / "base", out))
     spelt = json.loads((out / "new_tokens.json").read_text())
     assert made["new_tokens"] == len(spelt) == len(bigger) - len(base) and len(bigger) % 64 == 0
     assert all(bigger.decode([int(i)]) == base.decode(ids) for i, ids in spelt.items() if "�" not in base.decode(ids))
-    found = json.loads(run(capsys, "compare", folder / "base", out, *text, "--text", f"en={folder / 'en.txt'}", "--json"))
+    proof = json.loads((out / "protected.json").read_text())
+    assert list(proof) == ["chat template", "en", str(folder / "de.jsonl")] and made["protected"] == 140
+    assert [(found["documents"], found["identical"]) for found in proof.values()] == [(0, 0), (40, 40), (100, 100)]
+    found = json.loads(run(capsys, "compare", folder / "base", out, *text, "--json"))
     assert found["en"]["extended"]["identical"] == 1 and found["fr"]["extended"]["identical"] < 0.1
     assert found["fr"]["extended"]["tokens"] < 0.7 * found["fr"]["base"]["tokens"]
     assert "100.00%" in run(capsys, "compare", folder / "base", out, "--text", f"en={folder / 'en.txt'}")
-    auto = run(capsys, "extend", folder / "base", *text, "--protect", folder / "en.jsonl", "--out", tmp_path / "auto")
-    assert auto.startswith("extend by ")
+    command = ["extend", folder / "base", *text, "--new", "fr", "--out"]
+    assert main([str(word) for word in (*command, tmp_path / "auto")]) == 0
+    said = capsys.readouterr()
+    assert said.out.startswith("extend by ") and "all 40 protected documents are encoded as before" in said.out
+    assert "warning: 40 protected documents say little" in said.err
+    run(capsys, *command, tmp_path / "free", "--unprotected", "--new-tokens", 70)
+    free = AutoTokenizer.from_pretrained(tmp_path / "free")
+    english = list(texts.read(folder / "en.txt"))
+    assert texts.encode(free, english) != texts.encode(base, english) == texts.encode(bigger, english)
+
+
+def test_a_folder_with_a_model_of_sentencepiece_alone_is_extended(folder, capsys, tmp_path):
+    """As the stage of langext does: a folder is read in one way."""
+    base = spm.write(tmp_path / "base", "llama2")
+    assert not (base / "tokenizer.json").exists()
+    text = ["--text", f"fr={folder / 'fr.jsonl'}", "--text", f"en={folder / 'en.txt'}", "--new", "fr"]
+    run(capsys, "extend", base, *text, "--new-tokens", 20, "--out", tmp_path / "out")
+    assert len(spm.load(tmp_path / "out")) == len(spm.load(base)) + 20
+    english = ["--text", f"fr={folder / 'fr.jsonl'}", "--text", f"en={folder / 'en.jsonl'}", "--new", "en"]
+    assert "leave the vocabulary as it is" in run(capsys, "extend", base, *english, "--out", tmp_path / "left")
+    assert spm.load(tmp_path / "left").get_vocab() == spm.load(base).get_vocab()
 
 
 def test_auto_protects_what_it_was_measured_on_too(folder, capsys, tmp_path):
@@ -150,7 +197,7 @@ def test_auto_protects_what_it_was_measured_on_too(folder, capsys, tmp_path):
     kept = [sentences(FRENCH, 1, 3)[0], *sentences(ENGLISH, 400, 5)]
     (tmp_path / "kept.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in kept), encoding="utf-8")
     command = ["extend", folder / "base", "--text", f"fr={folder / 'fr.jsonl'}", "--protect", tmp_path / "kept.jsonl"]
-    assert main([str(word) for word in (*command, "--out", tmp_path / "out")]) == 0
+    assert main([str(word) for word in (*command, "--new", "fr", "--out", tmp_path / "out")]) == 0
     assert "extend by" in capsys.readouterr().out
     base, bigger = (AutoTokenizer.from_pretrained(path) for path in (folder / "base", tmp_path / "out"))
     assert texts.encode(bigger, kept) == texts.encode(base, kept) and len(bigger) > len(base)
@@ -164,13 +211,14 @@ def test_curve_shows_what_protection_costs_and_keeps(folder, capsys):
     assert "fr unprotected" in run(capsys, "curve", folder / "base", *text)
 
 
-EXTEND = ["extend", "{0}/base", "--text", "fr={0}/fr.jsonl"]
+EXTEND = ["extend", "{0}/base", "--text", "fr={0}/fr.jsonl", "--text", "en={0}/en.txt", "--new", "fr"]
 
 
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["audit", "nowhere", "--text", "fr={0}/fr.jsonl"], "no tokenizer.json here; name a folder that has one"),
+        (["audit", "nowhere", "--text", "fr={0}/fr.jsonl"], "no tokenizer here (looked for tokenizer.json, tokenizer.model"),
+        (["audit", "nowhere", "--text", "fr={0}/fr.jsonl"], "Of a base on the hub this brings it: hf download <its id>"),
         (["audit", "{0}/base", "--text", "{0}/fr.jsonl"], "expected LANGUAGE=FILE"),
         (["audit", "{0}/base", "--text", "fr={0}/none.jsonl"], "none.jsonl: cannot be read: No such file"),
         (["audit", "{0}/base", "--text", "fr={0}/base/tokenizer.json"], "expected a file that ends with .txt, .jsonl"),
@@ -181,6 +229,9 @@ EXTEND = ["extend", "{0}/base", "--text", "fr={0}/fr.jsonl"]
         ([*EXTEND, "--out", "{0}/base"], "is there already"),
         ([*EXTEND, "--new-tokens", "-3", "--out", "{0}/x"], "expected a number from 1"),
         ([*EXTEND, "--new-tokens", "9", "--round-to", "64", "--out", "{0}/x"], "no room"),
+        ([*EXTEND[:4], "--out", "{0}/x"], "the following arguments are required: --new"),
+        ([*EXTEND[:-1], "sw", "--out", "{0}/x"], "--new sw: no text of it; there is fr, en"),
+        ([*EXTEND[:4], "--new", "fr", "--out", "{0}/x"], "no text is protected: give --text of an original language"),
         (["curve", "{0}/base", "--text", "fr={0}/fr.jsonl"], "give --protect or --unseen"),
         (["compare", "{0}/base", "{0}/other", "--text", "fr={0}/fr.jsonl"], "has another id than in the base"),
         (["nonsense"], "invalid choice"),
@@ -198,7 +249,8 @@ def test_what_is_wrong_is_said_in_one_line(folder, capsys, words, said):
         moved.save_pretrained(folder / "other")
     assert main([word.format(folder) for word in words]) == 2
     error = capsys.readouterr().err
-    assert error.startswith("error: ") and said in error and error.count("\n") == 1
+    lines = [line for line in error.splitlines() if not line.startswith("warning: ")]
+    assert len(lines) == 1 and lines[0].startswith("error: ") and said in lines[0]
     assert next_id(make_tokenizer()) == 320 and not (folder / "x").exists()
 
 

@@ -4,6 +4,7 @@ import pytest
 import spm
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from tokenizers import AddedToken, normalizers
 from toy import ENGLISH, FRENCH, make_tokenizer, sentences
 
 from tokenizer_tools import kinds, roundtrip
@@ -20,11 +21,22 @@ ALPHABETS = st.one_of(
 TEXTS = st.lists(ALPHABETS, max_size=20).map("".join)
 
 
-@pytest.fixture(scope="session", params=["byte-level", "llama2", "llm-jp"])
+def normalised():
+    """A byte-level base that changes text before it divides it, with added tokens that are found before and after that."""
+    base = make_tokenizer()
+    base.backend_tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
+    base.add_tokens(
+        [AddedToken("  ", normalized=False), AddedToken("été", normalized=True), AddedToken("森", single_word=True)]
+    )
+    base.add_special_tokens({"additional_special_tokens": ["<s>"]})
+    return base
+
+
+@pytest.fixture(scope="session", params=["byte-level", "normalised", *spm.SETTINGS])
 def pair(request, tmp_path_factory):
     """A base, and the same with pieces for French and a script that it spells in bytes."""
-    is_toy = request.param == "byte-level"
-    base = make_tokenizer() if is_toy else spm.load(spm.write(tmp_path_factory.mktemp("base"), request.param))
+    toys = {"byte-level": make_tokenizer, "normalised": normalised}
+    base = toys.get(request.param, lambda: spm.load(spm.write(tmp_path_factory.mktemp("base"), request.param)))()
     kind, backend = kinds.of(base), base.backend_tokenizer
     words = kind.word_counts(backend, [*sentences(FRENCH, 60, 9), *["हिन्दी में 日本語 森"] * 9])
     apart = kind.guarded(backend, kind.word_counts(backend, sentences(ENGLISH, 60, 11)))
@@ -50,12 +62,13 @@ def test_original_text_has_the_same_ids(pair):
     base, _, bigger, _ = pair
     texts = sentences(ENGLISH, 60, 11)
     assert [roundtrip.encode(bigger, text) for text in texts] == [roundtrip.encode(base, text) for text in texts]
-    assert all(roundtrip.survives(bigger, text) for text in [*texts, *sentences(FRENCH, 20, 12)])
+    assert roundtrip.lost(base, bigger, [*texts, *sentences(FRENCH, 20, 12)]) == ""
+    assert any(i >= next_id(base) for text in sentences(FRENCH, 20, 12) for i in roundtrip.encode(bigger, text))
 
 
 def test_a_loss_is_found(pair):
     base, _, bigger, _ = pair
-    assert roundtrip.lost(base, Loud(bigger), ["the cat", "forêt"]) == "the cat"
+    assert roundtrip.lost(base, Loud(bigger), ["the cat", "cat"]) == "the cat"
 
 
 class Loud:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from toy import make_base, make_tokenizer
 
-from langext.architectures import families
+from langext.architectures import families, vocabulary
 from langext.context import Context
 from langext.data import documents
 from langext.evaluation.gate_stats import Observer
@@ -126,3 +126,19 @@ def test_distance_of_a_base_with_unused_rows_to_a_model_with_few_new_ones():
             q = live.net(input_ids=torch.tensor([ids])).logits[0].double().log_softmax(-1)[:, :first]
         total, tokens = total + (p.exp() * (p - q)).sum().item(), tokens + len(ids)
     assert total > 0.1 and BaseKL(base, live.tokenizer, TEXTS).measure(live.net) == pytest.approx(total / tokens, rel=1e-4)
+
+
+def test_rows_of_padding_that_stay_are_compared_too():
+    """A model keeps the rows of its base that no new token takes, and they take their part in both softmaxes."""
+    tokenizer = make_tokenizer()
+    base, net = (make_base("llama", 340).float().eval() for _ in range(2))
+    net.load_state_dict(base.state_dict())
+    vocabulary.extend(net, first_new=320, num_new=3)
+    net.get_output_embeddings().new_weight.data.normal_()
+    kept, total, tokens = [*range(320), *range(323, 340)], 0.0, 0
+    for ids in documents.encode(tokenizer, TEXTS):
+        with torch.no_grad():
+            p = base(input_ids=torch.tensor([ids])).logits[0, :, kept].double().log_softmax(-1)
+            q = net(input_ids=torch.tensor([ids])).logits[0].double().log_softmax(-1)[:, kept]
+        total, tokens = total + (p.exp() * (p - q)).sum().item(), tokens + len(ids)
+    assert total > 0.1 and BaseKL(base, tokenizer, TEXTS).measure(net) == pytest.approx(total / tokens, rel=1e-4)

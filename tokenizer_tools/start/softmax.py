@@ -24,6 +24,8 @@ HALVINGS = 20
 """Steps of the bisection: the shift is exact to a millionth."""
 MOST = 1e4
 """Largest shift that is tried, in nats."""
+MARGIN = 0.8
+"""Share of a budget that a shift is fitted to: other text of the same languages costs a little more than that."""
 
 
 def bent(logits: Tensor, cap: float | None) -> Tensor:
@@ -56,17 +58,17 @@ def direction(original_TD: Tensor, new_TD: Tensor) -> Tensor:
 def shifted(
     hidden_TD: Tensor, base_T: Tensor, rows_ND: Tensor, direction_D: Tensor, budget: float, cap: float | None = None
 ) -> tuple[Tensor, float]:
-    """The rows with the smallest shift for which `disturbance` is at most `budget`, and this shift in nats; 0 when none is.
+    """The rows with the smallest shift whose `disturbance` is within `MARGIN` of `budget`, and the shift in nats; 0 for none.
 
-    The rows are in numbers that bf16 has, in which weights are stored, and the disturbance is theirs. Raises ValueError when no
-    shift is enough.
+    Judge them by other text than that of `hidden_TD`, which they are fitted on. The rows are in numbers that bf16 has, in which
+    weights are stored, and the disturbance is theirs. Raises ValueError when no shift is enough.
     """
 
     def at(shift: float) -> Tensor:
         return (rows_ND - shift * direction_D).bfloat16().float()
 
     def enough(shift: float) -> bool:
-        return disturbance(hidden_TD, base_T, at(shift), cap) <= budget
+        return disturbance(hidden_TD, base_T, at(shift), cap) <= MARGIN * budget
 
     if enough(0.0):
         return at(0.0), 0.0

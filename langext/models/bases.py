@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 
 RUNS = "runs/"
 """How the name of an earlier run begins, where it has no folder of its own: it is none of the hub."""
+Files = tuple[tuple[str, int, int], ...]
+"""Name, time and size of each file."""
 HUB_FILES = ["*.json", "*.safetensors", "tokenizer.model", "merges.txt", "*.jinja", "README.md", *base_files.LICENCES]
 
 
@@ -83,12 +85,17 @@ def _examine(folder: Path) -> None:
 
     What was found good is not looked at again while its files stay as they are: a sweep plans many runs with one base.
     """
+    _found_good(folder, files_of(folder))
+
+
+def files_of(folder: Path) -> Files:
+    """What changes when a file of a folder does: what was found out of it holds until then."""
     files = sorted(path for path in folder.iterdir() if path.is_file()) if folder.is_dir() else []
-    _found_good(folder, tuple((path.name, path.stat().st_mtime_ns, path.stat().st_size) for path in files))
+    return tuple((path.name, path.stat().st_mtime_ns, path.stat().st_size) for path in files)
 
 
 @functools.cache
-def _found_good(folder: Path, files: tuple[tuple[str, int, int], ...]) -> None:
+def _found_good(folder: Path, files: Files) -> None:
     from langext.architectures import families
     from langext.models import loading
 

@@ -108,9 +108,9 @@ def show(spec: Pipeline, root: Path, file: Path, overrides: Sequence[str]) -> bo
     Returns whether the pipeline can run.
     """
     steps = plan.plan(spec, root)
-    problem = ""
+    todo, problem = [step for step in steps if step.state != "done"], ""
     try:
-        plan.check(spec, steps, [step for step in steps if step.state != "done"])
+        plan.check(spec, steps, todo)
     except ConfigError as error:
         problem = located(error, file, overrides)
     originals = ", ".join(languages.find(code).name for code in spec.original_languages)
@@ -123,7 +123,7 @@ def show(spec: Pipeline, root: Path, file: Path, overrides: Sequence[str]) -> bo
     for step in steps:
         if isinstance(step.stage, Filter):
             _show_text(step.name, step.stage)
-    _show_models(spec, steps)
+    _show_models(spec, steps, todo)
     if unseen := _unseen(spec, steps):
         console.say(f"Not looked at, since they are on the hub and nothing is downloaded here: {', '.join(unseen)}")
     console.say(
@@ -132,12 +132,12 @@ def show(spec: Pipeline, root: Path, file: Path, overrides: Sequence[str]) -> bo
     return not problem
 
 
-def _show_models(spec: Pipeline, steps: list[Step]) -> None:
+def _show_models(spec: Pipeline, steps: list[Step], todo: list[Step]) -> None:
     """What the trainings take, and which exports are possible, as far as the base is known."""
     config, models = None, dict[str, tuple[Method, ...]]()
     with suppress(ConfigError):  # it is among the problems. Sizes are those of a model that is built; what is refused is not
         models = plan.lineage(spec, steps)
-        plan.check_models(spec, steps)
+        plan.check_models(spec, steps, todo)
         config = bases.config_if_here(spec.base_model, spec.revision)
     if bases.place_if_here(spec.base_model, spec.revision) is None:
         console.say(

@@ -197,7 +197,7 @@ def check(pipeline: Pipeline, steps: list[Step], todo: list[Step]) -> None:
     """
     mistakes = Mistakes()
     with mistakes.part():
-        check_models(pipeline, steps)
+        check_models(pipeline, steps, todo)
     at_work = [number for number, step in enumerate(steps) if step in todo]
     _add(mistakes, steps, [(number, error) for number in at_work for error in _mistakes(pipeline, steps[number], steps)])
     mistakes.end()
@@ -215,8 +215,11 @@ def _add(mistakes: Mistakes, steps: list[Step], found: Sequence[tuple[int, Confi
         mistakes.add(ConfigError(f"stage{several} {names}: {message}", at=("stages", number, *error.at)))
 
 
-def check_models(pipeline: Pipeline, steps: list[Step]) -> None:
-    """Raise one ConfigError for all that is wrong with the base, and with what the stages make of it."""
+def check_models(pipeline: Pipeline, steps: list[Step], todo: Sequence[Step]) -> None:
+    """Raise one ConfigError for all that is wrong with the base, and with what the stages in `todo` are to make of it.
+
+    A finished stage is not judged: the base has served it, whatever a later version of langext would refuse.
+    """
     mistakes = Mistakes()
     with mistakes.part():
         bases.check(pipeline.base_model)
@@ -226,6 +229,8 @@ def check_models(pipeline: Pipeline, steps: list[Step]) -> None:
         models = lineage(pipeline, steps)
     found: list[tuple[int, ConfigError]] = []
     for number, step in enumerate(steps if models else ()):
+        if step not in todo:
+            continue
         given = models[step.inputs["model"][0]] if "model" in step.inputs else ()
         try:
             _check_model(step, given, config, len(given) > len(models[BASE]))

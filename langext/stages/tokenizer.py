@@ -1,7 +1,7 @@
 """Stage extend_tokenizer: adds tokens for the new language. The one rule: every token id of the base stays the same."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
@@ -19,6 +19,7 @@ from langext.stages.base import Stage
 from langext.summaries import RowsRecord, TokenizerSummary, VocabularyAdvice, VocabularyGain
 
 if TYPE_CHECKING:
+    from langext.models.bases import Files
     from tokenizer_tools.kinds import Kind
 
 CHECKED, CHECKED_CHARACTERS = 1000, 2000
@@ -69,16 +70,12 @@ class ExtendTokenizer(Stage):
 
     def check_model(self, given: tuple[Method, ...], config: Any) -> None:
         """Raise ConfigError when the vocabulary of the base cannot be extended."""
-        from langext.models import loading
+        from langext.models import bases
 
         if config is None:  # the base is not on this machine yet
             return
         folder = Path(config.name_or_path)
-        tokenizer = loading.load_tokenizer(folder)
-        kind = self._kind(folder, tokenizer)
-        _without_row(tokenizer, config.vocab_size)
-        if self.reuse_slots and not self._spare(folder, tokenizer):
-            raise ConfigError(f"{folder}: the {kind.name} has no reserved token that is free", at=("reuse_slots",))
+        _found_good(folder, bases.files_of(folder), config.vocab_size, self.reuse_slots)
 
     def run(self, ctx: Context, model: Model, corpus: Corpus) -> Tokenizer:
         """Write tokenizer/, new_tokens.json and new_rows.safetensors; record the gain in every language in the manifest.
@@ -95,7 +92,7 @@ class ExtendTokenizer(Stage):
         if loading.new_tokens(model):
             raise ConfigError("the earlier language's run has extended the vocabulary already; it can be extended once")
         base = loading.load_tokenizer(folder)
-        kind, state = self._kind(folder, base), base.backend_tokenizer
+        kind, state = _kind(folder, base), base.backend_tokenizer
         kept = protection.languages(corpus, ctx.language, self.protect)
         audited = sizing.audited(self.new_tokens, partial(self._learnt_from, corpus), ctx, corpus)
         if near := sizing.close(audited, ctx, base):
@@ -109,7 +106,7 @@ class ExtendTokenizer(Stage):
         def learn(number: int) -> list[Any]:
             return list(kind.learn(state, words, number, least, apart, progress=telling(say)))
 
-        spare = self._spare(folder, base) if self.reuse_slots else []
+        spare = _spare(folder, base) if self.reuse_slots else []
         rows = loading.load_config(loading.read_record(model).base).vocab_size
         wanted = sizing.Wanted(self.new_tokens, self.min_count, self.round_to, spare, rows)
         by_id, advice = sizing.chosen(wanted, ctx, model, corpus, base, kind, learn, audited)
@@ -166,23 +163,6 @@ class ExtendTokenizer(Stage):
         ctx.report(TokenizerSummary(new_tokens=0, heldout={}, advice=advice))
         return Tokenizer(ctx.out)
 
-    def _kind(self, folder: Path, tokenizer: Any) -> "Kind":
-        """The kind of the base's vocabulary. Raises ConfigError when it cannot be extended."""
-        from langext.models import loading
-        from tokenizer_tools import extension
-
-        try:
-            return extension.kind_of(tokenizer, folder, loading.load_tokenizer)
-        except ValueError as error:
-            raise ConfigError(f"{folder}: the vocabulary cannot be extended: {error}. Leave {self.uses} out") from None
-
-    def _spare(self, folder: Path, tokenizer: Any) -> list[int]:
-        """Ids of the base's reserved tokens that are free."""
-        from tokenizer_tools import roles
-        from tokenizer_tools.vocabulary import slots
-
-        return slots(tokenizer, roles.named(folder))
-
     def _learnt_from(self, corpus: Corpus, codes: Sequence[str]) -> Iterator[str]:
         """Training text of each of the languages, from the start of all its domains in turns, until it is `sample_bytes`."""
         from langext.data import documents
@@ -190,6 +170,40 @@ class ExtendTokenizer(Stage):
         for code in codes:
             domains = documents.sources(corpus, "train", code).values()
             yield from _first_bytes(_in_turns([documents.batches(files, 256) for files in domains]), self.sample_bytes)
+
+
+@cache
+def _found_good(folder: Path, files: "Files", rows: int, reuse_slots: bool) -> None:
+    """Raise ConfigError when the vocabulary of the base cannot be extended.
+
+    What was found good is not looked at again while its `files` stay as they are: the tokenizer is written and read for it.
+    """
+    from langext.models import loading
+
+    tokenizer = loading.load_tokenizer(folder)
+    kind = _kind(folder, tokenizer)
+    _without_row(tokenizer, rows)
+    if reuse_slots and not _spare(folder, tokenizer):
+        raise ConfigError(f"{folder}: the {kind.name} has no reserved token that is free", at=("reuse_slots",))
+
+
+def _kind(folder: Path, tokenizer: Any) -> "Kind":
+    """The kind of the base's vocabulary. Raises ConfigError when it cannot be extended."""
+    from langext.models import loading
+    from tokenizer_tools import extension
+
+    try:
+        return extension.kind_of(tokenizer, folder, loading.load_tokenizer)
+    except ValueError as error:
+        raise ConfigError(f"{folder}: the vocabulary cannot be extended: {error}. Leave extend_tokenizer out") from None
+
+
+def _spare(folder: Path, tokenizer: Any) -> list[int]:
+    """Ids of the base's reserved tokens that are free."""
+    from tokenizer_tools import roles
+    from tokenizer_tools.vocabulary import slots
+
+    return slots(tokenizer, roles.named(folder))
 
 
 def _starts(corpus: Corpus, codes: Sequence[str]) -> list[str]:

@@ -1,6 +1,7 @@
 """What is wrong with a pipeline is said all at once, and nothing is promised of a base that is not here."""
 
 import re
+import shutil
 
 import pytest
 
@@ -8,6 +9,7 @@ from langext import spec
 from langext.errors import ConfigError
 from langext.pipeline import estimate, plan
 from langext.pipeline.plan import Pipeline
+from tokenizer_tools import extension
 
 FILTER = {"uses": "filter", "sources": [{"language": "fr", "path": "a.txt"}], "lid_model": "lid.bin"}
 EXTEND = {"uses": "extend", "method": {"name": "full"}}
@@ -65,3 +67,19 @@ def test_of_a_base_that_is_not_here_nothing_is_promised(tmp_path, capsys):
     assert "unknown until the base is here: native, gguf" in hub and "; gguf:" not in hub
     assert "Not looked at, since they are on the hub and nothing is downloaded here: base_model owner/model\n" in hub
     assert "  1. base_model: runs/first: no such run here" in shown["runs/first"] and "Not looked at" not in shown["runs/first"]
+
+
+def test_a_vocabulary_that_has_been_extended_is_not_judged_again(tmp_path, pico, monkeypatch, capsys):
+    """A later version may refuse what was made; what is left to do is done. Until it is, a base is judged once."""
+    base = shutil.copytree(pico, tmp_path / "base")
+    spec_ = make(FILTER, {"uses": "extend_tokenizer"}, EXTEND, TRAIN, base_model=str(base))
+    steps, asked = plan.plan(spec_, tmp_path / "run"), []
+    monkeypatch.setattr(extension, "_unlike_itself", lambda *given: asked.append(given) or "")
+    for _ in range(3):
+        plan.check_models(spec_, steps, steps)
+    assert len(asked) == 1
+    (base / "other.json").write_text("{}")
+    monkeypatch.setattr(extension, "_unlike_itself", lambda *given: "it is another one")
+    with pytest.raises(ConfigError, match="stage 'extend_tokenizer': .*it is another one"):
+        plan.check_models(spec_, steps, steps)
+    plan.check_models(spec_, steps, steps[2:])

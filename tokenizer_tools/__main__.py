@@ -16,8 +16,6 @@ from tokenizer_tools.vocabulary import ids, next_id, slots, unrounded
 
 PROOF = "protected.json"
 """Beside new_tokens.json: of each set of protected texts how many documents were compared, and how many are as before."""
-ENOUGH = 1000
-"""Protected documents from which on nothing is said of their number."""
 PICTURE = "write the curve here (.svg, .png)"
 
 
@@ -234,8 +232,8 @@ def _protected(given: argparse.Namespace, originals: dict[str, list[str]]) -> di
             "no text is protected: give --text of an original language or --protect, or --unprotected if new tokens may "
             "change it"
         )
-    if number < ENOUGH:
-        say(f"warning: {number:,} protected documents say little of other text of their languages; {ENOUGH:,} or more do")
+    if little := protect.few(number):
+        say(f"warning: {little}")
     return kept
 
 

@@ -16,6 +16,8 @@ from tokenizers import Tokenizer
 
 TEMPLATE = "chat template"
 """The set of texts that `template` gives."""
+ENOUGH = 1000
+"""Protected documents from which on nothing is said of their number."""
 
 
 def pairs(tokenizer: Tokenizer, words: Counter[str]) -> set[tuple[str, str]]:
@@ -24,6 +26,13 @@ def pairs(tokenizer: Tokenizer, words: Counter[str]) -> set[tuple[str, str]]:
     for word in words:
         found.update(itertools.pairwise(token.value for token in tokenizer.model.tokenize(word)))
     return found
+
+
+def few(documents: int) -> str:
+    """What is said of so many protected documents; empty where they are enough."""
+    if documents >= ENOUGH:
+        return ""
+    return f"only {documents:,} protected documents: they say little of other text; {ENOUGH:,} or more do"
 
 
 def template(tokenizer: Any) -> list[str]:

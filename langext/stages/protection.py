@@ -5,18 +5,12 @@ The one rule: every document of it is compared when the new tokenizer is written
 
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
-from typing import TYPE_CHECKING
 
 from langext.artifacts import Corpus
 from langext.console import say, warn
 from langext.summaries import ProtectedText, VocabularyGain
+from tokenizer_tools import protect
 from tokenizer_tools.words import telling, told
-
-if TYPE_CHECKING:
-    from tokenizer_tools.protect import Identity
-
-ENOUGH = 1000
-"""Documents from which on nothing is said of their number."""
 
 
 def sets(corpus: Corpus, codes: Sequence[str]) -> dict[str, Iterator[str]]:
@@ -41,7 +35,7 @@ def languages(corpus: Corpus, new: str, wanted: bool) -> list[str]:
     return found
 
 
-def record(compared: "Mapping[str, Identity]", kept_apart: int, unprotected: float) -> ProtectedText:
+def record(compared: Mapping[str, protect.Identity], kept_apart: int, unprotected: float) -> ProtectedText:
     """What the manifest says of protected text. `unprotected` are bytes per token of the new language without protection."""
     found = compared.values()
     return ProtectedText(
@@ -59,5 +53,5 @@ def tell_of(found: ProtectedText, gain: VocabularyGain) -> None:
         f"  all {found.documents:,} protected documents are encoded as before ({by_set}); without protection "
         f"{found.bytes_per_token_without:.2f} bytes per token in place of {gain.bytes_per_token_after:.2f}"
     )
-    if found.documents < ENOUGH:
-        warn(f"only {found.documents:,} protected documents: they say little of other text; {ENOUGH:,} or more do")
+    if little := protect.few(found.documents):
+        warn(little)

@@ -173,7 +173,7 @@ def test_extend_and_compare(folder, capsys, tmp_path):
     assert main([str(word) for word in (*command, tmp_path / "auto")]) == 0
     said = capsys.readouterr()
     assert said.out.startswith("extend by ") and "all 40 protected documents are encoded as before" in said.out
-    assert "warning: 40 protected documents say little" in said.err
+    assert "warning: only 40 protected documents: they say little" in said.err
     run(capsys, *command, tmp_path / "free", "--unprotected", "--new-tokens", 70)
     free = AutoTokenizer.from_pretrained(tmp_path / "free")
     english = list(texts.read(folder / "en.txt"))

@@ -219,7 +219,8 @@ def _extend(given: argparse.Namespace) -> None:
         return
     made_of = ", ".join(f"{number:,} {sort}" for sort, number in sorts.most_common()) or "none"
     print(f"{len(tokens):,} new tokens ({made_of}), {reused:,} of them with ids of reserved tokens, in {given.out}")
-    print(f"all {same:,} protected documents are encoded as before ({given.out / PROOF})")
+    if compared:
+        print(f"all {same:,} protected documents are encoded as before ({given.out / PROOF})")
 
 
 def _protected(given: argparse.Namespace, originals: dict[str, list[str]]) -> dict[str, list[str]]:
@@ -232,7 +233,7 @@ def _protected(given: argparse.Namespace, originals: dict[str, list[str]]) -> di
             "no text is protected: give --text of an original language or --protect, or --unprotected if new tokens may "
             "change it"
         )
-    if little := protect.few(number):
+    if kept and (little := protect.few(number)):
         say(f"warning: {little}")
     return kept
 

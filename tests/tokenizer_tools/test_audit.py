@@ -174,7 +174,7 @@ def test_extend_and_compare(folder, capsys, tmp_path):
     said = capsys.readouterr()
     assert said.out.startswith("extend by ") and "all 40 protected documents are encoded as before" in said.out
     assert "warning: only 40 protected documents: they say little" in said.err
-    run(capsys, *command, tmp_path / "free", "--unprotected", "--new-tokens", 70)
+    assert "as before" not in run(capsys, *command, tmp_path / "free", "--unprotected", "--new-tokens", 70)
     free = AutoTokenizer.from_pretrained(tmp_path / "free")
     english = list(texts.read(folder / "en.txt"))
     assert texts.encode(free, english) != texts.encode(base, english) == texts.encode(bigger, english)

@@ -115,7 +115,7 @@ def _audit(given: argparse.Namespace) -> None:
     except ValueError as error:
         advice = audit.Advice(0, str(error))
     else:
-        advice = advised(kind, base, given.base, documents, others, 2)
+        advice = advised(kind, base, given.base, documents, others, {}, 2)
     if given.picture:
         _draw(given.picture, {new: advice.points})
     if given.json:
@@ -163,14 +163,14 @@ def _curve(given: argparse.Namespace) -> None:
     if given.unseen:
         unseen = [text for path in given.unseen for text in texts.read(path)]
     elif guarded:
-        guarded, unseen = parted(guarded)
+        guarded, unseen = parted(guarded, ", ".join(map(str, given.protect)))
     else:
         raise ValueError("give --protect or --unseen: without text of an original language there is nothing to disturb")
     curves: dict[str, list[audit.Point]] = {}
     kind, state = kinds.of(base), base.backend_tokenizer
     free, apart = kind.guarded(state, counts(kind, base, [])), kind.guarded(state, counts(kind, base, guarded))
     for code, documents in found.items():
-        seen, measured = parted(documents)
+        seen, measured = parted(documents, code)
         learnt_from = counts(kind, base, seen)
         ways = {code: apart, f"{code} unprotected": free} if guarded else {f"{code} unprotected": free}
         for name, kept in ways.items():
@@ -193,7 +193,8 @@ def _extend(given: argparse.Namespace) -> None:
     guarded = list(chain.from_iterable(kept.values()))
     kind = extension.kind_of(base, given.base, folder.read)
     if given.new_tokens == "auto":
-        advice = advised(kind, base, given.base, new, originals | kept, given.min_count)
+        free = originals if given.unprotected else {}
+        advice = advised(kind, base, given.base, new, kept, free, given.min_count)
         number, least = advice.new_tokens, max(given.min_count, audit.OCCURRENCES)
         if not given.json:
             print(advice.text)

@@ -5,6 +5,7 @@ number is chosen is neither learnt from nor protected for it.
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,25 @@ HELDOUT = 20
 """One document of so many is not learnt from, but measured."""
 
 
-def parted(documents: Sequence[str]) -> tuple[list[str], list[str]]:
-    """(what is learnt from, what is measured). Raises ValueError for too few documents."""
+def parted(documents: Sequence[str], name: str) -> tuple[list[str], list[str]]:
+    """(what is learnt from, what is measured) of documents with this name. Raises ValueError for too few."""
     if len(documents) < 2:
-        raise ValueError("one document is too little: it cannot be learnt from and measured at once")
+        raise ValueError(
+            f"{name}: one document is too little: it cannot be measured beside what is learnt or protected; divide it into "
+            "several"
+        )
     return [text for i, text in enumerate(documents) if i % HELDOUT], list(documents[::HELDOUT])
+
+
+def together(sets: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+    """The sets, with those of fewer than `HELDOUT` documents as one, and no set of one document where there is another."""
+    left = sorted((item for item in sets.items() if item[1]), key=lambda item: len(item[1]))
+    names, joined = list[str](), list[str]()
+    while left and (len(left[0][1]) < HELDOUT or len(joined) == 1):
+        name, documents = left.pop(0)
+        names.append(name)
+        joined += documents
+    return {name: list(documents) for name, documents in left} | ({", ".join(names): joined} if joined else {})
 
 
 def counts(kind: Kind, base: Any, documents: Sequence[str]) -> Any:
@@ -54,18 +69,23 @@ def learner(kind: Kind, base: Any, new: Sequence[str], guarded: Sequence[str], m
 
 
 def advised(
-    kind: Kind, base: Any, folder: Path, new: Sequence[str], originals: Mapping[str, Sequence[str]], min_count: int
-) -> audit.Advice:
-    """The advice for a new language. A part of all text is measured, and neither learnt from nor protected for it."""
-    learn, measured = parted(new)
-    kept = {code: parted(documents) for code, documents in originals.items()}
-    near = audit.close(audit.use(base, measured), [audit.use(base, unseen) for _, unseen in kept.values()])
+    kind: Kind, base: Any, folder: Path, new: Sequence[str], kept: Mapping[str, Sequence[str]],
+    free: Mapping[str, Sequence[str]], min_count: int,
+) -> audit.Advice:  # fmt: skip
+    """The advice for a new language. A part of all text is measured, and neither learnt from nor protected for it.
+
+    `kept` are sets of text of other languages that will be protected, `free` those that new tokens may change.
+    """
+    learn, measured = parted(new, "the new language")
+    guarded = {name: parted(documents, name) for name, documents in together(kept).items()}
+    unseen = [rest for _, rest in guarded.values()] + [list(documents[::HELDOUT]) for documents in free.values()]
+    near = audit.close(audit.use(base, measured), [audit.use(base, each) for each in unseen])
     if near:
         return near
-    guarded = [text for seen, _ in kept.values() for text in seen]
-    learnt = learner(kind, base, learn, guarded, max(min_count, audit.OCCURRENCES))
-    unseen = [text for _, rest in kept.values() for text in rest]
-    points = audit.curve(base, audit.grown(kind, base, learnt(audit.SIZES[-1]), learnt), measured, unseen)
+    seen = [text for part, _ in guarded.values() for text in part]
+    learnt = learner(kind, base, learn, seen, max(min_count, audit.OCCURRENCES))
+    rest = list(chain.from_iterable(unseen))
+    points = audit.curve(base, audit.grown(kind, base, learnt(audit.SIZES[-1]), learnt), measured, rest)
     return audit.advise(points, audit.Matrices.of(folder))
 
 

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from toy import ENGLISH, FRENCH, GERMAN, make_tokenizer, sentences
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from tokenizer_tools import audit, byte_bpe, kinds, texts
+from tokenizer_tools import audit, byte_bpe, kinds, learner, texts
 from tokenizer_tools.__main__ import main
 from tokenizer_tools.audit import Matrices, Point, Use
 from tokenizer_tools.vocabulary import next_id
@@ -201,6 +201,30 @@ def test_auto_protects_what_it_was_measured_on_too(folder, capsys, tmp_path):
     assert "extend by" in capsys.readouterr().out
     base, bigger = (AutoTokenizer.from_pretrained(path) for path in (folder / "base", tmp_path / "out"))
     assert texts.encode(bigger, kept) == texts.encode(base, kept) and len(bigger) > len(base)
+
+
+def test_a_size_is_chosen_for_the_vocabulary_that_is_learnt(folder, capsys, tmp_path):
+    """English with some French in it keeps most French tokens away, but not where it may change."""
+    mixed = [*sentences(FRENCH, 60, 3), *sentences(ENGLISH, 400, 5)]
+    (tmp_path / "en.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in mixed), encoding="utf-8")
+    text = ["--text", f"fr={folder / 'fr.jsonl'}", "--text", f"en={tmp_path / 'en.jsonl'}", "--new", "fr", "--json"]
+    found = {}
+    for how in ([], ["--unprotected"]):
+        made = run(capsys, "extend", folder / "base", *text, *how, "--out", tmp_path / f"out{len(how)}")
+        found[bool(how)] = json.loads(made)["new_tokens"]
+    assert found[True] > 2 * found[False]
+
+
+def test_small_sets_are_judged_together_and_a_single_document_is_named(folder, capsys, tmp_path):
+    for name, lines in (("a", sentences(ENGLISH, 1, 3)), ("b", sentences(GERMAN, 1, 3)), ("c", sentences(ENGLISH, 30, 3))):
+        (tmp_path / f"{name}.txt").write_text("\n\n".join(lines))
+    a, b, c = (["--protect", str(tmp_path / f"{name}.txt")] for name in "abc")
+    command = ["extend", str(folder / "base"), "--text", f"fr={folder / 'fr.jsonl'}", "--new", "fr", "--out"]
+    for number, files in enumerate(([*a, *b], [*a, *c])):
+        assert run(capsys, *command, tmp_path / str(number), *files).startswith("extend by ")
+    assert main([*command, str(tmp_path / "none"), *a]) == 2
+    assert f"error: {a[1]}: one document is too little" in capsys.readouterr().err
+    assert learner.together({"x": ["1"] * 25, "y": ["2"], "z": []}) == {"y, x": ["2", *["1"] * 25]}
 
 
 def test_curve_shows_what_protection_costs_and_keeps(folder, capsys):

@@ -54,6 +54,16 @@ class AskedText:
     path: str | None
     encoding: str | None
 
+    @property
+    def encoding_option(self) -> str:
+        """The option that names the encoding of this text."""
+        return self.option.replace("text", "encoding")
+
+    def __post_init__(self) -> None:
+        """Raise ConfigError for an encoding of no text."""
+        if self.encoding is not None and not self.path:
+            raise ConfigError(f"{self.encoding_option}: is of text that {self.option} names; give that, too")
+
 
 @dataclass(frozen=True)
 class Text:
@@ -138,7 +148,7 @@ def text(asked: AskedText, language: Language, tokenizer: Any) -> Text:
         source.check()
         texts, size, bound = _sample(source)
     except ConfigError as error:  # it names the key of a pipeline, which is an option here
-        raise ConfigError(str(error).replace("set encoding: ", f"give {option.replace('text', 'encoding')} ")) from None
+        raise ConfigError(str(error).replace("set encoding: ", f"give {asked.encoding_option} ")) from None
     use = audit.use(tokenizer, _thinned(texts)) if tokenizer is not None else None
     doubt = first_language.doubt(list(_thinned(texts)), language)
     return Text(_from_anywhere(path), size, bound, use, source.encoding, doubt and f"{option}: {one_line(path)}: {doubt}")

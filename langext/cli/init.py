@@ -47,16 +47,15 @@ def init(
             raise ConfigError(
                 f"--original: langext knows no text of {unknown.name} on the hub; name it first, with --original-text"
             )
+        of_new = first_look.AskedText("--text", text, encoding)
+        of_original = first_look.AskedText("--original-text", original_text, original_encoding)
         file = out or Path(f"{first_pipeline.plain_name(base, new)}.yaml")
         _check_target(file, force)
         asked = first_pipeline.Asked(base, revision, new, kept, file)
         model = first_look.base(base, revision)
         learnt, known = (
             first_look.text(asked_text, spoken, model.tokenizer) if asked_text.path else None
-            for asked_text, spoken in (
-                (first_look.AskedText("--text", text, encoding), new),
-                (first_look.AskedText("--original-text", original_text, original_encoding), kept[0]),
-            )
+            for asked_text, spoken in ((of_new, new), (of_original, kept[0]))
         )
         written = first_pipeline.write(asked, model, learnt, known, first_look.machine())
         for doubt in written.doubts:

@@ -79,6 +79,8 @@ def test_what_it_writes_passes_plan(tmp_path, pico, lid, monkeypatch):
         (["--original", "ace"], "--original: langext knows no text of Acehnese"),
         (["--original", "hu"], "--original: hun_Latn is the language to add"),
         (["--out", "no/where.yaml"], "no: no such folder"),
+        (["--encoding", "cp1250"], "--encoding: is of text that --text names"),
+        (["--original-encoding", "cp1252"], "--original-encoding: is of text that --original-text names"),
     ],
 )
 def test_a_mistake_is_one_line_and_writes_nothing(args, said, pico, tmp_path, monkeypatch):

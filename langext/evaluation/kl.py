@@ -41,20 +41,20 @@ class BaseKL:
     def each(self, net: Any) -> list[float]:
         """KL(base || model) of each text in nats, summed over its tokens."""
         head, cap = net.get_output_embeddings(), families.softcap(net.config)
-        weight, ids = vocabulary.head_weight(head), slice(len(self.weight))
-        if isinstance(head, vocabulary.ExtendedHead):  # new rows replace padding rows that the base may have
-            every = torch.arange(min(len(self.weight), len(weight)))
-            behind = head.first_new + len(head.new_weight) - len(head.slots)
-            ids = torch.cat([every[: head.first_new], every[behind:]]).to(weight.device)
-        base_weight = self.weight.to(weight.device)  # ZeRO 3 moves the model to another device after __init__
+        weight = vocabulary.head_weight(head)
+        parts = _shared(head, min(len(self.weight), len(weight)))
+        # ZeRO 3 moves the model to another device after __init__.
+        base_weight = self.weight[: parts[-1].stop].to(weight.device)
         size, kl_each = cross_entropy.CHUNK_TOKENS.get(weight.device.type, 4096), []
         for before, after in zip(self.hidden, self._hidden(net), strict=True):
             total = 0.0
             for at in range(0, len(before), size):
-                log_p = _log_probs((before[at : at + size].to(weight.device) @ base_weight.T)[:, ids], cap)
+                log_p = _log_probs(before[at : at + size].to(weight.device) @ base_weight.T, cap)
+                if len(parts) > 1:  # the ids between are none of p's
+                    log_p -= torch.stack([log_p[:, part].logsumexp(-1) for part in parts]).logsumexp(0)[:, None]
                 # Normalised over all tokens before the cut, so that probability on new tokens is missing from q.
-                log_q = _log_probs(after[at : at + size] @ weight.T, cap)[:, ids]
-                total += float((log_p.exp() * (log_p - log_q)).sum())
+                log_q = _log_probs(after[at : at + size] @ weight.T, cap)
+                total += sum(float((log_p[:, part].exp() * (log_p[:, part] - log_q[:, part])).sum()) for part in parts)
             kl_each.append(total)
         return kl_each
 
@@ -68,6 +68,18 @@ class BaseKL:
             ids_BT = torch.tensor([row], device=device)
             hidden.append(net.base_model(input_ids=ids_BT, use_cache=False).last_hidden_state[0])
         return hidden
+
+
+def _shared(head: Any, end: int) -> list[slice]:
+    """The ids below `end` that a model has from its base, as slices: logits are large, and slices are no copies of them.
+
+    New rows replace rows of padding that the base may have; those behind them stay.
+    """
+    if not isinstance(head, vocabulary.ExtendedHead):
+        return [slice(0, end)]
+    behind = head.first_new + len(head.new_weight) - len(head.slots)
+    parts = [slice(0, min(head.first_new, end)), slice(behind, end)]
+    return [part for part in parts if part.start < part.stop]
 
 
 def _log_probs(logits: Tensor, cap: float | None) -> Tensor:

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from toy import make_base, make_tokenizer
 
 from langext.architectures import families, vocabulary
@@ -142,3 +143,26 @@ def test_rows_of_padding_that_stay_are_compared_too():
             q = net(input_ids=torch.tensor([ids])).logits[0].double().log_softmax(-1)[:, kept]
         total, tokens = total + (p.exp() * (p - q)).sum().item(), tokens + len(ids)
     assert total > 0.1 and BaseKL(base, tokenizer, TEXTS).measure(net) == pytest.approx(total / tokens, rel=1e-4)
+
+
+class Copies(TorchDispatchMode):
+    """Counts logits that are copied because they are indexed by a tensor."""
+
+    def __init__(self):
+        super().__init__()
+        self.number = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.number += func is torch.ops.aten.index.Tensor and args[0].is_floating_point() and args[0].shape[-1] >= 320
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("rows", [320, 340])
+def test_the_distance_copies_no_logits(rows):
+    tokenizer = make_tokenizer()
+    net = make_base("llama", rows).float().eval()
+    kl = BaseKL(net, tokenizer, TEXTS)
+    vocabulary.extend(net, first_new=320, num_new=3)
+    with Copies() as copies:
+        kl.measure(net)
+    assert copies.number == 0

@@ -2,8 +2,9 @@
 
 The base matrices keep their names and values; the parameter `new_weight` holds the new rows. Heads may be tied or untied. A
 base may have more rows than its tokenizer has tokens: new ids begin right after the tokenizer's last id, in place of these rows
-of padding; those behind the last new id stay, so that a model never has fewer rows than its base. A new token can also take the
-id of a reserved one (a slot): then the base's row of it is no longer used.
+of padding; those behind the last new id stay, so that a model never has fewer rows than its base. (Models of langext 0.1.0 end
+with the last new id, and stay so.) A new token can also take the id of a reserved one (a slot): then the base's row of it is no
+longer used.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -52,31 +53,31 @@ class ExtendedEmbedding(nn.Module):
 class ExtendedHead(nn.Module):
     """A language-model head whose matrix is that of the base, with `new_weight` (num_new, D) from row `first_new` on.
 
-    The first new rows stand in the places of the `slots`.
+    The first new rows stand in the places of the `slots`. It has `num_rows` rows.
     """
 
-    def __init__(self, base: nn.Linear, first_new: int, new: nn.Parameter, slots: Sequence[int] = ()):
+    def __init__(self, base: nn.Linear, first_new: int, new: nn.Parameter, slots: Sequence[int], num_rows: int):
         super().__init__()
-        self.weight, self.first_new, self.slots = base.weight, first_new, tuple(slots)
+        self.weight, self.first_new, self.slots, self.num_rows = base.weight, first_new, tuple(slots), num_rows
         self.new_weight = new
         self.bias = None  # for code that expects the attributes of nn.Linear
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., D) -> (..., V) logits, of at least as many tokens as the base has rows."""
+        """(..., D) -> (..., V) logits."""
         return F.linear(x, head_weight(self))
 
 
 def head_weight(head: Any) -> Tensor:
     """The (V, D) matrix of a head, including new rows."""
     if isinstance(head, ExtendedHead):
-        return placed(head.weight, head.new_weight, head.first_new, head.slots)
+        return placed(head.weight, head.new_weight, head.first_new, head.slots, head.num_rows)
     return head.weight
 
 
-def placed(weight_VD: Tensor, new_ND: Tensor, first_new: int, slots: Sequence[int]) -> Tensor:
-    """The matrix of all ids: new rows in the places of the `slots` and from `first_new` on, and else those of the base."""
+def placed(weight_VD: Tensor, new_ND: Tensor, first_new: int, slots: Sequence[int], num_rows: int) -> Tensor:
+    """The matrix of `num_rows` ids: new rows in the places of the `slots` and from `first_new` on, else those of the base."""
     reused = len(slots)
-    behind_VD = weight_VD[first_new + len(new_ND) - reused :]
+    behind_VD = weight_VD[first_new + len(new_ND) - reused : num_rows]
     whole = torch.cat([weight_VD[:first_new], new_ND[reused:].to(weight_VD.dtype), behind_VD])
     if not reused:
         return whole
@@ -91,11 +92,11 @@ def places(new_ids: Iterable[int], end: int) -> tuple[int, list[int]]:
     return first, slots
 
 
-def extend(model: Any, first_new: int, num_new: int, slots: Sequence[int] = ()) -> None:
+def extend(model: Any, first_new: int, num_new: int, slots: Sequence[int] = (), *, padded: bool = True) -> None:
     """Add rows for `num_new` tokens to embeddings and head, in place. They are zero until `fill` or a delta sets them.
 
-    The first of them have the ids `slots`, in this order, and the others those from `first_new` on. A head with a bias is not
-    supported.
+    The first of them have the ids `slots`, in this order, and the others those from `first_new` on. The base's rows of padding
+    behind them stay if `padded`, else the last new row is the last one. A head with a bias is not supported.
     """
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     assert head.bias is None, "heads with a bias are not supported"
@@ -104,8 +105,10 @@ def extend(model: Any, first_new: int, num_new: int, slots: Sequence[int] = ()) 
     rows = nn.Parameter(embedding.weight.new_zeros(num_new, embedding.weight.shape[1]))
     head_rows = rows if tied else nn.Parameter(torch.zeros_like(rows))
     model.set_input_embeddings(ExtendedEmbedding(embedding, first_new, rows, slots))
-    model.set_output_embeddings(ExtendedHead(head, first_new, head_rows, slots))
-    model.config.vocab_size = max(embedding.num_embeddings, first_new + num_new - len(slots))
+    end = first_new + num_new - len(slots)
+    num_rows = max(embedding.num_embeddings, end) if padded else end
+    model.set_output_embeddings(ExtendedHead(head, first_new, head_rows, slots, num_rows))
+    model.config.vocab_size = num_rows
 
 
 def fill(model: Any, spelt: Mapping[int, list[int]]) -> None:
@@ -146,7 +149,7 @@ def matrices(model: Any) -> tuple[Tensor, Tensor | None]:
 
     def whole(module: Any) -> Tensor:
         if isinstance(head, ExtendedHead):
-            return placed(module.weight, module.new_weight, head.first_new, head.slots).detach()
+            return placed(module.weight, module.new_weight, head.first_new, head.slots, head.num_rows).detach()
         return module.weight.detach()
 
     return whole(embedding), None if tied else whole(head)

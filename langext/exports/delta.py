@@ -120,6 +120,8 @@ class DeltaFile(Spec):
     method: AnyMethod
     earlier: list[Earlier] = Field(max_length=100)
     history: History
+    padded: bool = False
+    """As of a model's record."""
     files: dict[Annotated[str, Field(pattern=r"^[\w./-]{1,200}$")], str]
     """Path of every other file in the delta's folder -> its sha256."""
 
@@ -179,9 +181,10 @@ def write(model: Model, out: Path) -> None:
         method=record.method,  # type: ignore[arg-type]
         earlier=[Earlier(method=e.method, language=e.language) for e in record.earlier],  # type: ignore[arg-type]
         history=modelcard.history(model),
+        padded=record.padded,
         files={file.name: file.sha256 for file in list_files(out)},
     )
-    write_json(out / DELTA_FILE, content.model_dump(mode="json"))
+    write_json(out / DELTA_FILE, content.model_dump(mode="json", exclude=set() if content.padded else {"padded"}))
 
 
 def _earlier(k: int) -> str:
@@ -293,7 +296,7 @@ def rebuilt(folder: Path, base: Path, out: Path) -> Model:
         for name in content.files:
             if Path(name).parent == VOCABULARY and Path(name).suffix in TOKENIZER_FILES:
                 link_or_copy(folder / name, out / name)
-    return loading.write_record(out, loading.Record(base, content.method, tokenizer, tuple(earlier)))
+    return loading.write_record(out, loading.Record(base, content.method, tokenizer, tuple(earlier), content.padded))
 
 
 def apply(folder: Path, base: str | None, out: Path) -> Model:

@@ -80,20 +80,26 @@ class LiveModel:
 
 
 def build(
-    net: Any, tokenizer: Any, method: Method | None, num_new: int | Collection[int] = 0, earlier: Sequence[Earlier] = ()
+    net: Any,
+    tokenizer: Any,
+    method: Method | None,
+    num_new: int | Collection[int] = 0,
+    earlier: Sequence[Earlier] = (),
+    *,
+    padded: bool = True,
 ) -> LiveModel:
     """Extend a base in place, and return it as a LiveModel.
 
     Adds, in this order: rows for the last `num_new` tokens of the tokenizer, or for those with these ids, the earlier
-    extensions with the values of their deltas, and the modules of `method` (None adds none). Raises ConfigError if an earlier
-    delta does not fit.
+    extensions with the values of their deltas, and the modules of `method` (None adds none). `padded` is as of
+    `vocabulary.extend`. Raises ConfigError if an earlier delta does not fit.
     """
     # Taken first: everything that is added below is not the base's.
     base_names = frozenset(name for name, _ in net.named_parameters())
     if num_new:
         end = next_id(tokenizer)
         first, slots = vocabulary.places(range(end - num_new, end) if isinstance(num_new, int) else num_new, end)
-        vocabulary.extend(net, first, end - first + len(slots), slots)
+        vocabulary.extend(net, first, end - first + len(slots), slots, padded=padded)
     fixed: set[str] = set()
     for extension in earlier:
         extension.method.extend(net)

@@ -242,7 +242,7 @@ def _copied(model: Model, base: str, out: Path) -> "Record":
         tokenizer = out / "vocabulary" / "tokenizer"
         shutil.copytree(record.tokenizer, tokenizer, dirs_exist_ok=True)
         shutil.copyfile(record.tokenizer.parent / "new_tokens.json", out / "vocabulary" / "new_tokens.json")
-    return loading.Record(record.base, None, tokenizer, tuple(kept))
+    return loading.Record(record.base, None, tokenizer, tuple(kept), record.padded)
 
 
 def same_place(manifest: BaseManifest, base: str) -> bool:

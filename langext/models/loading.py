@@ -64,6 +64,9 @@ class Record:
     """Folder of the extended tokenizer; None when the base's own tokenizer is used."""
     earlier: tuple[Earlier, ...] = ()
     """Extensions for earlier languages, oldest first. They are frozen."""
+    padded: bool = False
+    """With new tokens: the base's rows of padding behind them are rows of the model, too. They were not in langext 0.1.0, and a
+    model computes for ever as it was trained."""
 
 
 class EarlierFile(Spec):
@@ -81,6 +84,7 @@ class ModelFile(Spec):
     method: AnyMethod | None
     tokenizer: str | None
     earlier: list[EarlierFile]
+    padded: bool = False
 
 
 def write_record(out: Path, record: Record) -> Model:
@@ -93,8 +97,10 @@ def write_record(out: Path, record: Record) -> Model:
     # Methods are written as they are, not validated once more: that would forget which of their keys were given.
     earlier = [EarlierFile.model_construct(method=e.method, delta=shown(e.delta), language=e.language) for e in record.earlier]
     tokenizer = shown(record.tokenizer) if record.tokenizer else None
-    file = ModelFile.model_construct(base=shown(record.base), method=record.method, tokenizer=tokenizer, earlier=earlier)
-    write_json(out / MODEL_FILE, file)
+    file = ModelFile.model_construct(
+        base=shown(record.base), method=record.method, tokenizer=tokenizer, earlier=earlier, padded=record.padded
+    )
+    write_json(out / MODEL_FILE, file.model_dump(mode="json", exclude=set() if record.padded else {"padded"}))
     return Model(out)
 
 
@@ -110,6 +116,7 @@ def read_record(model: Model) -> Record:
         file.method,
         absolute(file.tokenizer) if file.tokenizer else None,
         tuple(Earlier(e.method, absolute(e.delta), e.language) for e in file.earlier),
+        file.padded,
     )
 
 
@@ -180,8 +187,7 @@ def load(model: Model, dtype: torch.dtype, device: str = "cpu", *, trained: bool
     net = load_base(record.base, dtype)
     if attention != "auto":
         net.set_attn_implementation(attention)
-    tokenizer = load_tokenizer(record.tokenizer or record.base)
-    live = build(net, tokenizer, record.method, new_tokens(model).keys(), record.earlier)
+    live = _built(net, model, record)
     if record.method is not None and trained:
         load_delta(live, model.path / DELTA)
     elif record.tokenizer and not record.earlier:  # the deltas of earlier extensions contain the new rows
@@ -202,12 +208,17 @@ def on_disk(model: Model, *, trained: bool = True) -> LiveModel:
     # meta device they take no memory. The mapped weights come back at the end.
     stored = {p: nn.Parameter(torch.empty_like(p, device="meta"), requires_grad=False) for p in net.parameters()}
     replace_parameters(net, stored)
-    live = build(net, load_tokenizer(record.tokenizer or record.base), record.method, new_tokens(model).keys(), record.earlier)
+    live = _built(net, model, record)
     if trained:
         load_delta(live, model.path / DELTA)
     replace_parameters(net, {empty: parameter for parameter, empty in stored.items()})
     net.eval()
     return live
+
+
+def _built(net: Any, model: Model, record: Record) -> LiveModel:
+    tokenizer = load_tokenizer(record.tokenizer or record.base)
+    return build(net, tokenizer, record.method, new_tokens(model).keys(), record.earlier, padded=record.padded)
 
 
 def _stored(folder: Path) -> torch.dtype:

@@ -64,7 +64,8 @@ class Blank:
         """Cross-entropy in nats per token, a scalar with gradients for the rows. `windows` are ids of the same length."""
         ids_BT = torch.tensor(windows)
         hidden_BTD = self.hidden(ids_BT, rows.input_ND)[:, :-1]
-        weight_VD = vocabulary.placed(self.head.weight, rows.head_ND.to(self.device), self.first, self.embedding.slots)
+        head, rows_ND = self.head, rows.head_ND.to(self.device)
+        weight_VD = vocabulary.placed(head.weight, rows_ND, self.first, head.slots, head.num_rows)
         labels_N = ids_BT[:, 1:].flatten().to(self.device)
         flat_ND = hidden_BTD.reshape(-1, hidden_BTD.shape[-1])
         return cross_entropy.cross_entropy(flat_ND, weight_VD, labels_N, 1 / len(labels_N), self.cap)[0]

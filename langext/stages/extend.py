@@ -74,7 +74,8 @@ class Extend(Stage):
         added = loading.read_new_tokens(tokenizer).keys() if tokenizer else ()
         if not added:  # the vocabulary was left as it is
             tokenizer = None
-        record = replace(record, tokenizer=tokenizer.path / "tokenizer" if tokenizer else record.tokenizer)
+        if tokenizer:
+            record = replace(record, tokenizer=tokenizer.path / "tokenizer", padded=True)
         new = added or loading.new_tokens(model).keys()
         gates = told = None
         if corpus and self.method.calibration:
@@ -122,7 +123,8 @@ def _built(record: "Record", method: Method | None, new: Collection[int], tokeni
     from langext.models import loading
 
     net = loading.load_base(record.base, torch.bfloat16)
-    live = extended.build(net, loading.load_tokenizer(record.tokenizer or record.base), method, new, record.earlier)
+    vocabulary = loading.load_tokenizer(record.tokenizer or record.base)
+    live = extended.build(net, vocabulary, method, new, record.earlier, padded=record.padded)
     if tokenizer:
         loading.fill(net, tokenizer)
     return live

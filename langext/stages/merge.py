@@ -112,7 +112,7 @@ class Merge(Stage):
         alpha = merging.norm_ratio(vectors, merged) if self.lines else 0.0
         first = loading.read_record(models[0])
         config = loading.load_config(first.base)
-        loading.write_record(ctx.out, loading.Record(first.base, method, first.tokenizer))
+        loading.write_record(ctx.out, loading.Record(first.base, method, first.tokenizer, padded=first.padded))
 
         def delta(scale: float) -> dict[str, torch.Tensor]:
             by = {n: Lines(alpha, scale).factor(method.layer(n, config), n) if self.lines else scale for n in merged}

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from toy import ENGLISH, FRENCH, documents, make_base, make_llama, make_tokenizer, write_jsonl
 
 from langext.architectures import vocabulary
-from langext.artifacts import Corpus, Model, Tokenizer, sha256_file
+from langext.artifacts import Corpus, Model, Tokenizer, read_object, sha256_file, write_json
 from langext.context import Context
 from langext.data import documents as read
 from langext.errors import ConfigError
@@ -136,6 +136,30 @@ def test_a_token_of_the_base_without_a_row_gets_one(tmp_path, corpus):
     config.name_or_path = str(tmp_path / "pico")
     with pytest.raises(ConfigError, match="some ids between have no token"):
         stage().check_model((), config)
+
+
+def test_a_model_keeps_the_rows_that_it_was_trained_with(tmp_path, corpus):
+    """Models of langext 0.1.0 end with the last new token, whatever rows of padding the base has; their records say nothing."""
+    model = base(tmp_path, tied=False)
+    tokens, _ = made(tmp_path, model, corpus, new_tokens=3)
+    extended_model = Extend.model_validate({"uses": "extend", "method": {"name": "full"}}).run(
+        context(tmp_path / "03-extend"), model, tokens
+    )
+    ids, logits = torch.arange(320)[None], {}
+    for padded in (True, False):
+        if not padded:
+            record = read_object(extended_model.path / "model.json")
+            assert record.pop("padded") is True
+            write_json(extended_model.path / "model.json", record)
+        assert loading.read_record(extended_model).padded == padded
+        for load in (loading.on_disk, lambda found: loading.load(found, torch.float32)):
+            net = load(extended_model).net.float()
+            rows = [len(each) for each in vocabulary.matrices(net) if each is not None]
+            assert rows == [327 if padded else 323] * 2 and net.config.vocab_size == rows[0]
+            logits[padded] = net(input_ids=ids).logits
+    assert torch.equal(logits[True][..., :323], logits[False])
+    again = loading.write_record(context(tmp_path / "04-copy").out, loading.read_record(extended_model))
+    assert "padded" not in read_object(again.path / "model.json")
 
 
 def test_a_shift_keeps_to_the_budget_or_says_that_none_does(tmp_path, corpus):

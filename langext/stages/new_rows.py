@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 PROBE_STEPS, PROBE_BATCH, WINDOW = 50, 2, 128
 """The cost of a probe: each start reads PROBE_STEPS x PROBE_BATCH x WINDOW tokens, 12,800, forward and backward."""
 JUDGES = 20
-"""One document of so many of the new language judges starts in a probe. No start is made of it."""
+"""One text of so many of the new language, the first to begin with, judges starts in a probe. No start is made of it."""
 JUDGED_WINDOWS = 16
 """Windows of these documents that say which start is the best."""
 SEEN_BYTES, SEEN_LENGTH = 16_000, 512
@@ -57,11 +57,11 @@ class Texts:
 
     def new(self) -> Iterator[str]:
         """The training text of the new language that starts are made of."""
-        return (text for number, text in enumerate(self.training(), 1) if number % JUDGES)
+        return (text for number, text in enumerate(self.training()) if number % JUDGES)
 
     def judges(self) -> Iterator[str]:
         """The training text of the new language that tells which start is the best."""
-        return islice(self.training(), JUDGES - 1, None, JUDGES)
+        return islice(self.training(), 0, None, JUDGES)
 
 
 def texts(ctx: Context, corpus: Corpus, training: Callable[[Sequence[str]], Iterator[str]]) -> Texts:
@@ -197,7 +197,7 @@ class Bench:
         windows = list(islice(packed(self._encoded(self.texts.judges()), WINDOW), JUDGED_WINDOWS))
         training = list(islice(packed(self.documents(), WINDOW), PROBE_STEPS * PROBE_BATCH))
         if not windows or len(training) < PROBE_BATCH:
-            what = f"windows of {WINDOW} tokens, also in one document of {JUDGES}"
+            what = f"windows of {WINDOW} tokens, also in one text of {JUDGES}"
             raise ConfigError(f"start: probe needs more text of the new language: {what}", at=("start",))
         learnt = new_rows.learnt(self.blank, rows, training, PROBE_STEPS, PROBE_BATCH)
         before, after = (new_rows.mean_loss(self.blank, each, windows) for each in (rows, learnt))

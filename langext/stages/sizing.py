@@ -42,7 +42,7 @@ def audited(
 ) -> dict[str, list[str]]:
     """For `auto`, the text of each language that the audit reads; else nothing.
 
-    Of the new language one document in `HELDOUT` of what `training` gives, from the start. Original languages without training
+    Of the new language one text in `HELDOUT` of what `training` gives, from the start. Original languages without training
     text are read in held-out text.
     """
     from langext.data import documents

@@ -94,10 +94,10 @@ class ExtendTokenizer(Stage):
         base = loading.load_tokenizer(folder)
         kind, state = _kind(folder, base), base.backend_tokenizer
         kept = protection.languages(corpus, ctx.language, self.protect)
-        audited = sizing.audited(self.new_tokens, partial(self._learnt_from, corpus), ctx, corpus)
+        audited = sizing.audited(self.new_tokens, partial(self._learnt_from, corpus, divided=True), ctx, corpus)
         if near := sizing.close(audited, ctx, base):
             return self._unchanged(ctx, base, near)
-        learnt_from = sizing.rest(audited, self._learnt_from(corpus, [ctx.language]))
+        learnt_from = sizing.rest(audited, self._learnt_from(corpus, [ctx.language], divided=bool(audited)))
         words = kind.word_counts(state, told(learnt_from, telling(say)))
         around = protect.template(base) if self.protect else []
         apart = kind.guarded(state, kind.word_counts(state, chain(around, *protection.sets(corpus, kept).values())))
@@ -151,7 +151,7 @@ class ExtendTokenizer(Stage):
 
     def _rows(self, ctx: Context, model: Model, corpus: Corpus, base: Any, bigger: Any, spelt: new_rows.Spelt) -> RowsRecord:
         """Write the rows that new tokens start from, and those of the base's tokens that have none."""
-        text = new_rows.texts(ctx, corpus, partial(self._learnt_from, corpus))
+        text = new_rows.texts(ctx, corpus, partial(self._learnt_from, corpus, divided=True))
         bench = new_rows.bench(ctx, model, base, bigger, spelt, text, self.runtime.gpus)
         return new_rows.write(ctx, bench, self.start, self.kl_budget if self.output == "shifted" else None)
 
@@ -163,13 +163,17 @@ class ExtendTokenizer(Stage):
         ctx.report(TokenizerSummary(new_tokens=0, heldout={}, advice=advice))
         return Tokenizer(ctx.out)
 
-    def _learnt_from(self, corpus: Corpus, codes: Sequence[str]) -> Iterator[str]:
-        """Training text of each of the languages, from the start of all its domains in turns, until it is `sample_bytes`."""
+    def _learnt_from(self, corpus: Corpus, codes: Sequence[str], *, divided: bool = False) -> Iterator[str]:
+        """Training text of each of the languages, from the start of all its domains in turns, until it is `sample_bytes`.
+
+        With `divided` it comes in passages where a domain has few documents, so that a part can be kept apart: a novel is one.
+        """
         from langext.data import documents
 
         for code in codes:
             domains = documents.sources(corpus, "train", code).values()
-            yield from _first_bytes(_in_turns([documents.batches(files, 256) for files in domains]), self.sample_bytes)
+            batches = [documents.batches(files, 256) for files in domains]
+            yield from _first_bytes(_in_turns([*map(_divided, batches)] if divided else batches), self.sample_bytes)
 
 
 @cache
@@ -221,6 +225,15 @@ def _in_turns(iterators: Sequence[Iterator[T]]) -> Iterator[T]:
                 yield next(iterator)
             except StopIteration:
                 left.remove(iterator)
+
+
+def _divided(batches: Iterator[list[str]]) -> Iterator[list[str]]:
+    """The documents in batches, or if there are fewer than `split.FEW` of them the passages of all."""
+    from langext.data import split
+
+    first = next(batches, [])
+    yield [text for document in first for text, _ in split.passages(document)] if len(first) < split.FEW else first
+    yield from batches
 
 
 def _without_row(tokenizer: Any, rows: int) -> dict[int, list[int]]:

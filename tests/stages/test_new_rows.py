@@ -209,7 +209,7 @@ def test_a_shift_is_never_fitted_on_the_text_that_it_is_reported_on(tmp_path, co
 
 def test_no_start_is_made_of_the_documents_that_choose_one():
     texts = new_rows.Texts(lambda: map(str, range(1, 101)), list, [])
-    assert list(texts.judges()) == ["20", "40", "60", "80", "100"]
+    assert list(texts.judges()) == ["1", "21", "41", "61", "81"]
     assert set(texts.new()) == set(map(str, range(1, 101))) - set(texts.judges())
 
 
@@ -247,6 +247,24 @@ def test_a_probe_takes_the_start_that_has_learnt_best(tmp_path, corpus, monkeypa
     assert record.start == "near" and losses["near"] == losses["mean"] < losses["far"]
     assert record.tried["near"].loss_after < record.tried["near"].loss
     assert json.loads(record.model_dump_json())["tried"].keys() == losses.keys()
+
+
+@pytest.mark.parametrize("books", [1, 3])
+def test_a_few_books_are_enough_to_choose_a_size_and_a_start(tmp_path, books, monkeypatch):
+    """A book is one document of training text: a part of each is measured, and all others are learnt from."""
+    texts = documents(FRENCH, 600, 3)
+    novels = ["\n\n".join(texts[i::books]) for i in range(books)]
+    for split in ("train", "valid"):
+        write_jsonl(tmp_path / "documents" / split / "eng_Latn" / "book.jsonl.gz", documents(ENGLISH, 60, 4))
+        write_jsonl(tmp_path / "documents" / split / "fra_Latn" / "book.jsonl.gz", novels)
+    monkeypatch.setattr(new_rows, "PROBE_STEPS", 2)
+    monkeypatch.setattr("tokenizer_tools.start.STARTS", {"mean": STARTS["mean"]})
+    ctx, few = context(tmp_path / "02-tokens"), Corpus(tmp_path)
+    stage(new_tokens="auto", start="probe").run(ctx, base(tmp_path, tied=True), few)
+    assert ctx.summary[-1].new_tokens > 20 and ctx.summary[-1].rows.tried["mean"].loss_after is not None
+    parts = list(stage()._learnt_from(few, ["fra_Latn"], divided=True))
+    assert len(parts) > 40 and "".join("".join(parts).split()) == "".join("".join(novels).split())
+    assert list(stage()._learnt_from(few, ["fra_Latn"])) == novels
 
 
 def test_old_runs_are_the_same_recipe_and_a_budget_needs_a_shift():

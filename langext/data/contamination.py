@@ -33,6 +33,8 @@ SHORTEST = 5
 """Words of the shortest item that can be found. What is shorter is chance nearly always."""
 TOO_MANY_SHORT = 0.2
 """Share of a task's items that cannot be found from which on it is said in a warning."""
+FORM = 2
+"""Number of the form in which `write_index` leaves what to look for. Raise it with any change of it."""
 PARTS = "benchmark_parts"
 """Count: parts that were cut out of texts that are kept."""
 

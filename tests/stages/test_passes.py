@@ -7,6 +7,7 @@ import pytest
 from run_folders import manifest_of
 from toy import ENGLISH, FRENCH, documents, sentences, write_jsonl
 
+from langext.artifacts import read_json, write_json
 from langext.context import Context
 from langext.data import heldout
 from langext.data.executor import Executor
@@ -232,6 +233,24 @@ def test_a_pass_that_was_interrupted_goes_on_and_gives_the_same(tmp_path, lid, m
     assert content(again / "out") == want
     monkeypatch.setattr(Executor, "run", lambda self: pytest.fail("nothing is left to do") if self.tasks > 2 else execute(self))
     assert run(again, stage)[1]["many"].kept == rows["many"].kept
+
+
+@pytest.mark.parametrize("left", ["index"])
+def test_what_an_earlier_version_left_in_another_form_is_refused(tmp_path, lid, monkeypatch, left):
+    """Its index of benchmarks had other names, so that a filter that it had begun would end in an error of the program."""
+    (tmp_path / "own.txt").write_text(ITEMS[0])
+    stage = stage_of(tmp_path, lid, FR, contamination=[tmp_path / "own.txt"])
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(passes.Passes, "_compare", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        run(tmp_path, stage)
+    record = tmp_path / "out" / passes.WORK / "benchmarks" / "compared.json"
+    forms = read_json(record).get("forms", {})
+    for file in record.parent.glob("*/*.npz"):
+        file.unlink()
+    for older in ({}, {**forms, left: 1}):
+        write_json(record, read_json(record) | {"forms": older})
+        with pytest.raises(RunFailed, match="an earlier version of langext began to compare text here.*--redo filter"):
+            run(tmp_path, stage)
 
 
 def test_other_benchmarks_in_the_middle_of_a_stage_are_refused(tmp_path, lid, monkeypatch):

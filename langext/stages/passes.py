@@ -191,10 +191,10 @@ class Passes:
 
         Also when another version has begun, which leaves the later passes something that this one would misread.
         """
-        from langext.data import contamination
+        from langext.data import contamination, heldout
         from langext.data.word_units import WordUnits
 
-        forms = {"index": contamination.FORM}
+        forms = {"index": contamination.FORM, "marks": heldout.FORM}
         file = self._work / "benchmarks" / "compared.json"
         hashes = {str(path): sha256_file(path) for path in self.files}
         every = {code: WordUnits(code) for code in dict.fromkeys(part.source.language for part in self.parts)}

@@ -235,19 +235,20 @@ def test_a_pass_that_was_interrupted_goes_on_and_gives_the_same(tmp_path, lid, m
     assert run(again, stage)[1]["many"].kept == rows["many"].kept
 
 
-@pytest.mark.parametrize("left", ["index"])
+@pytest.mark.parametrize("left", ["index", "marks"])
 def test_what_an_earlier_version_left_in_another_form_is_refused(tmp_path, lid, monkeypatch, left):
-    """Its index of benchmarks had other names, so that a filter that it had begun would end in an error of the program."""
+    """Its index of benchmarks had other names, which would be an error of the program; and by its marks of what is held out
+    nothing would be found again, so that this would be trained on."""
     (tmp_path / "own.txt").write_text(ITEMS[0])
     stage = stage_of(tmp_path, lid, FR, contamination=[tmp_path / "own.txt"])
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(passes.Passes, "_compare", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(passes.Passes, "_split" if left == "marks" else "_compare", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         run(tmp_path, stage)
     record = tmp_path / "out" / passes.WORK / "benchmarks" / "compared.json"
     forms = read_json(record).get("forms", {})
-    for file in record.parent.glob("*/*.npz"):
+    for file in record.parent.glob("*/*.npz") if left == "index" else ():
         file.unlink()
-    for older in ({}, {**forms, left: 1}):
+    for older in ({}, forms | {left: 1}, {name: form for name, form in forms.items() if name != left}):
         write_json(record, read_json(record) | {"forms": older})
         with pytest.raises(RunFailed, match="an earlier version of langext began to compare text here.*--redo filter"):
             run(tmp_path, stage)

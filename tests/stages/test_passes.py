@@ -242,7 +242,9 @@ def test_what_an_earlier_version_left_in_another_form_is_refused(tmp_path, lid, 
     (tmp_path / "own.txt").write_text(ITEMS[0])
     stage = stage_of(tmp_path, lid, FR, contamination=[tmp_path / "own.txt"])
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(passes.Passes, "_split" if left == "marks" else "_compare", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(
+            passes.Passes, "_split" if left == "marks" else "_compare", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)
+        )
         run(tmp_path, stage)
     record = tmp_path / "out" / passes.WORK / "benchmarks" / "compared.json"
     forms = read_json(record).get("forms", {})

@@ -189,7 +189,7 @@ class BenchmarkRecord(Spec):
     """Name of an lm-eval task, or path of a file."""
     items: int
     short: int = 0
-    """Items that are too short to be found."""
+    """Items that cannot be found: they are too short, or many items have all that they have."""
     unread: str = ""
     """Why its items could not be read, so that text was not compared with them; empty when they were."""
 

@@ -227,7 +227,7 @@ class Passes:
             if record.short > contamination.TOO_MANY_SHORT * record.items:
                 warn(
                     f"benchmark {record.task}: {record.short} of {record.items} items are shorter than "
-                    f"{contamination.SHORTEST} words, so they are not looked for in text"
+                    f"{contamination.SHORTEST} words, or many are the same, so they are not looked for in text"
                 )
         compared = Compared(given=list(self.ctx.benchmarks), files=hashes, words=words, forms=forms, records=records)
         file.parent.mkdir(parents=True, exist_ok=True)

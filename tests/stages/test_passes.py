@@ -7,7 +7,7 @@ import pytest
 from run_folders import manifest_of
 from toy import ENGLISH, FRENCH, documents, sentences, write_jsonl
 
-from langext.artifacts import read_json, write_json
+from langext.artifacts import read_base, read_json, write_json
 from langext.context import Context
 from langext.data import heldout
 from langext.data.executor import Executor
@@ -136,9 +136,10 @@ def test_the_funnel_counts_documents_also_where_they_are_divided(tmp_path, lid, 
     tokenizer = load_tokenizer(pico)
     texts = [doc["text"] for split in ("train", "valid") for doc in lines(corpus.files(split, "fra_Latn"))]
     exact = sum(map(len, encode_text(tokenizer, texts)))
-    assert row.tokens(row.train_bytes + row.valid_bytes) == exact  # all of it is in the sample
+    base = read_base(tmp_path)
+    assert base and row.tokens(row.train_bytes + row.valid_bytes, base.content) == exact  # all of it is in the sample
     (tmp_path / "2").mkdir()
-    assert run(tmp_path / "2", stage_of(tmp_path / "2", lid, FR))[1]["fr"].tokens(1) is None
+    assert run(tmp_path / "2", stage_of(tmp_path / "2", lid, FR))[1]["fr"].tokens(1, "") is None
 
 
 @pytest.mark.parametrize("other", [False, True])

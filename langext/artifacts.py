@@ -138,6 +138,11 @@ class BaseManifest(Spec):
     """The path that the pipeline named; None of a hub model."""
     files: list[FileRecord]
 
+    @property
+    def content(self) -> str:
+        """What the base is by its bytes, wherever it lies and whatever it is called."""
+        return fingerprint({"model": self.identity.get("model"), "files": {file.name: file.sha256 for file in self.files}})
+
 
 @dataclass(frozen=True)
 class Artifact:

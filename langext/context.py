@@ -228,7 +228,12 @@ class Runtime(Spec):
     @property
     def apart(self) -> bool:
         """Whether processes of a stage are not children of the `langext run` that has started them."""
-        return self.nodes > 1 or (self.launcher == "srun" and self.processes > 1)
+        return self.nodes > 1 or self.in_step
+
+    @property
+    def in_step(self) -> bool:
+        """Whether processes are tasks of a step of the Slurm job."""
+        return self.launcher == "srun" and self.processes > 1
 
 
 @dataclass(frozen=True)

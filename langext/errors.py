@@ -121,14 +121,19 @@ class RunFailed(RuntimeError):
 
 
 class Stopped(RunFailed):
-    """A signal other than Ctrl-C has asked a stage to end, and it has. The exit code is that of a shell, 128 + signal."""
+    """A signal other than Ctrl-C has asked work to end, and it has. The exit code is that of a shell, 128 + signal."""
 
-    def __init__(self, stage: str, number: int):
+    def __init__(self, what: str, number: int):
         name = signal.Signals(number).name
         super().__init__(
-            f"stage {stage!r} was stopped by {name}. Nothing half-done counts as done; run the same command again to go on."
+            f"{what} was stopped by {name}. Nothing half-done counts as done; run the same command again to go on."
         )
         self.exit_code = 128 + number
+
+    @classmethod
+    def by(cls, asked: Sequence[int], what: str) -> "Stopped | KeyboardInterrupt":
+        """What to raise when these signals have asked for the end: KeyboardInterrupt for Ctrl-C."""
+        return KeyboardInterrupt() if signal.SIGINT in asked else cls(what, asked[0])
 
 
 EXIT_CONFIG = 2

@@ -101,6 +101,8 @@ class FunnelRow(Spec):
     tokens_per_byte: float | None = None
     """Tokens of the base's tokenizer for a byte, in a sample of what is kept; from it the tokens after all steps are estimated.
     None where the base was not at hand, and in runs of earlier versions."""
+    tokens_of: str = ""
+    """`content` of the manifest of that base: text that is taken from another run may have been estimated with another one."""
 
     @property
     def source(self) -> str:
@@ -133,9 +135,11 @@ class FunnelRow(Spec):
         read = self.steps[0].bytes if self.steps else self.bytes_read
         return (self.train_bytes + self.valid_bytes) / max(1, read)
 
-    def tokens(self, num_bytes: int) -> int | None:
-        """About how many tokens so much of its text is; None when that is not known."""
-        return None if self.tokens_per_byte is None else round(num_bytes * self.tokens_per_byte)
+    def tokens(self, num_bytes: int, base: str) -> int | None:
+        """About how many tokens of the base with this `content` so much of its text is; None when that is not known."""
+        if self.tokens_per_byte is None or self.tokens_of != base:
+            return None
+        return round(num_bytes * self.tokens_per_byte)
 
 
 class SourceFile(Spec):
@@ -189,7 +193,7 @@ class BenchmarkRecord(Spec):
     """Name of an lm-eval task, or path of a file."""
     items: int
     short: int = 0
-    """Items that are too short to be found."""
+    """Items that cannot be found: they are too short, or many items have all that they have."""
     unread: str = ""
     """Why its items could not be read, so that text was not compared with them; empty when they were."""
 

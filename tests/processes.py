@@ -10,8 +10,8 @@ ROOT = Path(__file__).parent.parent
 
 
 def stand_ins(folder: Path, programs: dict[str, str]) -> None:
-    """Write shell scripts that stand in for programs, by name, into a new folder."""
-    folder.mkdir()
+    """Write shell scripts that stand in for programs, by name, into a folder."""
+    folder.mkdir(exist_ok=True)
     for name, script in programs.items():
         (folder / name).write_text(f"#!/bin/bash\n{script}\n")
         (folder / name).chmod(0o755)

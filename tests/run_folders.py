@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from langext.artifacts import InputRecord, Job, Manifest, read_json, write_json
+from langext.artifacts import BASE, MANIFEST, BaseManifest, FileRecord, InputRecord, Job, Manifest, read_json, write_json
 from langext.evaluation.certificate import Certificate
 from langext.evaluation.scores import FORMAT
 from langext.pipeline.plan import Step
@@ -34,6 +34,15 @@ def stage(
     )  # fmt: skip
     write_json(folder / "manifest.json", manifest)
     return folder
+
+
+def base_of(root: Path, sha256: str) -> BaseManifest:
+    """The record of a prepared base, whose tokenizer has this hash."""
+    file = FileRecord(name="tokenizer.json", bytes=1, sha256=sha256)
+    manifest = BaseManifest(identity={"base_model": "pico"}, commit=None, root="pico", folder="", local=None, files=[file])
+    (root / BASE).mkdir(parents=True, exist_ok=True)
+    write_json(root / BASE / MANIFEST, manifest)
+    return manifest
 
 
 def evaluation(

@@ -66,7 +66,7 @@ def peek(
 def stats(root: edge.RunFolder, as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead.")] = False) -> None:
     """Show what became of the text of a run: how much was read, dropped for what reason, trained on and held out."""
     with edge.clean():
-        from langext.artifacts import finished
+        from langext.artifacts import finished, read_base
         from langext.errors import ConfigError
         from langext.text_summaries import FilterSummary
 
@@ -76,8 +76,9 @@ def stats(root: edge.RunFolder, as_json: Annotated[bool, typer.Option("--json", 
         if as_json:
             typer.echo(edge.json_text({name: [row.model_dump() for row in text.funnel] for name, text in found.items()}))
             return
+        base = read_base(root)
         for name, text in found.items():
-            _show_funnel(name, text.funnel)
+            _show_funnel(name, text.funnel, base.content if base else "")
 
 
 @dataclass(frozen=True)
@@ -230,17 +231,17 @@ def _short(text: str) -> str:
     return line if len(line) <= SHOWN_LETTERS else f"{line[:SHOWN_LETTERS]}..."
 
 
-def _tokens(row: "FunnelRow") -> str:
-    found = row.tokens(row.train_bytes)
+def _tokens(row: "FunnelRow", base: str) -> str:
+    found = row.tokens(row.train_bytes, base)
     return "" if found is None else f"{found:,}"
 
 
-def _show_funnel(name: str, funnel: "list[FunnelRow]") -> None:
+def _show_funnel(name: str, funnel: "list[FunnelRow]", base: str) -> None:
     from langext import console
 
     rows = [
         [row.source, row.what, f"{row.documents_read:,}", f"{row.kept:,}", f"{row.kept_frac:.1%}",
-         f"{row.train_documents:,}", f"{row.train_bytes / 1e6:.2f}", _tokens(row),
+         f"{row.train_documents:,}", f"{row.train_bytes / 1e6:.2f}", _tokens(row, base),
          f"{row.valid_documents:,}{' passages' if row.divided else ''}", f"{row.valid_bytes / 1e6:.2f}"]
         for row in funnel
     ]  # fmt: skip

@@ -22,7 +22,7 @@ PACKAGES = (
 )  # fmt: skip
 SOMETIMES = {"tensorboard": "runtime.monitor"}
 """Package that is not installed with langext -> what needs it."""
-PROGRAMS = {"pdsh": "runtime.nodes > 1", "ssh": "runtime.nodes > 1"}
+PROGRAMS = {"pdsh": "runtime.nodes > 1 without srun", "ssh": "runtime.nodes > 1 without srun"}
 """Program that DeepSpeed starts -> what needs it."""
 DEBIAN = {"pdsh": "pdsh", "ssh": "openssh-client", "C++ compiler": "g++"}
 """Program -> the Debian package that has it."""

@@ -1,4 +1,4 @@
-"""Find text that holds a piece of a benchmark. The one rule: what is looked for, and what is too short for it, is recorded.
+"""Find text that holds a piece of a benchmark. The one rule: what is looked for, and what cannot be found, is recorded.
 
 As for GPT-3 (https://arxiv.org/abs/2005.14165, appendix C), a text is contaminated where it shares a run of 13 words with an
 item, or holds the longest text of an item that has no such run, if that has 5 words. It is cut out with 200 characters on both
@@ -33,6 +33,8 @@ SHORTEST = 5
 """Words of the shortest item that can be found. What is shorter is chance nearly always."""
 TOO_MANY_SHORT = 0.2
 """Share of a task's items that cannot be found from which on it is said in a warning."""
+FORM = 2
+"""Number of the form in which `write_index` leaves what to look for. Raise it with any change of it."""
 PARTS = "benchmark_parts"
 """Count: parts that were cut out of texts that are kept."""
 
@@ -74,31 +76,43 @@ class Wanted:
     begins: np.ndarray
     """Hashes of the first SHORTEST words of the items that are looked for as a whole: a text without them has none of these."""
     short: int = 0
-    """Items that are too short to be found."""
+    """Items that cannot be found: they are too short, or many items have all that they have."""
 
 
 def index(items: Sequence[Iterable[str]], units: WordUnits, words: int) -> Wanted:
     """What to look for of these items."""
     count: Counter[int] = Counter()
-    lengths, begins, short = {units.count(words)}, set[int](), 0
+    each = list[set[int]]()
+    wholes = dict[int, tuple[int, set[int]]]()
     least = units.count(SHORTEST)
     for item in items:
         texts = list(item)
         found = {int(run) for text in texts for run in runs(text, units, words)}
-        longest = [] if found else max((simplified(text, units) for text in texts), key=len, default=[])
-        if len(longest) >= least:
-            lengths.add(len(longest))
-            found = {int(run) for _, hashes in ordered_runs(longest, [len(longest)]) for run in hashes}
-            begins |= {int(run) for _, hashes in ordered_runs(longest[:least], [least]) for run in hashes}
+        if not found:
+            longest = max((simplified(text, units) for text in texts), key=len, default=[])
+            if len(longest) >= least:
+                found = _hashes(longest, len(longest))
+                wholes |= {run: (len(longest), _hashes(longest[:least], least)) for run in found}
         count.update(found)
-        short += not found
+        each.append(found)
     most = max(FEWEST, COMMON * len(items))
-    wanted = np.array(sorted(run for run, times in count.items() if times <= most), np.uint64)
-    return Wanted(wanted, sorted(lengths), np.array(sorted(begins), np.uint64), short)
+    wanted = {run for run, times in count.items() if times <= most}
+    kept = [whole for run, whole in wholes.items() if run in wanted]
+    lengths = {units.count(words), *(length for length, _ in kept)}
+    begins = {begin for _, hashes in kept for begin in hashes}
+    return Wanted(_array(wanted), sorted(lengths), _array(begins), sum(wanted.isdisjoint(found) for found in each))
+
+
+def _hashes(units: Sequence[str], length: int) -> set[int]:
+    return {int(run) for _, hashes in ordered_runs(units, [length]) for run in hashes}
+
+
+def _array(hashes: set[int]) -> np.ndarray:
+    return np.array(sorted(hashes), np.uint64)
 
 
 def write_index(folder: Path, items: Mapping[str, Sequence[Iterable[str]]], units: WordUnits, words: int) -> dict[str, int]:
-    """Write what to look for in text of one language: `<number>.npz` for each task. Returns how many items are too short."""
+    """Write what to look for in text of one language: `<number>.npz` for each task. Returns how many items cannot be found."""
     folder.mkdir(parents=True, exist_ok=True)
     short = {}
     for number, (task, entries) in enumerate(items.items()):

@@ -13,9 +13,11 @@ from itertools import chain
 from typing import NamedTuple
 
 from langext.data import lines as text_lines
-from langext.data.formats import TSV
+from langext.data.formats import CSV, TSV
 from langext.data.lines import Line, Unreadable
 
+MARK_OF = {CSV: ",", TSV: "\t"}
+"""What stands between two fields."""
 LOOKED_LINES, LOOKED_LETTERS = 1000, 1 << 20
 """Most lines of a TSV file, and letters of them, that show what a quotation mark means there."""
 _FIELD = re.compile(r'(?:"(?:[^"\t]|"")*+"|[^"\t\n]*+)[\t\n]')
@@ -44,13 +46,13 @@ def parsed(found: Iterable[Line], kind: str) -> Iterator[Row]:
     """
     left = iter(found)
     if kind != TSV:
-        yield from _quoted(left, ",")
+        yield from _quoted(left, kind)
         return
     for line in left:
         if '"' in line.text and not line.why:
             ahead = _ahead(line, left)
             if quotes_fields(ahead):
-                yield from _quoted(chain(ahead, left), "\t")
+                yield from _quoted(chain(ahead, left), kind)
                 return
             yield from _plain(chain(ahead, left))
             return
@@ -81,10 +83,10 @@ def quotes_fields(found: Sequence[Line]) -> bool:
 def _plain(found: Iterable[Line]) -> Iterator[Row]:
     for line in found:
         if line.text or line.why:
-            yield Row(line.number, line.text.split("\t"), line.why, line.text if line.why else "")
+            yield Row(line.number, line.text.split(MARK_OF[TSV]), line.why, line.text if line.why else "")
 
 
-def _quoted(found: Iterable[Line], mark: str) -> Iterator[Row]:
+def _quoted(found: Iterable[Line], kind: str) -> Iterator[Row]:
     held: list[Line] = []
 
     def fed() -> Iterator[str]:
@@ -93,7 +95,7 @@ def _quoted(found: Iterable[Line], mark: str) -> Iterator[Row]:
             yield line.text + "\n"
 
     csv.field_size_limit(text_lines.MOST_BYTES >> 2)  # a field takes four times its letters while it is read
-    reader = csv.reader(fed(), delimiter=mark, strict=True)
+    reader = csv.reader(fed(), delimiter=MARK_OF[kind], strict=True)
     while True:
         cells, why, unended = list[str](), "", False
         held.clear()
@@ -102,7 +104,7 @@ def _quoted(found: Iterable[Line], mark: str) -> Iterator[Row]:
         except StopIteration:
             return
         except csv.Error as error:
-            why, unended = f"not {'TSV' if mark != ',' else 'CSV'}: {error}", "unexpected end" in str(error)
+            why, unended = f"not {kind.upper()}: {error}", "unexpected end" in str(error)
         why = next((line.why for line in held if line.why), why)
         text = "\n".join(line.text for line in held) if why else ""
         count = max(1, sum(bool(line.text.strip() or line.why) for line in held))

@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 from langext.data import delimited
 from langext.data import lines as text_lines
 from langext.data.delimited import Row
-from langext.data.formats import CSV, TSV
 from langext.data.lines import Line, Unreadable
 from langext.data.source_files import Division
 
@@ -20,8 +19,6 @@ class Number(str):
     """A number or constant of a JSON file, as it is written there: nothing computes with it, and it may be of any length."""
 
 
-MARK_OF = {CSV: ",", TSV: "\t"}
-"""What stands between two fields."""
 _JSON = json.JSONDecoder(parse_int=Number, parse_float=Number, parse_constant=Number)
 KINDS = {Number: "a number", int: "a number", float: "a number", bool: "true or false", list: "a list", dict: "an object",
          bytes: "binary", str: "a text", type(None): "null"}  # fmt: skip
@@ -74,7 +71,10 @@ def rows(found: Iterable[Line], kind: str) -> Iterator[Entry]:
     for row in parsed:
         why, text = row.why, row.text
         if not why and len(row.cells) != len(names.cells):
-            why, text = f"{len(row.cells)} fields, where the header has {len(names.cells)}", MARK_OF[kind].join(row.cells)
+            why, text = (
+                f"{len(row.cells)} fields, where the header has {len(names.cells)}",
+                delimited.MARK_OF[kind].join(row.cells),
+            )
         if why:
             yield Entry(row.start, None, why, text, row.lines)
         else:

@@ -40,7 +40,7 @@ def check(place: Place, columns: Sequence[str], encoding: str = UTF_8, alone: bo
     `columns` are the names of the columns of text. Of several files, which are not `alone`, a damaged archive is no error here.
     """
     where = one_line(place)
-    if isinstance(place, Path) and not _opens(place):
+    if not opens(place):
         if alone:
             what = f"damaged {formats.PACKINGS[packing(place)]} file: nothing can be read of it"
             raise ConfigError(f"{where}: {what}; mend or remove it")
@@ -74,13 +74,18 @@ def check_pointer(place: Place) -> None:
     _check_pointer(place, _ends(place)[0])
 
 
-def _opens(path: Path) -> bool:
-    """Whether something can be read of a file, if it is compressed as its name says. Damage further on shows later."""
+def opens(place: Place) -> bool:
+    """Whether something can be read of a local file, if it is compressed as its name says. Damage further on shows later.
+
+    Of an object store, where only beginnings are looked at, this is always so.
+    """
+    if not isinstance(place, Path):
+        return True
     try:
-        with path.open("rb") as file:
-            return not packing(path) or formats.opens(file, packing(path))
+        with place.open("rb") as file:
+            return not packing(place) or formats.opens(file, packing(place))
     except OSError as error:
-        raise ConfigError(f"{one_line(path)}: cannot be read: {error.strerror}") from None
+        raise ConfigError(f"{one_line(place)}: cannot be read: {error.strerror}") from None
 
 
 def _ends(place: Place) -> tuple[bytes, bytes]:

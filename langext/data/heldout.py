@@ -23,6 +23,8 @@ LEAST = 60
 """Letters, with every run of white space as one; 20 characters of Chinese. Shorter parts, as headings, are in many texts."""
 START = 4
 """Words at the beginning of a text that are looked at first."""
+FORM = 2
+"""Number of the form of `keys` and of what `Mark` writes. Raise it with any change: keys of another form match nothing."""
 REASON, PARTS = "held_out", "heldout_parts"
 """Reason to drop a paragraph; and the count of them."""
 

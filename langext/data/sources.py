@@ -206,9 +206,12 @@ class Source(SourceSpec):
                 return f"source file {one_line(file.path)} was filtered and is gone"
             if source_files.changed(place, file):
                 return f"source file {one_line(place)} has changed since it was filtered"
-        before = {file.name for file in then}
-        new = next((name for name in found.files if name not in before), None)
-        return f"source file {one_line(found.files[new])} is new since its folder was filtered" if new and count_new else ""
+        new = _new(found, then) if count_new else None
+        return f"source file {one_line(new)} is new since its folder was filtered" if new else ""
+
+    def same_names(self, found: Found, then: Sequence[SourceFile]) -> bool:
+        """True when the files are called as they were `then`: none is new, and none is gone."""
+        return {file.name for file in then} <= found.files.keys() and _new(found, then) is None
 
     def reader(self, record: SourceRecord, rejects: "DiskWriter | None" = None, max_bad_frac: float = 0.0) -> "Reader":
         """The step that reads what `record` describes. What is no longer there is found out when it is read.
@@ -258,6 +261,15 @@ class Source(SourceSpec):
 
     def _options(self, commit: str | None) -> dict[str, str | None]:
         return {"name": self.config, "split": self.split, "revision": commit}
+
+
+def _new(found: Found, then: Sequence[SourceFile]) -> Place | None:
+    """The first file that was not there `then`.
+
+    None that is damaged so that nothing can be read of it: it adds no text, and an earlier version did not record it.
+    """
+    before = {file.name for file in then}
+    return next((place for name, place in found.files.items() if name not in before and heads.opens(place)), None)
 
 
 def _check_name(dataset: str) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 from langext.artifacts import STOP
 from langext.console import warn
 from langext.context import Runtime, without_launcher
-from langext.errors import ConfigError, RunFailed, Stopped
+from langext.errors import EXIT_BUG, EXIT_CONFIG, EXIT_RUN_FAILED, ConfigError, RunFailed, Stopped
 from langext.pipeline import lifeline, nodes, slurm_step
 
 MALLOC = {
@@ -91,10 +91,13 @@ def launch(out: Path, runtime: Runtime, lock: int, *, only_prepare: bool = False
         code -= 256  # of a process that a signal has killed: the launcher ends with the negative number
     if only_prepare and asked:
         code = code or 128 + asked[-1]  # the signal came too late for this process, and the next one must not start
-    if signal.SIGINT in asked and code:
-        raise KeyboardInterrupt
-    if asked and code:
-        raise Stopped(out.name, asked[0])
+    if asked and code not in (
+        0,
+        EXIT_CONFIG,
+        EXIT_RUN_FAILED,
+        EXIT_BUG,
+    ):  # these have another reason, which the worker has said
+        raise Stopped.by(asked, f"stage {out.name!r}")
     return code
 
 
@@ -134,7 +137,7 @@ def cores() -> int:
 def command(module: str, arguments: list[str], runtime: Runtime) -> list[str]:
     """The command that runs a module of langext in every process of `runtime`, with the address of this `langext run`."""
     told = [module, lifeline.OPTION, lifeline.address(), *arguments]
-    if runtime.processes > 1 and runtime.launcher == "srun":
+    if runtime.in_step:
         return [*slurm_step.command(runtime), sys.executable, "-m", *told, slurm_step.OPTION]
     if runtime.processes > 1:
         return [sys.executable, "-m", "deepspeed.launcher.runner", *_placement(runtime), "--module", *told]
@@ -148,8 +151,8 @@ def environment(runtime: Runtime) -> dict[str, str]:
         env = {"DS_ACCELERATOR": "cpu"} | MALLOC | env  # `env` last: what the user has set wins
         if runtime.each > 1:  # else each process starts a thread on every core, and threads that wait keep cores busy
             env.setdefault("OMP_NUM_THREADS", str(max(1, cores() // runtime.each)))
-    if runtime.processes > 1 and runtime.launcher == "srun":
-        env |= slurm_step.meeting_point()
+    if runtime.in_step:
+        env |= slurm_step.meeting_point(runtime)
     return env
 
 

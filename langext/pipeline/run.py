@@ -16,7 +16,7 @@ from langext.console import duration, say
 from langext.context import Runtime
 from langext.errors import EXIT_BUG, EXIT_CONFIG, EXIT_RUN_FAILED, ConfigError, RunFailed
 from langext.models import bases
-from langext.pipeline import live, reuse, worker
+from langext.pipeline import live, reuse, slurm_step, worker
 from langext.pipeline.launcher import check_alone, launch
 from langext.pipeline.plan import Pipeline, Step, check, plan
 from langext.spec import near
@@ -54,6 +54,9 @@ def run(
         known = bases.place_if_here(pipeline.base_model, pipeline.revision) is not None
         if todo:
             check(pipeline, steps, todo)
+        for step in todo:
+            if step.stage.runtime.in_step:
+                slurm_step.hosts(step.stage.runtime)  # before hours of other stages
         for path in redone:
             _discard(path)
         bases.prepare(pipeline.base_model, pipeline.revision, root / BASE)

@@ -8,13 +8,37 @@ import subprocess
 from collections.abc import Mapping, MutableMapping
 
 from langext.context import Runtime
-from langext.errors import ConfigError
+from langext.errors import ConfigError, RunFailed
 from langext.pipeline import nodes
 
 OPTION = "--srun"
 """Argument of a worker that srun has started."""
 NAMES = {"RANK": "SLURM_PROCID", "LOCAL_RANK": "SLURM_LOCALID", "WORLD_SIZE": "SLURM_NTASKS"}
 """What torch.distributed reads -> what Slurm says. https://slurm.schedmd.com/srun.html#SECTION_OUTPUT-ENVIRONMENT-VARIABLES"""
+
+
+def hosts(runtime: Runtime) -> list[str]:
+    """The first machines of the job, as many as `runtime` asks for.
+
+    Raises ConfigError outside a Slurm job and in one of fewer machines, and RunFailed when Slurm does not name them.
+    """
+    listed = os.environ.get("SLURM_JOB_NODELIST")
+    if not listed:
+        raise ConfigError(
+            "runtime.launcher: srun starts the processes as a step of the Slurm job that langext runs in, and this is none "
+            "(SLURM_JOB_NODELIST is not set); submit it with configs/slurm/train.sbatch, or leave runtime.launcher out",
+            at=("runtime", "launcher"),
+        )
+    try:
+        done = subprocess.run(["scontrol", "show", "hostnames", listed], capture_output=True, text=True)
+    except OSError as error:
+        raise RunFailed(f"scontrol cannot be started: {error.strerror}") from None
+    if done.returncode:
+        raise RunFailed(f"scontrol does not name the machines of the job: {' '.join(done.stderr.split())}")
+    names = done.stdout.split()
+    if len(names) < runtime.nodes:
+        raise ConfigError(f"runtime.nodes: {runtime.nodes} asked for, and the job has {len(names)}", at=("runtime", "nodes"))
+    return names[: runtime.nodes]
 
 
 def command(runtime: Runtime) -> list[str]:
@@ -24,25 +48,18 @@ def command(runtime: Runtime) -> list[str]:
     """
     cores = int(os.environ.get("SLURM_CPUS_ON_NODE") or 1) // runtime.each
     return [
-        "srun", "--overlap", "--kill-on-bad-exit=1", "--cpu-bind=none", f"--nodes={runtime.nodes}",
-        f"--ntasks={runtime.processes}", f"--ntasks-per-node={runtime.each}", f"--cpus-per-task={max(1, cores)}",
+        "srun", "--overlap", "--kill-on-bad-exit=1", "--cpu-bind=none", f"--nodelist={','.join(hosts(runtime))}",
+        f"--nodes={runtime.nodes}", f"--ntasks={runtime.processes}", f"--ntasks-per-node={runtime.each}",
+        f"--cpus-per-task={max(1, cores)}",
     ]  # fmt: skip
 
 
-def meeting_point() -> dict[str, str]:
+def meeting_point(runtime: Runtime) -> dict[str, str]:
     """The environment variables that tell all processes where the first one is reached.
 
-    Raises ConfigError outside a Slurm job.
+    A fixed port could be in use by another run; whether one is free on another machine cannot be seen from here.
     """
-    machines = os.environ.get("SLURM_JOB_NODELIST")
-    if not machines:
-        raise ConfigError(
-            "runtime.launcher: srun starts the processes as a step of the Slurm job that langext runs in, and this is none "
-            "(SLURM_JOB_NODELIST is not set); submit it with configs/slurm/train.sbatch, or leave runtime.launcher out",
-            at=("runtime", "launcher"),
-        )
-    listed = subprocess.run(["scontrol", "show", "hostnames", machines], capture_output=True, text=True, check=True)
-    return {"MASTER_ADDR": listed.stdout.split()[0], "MASTER_PORT": str(nodes.free_port())}
+    return {"MASTER_ADDR": hosts(runtime)[0], "MASTER_PORT": str(nodes.free_port())}
 
 
 def tell(env: MutableMapping[str, str], said: Mapping[str, str]) -> None:

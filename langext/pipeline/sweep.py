@@ -21,7 +21,7 @@ from typing import Any
 
 from langext.artifacts import BASE, MANIFEST, TOKENS, Scores
 from langext.console import duration, say
-from langext.errors import ConfigError, RunFailed
+from langext.errors import ConfigError, RunFailed, Stopped
 from langext.pipeline import launcher, lifeline, plan
 from langext.pipeline.plan import Pipeline, Step
 from langext.spec import load, located, parse
@@ -189,7 +189,8 @@ def _visible() -> list[str]:
 def run(found: Sequence[Point], jobs: int | None) -> list[Point]:
     """Make all unfinished runs. Returns the runs that failed; all others are finished.
 
-    Ctrl-C or SIGTERM is passed on to the active runs, which save and end; then this raises KeyboardInterrupt.
+    Ctrl-C, SIGTERM and the like are passed on to the active runs, which save and end; then this raises KeyboardInterrupt, or
+    Stopped.
     """
     launcher.check_alone()
     check(found)
@@ -238,7 +239,7 @@ class _Work:
             for number, handler in before.items():
                 signal.signal(number, handler)
         if self.asked:
-            raise KeyboardInterrupt
+            raise Stopped.by(self.asked, "the sweep")
         return self.failed
 
     def _ready(self) -> Point | None:

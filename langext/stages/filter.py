@@ -152,7 +152,7 @@ class Filter(Stage):
                 found = source.found()
                 if found is None and (commits.get(source.key) is None or commits[source.key] != source.commit()):
                     return False
-                if found is not None and set(found.files) != {file.name for file in read.get(source.key, [])}:
+                if found is not None and not source.same_names(found, read.get(source.key, [])):
                     return False
         except (ConfigError, RunFailed):  # it is not there or cannot be read, or the hub does not answer
             return False

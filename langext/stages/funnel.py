@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from langext.artifacts import BASE, MANIFEST, Model, read_as, read_json
+from langext.artifacts import BASE, Model, read_as, read_base, read_json
 from langext.console import say, warn
 from langext.data import documents
 from langext.data.plain_text import encode_text
@@ -49,9 +49,10 @@ def count(source: Source, record: SourceRecord, log: Path) -> FunnelRow:
     from langext.data.filters.web import LINES
 
     total = totals(log)
-    counts = ("judged", "bytes_read", "train_documents", "train_bytes", "valid_documents", "valid_bytes",
-              "mended", "composed", "undivided", "right_bytes", "right_kept_bytes", "repaired", "heldout_parts",
-              "benchmark_parts")  # fmt: skip
+    names = ("judged", "bytes_read", "train_documents", "train_bytes", "valid_documents", "valid_bytes",
+             "mended", "composed", "undivided", "right_bytes", "right_kept_bytes", "repaired", "heldout_parts",
+             "benchmark_parts")  # fmt: skip
+    counts: dict[str, Any] = {name: total[name] for name in names}
     revision = record.commit or source.revision
     return FunnelRow(
         language=source.language,
@@ -66,21 +67,25 @@ def count(source: Source, record: SourceRecord, log: Path) -> FunnelRow:
         steps=steps_of(log),
         lines_dropped={k.removeprefix(LINES): n for k, n in total.most_common() if k.startswith(LINES)},
         divided=bool(total["divided"]),
-        **{name: total[name] for name in counts},
+        **counts,
     )
 
 
 def with_tokens(rows: list[FunnelRow], out: Path) -> list[FunnelRow]:
     """The rows with an estimate of their tokens, if the base is at hand, as it is in a run; `out` is the stage's folder."""
     base = Model(out.parent / BASE)
-    if not (base.path / MANIFEST).exists():
+    record = read_base(out.parent)
+    if record is None:
         return rows
     from langext.models import loading
 
     tokenizer = loading.load_tokenizer(loading.tokenizer_folder(base))
     kept = [sorted((out / "documents").glob(f"*/{row.source}.*.jsonl.gz")) for row in rows]
     rates = [_tokens_per_byte(files, tokenizer) for files in kept]
-    return [row.model_copy(update={"tokens_per_byte": rate}) for row, rate in zip(rows, rates, strict=True)]
+    return [
+        row.model_copy(update={"tokens_per_byte": rate, "tokens_of": record.content})
+        for row, rate in zip(rows, rates, strict=True)
+    ]
 
 
 def _tokens_per_byte(files: Sequence[Path], tokenizer: Any) -> float | None:

@@ -46,6 +46,8 @@ class Compared(Spec):
     """Path -> sha256 of files of the user's own."""
     words: dict[str, str]
     """Language -> how its words are found, which depends on what is installed."""
+    forms: dict[str, int] = {}
+    """What the passes leave for later ones -> the number of its form. Records of earlier versions have none."""
     records: list[BenchmarkRecord]
 
 
@@ -185,15 +187,25 @@ class Passes:
             self._execute([*steps, keep], part.record.tasks, log_of(self.ctx, source) / "split")
 
     def _compared(self) -> Compared:
-        """Read the benchmarks and write down what to look for, once. Raises RunFailed when they have changed meanwhile."""
+        """Read the benchmarks and write down what to look for, once. Raises RunFailed when they have changed meanwhile.
+
+        Also when another version has begun, which leaves the later passes something that this one would misread.
+        """
+        from langext.data import contamination, heldout
         from langext.data.word_units import WordUnits
 
+        forms = {"index": contamination.FORM, "marks": heldout.FORM}
         file = self._work / "benchmarks" / "compared.json"
         hashes = {str(path): sha256_file(path) for path in self.files}
         every = {code: WordUnits(code) for code in dict.fromkeys(part.source.language for part in self.parts)}
         words = {code: units.kind for code, units in every.items()}
         if file.exists():
             compared = read_as(file, Compared)
+            if compared.forms != forms:
+                raise RunFailed(
+                    "an earlier version of langext began to compare text here, and left it in another form; do all of it "
+                    "again with --redo filter"
+                )
             if (compared.given, compared.files) != (list(self.ctx.benchmarks), hashes):
                 raise RunFailed(
                     "the benchmarks that text is compared with have changed since this stage began; put them back, or do all "
@@ -205,8 +217,6 @@ class Passes:
                     f"{words[other]} now: another package is installed. Put it back, or do all of it again with --redo filter"
                 )
             return compared
-        from langext.data import contamination
-
         items, records = self._items()
         found = [contamination.write_index(folder, items, units, self.words) for folder, units in
                  {self._index(units): units for units in every.values()}.items()]  # fmt: skip
@@ -217,9 +227,9 @@ class Passes:
             if record.short > contamination.TOO_MANY_SHORT * record.items:
                 warn(
                     f"benchmark {record.task}: {record.short} of {record.items} items are shorter than "
-                    f"{contamination.SHORTEST} words, so they are not looked for in text"
+                    f"{contamination.SHORTEST} words, or many are the same, so they are not looked for in text"
                 )
-        compared = Compared(given=list(self.ctx.benchmarks), files=hashes, words=words, records=records)
+        compared = Compared(given=list(self.ctx.benchmarks), files=hashes, words=words, forms=forms, records=records)
         file.parent.mkdir(parents=True, exist_ok=True)
         write_json(file, compared)
         return compared

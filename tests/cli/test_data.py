@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from run_folders import stage
+from run_folders import base_of, stage
 from toy import ENGLISH, FRENCH, documents, write_fasttext, write_jsonl
 from typer.testing import CliRunner
 
@@ -121,7 +121,7 @@ def test_the_funnel_of_a_run_is_a_table(tmp_path):
         row.model_copy(update={"steps": [FunnelStep(name="read", documents=1200, bytes=3_481_000)]}),
         row.model_copy(update={"domain": "book", "dropped": {"empty": 7}, "role": "measure"}),
         row.model_copy(update={"domain": "novel", "divided": True, "steps": steps, "documents_read": 1, "train_documents": 1,
-                               "tokens_per_byte": 0.25}),
+                               "tokens_per_byte": 0.25, "tokens_of": base_of(tmp_path / "run", "a").content}),
     ]  # fmt: skip
     stage(tmp_path / "run", 1, "filter", "Corpus", summary=FilterSummary(funnel=rows, source_files=[], lid_sha256=""))
     shown = langext("stats", tmp_path / "run").output
@@ -129,6 +129,8 @@ def test_the_funnel_of_a_run_is_a_table(tmp_path):
         assert part in shown
     novel = [cell.strip() for cell in next(line for line in shown.splitlines() if "novel" in line).split("│")]
     assert {"1", "58.0%", "2.50", "625,000", "0.40"} <= set(novel) and "passages" in shown
+    base_of(tmp_path / "run", "b")  # the text of a run of another base was taken
+    assert "625,000" not in langext("stats", tmp_path / "run").output
     assert json.loads(langext("stats", tmp_path / "run", "--json").stdout)["01-filter"][0]["dropped"]["broken"] == 50
     stage(tmp_path / "other", 1, "train", "Model")
     refused = langext("stats", tmp_path / "other")

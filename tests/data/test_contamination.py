@@ -82,6 +82,17 @@ def test_the_wording_of_a_task_is_not_its_content():
     assert 0 < sum(run not in found.runs for run in wording) < len(wording)  # the question itself is still looked for
 
 
+def test_an_item_of_which_nothing_is_left_is_counted_and_leaves_nothing():
+    """A short one that many have is wording too; its beginning would only cost a closer look at every text with it."""
+    common, own = "Laquelle de ces phrases est juste ?", "Comment dort le chat noir la nuit ?"
+    found = index([*[(common,)] * 7, (own,), ("trop court",)], UNITS, 13)
+    alone = index([(own,)], UNITS, 13)
+    assert found.short == 8 and alone.short == 0
+    assert found.runs.tolist() == alone.runs.tolist() and found.begins.tolist() == alone.begins.tolist()
+    assert found.lengths == alone.lengths == [7, 13]
+    assert index([(WORDING,)] * 7, UNITS, 13).short == 7  # of a long one too
+
+
 ITEMS = {
     "zho_Hans": "世界上使用人数最多的语言是哪一种？",
     "jpn_Jpan": "日本で一番高い山の名前は何ですか。",

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import psutil
@@ -12,7 +13,7 @@ import pytest
 
 from langext.artifacts import STOP
 from langext.context import Runtime, without_launcher
-from langext.errors import ConfigError
+from langext.errors import ConfigError, Stopped
 from langext.pipeline import launcher, lifeline
 
 ROOT = Path(__file__).parents[2]
@@ -126,6 +127,20 @@ def test_a_second_signal_ends_what_runs_on_other_machines(tmp_path):
     assert not gone(processes, 0.8)
     (tmp_path / STOP).write_text(str(int(signal.SIGKILL)))
     assert worker.wait(timeout=10) == -signal.SIGKILL and gone(processes, 0.5)
+
+
+@pytest.mark.parametrize(("code", "raised"), [(143, Stopped), (4, None), (2, None)])
+def test_what_failed_while_it_was_to_end_has_failed(tmp_path, monkeypatch, code, raised):
+    worker = f"""
+import os, signal, sys, time
+signal.signal(signal.SIGTERM, lambda *_: sys.exit({code}))
+os.kill(os.getppid(), signal.SIGUSR1)
+time.sleep(60)
+"""
+    monkeypatch.setattr(launcher, "command", lambda *_: [sys.executable, "-c", worker])
+    with pytest.raises(raised, match="stopped by SIGUSR1") if raised else nullcontext() as stopped:
+        assert launcher.launch(tmp_path, Runtime(), 0) == code
+    assert not raised or stopped.value.exit_code == 138
 
 
 @pytest.mark.parametrize(

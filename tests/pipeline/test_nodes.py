@@ -12,7 +12,7 @@ from processes import stand_ins
 
 from langext.context import Runtime
 from langext.data import carriers
-from langext.errors import ConfigError
+from langext.errors import ConfigError, RunFailed
 from langext.pipeline import launcher, nodes, slurm_step
 
 
@@ -139,7 +139,7 @@ def test_tasks_of_srun_know_which_they_are_and_where_they_meet(job, tmp_path):
     tasks = [json.loads((tmp_path / f"task-{i}").read_text()) for i in (0, 1)]
     assert [(task["RANK"], task["LOCAL_RANK"], task["WORLD_SIZE"]) for task in tasks] == [("0", "0", "2"), ("1", "0", "2")]
     options = set((tmp_path / "options").read_text().split())
-    assert {"--nodes=2", "--ntasks=2", "--ntasks-per-node=1", "--cpus-per-task=8"} <= options
+    assert {"--nodelist=a,b", "--nodes=2", "--ntasks=2", "--ntasks-per-node=1", "--cpus-per-task=8"} <= options
     with nodes.passing_on(env, job, tmp_path) as same:
         assert same == env
 
@@ -150,6 +150,14 @@ def test_srun_outside_a_job_and_beside_a_host_file_is_refused(job, tmp_path, mon
     monkeypatch.delenv("SLURM_JOB_NODELIST")
     with pytest.raises(ConfigError, match="and this is none"):
         launcher.environment(job)
+    monkeypatch.setenv("SLURM_JOB_NODELIST", "[a-b]")
+    with pytest.raises(ConfigError, match="runtime.nodes: 3 asked for, and the job has 2"):
+        launcher.command("x", [], job.model_copy(update={"nodes": 3}))
+    stand_ins(tmp_path / "bin", {"scontrol": "echo 'scontrol: no such\nname' >&2; exit 1"})
+    with pytest.raises(RunFailed, match="does not name the machines of the job: scontrol: no such name"):
+        launcher.environment(job)
     monkeypatch.setenv("PATH", "")
+    with pytest.raises(RunFailed, match="scontrol cannot be started: No such file"):
+        launcher.environment(job)
     with pytest.raises(ConfigError, match="srun is not here"):
         job.check()

@@ -4,7 +4,7 @@ import json
 import re
 
 import pytest
-from run_folders import bits, certificate, change, evaluation, stage
+from run_folders import base_of, bits, certificate, change, evaluation, stage
 
 from langext.artifacts import FileRecord, Manifest, read_as, write_json
 from langext.errors import ConfigError
@@ -286,7 +286,8 @@ def test_the_funnel_is_drawn_and_told(tmp_path):
     row = FunnelRow(
         language="fra_Latn", domain="web", origin="web", documents_read=10, judged=10, bytes_read=1000, dropped={},
         train_documents=4, valid_documents=1, train_bytes=500, valid_bytes=50,
-        steps=[FunnelStep(name=name, documents=n, bytes=size) for name, n, size in steps], tokens_per_byte=2.5,
+        steps=[FunnelStep(name=name, documents=n, bytes=size) for name, n, size in steps],
+        tokens_per_byte=2.5, tokens_of=base_of(tmp_path, "a").content,
     )  # fmt: skip
     known = LanguageRecord(words="words", sources=["fra_Latn/web"], documents=9, stop_words=["<de>"], mean_word_length=[],
                            left_out={"ends of lines": "of lists"})  # fmt: skip
@@ -298,7 +299,13 @@ def test_the_funnel_is_drawn_and_told(tmp_path):
     assert "fra_Latn/web (0.00 MB)" in html and "dropped: duplicates" in html and "dropped: quality" not in html
     for tokens in ("2,500", "2,000", "1,500", "1,375", "1,250", "125"):
         assert f'<td class="n">{tokens}</td>' in html
-    assert "mine (7 items, 2 too short to be found)" in html and "not compared with lost" in html and EVIL not in html
+    base_of(tmp_path, "b")  # the text of a run of another base was taken
+    assert '<td class="n">2,500</td>' not in page.build(tmp_path).read_text(encoding="utf-8")
+    assert (
+        "mine (7 items, 2 too short or too common to be found)" in html
+        and "not compared with lost" in html
+        and EVIL not in html
+    )
     assert "&lt;de&gt;" in html and "without the rule on ends of lines, because of lists" in html
 
 

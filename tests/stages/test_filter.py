@@ -543,6 +543,24 @@ def test_another_file_in_a_source_folder_is_noticed(tmp_path, lid):
     assert "b.jsonl was filtered and is gone" in stage.outdated(manifest)
 
 
+def test_a_damaged_archive_that_was_left_out_is_new_once_it_is_mended(tmp_path, lid):
+    """An earlier version did not record one; its finished text stays as it is until there is more to read."""
+    folder = tmp_path / "fr"
+    folder.mkdir()
+    write_jsonl(folder / "a.jsonl", FR)
+    (folder / "b.jsonl").touch()
+    stage = Filter(uses="filter", sources=two(tmp_path, folder), lid_model=str(lid))
+    manifest, whole = read_by(stage, lid), gzip.compress(b'{"text": "le chat"}\n')
+    bad = _bytes(folder / "c.jsonl.gz", whole[:6] + bytes(50))
+    assert stage.outdated(manifest) == "" and stage.same_sources(manifest)
+    _bytes(bad, whole)
+    assert "c.jsonl.gz is new since its folder was filtered" in stage.outdated(manifest)
+    assert not stage.same_sources(manifest)
+    bad.unlink()
+    write_jsonl(folder / "b.jsonl", FR[:5])  # it was named as empty then
+    assert "b.jsonl is new since its folder was filtered" in stage.outdated(manifest)
+
+
 def test_labels_are_found_in_batches(lid):
     found = LanguageId(lid).guesses(["le petit chat", "the small\ndog", "", "LE GRAND CHIEN"])
     assert [guesses[0][0] if guesses else "" for guesses in found] == ["fr", "en", "", "fr"]

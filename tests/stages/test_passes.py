@@ -7,6 +7,7 @@ import pytest
 from run_folders import manifest_of
 from toy import ENGLISH, FRENCH, documents, sentences, write_jsonl
 
+from langext.artifacts import read_base, read_json, write_json
 from langext.context import Context
 from langext.data import heldout
 from langext.data.executor import Executor
@@ -135,9 +136,10 @@ def test_the_funnel_counts_documents_also_where_they_are_divided(tmp_path, lid, 
     tokenizer = load_tokenizer(pico)
     texts = [doc["text"] for split in ("train", "valid") for doc in lines(corpus.files(split, "fra_Latn"))]
     exact = sum(map(len, encode_text(tokenizer, texts)))
-    assert row.tokens(row.train_bytes + row.valid_bytes) == exact  # all of it is in the sample
+    base = read_base(tmp_path)
+    assert base and row.tokens(row.train_bytes + row.valid_bytes, base.content) == exact  # all of it is in the sample
     (tmp_path / "2").mkdir()
-    assert run(tmp_path / "2", stage_of(tmp_path / "2", lid, FR))[1]["fr"].tokens(1) is None
+    assert run(tmp_path / "2", stage_of(tmp_path / "2", lid, FR))[1]["fr"].tokens(1, "") is None
 
 
 @pytest.mark.parametrize("other", [False, True])
@@ -232,6 +234,27 @@ def test_a_pass_that_was_interrupted_goes_on_and_gives_the_same(tmp_path, lid, m
     assert content(again / "out") == want
     monkeypatch.setattr(Executor, "run", lambda self: pytest.fail("nothing is left to do") if self.tasks > 2 else execute(self))
     assert run(again, stage)[1]["many"].kept == rows["many"].kept
+
+
+@pytest.mark.parametrize("left", ["index", "marks"])
+def test_what_an_earlier_version_left_in_another_form_is_refused(tmp_path, lid, monkeypatch, left):
+    """Its index of benchmarks had other names, which would be an error of the program; and by its marks of what is held out
+    nothing would be found again, so that this would be trained on."""
+    (tmp_path / "own.txt").write_text(ITEMS[0])
+    stage = stage_of(tmp_path, lid, FR, contamination=[tmp_path / "own.txt"])
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(
+            passes.Passes, "_split" if left == "marks" else "_compare", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)
+        )
+        run(tmp_path, stage)
+    record = tmp_path / "out" / passes.WORK / "benchmarks" / "compared.json"
+    forms = read_json(record).get("forms", {})
+    for file in record.parent.glob("*/*.npz") if left == "index" else ():
+        file.unlink()
+    for older in ({}, forms | {left: 1}, {name: form for name, form in forms.items() if name != left}):
+        write_json(record, read_json(record) | {"forms": older})
+        with pytest.raises(RunFailed, match="an earlier version of langext began to compare text here.*--redo filter"):
+            run(tmp_path, stage)
 
 
 def test_other_benchmarks_in_the_middle_of_a_stage_are_refused(tmp_path, lid, monkeypatch):

@@ -45,7 +45,7 @@ def test_a_host_file_with_too_few_slots_for_processes_on_the_cpu_is_refused(tmp_
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (b"node-1 slots=8\nnode-2\n", r"hosts: line 2: expected name slots=N \(got 'node-2'\)"),
+        (b"node-1 slots=8\nnode-2\n", r"hosts: line 2: expected name slots=N, N from 1 on \(got 'node-2'\)"),
         (b"node-1 slots=8\nnode-2 slots=many\n", "line 2: expected name slots=N"),
         (b"node-1 slots=8\n-oProxyCommand=touch slots=8\n", "line 2: expected name slots=N"),
         (b"node-1 slots=8\nnode;touch slots=8\n", "line 2: expected name slots=N"),

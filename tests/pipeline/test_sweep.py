@@ -143,7 +143,7 @@ def swept(file, tmp_path_factory) -> Path:
     wait_for(process, "lr=0.01: started")
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=120)
-    assert process.returncode == 130
+    assert process.returncode == 128 + signal.SIGTERM
     assert not (out / "compare.html").exists()
     printed = _printed(*command)
     assert "lr=0.001" in printed and "compare.html" in printed

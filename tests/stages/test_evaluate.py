@@ -51,7 +51,7 @@ def own(tmp_path):
         ({"fr": ["a"], "en": ["a"]}, "'a' is there twice"),
         ({"fr": [" "]}, "an entry is empty"),
         ({"fr": ["le \ud800 chat"]}, "has half a character"),
-        ({"frr": ["a"]}, "unknown language 'frr'"),
+        ({"xqz": ["a"]}, "unknown language 'xqz'"),
     ],
 )
 def test_tasks_by_language_are_checked(value, expected):

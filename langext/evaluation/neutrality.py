@@ -20,6 +20,8 @@ from langext.evaluation.open_gates import Opened, as_base, gates
 
 CHUNK_TOKENS = 128
 """Tokens whose logits are in memory at once, of both models."""
+WRITING = 20
+"""About how many tokens are read in the time in which one is written, for the telling of progress."""
 TEXT_CUT = 300
 """Most characters that are shown of a passage."""
 
@@ -132,7 +134,7 @@ def measure(
     ordered = sorted(passages, key=lambda p: -max(len(p.of_base), len(p.of_model)))
     batches = [ordered[at : at + settings.batch] for at in range(0, len(ordered), settings.batch)]
     prompts = [p for name in sets for p in [p for p in passages if p.set == name][: settings.continuations]]
-    work, done = 2 * (sum(len(p.of_base) for p in passages) + len(prompts) * settings.new_tokens), 0
+    work, done = 2 * (sum(len(p.of_base) for p in passages) + len(prompts) * settings.new_tokens * WRITING), 0
 
     def worked(tokens: int) -> None:
         nonlocal done
@@ -262,7 +264,7 @@ def _written(net: Any, tokenizer: Any, prompts: Sequence[Passage], settings: Set
         for row in out[:, width:].tolist():
             end = next((i + 1 for i, token in enumerate(row) if token in stops), len(row))
             found.append(tokenizer.decode(row[:end]))
-        worked(len(rows) * settings.new_tokens)
+        worked(len(rows) * settings.new_tokens * WRITING)
     net.generation_config = own
     return found
 

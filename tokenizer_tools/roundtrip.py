@@ -7,8 +7,9 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
-BYTES_OF_TEXT = frozenset(range(256)) - {0xC0, 0xC1, *range(0xF5, 256)}
-"""The bytes that UTF-8 has: https://www.rfc-editor.org/rfc/rfc3629, section 1."""
+BYTES_OF_TEXT = frozenset(range(256)) - {0xC0, 0xC1, 0xEE, 0xF1, 0xF2, 0xF4, *range(0xF5, 256)}
+"""The bytes that UTF-8 has (https://www.rfc-editor.org/rfc/rfc3629, section 3) for characters which Unicode has assigned: 0xEE
+and 0xF4 begin those of private use alone, 0xF1 and 0xF2 none. Real vocabularies, as that of SmolLM2, lack some of them."""
 SPACE = "▁"
 """What SentencePiece writes for a space."""
 

@@ -1,5 +1,8 @@
 """Text survives an extended vocabulary wherever it survives the base's, and half a character is refused."""
 
+import sys
+import unicodedata
+
 import pytest
 import spm
 from hypothesis import example, given, settings
@@ -88,3 +91,9 @@ def test_half_a_character_is_refused(pair):
     with pytest.raises(ValueError, match=r"lone surrogate \(U\+D83D\) at character 3"):
         roundtrip.encode(pair[0], "abc\ud83d")
     assert roundtrip.checked("abc😀") == "abc😀"
+
+
+def test_bytes_of_text_are_those_of_all_characters_that_unicode_has():
+    every = (chr(number) for number in range(sys.maxunicode + 1))
+    text = "".join(sign for sign in every if unicodedata.category(sign) not in ("Cn", "Co", "Cs"))
+    assert set(text.encode()) == roundtrip.BYTES_OF_TEXT

@@ -57,7 +57,8 @@ class Reference(PipelineStep):
     def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
         """Write the record; yield nothing."""
         paths = [path for paths in self.parts.values() for path in paths]
-        texts = [doc.text[:CHARACTERS] for rank in range(len(paths)) for doc in islice(Read(paths).run(rank=rank), PER_PART)]
+        read = Read(paths, "what text of this language is like")
+        texts = [doc.text[:CHARACTERS] for rank in range(len(paths)) for doc in islice(read.run(rank=rank), PER_PART)]
         self.file.parent.mkdir(parents=True, exist_ok=True)
         write_json(self.file, describe(texts, list(self.parts), self.units))
         yield from ()

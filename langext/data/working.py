@@ -13,6 +13,7 @@ import orjson
 from datatrove.data import Document
 from datatrove.pipeline.base import PipelineStep
 
+from langext.console import SILENCE_SECONDS, Progress
 from langext.data.split import OF
 from langext.errors import RunFailed
 
@@ -61,21 +62,24 @@ class Save(PipelineStep):
 
 
 class Read(PipelineStep):
-    """Reads documents from the working folder; task n reads the n-th of `paths`."""
+    """Reads documents from the working folder; task n reads the n-th of `paths`. `label` says for what, when it takes long."""
 
     type, name = "reader", "working text"
 
-    def __init__(self, paths: Sequence[Path]):
+    def __init__(self, paths: Sequence[Path], label: str):
         super().__init__()
-        self.paths = list(paths)
+        self.paths, self.label = list(paths), label
 
     def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
         """Yield the documents. Raises RunFailed when somebody has deleted them."""
-        path = self.paths[rank]
+        path, done = self.paths[rank], 0
         try:
             with path.open("rb") as file:
+                progress = Progress(self.label, max(1, path.stat().st_size), SILENCE_SECONDS)
                 for line in file:
                     yield Document(**orjson.loads(line))
+                    done += len(line)
+                    progress.at(done)
         except FileNotFoundError:
             raise RunFailed(f"{path}: a working file is gone; do all of it again with --redo") from None
 

@@ -125,7 +125,8 @@ class Passes:
             steps = [rule.step(units, found, place) for rule, place in zip(part.filters, rejects, strict=True)]
             last = [working.Tally("quality"), working.Save(self._folder("judged", part))]
             log = log_of(self.ctx, part.source) / "quality"
-            self._execute([working.Read(self._files("text", part)), *steps, *last], part.record.tasks, log)
+            read = working.Read(self._files("text", part), f"{part.source.key}: quality")
+            self._execute([read, *steps, *last], part.record.tasks, log)
         return found
 
     def _find_duplicates(self, code: str, parts: Sequence[Part], units: "WordUnits") -> Path:
@@ -137,7 +138,7 @@ class Passes:
         near = self.duplicates == "near" and code != languages.ZXX  # of code, what is alike in words may well be meant
         count = sum(part.record.tasks for part in parts)
         see = [duplicates.Prints(prints), *([duplicates.Signatures(signatures, units)] if near else [])]
-        self._execute([*self._texts(parts), *see], count, log / "see")
+        self._execute([*self._texts(parts, f"{code}: looking for duplicates"), *see], count, log / "see")
         if near:
             tasks = min(self.runtime.workers, duplicates.MINHASH.num_buckets)
             self._execute([duplicates.Pairs(signatures, pairs)], tasks, log / f"pairs-{tasks}")
@@ -153,7 +154,7 @@ class Passes:
         from langext.data import contamination, duplicates, heldout, split, working
 
         source = part.source
-        steps = self._texts([part])
+        steps = self._texts([part], f"{source.key}: comparing")
         if drops:
             steps += [duplicates.Unique(drops, first, self._rejects(source, "duplicates")), working.Tally("duplicates")]
             left = duplicates.left(drops, range(first, first + part.record.tasks))
@@ -181,7 +182,8 @@ class Passes:
         heldout.write(file, held)
         for part, frac in zip(parts, fracs, strict=True):
             source = part.source
-            steps = [working.Read(self._files("compared", part)), split.HoldOut(frac), split.Unite()]
+            read = working.Read(self._files("compared", part), f"{source.key}: dividing")
+            steps = [read, split.HoldOut(frac), split.Unite()]
             steps += [heldout.Apart(file, self._rejects(source, "heldout")), split.Shares()]
             keep = Writer(self.ctx.out / "documents", f"${{split}}/{source.key}.${{rank}}.jsonl.gz")
             self._execute([*steps, keep], part.record.tasks, log_of(self.ctx, source) / "split")
@@ -253,13 +255,13 @@ class Passes:
             say(f"  comparing text with {sum(map(len, items.values())):,} items of {', '.join(items)}")
         return items, [*(BenchmarkRecord(task=task, items=len(found)) for task, found in items.items()), *unread]
 
-    def _texts(self, parts: Sequence[Part]) -> list:
+    def _texts(self, parts: Sequence[Part], label: str) -> list:
         """The steps that give what is compared and held out: documents, or passages where there are few documents."""
         from langext.data import split, working
 
         files = [file for part in parts for file in self._files("judged" if part.filters else "text", part)]
         divided = [self._divided(part) for part in parts for _ in range(part.record.tasks)]
-        return [working.Read(files), split.Divide(divided)]
+        return [working.Read(files, label), split.Divide(divided)]
 
     def _divided(self, part: Part) -> bool:
         """Whether a source is divided into passages before duplicates are looked for."""

@@ -2,14 +2,16 @@
 
 import gzip
 import json
+import re
 
+import orjson
 import pytest
 from run_folders import manifest_of
 from toy import ENGLISH, FRENCH, documents, sentences, write_jsonl
 
 from langext.artifacts import read_base, read_json, write_json
 from langext.context import Context
-from langext.data import heldout
+from langext.data import heldout, working
 from langext.data.executor import Executor
 from langext.data.plain_text import encode_text
 from langext.data.split import PASSAGE, unit_hash
@@ -272,3 +274,11 @@ def test_other_benchmarks_in_the_middle_of_a_stage_are_refused(tmp_path, lid, mo
     assert stage.outdated(manifest) == ""
     own.write_text(ITEMS[1])
     assert "own.txt has changed since text was compared with it" in stage.outdated(manifest)
+
+
+def test_long_passes_tell_how_far_they_are(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(working, "SILENCE_SECONDS", 0.0)
+    lines = [orjson.dumps({"text": "Bonjour.", "id": str(n), "metadata": {}}) for n in range(4)]
+    working.part(tmp_path, 0).write_bytes(b"\n".join(lines) + b"\n")
+    assert len(list(working.Read([working.part(tmp_path, 0)], "fra_Latn: looking for duplicates").run())) == 4
+    assert re.search(r"fra_Latn: looking for duplicates:  50%, ETA .*\n.* 75%, ETA ", capsys.readouterr().out)

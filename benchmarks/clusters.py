@@ -242,6 +242,7 @@ def main() -> None:
     folder = given.folder.resolve()
     folder.mkdir(parents=True)
     os.environ["PYTHONPATH"] = str(ROOT)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it for what it starts in the background
     services = start_slurm(folder / "slurm")
     try:
         have_ray(folder.parent)

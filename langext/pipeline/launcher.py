@@ -33,6 +33,8 @@ RANKS = {"SKYPILOT_NODE_RANK": "SkyPilot", "JOB_COMPLETION_INDEX": "an Indexed J
 """Environment variable that holds which of several tasks this is, of what does not tell how many there are -> who set it.
 https://docs.skypilot.co/en/latest/running-jobs/distributed-jobs.html,
 https://kubernetes.io/docs/tasks/job/indexed-parallel-processing-static/"""
+OF_ITSELF = (0, EXIT_CONFIG, EXIT_RUN_FAILED, EXIT_BUG)
+"""Exit codes of a worker that has ended for another reason than a signal, and has said it."""
 ENDING_SECONDS = 1.0
 """How long the processes of a stage may still run when its worker has ended."""
 
@@ -91,12 +93,7 @@ def launch(out: Path, runtime: Runtime, lock: int, *, only_prepare: bool = False
         code -= 256  # of a process that a signal has killed: the launcher ends with the negative number
     if only_prepare and asked:
         code = code or 128 + asked[-1]  # the signal came too late for this process, and the next one must not start
-    if asked and code not in (
-        0,
-        EXIT_CONFIG,
-        EXIT_RUN_FAILED,
-        EXIT_BUG,
-    ):  # these have another reason, which the worker has said
+    if asked and code not in OF_ITSELF:
         raise Stopped.by(asked, f"stage {out.name!r}")
     return code
 

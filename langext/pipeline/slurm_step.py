@@ -5,7 +5,7 @@ The one rule: a task finds out which of several processes it is from what Slurm 
 
 import os
 import subprocess
-from collections.abc import Mapping, MutableMapping
+from collections.abc import MutableMapping
 
 from langext.context import Runtime
 from langext.errors import ConfigError, RunFailed
@@ -62,6 +62,6 @@ def meeting_point(runtime: Runtime) -> dict[str, str]:
     return {"MASTER_ADDR": hosts(runtime)[0], "MASTER_PORT": str(nodes.free_port())}
 
 
-def tell(env: MutableMapping[str, str], said: Mapping[str, str]) -> None:
-    """Say in `env`, in the words of torch.distributed, what Slurm has `said` to this task."""
-    env.update({name: said[of_slurm] for name, of_slurm in NAMES.items()})
+def translate(env: MutableMapping[str, str]) -> None:
+    """Say in the environment of a task, in the words of torch.distributed, what Slurm says there in its own."""
+    env.update({name: env[of_slurm] for name, of_slurm in NAMES.items()})

@@ -92,7 +92,7 @@ def main() -> None:
     print_anything()
     try:
         if given.srun:
-            slurm_step.tell(os.environ, os.environ)
+            slurm_step.translate(os.environ)
         if given.run:
             lifeline.hold(out, given.run)
         else:  # started by hand: what a launcher says here is not said to this process

@@ -133,7 +133,7 @@ def test_tasks_of_srun_know_which_they_are_and_where_they_meet(job, tmp_path):
     job.check()
     env = launcher.environment(job)
     assert env["MASTER_ADDR"] == "a" and 1024 <= int(env["MASTER_PORT"]) < 65536 and "RANK" not in env
-    code = "import json, os\nfrom langext.pipeline.slurm_step import tell\ntell(os.environ, os.environ)"
+    code = "import json, os\nfrom langext.pipeline.slurm_step import translate\ntranslate(os.environ)"
     code += "\nprint(json.dumps(dict(os.environ)))"
     subprocess.run([*slurm_step.command(job), sys.executable, "-c", code], env=env, check=True)
     tasks = [json.loads((tmp_path / f"task-{i}").read_text()) for i in (0, 1)]

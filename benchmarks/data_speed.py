@@ -128,6 +128,7 @@ def main() -> None:
     parser.add_argument("--language", default="fr", help="two-letter code, as lid.176 has it")
     parser.add_argument("--megabytes", type=float, default=20.0)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--two-workers", action="store_true", help="only two workers beside one")
     given = parser.parse_args()
     model = assets.resolve("asset:lid.176")
     with tempfile.TemporaryDirectory() as place:
@@ -149,6 +150,8 @@ def main() -> None:
             "langext, everything": lambda out: langext(source, out, given.language, 1),
             "langext, 2 workers": lambda out: langext(source, out, given.language, 2),
         }
+        if given.two_workers:
+            ways = {way: ways[way] for way in ("langext, everything", "langext, 2 workers")}
         seconds: dict[str, list[float]] = {way: [] for way in ways}
         clock: dict[str, list[float]] = {way: [] for way in ways}
         for number in range(given.rounds):
@@ -162,7 +165,7 @@ def main() -> None:
             print(f"round {number + 1}:", shown, flush=True)
         for way, found in list(seconds.items())[:-1]:
             print(f"{way:20} {statistics.median(found):6.2f} s {size / 1e6 / statistics.median(found):6.1f} MB/s")
-        for mine in ("", ", quality"):
+        for mine in ("", ", quality") if not given.two_workers else ():
             for other in ("fasttext", f"datatrove{mine}"):
                 ratios = [a / b for a, b in zip(seconds[other], seconds[f"langext{mine}"], strict=True)]
                 print(f"langext{mine} is {statistics.median(ratios):.2f} x {other} ({min(ratios):.2f} to {max(ratios):.2f})")

@@ -1,6 +1,8 @@
 """What stage filter reports of text: every source as it was read, what became of it, and why."""
 
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from langext.spec import Line, Spec, Summary
 
@@ -169,6 +171,34 @@ class SourceRecord(Spec):
     """Parts that the source is read in."""
 
 
+_Frac = Annotated[float, Field(ge=0)]
+_Runs = list[tuple[Annotated[int, Field(ge=1)], _Frac]]
+
+
+class QualityValues(Spec):
+    """What FineWeb-2 publishes for one language (langext/data/published.py). Shares are of a document."""
+
+    dup_line_frac: _Frac
+    """Most share of lines that were there before."""
+    dup_n_grams: _Runs
+    """Number of words, and most share of the letters in runs of so many words that were there before."""
+    top_n_grams: _Runs
+    """Number of words, and most share of the letters in the most frequent run of so many."""
+    language_score: _Frac | None = None
+    """Least score of GlotLID; not applied here, since stage filter finds its own cut."""
+    line_punct_thr: _Frac
+    """Least share of lines that end like a sentence."""
+    new_line_ratio: _Frac
+    """Most line ends for each word."""
+    max_avg_word_length: _Frac
+    min_avg_word_length: _Frac
+    """Most and least letters that words have on average."""
+    max_non_alpha_words_ratio: _Frac
+    """Least share of words with a letter, which datatrove calls so."""
+    stopwords: list[str]
+    """Words of which a document needs two."""
+
+
 class LanguageRecord(Spec):
     """What the quality rules took a language to be like."""
 
@@ -184,6 +214,8 @@ class LanguageRecord(Spec):
     """Least and most characters that the words of a document may have on average; empty when it does not count."""
     left_out: dict[Line, Line]
     """Rule that is not applied to this language -> why."""
+    published: QualityValues | None = None
+    """FineWeb-2's values, which are applied in place of what was found; None where it was not asked for them or has none."""
 
 
 class BenchmarkRecord(Spec):

@@ -11,7 +11,8 @@ import sys
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import active_children, get_context
+from multiprocessing import active_children, forkserver, get_context
+from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,20 @@ from fsspec.implementations.local import LocalFileSystem
 
 from langext.context import Ray, Runtime, Slurm
 from langext.data.tasks import killed, reading, silenced, telling
+
+PRELOADED = [f"langext.data.{name}" for name in (
+    "contamination", "duplicates", "filters.web", "heldout", "language_filter", "quality", "readers", "split", "unread",
+    "word_units", "working", "writers",
+)]  # fmt: skip
+"""What steps of stage filter need that may not have been imported yet."""
+
+
+def prepare(runtime: Runtime) -> None:
+    """Begin to start what processes of this machine are forked from, where there will be several; it takes some seconds."""
+    if runtime.executor == "local" and runtime.workers > 1:
+        _server()
+        with silenced():
+            forkserver.ensure_running()
 
 
 def execute(steps: list[Any], tasks: int, log: Path, runtime: Runtime) -> None:
@@ -61,9 +76,7 @@ class Executor(LocalPipelineExecutor):
 
     def _share(self, ranks: list[int]) -> None:
         began, started = time.time(), list[BaseProcess]()
-        place = get_context("forkserver")  # its server imports once what every process of every pool would import anew
-        place.set_forkserver_preload([name for name in sys.modules if name.startswith("langext.")])
-        with ProcessPoolExecutor(self.workers, mp_context=place) as pool:
+        with ProcessPoolExecutor(self.workers, mp_context=_server()) as pool:
             try:
                 tasks = [pool.submit(self._run_for_rank, rank) for rank in ranks]
                 started = active_children()
@@ -80,3 +93,10 @@ class Executor(LocalPipelineExecutor):
                     crashed = max((code for code in codes if code > 0 and code != signal.SIGKILL), default=signal.SIGKILL)
                     raise killed("lower runtime.workers", crashed, reading(self.log, began)) from None
                 raise
+
+
+def _server() -> ForkServerContext:
+    """Starts processes by forking one that has imported once what every process of every pool would import anew."""
+    place = get_context("forkserver")
+    place.set_forkserver_preload([*(name for name in sys.modules if name.startswith("langext.")), *PRELOADED])
+    return place

@@ -28,7 +28,7 @@ from langext.data.filters.web import (
 )
 from langext.data.word_units import WordUnits
 from langext.data.working import Read
-from langext.text_summaries import LanguageRecord
+from langext.text_summaries import LanguageRecord, QualityValues
 
 PER_PART = 500
 """Documents of each part that are looked at."""
@@ -49,10 +49,12 @@ class Reference(PipelineStep):
 
     name = "reference"
 
-    def __init__(self, parts: Mapping[str, Sequence[Path]], units: WordUnits, file: Path):
-        """`parts` are the working files by source."""
+    def __init__(
+        self, parts: Mapping[str, Sequence[Path]], units: WordUnits, file: Path, published: QualityValues | None = None
+    ):
+        """`parts` are the working files by source; `published`, what is to be applied in place of what is found."""
         super().__init__()
-        self.parts, self.units, self.file = parts, units, file
+        self.parts, self.units, self.file, self.published = parts, units, file, published
 
     def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
         """Write the record; yield nothing."""
@@ -60,7 +62,8 @@ class Reference(PipelineStep):
         read = Read(paths, "what text of this language is like")
         texts = [doc.text[:CHARACTERS] for rank in range(len(paths)) for doc in islice(read.run(rank=rank), PER_PART)]
         self.file.parent.mkdir(parents=True, exist_ok=True)
-        write_json(self.file, describe(texts, list(self.parts), self.units))
+        found = describe(texts, list(self.parts), self.units)
+        write_json(self.file, found.model_copy(update={"published": self.published}))
         yield from ()
 
 

@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 from pydantic import Field, field_validator, model_validator
 
 from langext import languages
-from langext.artifacts import Corpus, Manifest, read_as, sha256_file, write_json
+from langext.artifacts import Corpus, Manifest, read_as, write_json
 from langext.context import Context
-from langext.data import assets, source_files, unread
+from langext.data import assets, published, source_files, unread
 from langext.data.filters import AnyFilter, Web
 from langext.data.sources import Source
 from langext.errors import ConfigError, Mistakes, RunFailed, one_line, user_path
 from langext.spec import LATER
-from langext.stages import funnel
+from langext.stages import funnel, provenance
 from langext.stages.base import Stage
 from langext.stages.passes import Duplicates, Part, Passes, folder_of, log_of
 from langext.text_summaries import FilterSummary, SourceFile, SourceRecord
@@ -61,6 +61,9 @@ class Filter(Stage):
     heldout_frac: float = Field(0.01, gt=0, lt=1)
     """Share of the documents that is held out for measuring, chosen by a hash of their text; of a source of fewer than 50
     documents, share of their passages. Raise it to train on less."""
+    quality_values: Annotated[Path | None, LATER] = None
+    """Folder `configs` of a copy of https://github.com/huggingface/fineweb-2. Where `quality: web` is asked for, the values
+    that are published for a language are applied, in place of what is found in its text; where there are none, that is."""
     filters: Annotated[list[AnyFilter], LATER] = []
     """What text of every source must pass, for example `{name: length, min_characters: 200}`."""
     duplicates: Annotated[Duplicates, LATER] = "near"
@@ -92,6 +95,11 @@ class Filter(Stage):
     def _files(cls, value: list[Path]) -> list[Path]:
         return [user_path(path, "contamination") for path in value]
 
+    @field_validator("quality_values")
+    @classmethod
+    def _folder(cls, value: Path | None) -> Path | None:
+        return value and user_path(value, "quality_values")
+
     def check(self, ctx: Context) -> None:
         """Raise one ConfigError for all files missing or damaged, languages without a label, and no text to train on."""
         from langext.data import contamination  # it imports datatrove
@@ -105,60 +113,32 @@ class Filter(Stage):
                 source.check_role(ctx.language, ctx.original_languages)
                 source.check(self.max_bad_frac)
                 source.check_apart(ctx.out)
+        with mistakes.part("quality_values"):
+            if self.quality_values:
+                judged = [source for source in self.sources if any(isinstance(rule, Web) for rule in self._filters(source))]
+                published.check(self.quality_values, [source.language for source in judged])
         if not any(source.trained and source.language == ctx.language for source in self.sources):
             mistakes.add(ConfigError(f"sources: none has text of the new language {ctx.language} to train on", ("sources",)))
         with mistakes.part("lid_model"):
-            lid = self._lid()
+            lid = self.lid()
             self._labels(lid, ctx)
             if not self.lid_model.startswith(assets.PREFIX):  # the bytes of assets are known
                 lid.try_out()
         mistakes.end()
 
     def outdated(self, manifest: Manifest) -> str:
-        """The first source file that is new, missing or changed since it was read, or the LID model; else an empty string.
-
-        A source or model that is missing as a whole is no change, because its text, or what it chose, is in this stage.
-        """
-        read = _by_source(manifest)
-        for source in self.sources:
-            gone = (ConfigError, RunFailed) if source.away else (ConfigError,)
-            with contextlib.suppress(*gone):  # the source does not exist any more, or its store cannot be reached now
-                if source.key in read and (reason := source.difference(read[source.key])):
-                    return reason
-        summary = manifest.summary_as(FilterSummary)
-        if summary is None or (summary.duplicates is None and self.duplicates != "off"):
-            return "an earlier version of langext filtered the text, and kept duplicates"
-        for path in self.contamination:
-            if path.is_file() and summary.compared_files.get(str(path)) != sha256_file(path):
-                return f"contamination: {one_line(path)} has changed since text was compared with it"
-        with contextlib.suppress(ConfigError):
-            if (path := self._lid().path).exists() and _is_another(path, summary):
-                return f"lid_model {one_line(path)} has changed since text was filtered with it"
-        return ""
+        """The first source file that is new, missing or changed since it was read, or the LID model; else an empty string."""
+        return provenance.outdated(self, manifest)
 
     def same_sources(self, manifest: Manifest, measured: Callable[[], Collection[str]] = tuple) -> bool:
         """True when no source file is new, missing or changed, hub datasets are at the same commit, and so is the LID model.
 
         And when the text was compared with every benchmark that this run measures.
         """
-        summary = manifest.summary_as(FilterSummary)
-        if summary is None or not set(summary.tasks).issuperset(measured()):
-            return False
-        read, commits = _by_source(manifest), {row.source: row.commit for row in summary.funnel}
-        try:
-            if self.outdated(manifest) or not self._lid().path.exists():
-                return False
-            for source in self.sources:
-                found = source.found()
-                if found is None and (commits.get(source.key) is None or commits[source.key] != source.commit()):
-                    return False
-                if found is not None and not source.same_names(found, read.get(source.key, [])):
-                    return False
-        except (ConfigError, RunFailed):  # it is not there or cannot be read, or the hub does not answer
-            return False
-        return True
+        return provenance.same(self, manifest, measured)
 
-    def _lid(self) -> "LanguageId":
+    def lid(self) -> "LanguageId":
+        """The language-identification model. Raises ConfigError when it is not there."""
         from langext.data.language_id import LanguageId
 
         named = self.lid_model.startswith(assets.PREFIX)
@@ -177,9 +157,12 @@ class Filter(Stage):
         Raises RunFailed when a source or the model changes or vanishes before the stage is finished, and for what only reading
         shows: sources that are finished are kept. Raises ConfigError when all of them together lack text.
         """
+        from langext.data.executor import prepare
+
         files = []
+        prepare(self.runtime)
         with _going_on():
-            lid = self._lid()
+            lid = self.lid()
             labels = self._labels(lid, ctx)
             model = self._begin_model(ctx, lid.path)
             sources = [source.at_hand(ctx.out) for source in self.sources]
@@ -193,7 +176,8 @@ class Filter(Stage):
                 parts.append(Part(source, record, self._filters(source)))
                 files += record.files
             extra, words = self.contamination, self.contamination_words
-            found = Passes(ctx, parts, self.duplicates, extra, words, self.heldout_frac, self.runtime).run()
+            values = self.quality_values
+            found = Passes(ctx, parts, self.duplicates, extra, words, self.heldout_frac, self.runtime, values).run()
         rows = [funnel.count(part.source, part.record, log_of(ctx, part.source)) for part in parts]
         rows = funnel.with_tokens(rows, ctx.out)
         for row in rows:
@@ -332,19 +316,3 @@ def _forget(ctx: Context, source: Source) -> None:
         shutil.rmtree(working)
     if aside.exists():
         shutil.rmtree(aside)
-
-
-def _is_another(path: Path, summary: FilterSummary) -> bool:
-    """True when `path` is not the language-identification model of `summary`."""
-    if summary.lid_model:
-        return source_files.changed(path, summary.lid_model)
-    return source_files.record("", path.name, path).sha256 != summary.lid_sha256
-
-
-def _by_source(manifest: Manifest) -> dict[str, list[SourceFile]]:
-    """The files that a finished stage has read, by `<language>/<domain>`."""
-    files: dict[str, list[SourceFile]] = {}
-    summary = manifest.summary_as(FilterSummary)
-    for file in summary.source_files if summary else []:
-        files.setdefault(file.source, []).append(file)
-    return files

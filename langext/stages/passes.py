@@ -74,6 +74,8 @@ class Passes:
     """Length of the runs of words that text is compared with benchmarks by."""
     heldout_frac: float
     runtime: Runtime
+    quality_values: Path | None = None
+    """Folder of FineWeb-2's values."""
 
     def run(self) -> PassesRecord:
         """Run all that are not finished. Raises ConfigError or RunFailed for what only reading shows."""
@@ -108,16 +110,18 @@ class Passes:
 
     def _judge(self, code: str, parts: Sequence[Part], units: "WordUnits") -> LanguageRecord | None:
         """Apply the filters of the sources that have some."""
-        from langext.data import working
+        from langext.data import published, working
         from langext.data.filters.web import Web
         from langext.data.quality import Reference
 
         judged = [part for part in parts if part.filters]
         if not judged:
             return None
-        ask = [part for part in parts if not any(isinstance(rule, Web) for rule in part.filters)] or parts
+        web = [part for part in judged if any(isinstance(rule, Web) for rule in part.filters)]
+        ask = [part for part in parts if part not in web] or parts
         file = self._work / "quality" / f"{code}.json"
-        reference = Reference({part.source.key: self._files("text", part) for part in ask}, units, file)
+        values = published.of(self.quality_values, code) if web and self.quality_values else None
+        reference = Reference({part.source.key: self._files("text", part) for part in ask}, units, file, values)
         self._execute([reference], 1, self._work / "log" / code / "reference")
         found = read_as(file, LanguageRecord)
         for part in judged:

@@ -3,10 +3,12 @@
 import gzip
 import json
 import re
+from types import SimpleNamespace
 
 import orjson
 import pytest
 from run_folders import manifest_of
+from test_published import VALUES
 from toy import ENGLISH, FRENCH, documents, sentences, write_jsonl
 
 from langext.artifacts import read_base, read_json, write_json
@@ -203,6 +205,23 @@ def test_web_text_is_judged_by_what_its_language_is_like(tmp_path, lid):
     known = summary.qualities["fra_Latn"]
     assert known.sources == ["fra_Latn/fr"] and known.documents == 70 and "fr" not in summary.qualities
     assert rows["fr"].dropped == {} and rows["web"].lines_dropped == {"policy": 1}
+
+
+def test_published_values_are_applied_recorded_and_watched(tmp_path, lid):
+    pages = ["\n".join(" ".join(sentences(FRENCH, 3, 100 * n + i)) for i in range(12)) for n in range(60)]
+    pages[3] = pages[3].replace(".", "")
+    web = {"language": "fr", "name": "web", "quality": "web", "path": str(write_jsonl(tmp_path / "w.jsonl", pages))}
+    folder = tmp_path / "configs"
+    folder.mkdir()
+    (folder / "fra_Latn.yml").write_text(VALUES.replace("stopwords: [chat, pluie", "stopwords: [le, la"))
+    stage = stage_of(tmp_path, lid, FR, sources=[web], quality_values=folder)
+    _, rows, summary = run(tmp_path, stage)
+    assert rows["web"].dropped == {"line_punct_ratio": 1}
+    assert summary.qualities["fra_Latn"].published.stopwords == ["le", "la", "no"]
+    manifest = SimpleNamespace(summary_as=lambda _: summary)
+    assert stage.outdated(manifest) == ""
+    (folder / "fra_Latn.yml").write_text(VALUES)
+    assert "quality_values: those of fra_Latn have changed" in stage.outdated(manifest)
 
 
 def test_a_pass_that_was_interrupted_goes_on_and_gives_the_same(tmp_path, lid, monkeypatch):

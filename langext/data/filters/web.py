@@ -22,7 +22,7 @@ from datatrove.pipeline.writers.disk_base import DiskWriter
 
 from langext.data.filters.base import TextFilter
 from langext.data.word_units import WordUnits
-from langext.text_summaries import LanguageRecord
+from langext.text_summaries import LanguageRecord, QualityValues
 
 STOP_WORDS, WORD_LENGTH, WORDS = "stop words", "word length", "all that count words"
 LINE_ENDS, SHORT_LINES = "ends of lines", "short lines"
@@ -49,6 +49,8 @@ def rules(units: WordUnits, language: LanguageRecord) -> Sequence[BaseFilter]:
     """The filters of datatrove with the numbers of a language, in FineWeb's order."""
     words: Any = units  # they take tokenizers in place of languages, which their types do not say
     out = language.left_out
+    if language.published:
+        return _published(units, language.published, WORDS not in out)
     lines: dict[str, Any] = {"language": words, "line_punct_thr": 0 if LINE_ENDS in out else LINE_ENDS_FRAC}
     lines |= {"short_line_thr": 1 if SHORT_LINES in out else SHORT_LINES_FRAC, "short_line_length": SHORT_LINE}
     if WORDS in out:
@@ -68,11 +70,29 @@ def rules(units: WordUnits, language: LanguageRecord) -> Sequence[BaseFilter]:
     ]
 
 
+def _published(units: WordUnits, values: QualityValues, counted: bool) -> Sequence[BaseFilter]:
+    """The same with FineWeb-2's values, and as it puts them together; without those of words where nothing divides them."""
+    words, no_limit = cast(Any, units), float("inf")
+    tops, repeats = (values.top_n_grams, values.dup_n_grams) if counted else ((), ())
+    repetition = {"dup_para_frac": 0, "dup_line_char_frac": 0, "dup_para_char_frac": 0, "dup_line_frac": values.dup_line_frac}
+    lines = {"line_punct_thr": values.line_punct_thr, "short_line_thr": no_limit, "char_duplicates_ratio": 0.1}
+    found: list[BaseFilter] = [
+        Repetition(units, **repetition, top_n_grams=tops, dup_n_grams=repeats),
+        FineWebQualityFilter(**lines, new_line_ratio=values.new_line_ratio if counted else no_limit, language=words),
+    ]
+    if counted:
+        limits: dict[str, Any] = values.model_dump(
+            include={"min_avg_word_length", "max_avg_word_length", "max_non_alpha_words_ratio"}
+        )
+        found.append(GopherQualityFilter(**limits, min_stop_words=2, stop_words=values.stopwords, language=words))
+    return found
+
+
 class Repetition(GopherRepetitionFilter):
     """Gopher's rules of repetition as datatrove has them, with the runs of words counted as numbers, which is much faster."""
 
-    def __init__(self, units: WordUnits):
-        super().__init__(language=cast(Any, units))
+    def __init__(self, units: WordUnits, **limits: Any):
+        super().__init__(language=cast(Any, units), **limits)
         self.units, none = units, cast(Any, ())
         self.tops, self.repeats = dict(self.top_n_grams), dict(self.dup_n_grams)  # length -> most share of the letters
         self.top_n_grams = self.dup_n_grams = none
@@ -87,7 +107,7 @@ class Repetition(GopherRepetitionFilter):
         single = np.fromiter((number.setdefault(word, len(number)) for word in words), np.int64, len(words))
         starts = np.cumsum([0, *map(len, words)])
         runs = single
-        for length in range(2, min(len(words), max([*self.tops, *self.repeats])) + 1):
+        for length in range(2, min(len(words), max([*self.tops, *self.repeats, 0])) + 1):
             # A run is the run of one word less that begins there, and the word after that.
             pairs = runs[: len(words) - length + 1] * len(number) + single[length - 1 :]
             _, first, runs, counts = np.unique(pairs, return_index=True, return_inverse=True, return_counts=True)
@@ -97,7 +117,7 @@ class Repetition(GopherRepetitionFilter):
                 size = int(starts[best + length] - starts[best]) + length - 1
                 if size * often / letters > self.tops[length]:
                     return False, f"top_{length}_gram"
-            if often == 1 and length >= max(self.tops):
+            if often == 1 and length >= max([*self.tops, 0]):
                 break  # longer ones are all different too
             if length in self.repeats and _repeated(runs.tolist(), starts, length) / letters > self.repeats[length]:
                 return False, f"duplicated_{length}_n_grams"

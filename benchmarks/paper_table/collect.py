@@ -35,28 +35,34 @@ def summary(run: Path) -> dict[str, Any] | None:
     if len(folders) < 2 or not all((folder / "manifest.json").exists() for folder in folders):
         return None
     before, after = (read_json(folder / "scores.json") for folder in (folders[0], folders[-1]))
-    extended, trained = (one(run, name) for name in ("extend", "train"))
-    rescaled = one(run, "rescale")
+    trained = one(run, "train")
     bits = {name: [row["value"], after["bits_per_byte"][name]["value"]] for name, row in before["bits_per_byte"].items()}
-    new = trained["identity"]["language"]
+    manifests = [read_json(path) for path in sorted(run.glob("[0-9][0-9]-*/manifest.json"))]
+    new = manifests[0]["identity"]["language"]
     kl = {name: row["value"] for name, row in after.get("kl_by_set", {}).items()}
     gates = {name: row["all_closed"] for name, row in after["bits_per_byte"].items() if "all_closed" in row}
-    manifests = [read_json(path) for path in sorted(run.glob("[0-9][0-9]-*/manifest.json"))]
     return {
-        "method": extended["choices"]["method"], "train": trained["choices"], "seed": trained["seed"],
         "bits_per_byte": bits, "kl": kl, "kl_by_language": {code: row["value"] for code, row in after["kl_to_base"].items()},
         "all_closed": gates,
         "learned": fall(bits, new, False), "learned_unseen": fall(bits, new, True),
         "forgot_unseen": None if (lost := fall(bits, "eng_Latn", True)) is None else -lost,
         "kl_unseen": mean([value for name, value in kl.items() if UNSEEN in name]),
         "closed_unseen": mean([value for name, value in gates.items() if UNSEEN in name and not name.startswith(new)]),
-        "tasks": tasks(before, after), "curve": curve(run), "alpha": rescaled["summary"]["alpha"] if rescaled else None,
-        "weights": trained["summary"].get("weights", {}),
-        "trainable_parameters": extended["summary"]["trainable_parameters"],
-        "base_parameters": extended["summary"]["base_parameters"],
-        "tokens_per_second": trained["summary"]["tokens_per_second"], "device": trained["device"],
-        "seconds": {folder_of(m): m["seconds"] for m in manifests}, "versions": trained["versions"],
+        "tasks": tasks(before, after), "seconds": {folder_of(m): m["seconds"] for m in manifests},
+        "seed": manifests[0]["seed"], "device": manifests[-1]["device"], "versions": manifests[-1]["versions"],
         "base": read_json(run / "base" / "manifest.json").get("files"),
+        **(training(run, trained) if trained else {}),
+    }  # fmt: skip
+
+
+def training(run: Path, trained: dict[str, Any]) -> dict[str, Any]:
+    """What only runs that train have; merges do not."""
+    extended, rescaled = one(run, "extend"), one(run, "rescale")
+    return {
+        "method": extended["choices"]["method"], "train": trained["choices"], "curve": curve(run),
+        "alpha": rescaled["summary"]["alpha"] if rescaled else None, "weights": trained["summary"].get("weights", {}),
+        "trainable_parameters": extended["summary"]["trainable_parameters"],
+        "base_parameters": extended["summary"]["base_parameters"], "tokens_per_second": trained["summary"]["tokens_per_second"],
     }  # fmt: skip
 
 

@@ -1,7 +1,8 @@
 """The experiments behind docs/results.md: their texts, and every run as a langext pipeline. Not a program.
 
 `small` is the protocol of the paper on a model of 8 M parameters that pretrain.py has taught English; `ablations` changes one
-setting of neutral residues at a time there; `real` is SmolLM2-135M, and `german` and `swahili` are its recipe, untouched.
+setting of neutral residues at a time there; `chain` teaches it three languages one after another, and `merged` merges two of
+its runs; `real` is SmolLM2-135M, and `german` and `swahili` are its recipe, untouched.
 """
 
 from collections.abc import Iterator
@@ -32,6 +33,8 @@ TASKS = {
     "swh_Latn": ("sw.xcopa", "sw.masakhanews-topic"),
 }
 CAPS = {"cia-factbook": 100, "debian-manuals": 500, "canada-acts": 20}
+EXPORTED = "06-export/checkpoint"
+"""Of a run of `chain`."""
 CALIBRATED = {"name": "neutral_residues", "gate": "threshold"}
 PAPER = {"name": "neutral_residues", "init": "low_variance", "alpha": 0.01}
 FULL = [1e-4, 3e-4, 1e-3, 3e-3]
@@ -40,23 +43,34 @@ BLOCKS = [1e-3, 2e-3, 4e-3, 8e-3]
 
 Run = dict[str, Any]
 """A pipeline."""
+Source = dict[str, Any]
 
 
-def sources(data: Path, language: str) -> list[dict[str, Any]]:
+def sources(data: Path, language: str) -> list[Source]:
     """What every run of a language reads."""
-    start, trained = TRAINED[language]
-    found = [
-        {"language": language, "path": f"{data}/text/{start}.{kind}.jsonl.gz", "name": kind, "max_documents": most}
-        for kind, most in trained.items()
-    ]
-    for kind in ENGLISH:
-        more = {"max_documents": CAPS[kind]} if kind in CAPS else {}
-        found.append({"language": "eng_Latn", "path": f"{data}/text/en.{kind}.jsonl.gz", "name": kind, **more})
-    for code, short, kinds in (("eng_Latn", "en", UNSEEN_ENGLISH), (language, start, UNSEEN[language])):
-        for kind in kinds:
-            path = f"{data}/valid/{short}.{kind}.jsonl.gz"
-            found.append({"language": code, "path": path, "name": f"unseen-{kind}", "heldout_only": True})
-    return found
+    return [*trained(data, language), *replayed(data), *unseen(data, "eng_Latn"), *unseen(data, language)]
+
+
+def trained(data: Path, language: str) -> list[Source]:
+    """Text of the new language."""
+    start, kinds = TRAINED[language]
+    files = {kind: f"{data}/text/{start}.{kind}.jsonl.gz" for kind in kinds}
+    return [{"language": language, "path": files[kind], "name": kind, "max_documents": most} for kind, most in kinds.items()]
+
+
+def replayed(data: Path) -> list[Source]:
+    """English text."""
+    most = {kind: {"max_documents": CAPS[kind]} if kind in CAPS else {} for kind in ENGLISH}
+    files = {kind: f"{data}/text/en.{kind}.jsonl.gz" for kind in ENGLISH}
+    return [{"language": "eng_Latn", "path": files[kind], "name": kind, **most[kind]} for kind in ENGLISH]
+
+
+def unseen(data: Path, language: str, **more: bool) -> list[Source]:
+    """Text that only measures."""
+    start, kinds = ("en", UNSEEN_ENGLISH) if language == "eng_Latn" else (TRAINED[language][0], UNSEEN[language])
+    files = {kind: f"{data}/valid/{start}.{kind}.jsonl.gz" for kind in kinds}
+    more = more or {"heldout_only": True}
+    return [{"language": language, "path": files[kind], "name": f"unseen-{kind}", **more} for kind in kinds]
 
 
 def small(data: Path, base: str) -> Iterator[Run]:
@@ -103,6 +117,43 @@ def ablations(data: Path, base: str) -> Iterator[Run]:
     )
 
 
+def chain(data: Path, base: str, out: Path) -> list[list[Run]]:
+    """French, German and Swahili one after another, by full fine-tuning and with LDIFS, without replay: the runs of each step.
+
+    A step begins with what the one before has exported to OUT, and measures all three languages.
+    """
+    steps: list[list[Run]] = []
+    for number, language in enumerate(TRAINED):
+        earlier, later = list(TRAINED)[:number], list(TRAINED)[number + 1 :]
+        steps.append([])
+        for name, penalties in (("full", []), ("full_ldifs", [{"name": "ldifs", "weight": 0.2}])):
+            start = str(out / f"{name}-{number}" / EXPORTED) if number else base
+            more = {"lr": 1e-3, "original_frac": 0.0, "penalties": penalties}
+            run = _small(f"{name}-{number + 1}", data, start, {"name": "full"}, more, language=language)
+            run["original_languages"] += earlier
+            found = run["stages"][0]["sources"]
+            found += [source for other in earlier for source in unseen(data, other)]
+            found += [source for other in later for source in unseen(data, other, measure_only=True)]
+            run["stages"].append({"uses": "export"})
+            steps[-1].append(run)
+    return steps
+
+
+def merged(data: Path, base: str, out: Path) -> list[list[Run]]:
+    """German learnt by the base alone; then that and the French of `chain` merged, without and with LiNeS."""
+    alone = _small("german", data, base, {"name": "full"}, {"lr": 1e-3, "original_frac": 0.0}, language="deu_Latn")
+    sums = []
+    for name, lines in (("sum", False), ("sum_lines", True)):
+        run = _small(name, data, base, {"name": "full"}, {})
+        run["original_languages"].append("deu_Latn")
+        run["stages"][0]["sources"] += [*trained(data, "deu_Latn"), *unseen(data, "deu_Latn")]
+        models = [str(out.parent / "chain" / "full-1"), str(out / "german")]
+        merge = {"uses": "merge", "models": models, "rule": "task_arithmetic", "lines": lines, "eval_bytes": 10_000}
+        run["stages"] = [*run["stages"][:2], merge, run["stages"][-1]]
+        sums.append(run)
+    return [[alone], sums]
+
+
 def real(data: Path, tasks: Path) -> Iterator[Run]:
     """SmolLM2-135M to French: six methods, three learning rates."""
     for name, method, rates, more in (
@@ -138,13 +189,16 @@ def on_gpu(run: Run, micro_batch: int) -> Run:
     return found
 
 
-def _small(name: str, data: Path, base: str, method: dict[str, Any], more: dict[str, Any], *, lines: bool = False) -> Run:
+def _small(
+    name: str, data: Path, base: str, method: dict[str, Any], more: dict[str, Any], *, lines: bool = False,
+    language: str = "fra_Latn",
+) -> Run:  # fmt: skip
     train = {
         "uses": "train", "steps": 300, "sequence_length": 512, "batch_sequences": 16, "warmup_steps": 20, "original_frac": 0.1,
         "log_every": 20, "eval_every": 100, "eval_bytes": 10_000, "save_every": 300, "keep_checkpoints": 1, **more,
     }  # fmt: skip
     measured = {"uses": "evaluate", "bpb_bytes": 40_000, "kl_bytes": 20_000, "continuation_items": 0, "samples": 0}
-    return _run(name, "fra_Latn", base, data, method, train, measured | {"precision": "fp32"}, lines)
+    return _run(name, language, base, data, method, train, measured | {"precision": "fp32"}, lines)
 
 
 def _real(name: str, data: Path, tasks: Path, language: str, method: dict[str, Any], more: dict[str, Any]) -> Run:

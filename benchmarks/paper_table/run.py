@@ -26,34 +26,43 @@ FORMATS = {"blimp": "_pairs", "scala-pairs": "_pairs"}
 def main() -> None:
     """Write the pipelines, run them, run the best ones with more seeds."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("experiment", choices=["small", "ablations", "real", *OTHERS])
+    parser.add_argument("experiment", choices=["small", "ablations", "chain", "merged", "real", *OTHERS])
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--base", type=Path, help="the model of pretrain.py, for small and ablations")
+    parser.add_argument("--base", type=Path, help="the model of pretrain.py, for small, ablations, chain and merged")
     parser.add_argument("--out", type=Path, default=Path("runs/paper_table"))
     parser.add_argument("--gpu", action="store_true")
     parser.add_argument("--jobs", type=int, default=1, help="runs side by side")
     parser.add_argument("--micro-batch", type=int, default=16)
     parser.add_argument("--seeds", type=int, default=3, help="seeds of the best run of each method")
     parser.add_argument("--only", nargs="*", help="beginnings of names of runs")
-    parser.add_argument("--steps", type=int, help="steps of each training, to try the script")
+    parser.add_argument("--steps", type=int, help="of each training, where there is no GPU")
     asked = parser.parse_args()
     data, out = asked.data.resolve(), asked.out.resolve() / asked.experiment
+    if asked.base is None and asked.experiment not in ("real", *OTHERS):
+        parser.error(f"{asked.experiment} needs --base")
+    if asked.experiment in ("chain", "merged"):
+        for step in getattr(experiments, asked.experiment)(data, str(asked.base.resolve()), out):
+            sweep([shortened(run, asked.steps) for run in step], out, asked)
+        return
     if asked.experiment in ("small", "ablations"):
-        if asked.base is None:
-            parser.error(f"{asked.experiment} needs --base")
         runs = list(getattr(experiments, asked.experiment)(data, str(asked.base.resolve())))
     elif asked.experiment in OTHERS:
         runs = list(experiments.untouched(data, tasks(data, out / "tasks"), OTHERS[asked.experiment]))
     else:
         runs = list(experiments.real(data, tasks(data, out / "tasks")))
-    runs = [run for run in runs if not asked.only or run["name"].startswith(tuple(asked.only))]
-    for run in runs if asked.steps else []:
-        train = next(stage for stage in run["stages"] if stage["uses"] == "train")
-        train |= {"steps": asked.steps, "warmup_steps": min(train["warmup_steps"], asked.steps // 2), "save_every": asked.steps}
+    runs = [shortened(run, asked.steps) for run in runs if not asked.only or run["name"].startswith(tuple(asked.only))]
     sweep(runs, out, asked)
     best = best_of(runs, out)
     for seed in range(18, 17 + asked.seeds):
         sweep([experiments.with_seed(run, seed) for run in best], out, asked)
+
+
+def shortened(run: Run, steps: int | None) -> Run:
+    """The same with trainings of so many steps."""
+    for train in (stage for stage in run["stages"] if steps and stage["uses"] == "train"):
+        train |= {"steps": steps, "warmup_steps": min(train["warmup_steps"], steps // 4), "save_every": steps}
+        train |= {"eval_every": -(-steps // 3)}
+    return run
 
 
 def sweep(runs: list[Run], out: Path, asked: argparse.Namespace) -> None:

@@ -1,6 +1,9 @@
 """Tables and the picture of docs/results.md, from the records of collect.py; nothing is trained.
 
-python benchmarks/paper_table/tables.py benchmarks/paper_table/results/small.json --picture docs/results.svg
+    python benchmarks/paper_table/tables.py benchmarks/paper_table/results/small.json --picture docs/results.png
+    python benchmarks/paper_table/tables.py benchmarks/paper_table/results/chain.json --languages
+
+With --languages it prints bits per byte of every language before and after, the mean over kinds of text that no run trains on.
 """
 
 import argparse
@@ -18,9 +21,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("records", type=Path, nargs="+")
     parser.add_argument("--picture", type=Path)
+    parser.add_argument("--languages", action="store_true")
     asked = parser.parse_args()
     found = {name: row for path in asked.records for name, row in json.loads(path.read_text(encoding="utf-8")).items()}
-    print("\n".join(table(found)))
+    print("\n".join(by_language(found) if asked.languages else table(found)))
     if asked.picture:
         draw(found, asked.picture)
 
@@ -42,6 +46,20 @@ def table(found: dict[str, Any]) -> Iterable[str]:
             f"{row['kl_unseen']:.4f}", "" if closed is None else f"{100 * closed:.1f} %",
         ]  # fmt: skip
         yield "| " + " | ".join(cells) + " |"
+
+
+def by_language(found: dict[str, Any]) -> Iterable[str]:
+    """Lines of Markdown, a row for each run: bits per byte before and after, by language."""
+    sets = sorted({name for row in found.values() for name in row["bits_per_byte"] if "/unseen-" in name})
+    codes = list(dict.fromkeys(name.split("/")[0] for name in sets))
+    yield "| run | " + " | ".join(codes) + " |"
+    yield "|" + " --- |" * (len(codes) + 1)
+    for name, row in found.items():
+        means = []
+        for code in codes:
+            pairs = [pair for key, pair in row["bits_per_byte"].items() if key.startswith(f"{code}/unseen-")]
+            means.append(" -> ".join(f"{sum(side) / len(side):.3f}" for side in zip(*pairs, strict=True)))
+        yield f"| {name} | " + " | ".join(means) + " |"
 
 
 def draw(found: dict[str, Any], picture: Path) -> None:

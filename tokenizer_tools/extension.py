@@ -10,6 +10,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from tokenizer_tools import guarantees, kinds, model_file, protect, roles
+from tokenizer_tools.folder import rebuilt
+from tokenizer_tools.folder import write as write_folder
 from tokenizer_tools.kinds import Kind
 from tokenizer_tools.model_file import NAME
 from tokenizer_tools.protect import Identity
@@ -29,7 +31,8 @@ def kind_of(base: Any, folder: Path, read: Read) -> Kind:
     """
     kind, path = kinds.of(base), folder / model_file.NAME
     reason = model_file.obstacle(path, base) if kind.in_model_file and path.is_file() else ""
-    if reason := reason or roles.unnamed(base, roles.configs(folder)) or _unlike_itself(base, read):
+    reason = reason or rebuilt(base, folder) or roles.unnamed(base, roles.configs(folder)) or _unlike_itself(base, read)
+    if reason:
         raise ValueError(reason)
     return kind
 
@@ -37,12 +40,13 @@ def kind_of(base: Any, folder: Path, read: Read) -> Kind:
 def _unlike_itself(base: Any, read: Read) -> str:
     """Why a base is another one when it is written and read again, before anything is added; empty when it is not."""
     names = [token.content for token in base.added_tokens_decoder.values()]
-    texts = [*(f"a{name}b {name} {name}{name}\n" for name in names), SAMPLE]
+    texts = [*(f"a{name}b {name} {name}{name}\n{name}" for name in names), SAMPLE]
     with TemporaryDirectory() as scratch:
-        base.save_pretrained(scratch)
+        write_folder(base, Path(scratch))
         again = read(Path(scratch))
-    for name, text, before, after in zip([*names, ""], texts, encode(base, texts), encode(again, texts), strict=True):
-        if before != after:
+    as_text = zip(encode(base, texts), encode(again, texts), strict=True)
+    for name, text, (before, after) in zip([*names, ""], texts, as_text, strict=True):
+        if before != after or base(text).input_ids != again(text).input_ids:
             what = f"around its added token {name!r}" if name else f"as {text!r}"
             return (
                 f"written by transformers and read again, the base itself encodes text {what} in another way, and so would an "
@@ -86,7 +90,7 @@ def write(
     beside = out.with_name(f".{out.name}.new")
     shutil.rmtree(beside, ignore_errors=True)
     try:
-        bigger.save_pretrained(beside)
+        write_folder(bigger, beside)
         source, target = folder / model_file.NAME, beside / model_file.NAME
         if kind.in_model_file and source.is_file():
             target.write_bytes(model_file.extended(source, base, found, ids))

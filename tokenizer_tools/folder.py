@@ -1,13 +1,25 @@
-"""Reads the tokenizer in a folder. The one rule: a folder is read in one way, whoever asks."""
+"""Reads and writes the tokenizer in a folder. The one rule: a folder is read in one way, whoever asks."""
 
+import inspect
+import json
 from pathlib import Path
 from typing import Any
 
 import sentencepiece
+from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
 FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 """Files that hold a tokenizer; the first one that is there is read."""
+CONFIG = "tokenizer_config.json"
+PROBES = (
+    "In 1984 there were 12,345 cats; it's 7 o'clock, DON'T  they'll say.",
+    "foo_bar(x) = y[2048] + 'a'\t# end\r\n\n\n  if x:\n\treturn",
+    "été ÜNÏ cafe\u0301 \ufb01n \u2460 \u00bd",
+    "日本語のテキスト、 ไทย हिन्दी 한국어",
+    "сорок два שלום مرحبا \U0001f642",
+)
+"""Text in which the rules of usual tokenizers differ: digits, contractions, blanks, marks of letters, scripts."""
 
 
 def file(folder: Path) -> Path | None:
@@ -32,3 +44,46 @@ def read(folder: Path) -> Any:
         return load(path)
     except Exception as error:  # the libraries raise errors of nearly every class
         raise ValueError(f"{path}: the tokenizer cannot be read: {error}") from None
+
+
+def settings(folder: Path) -> dict[str, Any]:
+    """What tokenizer_config.json of a folder says; {} when it has none."""
+    path = folder / CONFIG
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def write(tokenizer: Any, out: Path) -> None:
+    """Write a tokenizer that was read from a folder into the folder `out`, so that it is read as before.
+
+    transformers does not write all that the class of a tokenizer takes from its config: `legacy` of Llama's, for one.
+    """
+    tokenizer.save_pretrained(out)
+    written = settings(out)
+    given = settings(Path(tokenizer.name_or_path)) if tokenizer.name_or_path else written
+    taken = inspect.signature(type(tokenizer).__init__).parameters
+    if lost := {key: value for key, value in given.items() if key in taken and key not in written}:
+        (out / CONFIG).write_text(json.dumps(written | lost, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def rebuilt(tokenizer: Any, folder: Path) -> str:
+    """How a tokenizer that was read from a folder differs from what the files there say; empty when it does not.
+
+    The class that tokenizer_config.json names may build another one than tokenizer.json holds.
+    """
+    name = type(tokenizer).__name__
+    for number, token in settings(folder).get("added_tokens_decoder", {}).items():
+        if (found := tokenizer.convert_tokens_to_ids(token["content"])) != int(number):
+            return f"{CONFIG} says that {token['content']!r} is {number}, and {name} reads it as {found}; correct the file"
+    if not (path := folder / "tokenizer.json").is_file():
+        return ""
+    plain = Tokenizer.from_file(str(path))
+    plain.no_truncation()
+    plain.no_padding()
+    for text in PROBES:
+        if tokenizer(text, add_special_tokens=False).input_ids != plain.encode(text, add_special_tokens=False).ids:
+            return (
+                f"{name}, which {CONFIG} names, encodes {text[:24]!r}... in another way than tokenizer.json says. If "
+                f"tokenizer.json is right, name PreTrainedTokenizerFast as tokenizer_class; if {name} is, save the base with "
+                "save_pretrained and take that folder"
+            )
+    return ""

@@ -79,6 +79,16 @@ def _special(base: Any, written: Any, new: ById, configs: Mapping[str, Mapping[s
         return f"other tokens would be put around text ({around[0]} -> {around[1]})"
     if base.chat_template != written.chat_template:
         return "the chat template would be another one"
+    return _beside(base, written, new)
+
+
+def _beside(base: Any, written: Any, new: ById) -> str:
+    """What stands beside an added token is encoded as by the base, if no new token is in it."""
+    for name in sorted(token.content for i, token in base.added_tokens_decoder.items() if i not in new):
+        for text in (f"a{name}b", f"{name}\n{name}", f"{name} {name}"):
+            before, after = base(text).input_ids, written(text).input_ids
+            if before != after and not new.keys() & set(after):
+                return f"{text!r} would be encoded in another way ({before} -> {after})"
     return ""
 
 

@@ -34,7 +34,23 @@ def obstacle(path: Path, base: Any) -> str:
     for i, piece in enumerate(proto.pieces):
         if piece.type in (NORMAL, BYTE) and vocab.get(piece.piece) != i:
             return f"{NAME} gives the piece {piece.piece!r} the id {i}, and the tokenizer {vocab.get(piece.piece)}"
-    return ""
+    return _two_ways(path, proto, base)
+
+
+def _two_ways(path: Path, proto: Any, base: Any) -> str:
+    """How the file and the tokenizer read all text in two ways; empty when they read some alike."""
+    longest = sorted((piece.piece for piece in proto.pieces if piece.type == NORMAL), key=len, reverse=True)
+    texts = [piece.replace("▁", " ").strip() for piece in longest[:20]]
+    slow = sentencepiece.SentencePieceProcessor(model_file=str(path)).encode(texts)
+    fast = base(texts, add_special_tokens=False, split_special_tokens=True).input_ids
+    if any(a == b for a, b in zip(slow, fast, strict=True)):
+        return ""
+    prefix = str(proto.normalizer_spec.add_dummy_prefix).lower()
+    return (
+        f"{NAME} and {type(base).__name__} of tokenizer_config.json encode text in two ways: {texts[0]!r} is {slow[0]} and "
+        f"{fast[0]}. {NAME} has add_dummy_prefix: {prefix}; write add_prefix_space: {prefix} into tokenizer_config.json if "
+        f"that is the difference, or take the base without {NAME}"
+    )
 
 
 def _read(path: Path) -> Any:

@@ -28,12 +28,13 @@ def save(live: "LiveModel", stock: "Stock | None", out: Path) -> None:
     The weights are those of the stock form. Where `stock` is None, they are the model's own, written with its modeling code.
     """
     from langext.exports import remote, shards
+    from tokenizer_tools.folder import write as write_tokenizer
 
     if stock is None:
         remote.write(live.net, out)
     else:
         shards.save(stock, out)
-    live.tokenizer.save_pretrained(out)
+    write_tokenizer(live.tokenizer, out)
     _tokenizer_of_both(out / "tokenizer_config.json", live.tokenizer.chat_template)
     if live.net.generation_config is not None:
         live.net.generation_config.save_pretrained(out)

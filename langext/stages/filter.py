@@ -120,7 +120,7 @@ class Filter(Stage):
         if not any(source.trained and source.language == ctx.language for source in self.sources):
             mistakes.add(ConfigError(f"sources: none has text of the new language {ctx.language} to train on", ("sources",)))
         with mistakes.part("lid_model"):
-            lid = self.lid()
+            lid = self._lid()
             self._labels(lid, ctx)
             if not self.lid_model.startswith(assets.PREFIX):  # the bytes of assets are known
                 lid.try_out()
@@ -128,17 +128,19 @@ class Filter(Stage):
 
     def outdated(self, manifest: Manifest) -> str:
         """The first source file that is new, missing or changed since it was read, or the LID model; else an empty string."""
-        return provenance.outdated(self, manifest)
+        return provenance.outdated(self._asked(), manifest)
 
     def same_sources(self, manifest: Manifest, measured: Callable[[], Collection[str]] = tuple) -> bool:
         """True when no source file is new, missing or changed, hub datasets are at the same commit, and so is the LID model.
 
         And when the text was compared with every benchmark that this run measures.
         """
-        return provenance.same(self, manifest, measured)
+        return provenance.same(self._asked(), manifest, measured)
 
-    def lid(self) -> "LanguageId":
-        """The language-identification model. Raises ConfigError when it is not there."""
+    def _asked(self) -> provenance.Asked:
+        return provenance.Asked(self.sources, self.duplicates, self.contamination, self.quality_values, self._lid)
+
+    def _lid(self) -> "LanguageId":
         from langext.data.language_id import LanguageId
 
         named = self.lid_model.startswith(assets.PREFIX)
@@ -162,7 +164,7 @@ class Filter(Stage):
         files = []
         prepare(self.runtime)
         with _going_on():
-            lid = self.lid()
+            lid = self._lid()
             labels = self._labels(lid, ctx)
             model = self._begin_model(ctx, lid.path)
             sources = [source.at_hand(ctx.out) for source in self.sources]

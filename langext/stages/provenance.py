@@ -1,10 +1,11 @@
 """What a finished stage filter was made of, and whether that is still what it was.
 
-The one rule: what is missing as a whole is no change, because its text, or what it chose, is in the stage.
+The one rule: what is missing as a whole is no change, because its text, or what it chose, is in the asked.
 """
 
 import contextlib
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,43 +15,56 @@ from langext.errors import ConfigError, RunFailed, one_line
 from langext.text_summaries import FilterSummary, SourceFile
 
 if TYPE_CHECKING:
-    from langext.stages.filter import Filter
+    from langext.data.language_id import LanguageId
+    from langext.data.sources import Source
 
 
-def outdated(stage: "Filter", manifest: Manifest) -> str:
+@dataclass(frozen=True)
+class Asked:
+    """The settings of the stage that name files."""
+
+    sources: "Sequence[Source]"
+    duplicates: str
+    contamination: Sequence[Path]
+    quality_values: Path | None
+    lid: "Callable[[], LanguageId]"
+    """Raises ConfigError when the model is not there."""
+
+
+def outdated(asked: Asked, manifest: Manifest) -> str:
     """The first file that is new, missing or changed since it was read, in one line; an empty string when there is none."""
     read = _by_source(manifest)
-    for source in stage.sources:
+    for source in asked.sources:
         gone = (ConfigError, RunFailed) if source.away else (ConfigError,)
         with contextlib.suppress(*gone):  # the source does not exist any more, or its store cannot be reached now
             if source.key in read and (reason := source.difference(read[source.key])):
                 return reason
     summary = manifest.summary_as(FilterSummary)
-    if summary is None or (summary.duplicates is None and stage.duplicates != "off"):
+    if summary is None or (summary.duplicates is None and asked.duplicates != "off"):
         return "an earlier version of langext filtered the text, and kept duplicates"
-    for path in stage.contamination:
+    for path in asked.contamination:
         if path.is_file() and summary.compared_files.get(str(path)) != sha256_file(path):
             return f"contamination: {one_line(path)} has changed since text was compared with it"
     with contextlib.suppress(ConfigError):
         for code, known in summary.qualities.items():
-            if stage.quality_values and known.published != published.of(stage.quality_values, code):
+            if asked.quality_values and known.published != published.of(asked.quality_values, code):
                 return f"quality_values: those of {code} have changed since they were applied"
     with contextlib.suppress(ConfigError):
-        if (path := stage.lid().path).exists() and _is_another(path, summary):
+        if (path := asked.lid().path).exists() and _is_another(path, summary):
             return f"lid_model {one_line(path)} has changed since text was filtered with it"
     return ""
 
 
-def same(stage: "Filter", manifest: Manifest, measured: Callable[[], Collection[str]]) -> bool:
+def same(asked: Asked, manifest: Manifest, measured: Callable[[], Collection[str]]) -> bool:
     """True when nothing is outdated, no source has other files or another commit, text was compared with `measured()`."""
     summary = manifest.summary_as(FilterSummary)
     if summary is None or not set(summary.tasks).issuperset(measured()):
         return False
     read, commits = _by_source(manifest), {row.source: row.commit for row in summary.funnel}
     try:
-        if outdated(stage, manifest) or not stage.lid().path.exists():
+        if outdated(asked, manifest) or not asked.lid().path.exists():
             return False
-        for source in stage.sources:
+        for source in asked.sources:
             found = source.found()
             if found is None and (commits.get(source.key) is None or commits[source.key] != source.commit()):
                 return False

@@ -157,8 +157,10 @@ class ExtendTokenizer(Stage):
 
     def _unchanged(self, ctx: Context, base: Any, advice: VocabularyAdvice) -> Tokenizer:
         """Pass the base's own tokenizer on, without new tokens."""
+        from tokenizer_tools.folder import write
+
         say(f"  the vocabulary stays as it is: {advice.reason}")
-        base.save_pretrained(ctx.out / "tokenizer")
+        write(base, ctx.out / "tokenizer")
         write_json(ctx.out / "new_tokens.json", {})
         ctx.report(TokenizerSummary(new_tokens=0, heldout={}, advice=advice))
         return Tokenizer(ctx.out)

@@ -2,6 +2,7 @@
 
 import pytest
 from datatrove.data import Document
+from fineweb import VALUES
 from test_contamination import Rejects
 from toy import FRENCH, sentences
 
@@ -11,22 +12,6 @@ from langext.data.quality import describe
 from langext.data.word_units import WordUnits
 from langext.errors import ConfigError
 
-VALUES = """\
-dup_line_frac: 0.25
-dup_n_grams:
-- - 5
-  - 0.9
-language_score: 0.7
-line_punct_thr: 0.2
-max_avg_word_length: 12
-max_non_alpha_words_ratio: 0.8
-min_avg_word_length: 2
-new_line_ratio: 0.3
-stopwords: [chat, pluie, "no"]
-top_n_grams:
-- - 2
-  - 0.5
-"""
 FR = WordUnits("fra_Latn")
 
 

@@ -7,8 +7,8 @@ from types import SimpleNamespace
 
 import orjson
 import pytest
+from fineweb import VALUES
 from run_folders import manifest_of
-from test_published import VALUES
 from toy import ENGLISH, FRENCH, documents, sentences, write_jsonl
 
 from langext.artifacts import read_base, read_json, write_json

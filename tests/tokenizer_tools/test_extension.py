@@ -17,15 +17,15 @@ def load(folder):
 
 
 def test_a_base_that_is_another_one_when_it_is_written_is_refused(tmp_path):
-    """Symbols that a user defined in SentencePiece are found before text is normalised, and after it once they are written."""
+    """Here, because no space is put before text behind a special token any more when it is read again."""
     folder = spm.write(tmp_path / "base", "llama2", user_defined_symbols=["<b>", "é", "日本", "▁▁"])
     base = spm.load(folder)
-    with pytest.raises(ValueError, match="the base itself encodes text around its added token .* in another way") as caught:
-        extension.kind_of(base, folder, spm.load)
-    assert "save it once with save_pretrained and take that folder, without tokenizer.model" in str(caught.value)
+    assert extension.kind_of(base, folder, spm.load).name == "BPE of SentencePiece"
     base.save_pretrained(tmp_path / "again")
     again = spm.load(tmp_path / "again")
-    assert extension.kind_of(again, tmp_path / "again", spm.load).name == "BPE of SentencePiece"
+    with pytest.raises(ValueError, match="the base itself encodes text around its added token .* in another way") as caught:
+        extension.kind_of(base, folder, lambda _: again)
+    assert "save it once with save_pretrained and take that folder, without tokenizer.model" in str(caught.value)
     plain = make_tokenizer()
     plain.add_tokens([AddedToken("<br>", lstrip=True, normalized=False), AddedToken("chat", single_word=True)])
     assert extension.kind_of(plain, tmp_path, load).name == "byte-level BPE"

@@ -14,6 +14,7 @@ from toy import ENGLISH, FRENCH, make_tokenizer, sentences
 from transformers import PreTrainedTokenizerFast
 
 from tokenizer_tools import audit, extension, guarantees, kinds, merges, model_file, pieces, protect, unigram
+from tokenizer_tools.folder import write
 from tokenizer_tools.vocabulary import NewPiece, next_id, slots
 from tokenizer_tools.vocabulary import ids as ids_of
 
@@ -32,7 +33,7 @@ def extend(folder: Path, out: Path, apart: list[str], num: int = 60):
     words = kind.word_counts(backend, NEW)
     found = kind.learn(backend, words, num, 5, kind.guarded(backend, kind.word_counts(backend, apart)))
     bigger = kind.extended(base, found)
-    bigger.save_pretrained(out)
+    write(bigger, out)
     behind = range(next_id(base), next_id(base) + len(found))
     (out / model_file.NAME).write_bytes(model_file.extended(folder / model_file.NAME, base, found, behind))
     written = spm.load(out)

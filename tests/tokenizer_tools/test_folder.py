@@ -1,0 +1,86 @@
+"""A tokenizer is written so that it is read as before, and what a folder says in two ways is refused."""
+
+import json
+
+import pytest
+import spm
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from toy import ENGLISH, FRENCH, make_tokenizer, sentences
+from transformers import AutoTokenizer
+
+from tokenizer_tools import extension, folder, guarantees, kinds
+
+BESIDE = ["<s>the cat</s>the dog", "</s>\nthe", "a</s>b <s> c"]
+
+
+def configured(path, **more):
+    """The folder, with more settings of its tokenizer."""
+    file = path / folder.CONFIG
+    file.write_text(json.dumps(folder.settings(path) | more))
+    return path
+
+
+@pytest.mark.parametrize("legacy", [True, False])
+def test_what_stands_beside_special_tokens_is_encoded_as_before(legacy, tmp_path):
+    """transformers writes no `legacy`, which says whether a space is put before the text behind a special token."""
+    base = folder.read(configured(spm.write(tmp_path / "base", "llama2"), legacy=legacy))
+    kind = extension.kind_of(base, tmp_path / "base", folder.read)
+    words = kind.word_counts(base.backend_tokenizer, sentences(FRENCH, 100, 9))
+    apart = kind.guarded(base.backend_tokenizer, kind.word_counts(base.backend_tokenizer, ["the cat a b c", "the dog"]))
+    found = kind.learn(base.backend_tokenizer, words, 20, 5, apart)
+    text = {"words": words, "texts": sentences(ENGLISH, 5, 2), "protected": {}}
+    written = extension.write(tmp_path / "out", tmp_path / "base", kind, base, found, read=folder.read, **text).tokenizer
+    wanted = [base(text).input_ids for text in BESIDE]
+    assert [written(text).input_ids for text in BESIDE] == wanted
+    assert folder.settings(tmp_path / "out")["legacy"] is legacy
+    other = folder.read(configured(tmp_path / "out", legacy=not legacy))
+    assert "would be encoded in another way" in guarantees.broken(base, written, other, found, words, [], {}, coarser=False)
+
+
+def test_a_class_that_builds_another_tokenizer_than_the_file_holds_is_refused(tmp_path):
+    """The file cuts numbers into three digits, as Llama 3 does; the class that is named into one."""
+    rule = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s+"
+    made = Tokenizer(models.BPE())
+    made.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Split(Regex(rule), "isolated"), pre_tokenizers.ByteLevel(False, use_regex=False)]
+    )
+    made.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=420, special_tokens=["<|endoftext|>"], initial_alphabet=alphabet)
+    made.train_from_iterator([f"{text} In 1984." for text in sentences(ENGLISH, 200, 1)], trainer)
+    made.save(str(tmp_path / "tokenizer.json"))
+    for name in ("Qwen2Tokenizer", "PreTrainedTokenizerFast"):
+        base = folder.read(configured(tmp_path, tokenizer_class=name, eos_token="<|endoftext|>"))
+        reason = folder.rebuilt(base, tmp_path)
+        assert ("encodes 'In 1984 there were" in reason) is (name == "Qwen2Tokenizer")
+    configured(tmp_path, tokenizer_class="Qwen2Tokenizer")
+    with pytest.raises(ValueError, match="name PreTrainedTokenizerFast as tokenizer_class"):
+        extension.kind_of(folder.read(tmp_path), tmp_path, folder.read)
+
+
+def test_a_token_that_is_declared_with_another_id_is_refused(tmp_path):
+    base = make_tokenizer()
+    base.save_pretrained(tmp_path)
+    declared = {
+        "content": "<tool>",
+        "special": True,
+        "lstrip": False,
+        "rstrip": False,
+        "normalized": False,
+        "single_word": False,
+    }
+    configured(tmp_path, added_tokens_decoder={"900": declared})
+    base = folder.read(tmp_path)
+    assert "says that '<tool>' is 900" in folder.rebuilt(base, tmp_path)
+    assert folder.rebuilt(AutoTokenizer.from_pretrained(spm.write(tmp_path / "spm", "llama2")), tmp_path / "spm") == ""
+
+
+@pytest.mark.parametrize("prefix", [True, False])
+def test_two_files_that_disagree_on_every_text_are_refused_with_the_cure(prefix, tmp_path):
+    path = configured(spm.write(tmp_path, "llama2", add_dummy_prefix=prefix), add_prefix_space=not prefix)
+    with pytest.raises(ValueError, match="encode text in two ways") as caught:
+        extension.kind_of(folder.read(path), path, folder.read)
+    said = json.dumps(prefix)
+    assert f"add_dummy_prefix: {said}; write add_prefix_space: {said}" in str(caught.value)
+    configured(path, add_prefix_space=prefix)
+    assert extension.kind_of(folder.read(path), path, folder.read) is kinds.of(folder.read(path))

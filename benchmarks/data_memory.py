@@ -4,7 +4,7 @@
 
 Repeats the files until there is so much text, filters it with `langext run`, and looks at the resident memory of all its
 processes twice a second. Prints the peak of each tenth of the time: flat means that more text takes no more memory. Besides
-documents of the files, one of `--longest` MB in a single line is put into each copy.
+documents of the files, one of `--longest` MB in a single line is put at the beginning of each copy.
 """
 
 import argparse
@@ -14,6 +14,8 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 
 import psutil
@@ -41,18 +43,23 @@ def make_text(folder: Path, files: list[Path], wanted: float, longest: int) -> i
     while size < wanted:
         with gzip.open(folder / f"{copy:05d}.jsonl.gz", "wt", encoding="utf-8", compresslevel=1) as out:
             long = ""
-            for path in files:
-                with gzip.open(path, "rt", encoding="utf-8") as lines:
-                    for line in lines:
-                        text = f"{copy} {json.loads(line)['text']}"
-                        size += len(text.encode())
-                        long += text if len(long) < longest else ""
-                        out.write(json.dumps({"text": text}, ensure_ascii=False) + "\n")
-            if longest:
-                size += len(long.encode())
-                out.write(json.dumps({"text": long}, ensure_ascii=False) + "\n")
+            for text in texts(files):
+                if len(long) >= longest:
+                    break
+                long += f"{copy} {text}"
+            for text in chain([long] if long else [], (f"{copy} {text}" for text in texts(files))):
+                size += len(text.encode())
+                out.write(json.dumps({"text": text}, ensure_ascii=False) + "\n")
         copy += 1
     return size
+
+
+def texts(files: list[Path]) -> Iterator[str]:
+    """The text of every document."""
+    for path in files:
+        with gzip.open(path, "rt", encoding="utf-8") as lines:
+            for line in lines:
+                yield json.loads(line)["text"]
 
 
 def resident(run: subprocess.Popen) -> dict[int, int]:

@@ -163,12 +163,14 @@ def _stretches(cut: np.ndarray) -> list[tuple[int, int]]:
 
 
 class Decontaminate(BaseFilter):
-    """Cuts out of texts what shares a run of words with an item. The reason names the task."""
+    """Cuts out of texts what shares a run of words with an item, or drops such texts. The reason names the task."""
 
     name = "contamination"
 
-    def __init__(self, folder: Path, tasks: Sequence[str], units: WordUnits, rejects: DiskWriter):
+    def __init__(self, folder: Path, tasks: Sequence[str], units: WordUnits, rejects: DiskWriter, whole: bool = False):
+        """`whole` drops texts: a file of code is of no use without a part of it."""
         super().__init__(rejects)
+        self.whole = whole
         self.folder, self.tasks, self.units = folder, list(tasks), units
         self.places, self.rank = rejects, 0
         self.runs = self.owner = self.begins = np.zeros(0, np.uint64)
@@ -196,6 +198,8 @@ class Decontaminate(BaseFilter):
         if not len(hits):
             return True
         reason = f"contaminated_{self.tasks[int(self.owner[hits].min())]}"
+        if self.whole:
+            return False, reason
         rest, gone = without(doc.text, Wanted(self.runs[hits], self.lengths, self.begins), self.units)
         if not rest:
             return False, reason

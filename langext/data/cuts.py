@@ -7,6 +7,7 @@ All scores are looked at as log odds, in which they lie about evenly on both sid
 nearly free of other text, which scores low; from there to the 84th percentile is one standard deviation of a normal
 distribution. The cut lies three of these below the median, so it stays where it is when other text is mixed in; or higher,
 where it costs no more than one hundredth of the text. In clean sources the second decides, and drops what is no text at all.
+Where one file of several is of another kind, and the cut would cost it more than two hundredths, its own counts if it is lower.
 """
 
 import heapq
@@ -67,26 +68,28 @@ def of(source: Source, record: SourceRecord, lid: LanguageId, rule: Rule, asked:
     if not path.exists():
         tolerant = source.model_copy(update={"max_bad_frac": 1.0})  # what cannot be read is counted when all of it is read
         reader, after = tolerant.steps(record)
-        texts = sample([reader, *after], record.tasks)
-        cut = find(rule, asked.threshold, seen(lid, texts, asked.level, rule))
+        chosen = sampled([reader, *after], record.tasks)
+        parts = [[text for place, text in chosen if place == rank] for rank in sorted({place for place, _ in chosen})]
+        found = [seen(lid, texts, asked.level, rule) for texts in parts]
+        cut = find(rule, asked.threshold, [row for part in found for row in part], found)
         demand(source.domain, source.language, cut, cut.kept_frac, asked.least)
         _doubt(source.domain, source.language, cut)
         write_json(path, cut)
     return read_as(path, Cut)
 
 
-def sample(steps: Sequence[Any], tasks: int) -> list[str]:
+def sampled(steps: Sequence[Any], tasks: int) -> list[tuple[int, str]]:
     """Texts of documents of a source, always the same ones: those with the smallest hashes among the first of its files.
 
-    `steps` read the source in `tasks` parts, and make its text what is judged.
+    Each comes with the number of its part: `steps` read the source in `tasks` parts, and make its text what is judged.
     """
     ranks = range(0, tasks, -(-tasks // MOST_TASKS))
-    texts = (text for rank in ranks for text in _first(working.through(steps, rank, tasks), MOST_READ // len(ranks)))
+    texts = ((rank, text) for rank in ranks for text in _first(working.through(steps, rank, tasks), MOST_READ // len(ranks)))
     chosen, size = [], 0
-    for text in heapq.nsmallest(MOST_DOCUMENTS, texts, key=unit_hash):
+    for rank, text in heapq.nsmallest(MOST_DOCUMENTS, texts, key=lambda row: unit_hash(row[1])):
         if size and size + len(text) > MOST_JUDGED:
             break
-        chosen.append(text)
+        chosen.append((rank, text))
         size += len(text)
     return chosen
 
@@ -101,6 +104,8 @@ def _first(documents: Iterable[Any], most: int) -> Iterable[str]:
             return
 
 
+Side = tuple[int, float, str, float]
+"""Characters of a text, probability of the language, and label and probability of its rival."""
 Seen = Sequence[tuple[int, Guesses]]
 """For each piece of text its number of characters, and what a model takes it for."""
 
@@ -115,18 +120,14 @@ def seen(lid: LanguageId, texts: Iterable[str], level: Level, rule: Rule) -> See
     ]
 
 
-def find(rule: Rule, given: Literal["auto"] | float, found: Seen) -> Cut:
-    """The cuts of a source, from what the model takes its sample for; of a number `given`, what that does to the sample."""
-    sides = [(size, *rule.sides(guesses)) for size, guesses in found if guesses]
-    right = [row for row in sides if row[1] >= row[3]]
+def find(rule: Rule, given: Literal["auto"] | float, found: Seen, parts: Sequence[Seen] = ()) -> Cut:
+    """The cuts of a source, from what the model takes its sample for; of a number `given`, what that does to the sample.
+
+    `parts` are those of the sample by file.
+    """
+    sides, right = _sides(rule, found)
     total, mine = sum(size for size, _ in found), sum(size for size, *_ in right)
-    if given != "auto":
-        score, margins = given, {}
-    elif len(right) >= ENOUGH:
-        low = _low([(odds(own), size) for size, own, _, _ in right], GIVEN_UP * mine)
-        score, margins = _down(min(MOST_SCORE, _chance(low))), _margins(rule, right, GIVEN_UP * mine)
-    else:
-        score, margins = 0.0, {}
+    score, margins = (given, {}) if given != "auto" else _of_parts(rule, right, parts)
     others: Counter[str] = Counter()
     for size, own, other, rival in sides:
         others[other] += size * (own < rival)
@@ -143,6 +144,39 @@ def find(rule: Rule, given: Literal["auto"] | float, found: Seen) -> Cut:
     with_cut = replace(applied(rule, cut), script="")  # the sample is in the script already, see `seen`
     kept = sum(size for size, guesses in found if with_cut.verdict("text", guesses).kept)
     return cut.model_copy(update={"kept_frac": kept / mine if mine else 0.0})
+
+
+def _sides(rule: Rule, found: Seen) -> tuple[list[Side], list[Side]]:
+    """All texts of a sample that the model knows something of, and those of them that it takes for the language."""
+    sides = [(size, *rule.sides(guesses)) for size, guesses in found if guesses]
+    return sides, [row for row in sides if row[1] >= row[3]]
+
+
+def _of_parts(rule: Rule, right: Sequence[Side], parts: Sequence[Seen]) -> tuple[float, dict[str, float]]:
+    """Score and margins for all the text that is `right`; lower where that costs a part of it too much.
+
+    A part of which the model takes less than half for the language may be in another one, and says nothing.
+    """
+    score, margins = _score_and_margins(rule, right)
+    for part in parts:
+        _, mine = _sides(rule, part)
+        size = sum(row[0] for row in mine)
+        if len(mine) < ENOUGH or size < sum(size for size, _ in part) / 2:
+            continue
+        lost = sum(row[0] for row in mine if row[1] < score or row[1] < row[3] * margins.get(row[2], 1.0))
+        if lost > 2 * GIVEN_UP * size:
+            own, near = _score_and_margins(rule, mine)
+            score, margins = min(score, own), {label: min(least, near.get(label, least)) for label, least in margins.items()}
+    return score, margins
+
+
+def _score_and_margins(rule: Rule, right: Sequence[Side]) -> tuple[float, dict[str, float]]:
+    """What is demanded by the text that the model takes for the language."""
+    if len(right) < ENOUGH:
+        return 0.0, {}
+    budget = GIVEN_UP * sum(size for size, *_ in right)
+    low = _low([(odds(own), size) for size, own, _, _ in right], budget)
+    return _down(min(MOST_SCORE, _chance(low))), _margins(rule, right, budget)
 
 
 def applied(rule: Rule, cut: Cut) -> Rule:
@@ -200,7 +234,7 @@ def _down(value: float) -> float:
     return math.floor(value * 10_000) / 10_000
 
 
-def _margins(rule: Rule, right: Sequence[tuple[int, float, str, float]], budget: float) -> dict[str, float]:
+def _margins(rule: Rule, right: Sequence[Side], budget: float) -> dict[str, float]:
     """The margin to each neighbour that occurs as a runner-up; to find it, ratios of probabilities are taken for odds."""
     near: dict[str, list[tuple[float, int]]] = {}
     for size, own, other, rival in right:

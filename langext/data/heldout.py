@@ -154,16 +154,17 @@ class Apart(PipelineStep):
 
     name = "apart"
 
-    def __init__(self, path: Path, rejects: DiskWriter):
+    def __init__(self, path: Path, rejects: DiskWriter, whole: bool = False):
+        """With `whole` a document stays as it is, or goes: a file of code is of no use without some of its lines."""
         super().__init__()
-        self.path, self.rejects = path, rejects
+        self.path, self.rejects, self.whole = path, rejects, whole
 
     def run(self, data: Any, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
         """Yield the documents of which something is left."""
         held = Held(set(np.load(self.path).tolist()))
         with self.rejects as rejects:
             for document in data:
-                if document.metadata["split"] == "train":
+                if document.metadata["split"] == "train" and (not self.whole or document.text in held):
                     document.text, removed = without(document.text, held)
                     self._told(document, removed, rejects, rank)
                 if document.text.strip():

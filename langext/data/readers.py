@@ -43,6 +43,8 @@ class Reader(PipelineStep):
     """
 
     type = "reader"
+    composes = True
+    """Whether text is brought into the Unicode form NFC; that of code is not."""
     columns: Sequence[str]
     unread: Unread
 
@@ -58,7 +60,7 @@ class Reader(PipelineStep):
         if whole != raw:
             self.stat_update(MENDED)
         plain = _LINE_END.sub("\n", whole.removeprefix(MARK))
-        text = unicodedata.normalize("NFC", plain)
+        text = unicodedata.normalize("NFC", plain) if self.composes else plain
         if text != plain:
             self.stat_update(COMPOSED)
         key = data.get("id")

@@ -243,8 +243,9 @@ class Source(SourceSpec):
         """
         from langext.data.repair import Repair
 
-        # Odd letters in code are meant.
-        return self.reader(record, rejects, max_bad_frac), [] if self.language == languages.ZXX else [Repair()]
+        reader, code = self.reader(record, rejects, max_bad_frac), self.language == languages.ZXX
+        reader.composes = not code
+        return reader, [] if code else [Repair()]  # odd letters in code are meant
 
     def _place(self, file: SourceFile, found: Found | None) -> Place:
         """Where a file that was recorded is now."""

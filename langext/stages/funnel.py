@@ -94,7 +94,7 @@ def _tokens_per_byte(files: Sequence[Path], tokenizer: Any) -> float | None:
     for document in (document for path in files for document in documents.read(path)):
         if size >= SAMPLE:
             break
-        texts.append(document["text"])
+        texts.append(document["text"][: SAMPLE - size])
         size += len(texts[-1].encode())
     return sum(map(len, encode_text(tokenizer, texts))) / size if size else None
 

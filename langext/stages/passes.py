@@ -166,7 +166,8 @@ class Passes:
                 steps.append(split.Divide([True] * part.record.tasks))
         if tasks and (source.trained or source.protect):
             index, rejects = self._index(units), self._rejects(source, "benchmarks")
-            steps += [contamination.Decontaminate(index, tasks, units, rejects), working.Tally("contamination")]
+            whole = source.language == languages.ZXX
+            steps += [contamination.Decontaminate(index, tasks, units, rejects, whole), working.Tally("contamination")]
         marks = heldout.Mark(source.heldout(self.heldout_frac), self._folder("marks", part))
         last = [marks, working.Save(self._folder("compared", part))]
         self._execute([*steps, *last], part.record.tasks, log_of(self.ctx, source) / "compare")
@@ -188,7 +189,7 @@ class Passes:
             source = part.source
             read = working.Read(self._files("compared", part), f"{source.key}: dividing")
             steps = [read, split.HoldOut(frac), split.Unite()]
-            steps += [heldout.Apart(file, self._rejects(source, "heldout")), split.Shares()]
+            steps += [heldout.Apart(file, self._rejects(source, "heldout"), code == languages.ZXX), split.Shares()]
             keep = Writer(self.ctx.out / "documents", f"${{split}}/{source.key}.${{rank}}.jsonl.gz")
             self._execute([*steps, keep], part.record.tasks, log_of(self.ctx, source) / "split")
 
@@ -273,9 +274,10 @@ class Passes:
         return self._few(part.source, [step.documents for step in steps if step.name in ("language", "quality")][-1])
 
     def _few(self, source: Source, documents: int) -> bool:
+        """Whether a source has few documents to hold out of. Code is never divided: a part of a file is no code."""
         from langext.data.split import FEW
 
-        return source.heldout(self.heldout_frac) < 1 and documents < FEW
+        return source.language != languages.ZXX and source.heldout(self.heldout_frac) < 1 and documents < FEW
 
     def _index(self, units: "WordUnits") -> Path:
         """Folder of what benchmarks have in these units: a run has more of them in one script than in another."""

@@ -81,8 +81,8 @@ def test_a_look_and_the_cut_are_at_text_that_is_repaired(tmp_path, lid):
     record, model = source.record(), LanguageId(lid)
     rule = rules.rule_of("fra_Latn", {"fra_Latn": "fr"}, model.labels(), [])
     cut = cuts.of(source, record, model, rule, cuts.Asked("auto", "document", 0.5), tmp_path / "cut.json")
-    assert cut == cuts.find(rule, "auto", cuts.seen(model, [repair(text) for text in cuts.sample([source.reader(record)], 1)],
-                                                    "document", rule))  # fmt: skip
+    texts = [repair(text) for _, text in cuts.sampled([source.reader(record)], 1)]
+    assert cut == cuts.find(rule, "auto", cuts.seen(model, texts, "document", rule))
     assert cut.usual == cuts.find(rule, "auto", cuts.seen(model, whole, "document", rule)).usual
 
 

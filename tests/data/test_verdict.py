@@ -54,6 +54,24 @@ def test_the_cut_keeps_a_source_and_drops_what_is_mixed_in(median, spread, mixed
     assert cut.score <= cuts.MOST_SCORE and kept[1] <= 0.03 * len(other)
 
 
+def test_a_file_of_another_kind_in_a_source_is_not_lost_for_being_less_sure():
+    """A tenth of the text; what the model takes for another language, in a file of its own, does not lower the cut."""
+    usual, other = source(0.6, 0.3, 900), source(0.35, 0.3, 100, seed=2)
+    foreign = [*source(0.9, 0.3, 300, seed=3, label="en"), *source(0.04, 0.3, 60, seed=4)]
+    for wrong in ([], foreign):
+        parts = [usual, other, *([wrong] if wrong else [])]
+        rows = [row for part in parts for row in part]
+        kept = []
+        for cut in (cuts.find(SW, "auto", rows), cuts.find(SW, "auto", rows, parts)):
+            rule = cuts.applied(SW, cut)
+            kept.append([sum(rule.verdict("text", guesses).kept for _, guesses in part) / len(part) for part in parts])
+        assert kept[0][1] < 0.95 and min(kept[1][:2]) >= 0.97
+        assert not wrong or kept[1][2] < 0.03
+    same = [source(0.6, 0.3, 200, seed=seed) for seed in range(4)]
+    rows = [row for part in same for row in part]
+    assert cuts.find(SW, "auto", rows, same) == cuts.find(SW, "auto", rows)
+
+
 def test_an_absolute_threshold_of_before_throws_the_unsure_language_away_and_is_stopped():
     own = source(0.45, 0.25, 300)
     cut = cuts.find(SW, 0.65, own)
@@ -236,7 +254,7 @@ def test_a_sample_is_bounded_and_always_the_same(monkeypatch):
     tasks = [[f"{rank} {number}" for number in range(300)] for rank in range(20)]
     monkeypatch.setattr(cuts, "MOST_READ", 5000)
     monkeypatch.setattr(cuts, "MOST_JUDGED", 500)
-    first = cuts.sample([Read(tasks)], 20)
-    assert first == cuts.sample([Read(tasks)], 20) and 400 < sum(map(len, first)) <= 500
-    assert len({text.split()[0] for text in first}) > 3  # of several files
-    assert cuts.sample([Read([["", "only one"]])], 1) == ["only one"]
+    first = cuts.sampled([Read(tasks)], 20)
+    assert first == cuts.sampled([Read(tasks)], 20) and 400 < sum(len(text) for _, text in first) <= 500
+    assert len({text.split()[0] for _, text in first}) > 3 and all(text.startswith(f"{rank} ") for rank, text in first)
+    assert cuts.sampled([Read([["", "only one"]])], 1) == [(0, "only one")]

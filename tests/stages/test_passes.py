@@ -207,6 +207,22 @@ def test_web_text_is_judged_by_what_its_language_is_like(tmp_path, lid):
     assert rows["fr"].dropped == {} and rows["web"].lines_dropped == {"policy": 1}
 
 
+@pytest.mark.parametrize("count", [40, 60])
+def test_a_file_of_code_stays_as_it_is_or_goes_whole(tmp_path, lid, count):
+    """Files share a licence, one is a copy, and one holds an item of a benchmark; 40 are few, and are not divided either."""
+    licence = "# Licensed under the terms of a licence that every single file here repeats at its beginning, word for word.\n"
+    code = [f"{licence}\n\nUNIT_{i} = 'K\u212a'\n\n\ndef f_{i}(x):\n    return '{i} {'x' * 900}'\n" for i in range(count)]
+    asked = f"{code[-1]}\n# {ITEMS[0]}\n"
+    own = tmp_path / "own.txt"
+    own.write_text(ITEMS[0])
+    path = write_jsonl(tmp_path / "code.jsonl", [*code, code[0], asked])
+    source = {"language": "zxx", "name": "code", "path": str(path), "protect": True}
+    corpus, rows, _ = run(tmp_path, stage_of(tmp_path, lid, FR, contamination=[own], sources=[source]))
+    assert rows["code"].dropped == {"duplicate": 1, f"contaminated_{own}": 1} and not rows["code"].divided
+    train, valid = ([doc["text"] for doc in lines(corpus.files(split, "zxx_Zyyy"))] for split in ("train", "valid"))
+    assert sorted(train + valid) == sorted(code) and len(train) > len(valid) > 3
+
+
 def test_published_values_are_applied_recorded_and_watched(tmp_path, lid):
     pages = ["\n".join(" ".join(sentences(FRENCH, 3, 100 * n + i)) for i in range(12)) for n in range(60)]
     pages[3] = pages[3].replace(".", "")

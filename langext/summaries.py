@@ -17,6 +17,8 @@ class VocabularyGain(Spec):
     bytes_per_token_after: float
     identical_documents_frac: float
     """Share of documents that are encoded as before."""
+    documents: int | None = None
+    """How many there are. None in older manifests."""
 
 
 class ProtectedText(Spec):
@@ -94,6 +96,8 @@ class TokenizerSummary(Summary):
     """New tokens that have the ids of reserved ones of the base."""
     heldout: dict[str, VocabularyGain]
     """By language."""
+    heldout_sets: dict[str, VocabularyGain] = {}
+    """By `<language>/<domain>`, also of text that is protected or only measured. Empty in older manifests."""
     protected: ProtectedText | None = None
     """Absent without protection."""
     rows: RowsRecord | None = None

@@ -124,15 +124,15 @@ class ExtendTokenizer(Stage):
         rowless = _without_row(base, rows)
         write_json(ctx.out / "new_tokens.json", {str(i): ids for i, ids in sorted((rowless | spelt).items())})
         started = self._rows(ctx, model, corpus, base, bigger, rowless | spelt)
-        gains = {c: _gain(base, bigger, documents.heldout_texts(corpus, [c])) for c in ctx.languages}
+        gains, by_set = _gains(base, bigger, corpus, ctx.languages)
         record = None
         if kept:
             loose = _gain(base, kind.extended(base, free), documents.heldout_texts(corpus, [ctx.language]))
             record = protection.record(compared, len(apart), loose.bytes_per_token_after)
             protection.tell_of(record, gains[ctx.language])
         ctx.report(TokenizerSummary(
-            new_tokens=len(added), reused=len(spelt.keys() & set(spare)), heldout=gains, protected=record, rows=started,
-            advice=advice,
+            new_tokens=len(added), reused=len(spelt.keys() & set(spare)), heldout=gains, heldout_sets=by_set, protected=record,
+            rows=started, advice=advice,
         ))  # fmt: skip
         _tell_of_gains(gains)
         return Tokenizer(ctx.out)
@@ -279,6 +279,17 @@ def _first_bytes(batches: Iterable[list[str]], sample_bytes: int) -> Iterator[st
             return
 
 
+def _gains(
+    base: Any, bigger: Any, corpus: Corpus, codes: Sequence[str]
+) -> tuple[dict[str, VocabularyGain], dict[str, VocabularyGain]]:
+    """The gain in held-out text by language, of those of the run; and by `<language>/<domain>`, of all that is held out."""
+    from langext.data import documents
+
+    by_language = {code: _gain(base, bigger, documents.heldout_texts(corpus, [code])) for code in codes}
+    every = documents.heldout(corpus, corpus.languages("valid"))
+    return by_language, {name: _gain(base, bigger, texts) for name, texts in every.items()}
+
+
 def _gain(base: Any, bigger: Any, texts: Sequence[str]) -> VocabularyGain:
     from langext.data import documents
 
@@ -288,4 +299,5 @@ def _gain(base: Any, bigger: Any, texts: Sequence[str]) -> VocabularyGain:
         bytes_per_token_before=size / max(1, sum(map(len, before))),
         bytes_per_token_after=size / max(1, sum(map(len, after))),
         identical_documents_frac=sum(a == b for a, b in zip(after, before, strict=True)) / max(1, len(texts)),
+        documents=len(texts),
     )

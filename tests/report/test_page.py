@@ -10,7 +10,7 @@ from langext.artifacts import FileRecord, Manifest, read_as, write_json
 from langext.errors import ConfigError
 from langext.report import conditions, page, plots, standing
 from langext.report.run_folder import gather
-from langext.summaries import RowsRecord, StartRecord, TokenizerSummary, TrainSummary
+from langext.summaries import RowsRecord, StartRecord, TokenizerSummary, TrainSummary, VocabularyGain
 from langext.text_summaries import BenchmarkRecord, Cut, FilterSummary, FunnelRow, FunnelStep, LanguageRecord
 
 EVIL = "<script>alert('x')</script> & <b>"
@@ -240,14 +240,16 @@ def test_what_every_start_of_new_rows_came_to_is_shown(run):
         EVIL: StartRecord(failure="x"),
     }
     rows = RowsRecord(start="sample", kl_budget=1e-4, tried=tried)
-    stage(run, 5, "extend_tokenizer", "Tokenizer", summary=TokenizerSummary(new_tokens=3, heldout={}, rows=rows))
+    gain = VocabularyGain(bytes_per_token_before=3.0, bytes_per_token_after=3.5, identical_documents_frac=0.987, documents=1234)
+    gains = {"heldout": {"eng_Latn": gain}, "heldout_sets": {f"eng_Latn/{EVIL}": gain}}
+    stage(run, 5, "extend_tokenizer", "Tokenizer", summary=TokenizerSummary(new_tokens=3, **gains, rows=rows))
     html = page.build(run).read_text()
     assert (
         "start as <i>sample</i>" in html
         and "at most 1.0e-04 nats per token of original text; on held-out text it is more.<" in html
         and "<script" not in html
     )
-    for shown in ("2.0e-03", "5.0e-01", "5.500", "4.250"):
+    for shown in ("1,234", "98.7 %", "2.0e-03", "5.0e-01", "5.500", "4.250"):
         assert f'<td class="n">{shown}</td>' in html
 
 

@@ -29,6 +29,8 @@ def test_a_vocabulary_is_extended_where_it_pays(bench):
     assert "fewer tokens" in summary.advice.reason and "of the model" in summary.advice.reason
     assert [each.new_tokens for each in summary.advice.compared] == [0, summary.advice.new_tokens]
     assert summary.protected.identical == summary.protected.documents
+    assert {name.split("/")[0] for name in summary.heldout_sets} == set(summary.heldout)
+    assert all(gain.documents and 0 <= gain.identical_documents_frac <= 1 for gain in summary.heldout_sets.values())
 
 
 def test_a_vocabulary_that_is_good_enough_is_passed_on(bench):

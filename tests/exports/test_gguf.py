@@ -206,15 +206,19 @@ def test_sentencepiece_like_vocabularies_split_alike(tmp_path, spaces):
     check.compare(tmp_path / "x.gguf", "f32", expected)
 
 
-@pytest.mark.parametrize("name", ["llama2", "gemma"])
-def test_an_extended_sentencepiece_vocabulary_splits_alike(name, tmp_path):
-    """The new pieces get scores below those of the base, in their order: llama.cpp, too, writes a text in the same tokens."""
+@pytest.mark.parametrize("name", ["llama2", "gemma", "byte-level", "with special tokens behind"])
+def test_an_extended_vocabulary_splits_alike(name, tmp_path):
+    """New pieces of SentencePiece get scores below those of the base, in their order, and new merges follow those of the base:
+    llama.cpp, too, writes a text in the same tokens.
+    """
     import spm
-    from toy import FRENCH, sentences
+    from toy import FRENCH, make_tokenizer, sentences
 
     from tokenizer_tools import kinds
 
-    base = spm.load(spm.write(tmp_path / "base", name))
+    base = spm.load(spm.write(tmp_path / "base", name)) if name in spm.SETTINGS else make_tokenizer()
+    if "behind" in name:  # as in Llama 3 and Qwen
+        base.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
     kind, backend = kinds.of(base), base.backend_tokenizer
     found = kind.learn(backend, kind.word_counts(backend, sentences(FRENCH, 100, 9)), 40, 5)
     made = kind.extended(base, found)

@@ -24,6 +24,7 @@ MOST_SIGNS = 24_000_000
 CHARACTERS = 20_000_000
 """Text whose words are counted before they are added to those of earlier text."""
 Word = TypeVar("Word", str, tuple[str, ...])
+Tokens = TypeVar("Tokens", bound=Sequence[str])
 
 
 def counted(tokenizer: Tokenizer, texts: Iterable[str], thin: bool = False) -> Counter[str]:
@@ -84,7 +85,7 @@ def thinned(counts: Counter[Word], size: int) -> Counter[Word]:
     return Counter({word: counts[word] for word, end in zip(ordered, ends, strict=True) if end <= MOST_SIGNS // 2})
 
 
-def frequent(words: Counter[Word], written: Callable[[Word], Sequence[str]]) -> Iterator[tuple[Sequence[str], int]]:
+def frequent(words: Counter[Word], written: Callable[[Word], Tokens]) -> Iterator[tuple[Tokens, int]]:
     """The tokens of the most frequent words, as `written` writes them, and their counts, until they are `MOST_TOKENS`."""
     left = MOST_TOKENS
     ordered = sorted(words)

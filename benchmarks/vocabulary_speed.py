@@ -58,7 +58,7 @@ def changed(text, dice):
 
 def ours(base, text, number):
     began = time.perf_counter()
-    words = word_counts(base.backend_tokenizer, text)
+    words = word_counts(base.backend_tokenizer, text, thin=True)
     counted = time.perf_counter() - began
     found = continue_merges(base.backend_tokenizer, words, number, 2)
     return {"tokens": len(found), "words": len(words), "counting_seconds": counted}

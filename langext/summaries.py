@@ -73,8 +73,8 @@ class SizeCompared(Spec):
     new_tokens: int
     bytes_per_token: float
     """Of the new language."""
-    identical_documents_frac: float
-    """Share of held-out documents of the original languages that are encoded as by the base."""
+    identical_documents_frac: float | None
+    """Share of held-out documents of the original languages that are encoded as by the base; None without any."""
 
 
 class VocabularyAdvice(Spec):

@@ -4,14 +4,14 @@ import argparse
 import json
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
 from typing import Any, NoReturn
 
-from tokenizer_tools import audit, byte_bpe, extension, folder, kinds, protect, roles, texts
-from tokenizer_tools.learner import Learner, advised, counts, learner, parted, say
+from tokenizer_tools import audit, byte_bpe, extension, folder, forms, kinds, protect, roles, tables, texts
+from tokenizer_tools.learner import Learner, TooFew, advised, counts, learner, parted, say
 from tokenizer_tools.vocabulary import ids, next_id, slots, unrounded
 
 PROOF = "protected.json"
@@ -33,10 +33,14 @@ def _file(text: str) -> tuple[str, Path]:
     return code, Path(name)
 
 
-def _positive(text: str) -> int:
-    if not text.isdecimal() or not int(text):
-        raise argparse.ArgumentTypeError(f"expected a number from 1 on, got {text!r}")
+def _positive(text: str, least: int = 1) -> int:
+    if not text.isdecimal() or int(text) < least:
+        raise argparse.ArgumentTypeError(f"expected a number from {least} on, got {text!r}")
     return int(text)
+
+
+def _several(text: str) -> int:
+    return _positive(text, 2)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -62,7 +66,8 @@ def parser() -> argparse.ArgumentParser:
         made.add_argument("--text", type=_file, action="append", required=True, metavar="LANGUAGE=FILE", help=meant)
         more = "more text that stays as it is, of code for example"
         made.add_argument("--protect", type=Path, action="append", default=[], metavar="FILE", help=more)
-        made.add_argument("--min-count", type=int, default=10, help="least occurrences of a pair that is joined (%(default)s)")
+        least = "least occurrences of a pair that is joined, 2 or more (%(default)s)"
+        made.add_argument("--min-count", type=_several, default=10, metavar="NUMBER", help=least)
     grow.add_argument("--new", required=True, help="the new language, which is learnt from")
     grow.add_argument("--unprotected", action="store_true", help="let new tokens change text of other languages, too")
     grow.add_argument("--new-tokens", default="auto", help="how many, or auto (%(default)s)")
@@ -88,14 +93,32 @@ def main(words: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _read(path: Path) -> Any:
+    """The tokenizer in a folder. Raises ValueError when there is none that can be read."""
+    return folder.read(forms.checked(path))
+
+
 def _by_language(pairs: Sequence[tuple[str, Path]]) -> dict[str, list[str]]:
-    """Language -> its documents. Raises ValueError when one has none."""
+    """Language -> its documents, without empty ones. Raises ValueError when one has no text."""
     found: dict[str, list[str]] = {}
     for code, path in pairs:
-        found.setdefault(code, []).extend(texts.read(path))
-    if empty := [code for code, documents in found.items() if not documents]:
-        raise ValueError(f"{empty[0]}: no documents in its files")
+        found.setdefault(code, []).extend(filter(None, texts.read(path)))
+    if empty := [code for code, documents in found.items() if not _with_text(documents)]:
+        raise ValueError(f"{empty[0]}: no documents with text in its files")
     return found
+
+
+def _by_file(paths: Sequence[Path]) -> dict[str, list[str]]:
+    """Name of each file -> its documents, without empty ones. Raises ValueError when one has no text."""
+    found = {str(path): list(filter(None, texts.read(path))) for path in paths}
+    if empty := [name for name, documents in found.items() if not _with_text(documents)]:
+        raise ValueError(f"{empty[0]}: no documents with text in it")
+    return found
+
+
+def _with_text(documents: Iterable[str]) -> int:
+    """How many documents are more than white space."""
+    return sum(1 for text in documents if text.strip())
 
 
 def _new_and_others(found: dict[str, list[str]], new: str) -> tuple[list[str], dict[str, list[str]]]:
@@ -106,88 +129,71 @@ def _new_and_others(found: dict[str, list[str]], new: str) -> tuple[list[str], d
 
 
 def _audit(given: argparse.Namespace) -> None:
-    base, found = folder.read(given.base), _by_language(given.text)
+    base, found = _read(given.base), _by_language(given.text)
     uses = {code: audit.use(base, documents) for code, documents in found.items()}
     new = given.new or max(uses, key=lambda code: uses[code].fertility)
     documents, others = _new_and_others(found, new)
-    try:
-        kind = kinds.of(base)
-    except ValueError as error:
-        advice = audit.Advice(0, str(error))
-    else:
-        advice = advised(kind, base, given.base, documents, others, {}, 2)
+    advice, why = _advice(given.base, base, documents, others)
+    points = advice.points if advice else []
     if given.picture:
-        _draw(given.picture, {new: advice.points})
+        _draw(given.picture, {new: points} if points else {}, uses)
     if given.json:
         print(json.dumps({
             "languages": {code: audit.plain(each) for code, each in uses.items()}, "new": new,
-            "new_tokens": advice.new_tokens, "reason": advice.reason, "curve": [audit.plain(p) for p in advice.points],
+            "new_tokens": advice.new_tokens if advice else None, "reason": advice.reason if advice else why,
+            "curve": [audit.plain(point) for point in points],
         }, ensure_ascii=False))  # fmt: skip
         return
-    rows = [
-        (code, f"{u.documents:,}", f"{u.fertility:.2f}", f"{u.per_character:.2f}" if u.per_character else "-",
-         f"{u.bytes_per_token:.2f}", f"{u.part_share:.2%}", f"{u.unknown_share:.2%}", f"{u.lost_share:.2%}",
-         f"{u.unused_share:.1%}")
-        for code, u in uses.items()
-    ]  # fmt: skip
-    heads = (
-        "language",
-        "documents",
-        "tokens/word",
-        "tokens/char",
-        "bytes/token",
-        "parts of chars",
-        "unknown",
-        "lost",
-        "never used",
-    )
-    _table(heads, rows)
-    if advice.points:
-        _table(CURVE, [_curve_row(new, point) for point in advice.points])
-    print(f"{new}: {advice.text}")
+    tables.languages(uses)
+    if points:
+        tables.curves({new: points})
+    print(f"{new}: {advice.text if advice else f'no advice: {why}'}")
 
 
-CURVE = ("language", "new tokens", "bytes/token", "tokens/word", "documents as before", "original tokens")
-
-
-def _curve_row(name: str, point: audit.Point) -> tuple[str, ...]:
-    return (
-        name, f"{point.new_tokens:,}", f"{point.bytes_per_token:.3f}", f"{point.fertility:.2f}", f"{point.identical:.2%}",
-        f"{point.original_tokens - 1:+.4%}",
-    )  # fmt: skip
+def _advice(
+    path: Path, base: Any, new: Sequence[str], others: dict[str, list[str]]
+) -> tuple[audit.Advice | None, str]:  # fmt: skip
+    """The advice for the base in a folder; or None, and why there is none."""
+    try:
+        kind = kinds.of(base)
+    except ValueError as error:
+        return audit.Advice(0, str(error)), ""
+    try:
+        return advised(kind, base, path, new, others, {}, 2), ""
+    except TooFew as error:
+        return None, str(error)
 
 
 def _curve(given: argparse.Namespace) -> None:
-    base, found = folder.read(given.base), _by_language(given.text)
-    guarded = [text for path in given.protect for text in texts.read(path)]
-    if given.unseen:
-        unseen = [text for path in given.unseen for text in texts.read(path)]
-    elif guarded:
-        guarded, unseen = parted(guarded, ", ".join(map(str, given.protect)))
-    else:
+    base, found = _read(given.base), _by_language(given.text)
+    guarded, unseen = list(chain.from_iterable(_by_file(given.protect).values())), _by_file(given.unseen)
+    if guarded and not unseen:
+        name = ", ".join(map(str, given.protect))
+        guarded, unseen[name] = parted(guarded, name)
+    if not unseen:
         raise ValueError("give --protect or --unseen: without text of an original language there is nothing to disturb")
     curves: dict[str, list[audit.Point]] = {}
     kind, state = kinds.of(base), base.backend_tokenizer
-    free, apart = kind.guarded(state, counts(kind, base, [])), kind.guarded(state, counts(kind, base, guarded))
+    free, apart = (kind.guarded(state, counts(kind, base, each, thin=False)) for each in ([], guarded))
     for code, documents in found.items():
         seen, measured = parted(documents, code)
-        learnt_from = counts(kind, base, seen)
+        learnt_from = counts(kind, base, seen, thin=True)
         ways = {code: apart, f"{code} unprotected": free} if guarded else {f"{code} unprotected": free}
         for name, kept in ways.items():
             learner = Learner(kind, base, learnt_from, kept, given.min_count)
             curves[name] = audit.curve(base, audit.grown(kind, base, learner(audit.SIZES[-2]), learner), measured, unseen)
     if given.picture:
-        _draw(given.picture, curves)
+        _draw(given.picture, curves, {})
     if given.json:
         print(json.dumps({name: [audit.plain(point) for point in points] for name, points in curves.items()}))
     else:
-        _table(CURVE, [_curve_row(name, point) for name, points in curves.items() for point in points])
+        tables.curves(curves)
 
 
 def _extend(given: argparse.Namespace) -> None:
     if given.out.exists():
         raise ValueError(f"{given.out}: is there already; name a new folder")
-    base = folder.read(given.base)
+    base = _read(given.base)
     new, originals = _new_and_others(_by_language(given.text), given.new)
     kept = _protected(given, originals)
     guarded = list(chain.from_iterable(kept.values()))
@@ -200,11 +206,13 @@ def _extend(given: argparse.Namespace) -> None:
             print(advice.text)
     else:
         number, least = _number(given.new_tokens), given.min_count
+    spare, rows = _spare(given, base), roles.rows(given.base)
     learn = learner(kind, base, new, guarded, least)
     tokens = learn(number) if number else []
     if number and not tokens:
         raise ValueError(f"nothing that may become a token occurs {least} times")
-    spare, rows = slots(base, roles.named(given.base)) if given.reuse_slots else (), roles.rows(given.base)
+    if len(tokens) < number:
+        say(f"only {len(tokens):,} of {number:,} tokens: nothing else that may become one occurs {least} times")
     given_ids = ids(base, len(tokens), spare, given.round_to, rows)
     if tokens and not given_ids:
         raise ValueError(f"--round-to {given.round_to} leaves no room for new tokens")
@@ -224,11 +232,19 @@ def _extend(given: argparse.Namespace) -> None:
         print(f"all {same:,} protected documents are encoded as before ({given.out / PROOF})")
 
 
+def _spare(given: argparse.Namespace, base: Any) -> list[int]:
+    """The ids of reserved tokens that new ones get. Raises ValueError when they are asked for and there are none."""
+    spare = slots(base, roles.named(given.base)) if given.reuse_slots else []
+    if given.reuse_slots and not spare:
+        raise ValueError(f"--reuse-slots: {given.base} has no reserved token that is free")
+    return spare
+
+
 def _protected(given: argparse.Namespace, originals: dict[str, list[str]]) -> dict[str, list[str]]:
     """The sets of texts that stay as they are. Raises ValueError when there are none and that was not asked for."""
     kept = {} if given.unprotected else dict(originals)
-    kept |= {str(path): list(texts.read(path)) for path in given.protect}
-    number = sum(map(len, kept.values()))
+    kept |= _by_file(given.protect)
+    number = sum(map(_with_text, kept.values()))
     if not number and not given.unprotected:
         raise ValueError(
             "no text is protected: give --text of an original language or --protect, or --unprotected if new tokens may "
@@ -236,6 +252,8 @@ def _protected(given: argparse.Namespace, originals: dict[str, list[str]]) -> di
         )
     if kept and (little := protect.few(number)):
         say(f"warning: {little}")
+    if kept and not given.protect:
+        say("warning: no code is protected, only text of languages: new tokens may change code; --protect FILE adds some")
     return kept
 
 
@@ -260,14 +278,14 @@ def _write(
 
 
 def _compare(given: argparse.Namespace) -> None:
-    base, bigger = folder.read(given.base), folder.read(given.extended)
+    base, bigger = _read(given.base), _read(given.extended)
     had, has = base.get_vocab(), bigger.get_vocab()
     spare = set(slots(base))
     if moved := next((text for text, i in had.items() if has.get(text) != i and i not in spare), None):
         raise ValueError(f"{given.extended}: {moved!r} has another id than in the base, so this does not extend it")
     rows, plain = [], {}
     for code, documents in _by_language(given.text).items():
-        before, after = (audit.curve(base, {0: each}, documents, documents)[0] for each in (base, bigger))
+        before, after = (audit.curve(base, {0: each}, documents, {code: documents})[0] for each in (base, bigger))
         plain[code] = {"base": audit.plain(before), "extended": audit.plain(after)}
         rows.append((
             code, f"{len(documents):,}", f"{after.identical:.2%}",
@@ -276,7 +294,7 @@ def _compare(given: argparse.Namespace) -> None:
     if given.json:
         print(json.dumps(plain))
     else:
-        _table(("language", "documents", "encoded as before", "bytes/token", "tokens/word"), rows)
+        tables.columns(("language", "documents", "encoded as before", "bytes/token", "tokens/word"), rows)
 
 
 def _number(text: str) -> int:
@@ -285,18 +303,10 @@ def _number(text: str) -> int:
     return int(text)
 
 
-def _draw(path: Path, curves: dict[str, list[audit.Point]]) -> None:
+def _draw(path: Path, curves: dict[str, list[audit.Point]], uses: dict[str, audit.Use]) -> None:
     from tokenizer_tools import picture
 
-    picture.draw(path, curves)
-
-
-def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Columns of text, the first on the left and the others on the right."""
-    wide = [max(len(row[i]) for row in [heads, *rows]) for i in range(len(heads))]
-    for row in [heads, *rows]:
-        print("  ".join(cell.ljust(w) if not i else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, wide, strict=True))))
-    print()
+    picture.draw(path, curves, uses)
 
 
 COMMANDS = {"audit": _audit, "extend": _extend, "curve": _curve, "compare": _compare}

@@ -7,7 +7,7 @@ which twice the rows no longer buy much.
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, astuple, dataclass, field
 from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
@@ -127,6 +127,10 @@ def _is_part(text: str) -> bool:
     return False
 
 
+HEAD = "lm_head.weight"
+"""How the name of a head's matrix ends."""
+
+
 @dataclass(frozen=True)
 class Matrices:
     """What a row costs in a model."""
@@ -138,22 +142,48 @@ class Matrices:
 
     @staticmethod
     def of(folder: Path) -> "Matrices | None":
-        """Read from config.json and the heads of the safetensors in a model's folder; None when they do not say."""
+        """Read from config.json and the heads of the safetensors in a model's folder; None when they do not say.
+
+        Where the config does not say whether the head is tied, it is not when it is among the weights.
+        """
         config, weights = folder / "config.json", sorted(folder.glob("*.safetensors"))
         if not config.is_file() or not weights:
             return None
-        said = json.loads(config.read_text(encoding="utf-8"))
-        said = said.get("text_config", said)
-        total = 0
+        whole = json.loads(config.read_text(encoding="utf-8"))
+        said = {**whole, **whole.get("text_config", {})}
+        total, tied = 0, True
         for path in weights:
             with safe_open(path, "pt") as file:
                 for name in file.keys():  # noqa: SIM118
-                    number = 1
+                    tied, number = tied and not name.endswith(HEAD), 1
                     for length in file.get_slice(name).get_shape():
                         number *= length
                     total += number
         width = next((said[key] for key in ("hidden_size", "n_embd", "d_model") if key in said), None)
-        return Matrices(width * (1 if said.get("tie_word_embeddings", True) else 2), total) if width else None
+        told = said.get("tie_word_embeddings")
+        return Matrices(width * (1 if (tied if told is None else told) else 2), total) if width else None
+
+
+@dataclass(frozen=True)
+class Kept:
+    """How a vocabulary writes documents of original languages."""
+
+    documents: int
+    same: int
+    """Documents with the same ids as by the base."""
+    tokens: int
+    base_tokens: int
+    """Of the same documents by the base."""
+
+    @property
+    def identical(self) -> float | None:
+        """Share of the documents with the same ids; None without documents."""
+        return self.same / self.documents if self.documents else None
+
+    @property
+    def lengthened(self) -> float | None:
+        """Tokens for one of the base's; None without any."""
+        return self.tokens / self.base_tokens if self.base_tokens else None
 
 
 @dataclass(frozen=True)
@@ -166,10 +196,22 @@ class Point:
     size_bytes: int
     """Of the same text."""
     fertility: float
-    identical: float
-    """Share of documents of the original languages with the same ids as by the base."""
-    original_tokens: float
-    """Tokens of these documents, for one of the base's."""
+    kept: dict[str, Kept]
+    """Of each set of documents of original languages, by its name."""
+
+    @property
+    def identical(self) -> float | None:
+        """Share of the documents of all sets with the same ids as by the base; None without documents."""
+        return self._all.identical
+
+    @property
+    def original_tokens(self) -> float | None:
+        """Tokens of the documents of all sets, for one of the base's; None without documents."""
+        return self._all.lengthened
+
+    @property
+    def _all(self) -> Kept:
+        return Kept(*(sum(column) for column in zip((0, 0, 0, 0), *map(astuple, self.kept.values()), strict=True)))
 
     @property
     def bytes_per_token(self) -> float:
@@ -177,17 +219,27 @@ class Point:
         return self.size_bytes / max(1, self.tokens)
 
 
-def curve(base: Any, grown: Mapping[int, Any], new: Sequence[str], originals: Sequence[str]) -> list[Point]:
-    """The base (as 0) and the tokenizers of `grown` (number of new tokens -> tokenizer) on the same text, smallest first."""
+def curve(
+    base: Any, grown: Mapping[int, Any], new: Sequence[str], originals: Mapping[str, Sequence[str]]
+) -> list[Point]:  # fmt: skip
+    """The base (as 0) and the tokenizers of `grown` (number of new tokens -> tokenizer) on the same text, smallest first.
+
+    `originals` are sets of documents of original languages, by name.
+    """
     units = [words(text) for text in new]
     spread = max(1, sum(spaced + unspaced / GRAPHEMES_PER_WORD for spaced, unspaced in units))
-    size, before = sum(len(text.encode()) for text in new), encode(base, originals)
-    had, points = max(1, sum(map(len, before))), []
+    size, before = sum(len(text.encode()) for text in new), {name: encode(base, each) for name, each in originals.items()}
+    points = []
     for number, tokenizer in sorted({0: base, **grown}.items()):
-        tokens, after = sum(map(len, encode(tokenizer, new))), encode(tokenizer, originals)
-        same = sum(a == b for a, b in zip(before, after, strict=True)) / len(before) if before else 1.0
-        points.append(Point(number, tokens, size, tokens / spread, same, sum(map(len, after)) / had))
+        tokens = sum(map(len, encode(tokenizer, new)))
+        kept = {name: _kept(before[name], encode(tokenizer, each)) for name, each in originals.items()}
+        points.append(Point(number, tokens, size, tokens / spread, kept))
     return points
+
+
+def _kept(before: Sequence[list[int]], after: Sequence[list[int]]) -> Kept:
+    same = sum(a == b for a, b in zip(before, after, strict=True))
+    return Kept(len(before), same, sum(map(len, after)), sum(map(len, before)))
 
 
 def sizes(found: int) -> list[int]:
@@ -263,14 +315,15 @@ def advise(points: Sequence[Point], matrices: Matrices | None) -> Advice:
     if matrices:
         rows = best.new_tokens * matrices.row
         cost = f"{rows / 1e6:.1f} M parameters ({rows / matrices.model:.1%} of the model)"
+    kept = "" if best.identical is None else f"{best.identical:.1%} of unseen original documents are encoded as before; "
     reason = (
         f"{1 - best.tokens / base.tokens:.0%} fewer tokens ({base.bytes_per_token:.2f} to {best.bytes_per_token:.2f} bytes per "
-        f"token) for {cost}; {best.identical:.1%} of unseen original documents are encoded as before; {stop}"
+        f"token) for {cost}; {kept}{stop}"
     )
     return Advice(best.new_tokens, reason, list(points))
 
 
 def plain(found: Use | Point) -> dict[str, Any]:
     """All figures, also the derived ones, by name."""
-    derived = {name for name, value in vars(type(found)).items() if isinstance(value, property)}
+    derived = {name for name, value in vars(type(found)).items() if isinstance(value, property) and name[0] != "_"}
     return asdict(found) | {name: getattr(found, name) for name in sorted(derived)}

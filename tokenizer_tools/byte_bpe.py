@@ -7,6 +7,7 @@ word without a new pair is encoded as before.
 
 import copy
 import json
+import sys
 import unicodedata
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
@@ -46,11 +47,11 @@ def obstacle(tokenizer: Tokenizer) -> str:
     return ""
 
 
-def word_counts(tokenizer: Tokenizer, texts: Iterable[str]) -> Counter[str]:
+def word_counts(tokenizer: Tokenizer, texts: Iterable[str], thin: bool = False) -> Counter[str]:
     """`words.counted`, keyed by byte-level characters. Raises ValueError if the tokenizer is not a byte-level BPE tokenizer."""
     if reason := obstacle(tokenizer):
         raise ValueError(reason)
-    return counted(tokenizer, texts)
+    return counted(tokenizer, texts, thin)
 
 
 def cut_before_marks(words: Counter[str]) -> float:
@@ -97,13 +98,15 @@ def continue_merges(
         raise ValueError(reason)
     base_vocab = tokenizer.get_vocab(with_added_tokens=True)
     ids_of: dict[str, tuple[int, ...]] = {}
-    split: list[tuple[list[str], int]] = []
-    name: dict[str, str] = {}  # one string for all occurrences of a token: there are millions
-    for word, count in frequent(words):
+
+    def written(word: str) -> list[str]:
         tokens = tokenizer.model.tokenize(word)
-        if len(tokens) > 1:  # a word that is one token has no pair to join
-            split.append(([name.setdefault(token.value, token.value) for token in tokens], count))
-            ids_of.update((token.value, (token.id,)) for token in tokens)
+        if len(tokens) < 2:  # it has no pair to join
+            return []
+        ids_of.update((token.value, (token.id,)) for token in tokens)
+        return [sys.intern(token.value) for token in tokens]  # one string for all occurrences of a token: there are millions
+
+    split = [(tokens, count) for tokens, count in frequent(words, written) if tokens]
 
     def refused(pair: tuple[str, str]) -> bool:
         joined = pair[0] + pair[1]

@@ -20,7 +20,8 @@ class Kind:
     obstacle: Callable[[Tokenizer], str]
     """Why a tokenizer is not of this kind or cannot be extended; empty when it can."""
     word_counts: Callable[..., Counter[Any]]
-    """(tokenizer, texts) -> how often each word occurs. What stands for a word is the room's own affair."""
+    """(tokenizer, texts, whether rare words may go where there are very many) -> how often each word occurs. What stands for a
+    word is the room's own affair. The last may be left out; it is for text that is learnt from, never for protected text."""
     guarded: Callable[..., Any]
     """(tokenizer, words of protected text) -> what `learn` must leave alone so that this text is encoded as before."""
     learn: Callable[..., list[NewToken] | list[NewPiece]]

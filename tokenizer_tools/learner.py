@@ -17,10 +17,14 @@ HELDOUT = 20
 """One document of so many is not learnt from, but measured."""
 
 
+class TooFew(ValueError):
+    """Documents that cannot be divided."""
+
+
 def parted(documents: Sequence[str], name: str) -> tuple[list[str], list[str]]:
-    """(what is learnt from, what is measured) of documents with this name. Raises ValueError for too few."""
+    """(what is learnt from, what is measured) of documents with this name. Raises TooFew for less than two."""
     if len(documents) < 2:
-        raise ValueError(
+        raise TooFew(
             f"{name}: one document is too little: it cannot be measured beside what is learnt or protected; divide it into "
             "several"
         )
@@ -38,10 +42,10 @@ def together(sets: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
     return {name: list(documents) for name, documents in left} | ({", ".join(names): joined} if joined else {})
 
 
-def counts(kind: Kind, base: Any, documents: Sequence[str]) -> Any:
-    """The words of documents; stderr tells how far the counting is."""
+def counts(kind: Kind, base: Any, documents: Sequence[str], *, thin: bool) -> Any:
+    """The words of documents, of which rare ones may go with `thin`; stderr tells how far the counting is."""
     size = sum(len(text.encode()) for text in documents)
-    return kind.word_counts(base.backend_tokenizer, told(documents, telling(say), size))
+    return kind.word_counts(base.backend_tokenizer, told(documents, telling(say), size), thin)
 
 
 @dataclass(frozen=True)
@@ -64,8 +68,8 @@ class Learner:
 
 def learner(kind: Kind, base: Any, new: Sequence[str], guarded: Sequence[str], min_count: int) -> Learner:
     """One that learns from `new` text, and leaves `guarded` text and the chat template as they are."""
-    apart = kind.guarded(base.backend_tokenizer, counts(kind, base, [*protect.template(base), *guarded]))
-    return Learner(kind, base, counts(kind, base, new), apart, min_count)
+    apart = kind.guarded(base.backend_tokenizer, counts(kind, base, [*protect.template(base), *guarded], thin=False))
+    return Learner(kind, base, counts(kind, base, new, thin=True), apart, min_count)
 
 
 def advised(
@@ -84,7 +88,7 @@ def advised(
         return near
     seen = [text for part, _ in guarded.values() for text in part]
     learnt = learner(kind, base, learn, seen, max(min_count, audit.OCCURRENCES))
-    rest = list(chain.from_iterable(unseen))
+    rest = {"unseen text": list(chain.from_iterable(unseen))}
     points = audit.curve(base, audit.grown(kind, base, learnt(audit.SIZES[-1]), learnt), measured, rest)
     return audit.advise(points, audit.Matrices.of(folder))
 

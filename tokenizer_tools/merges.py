@@ -41,29 +41,34 @@ def continued(
         split.append(tokens)
         counts.append(count)
     sums: Counter[Name] = Counter()
-    where: defaultdict[Name, set[int]] = defaultdict(set)
+    where: defaultdict[Name, list[int]] = defaultdict(list)  # with repetitions: a set takes several times the memory
     for i, tokens in enumerate(split):
         for neighbours in itertools.pairwise(tokens):
-            sums[name_of(*neighbours)] += counts[i]
-            where[name_of(*neighbours)].add(i)
-    heap = [(-count, name) for name, count in sums.items()]  # heapq pops the smallest, so counts are negative
+            name = name_of(*neighbours)
+            sums[name] += counts[i]
+            where[name].append(i)
+    # heapq pops the smallest, so counts are negative.
+    heap = [(-count, name) for name, count in sums.items() if count >= min_count]
     heapq.heapify(heap)
     while heap:
         negative, name = heapq.heappop(heap)
         if sums[name] != -negative:
             continue  # this count is outdated; the merge is in the heap with its new count too
-        if -negative < min_count:
-            return
-        if refused(name) or (name_of is text and any(_ambiguous(split[i], name) for i in where[name])):
+        if refused(name):
+            continue
+        places = sorted(set(where[name]))
+        if name_of is text and any(_ambiguous(split[i], name) for i in places):
             continue
         ways: Counter[tuple[str, str]] = Counter()
-        for i in where[name]:
+        for i in places:
             for neighbours in itertools.pairwise(split[i]):
                 if name_of(*neighbours) == name:
                     ways[neighbours] += counts[i]
         yield *min(ways, key=lambda neighbours: (-ways[neighbours], neighbours)), -negative
-        for changed in _join(name, name_of, split, counts, sums, where):
-            heapq.heappush(heap, (-sums[changed], changed))
+        del where[name]
+        for changed in _join(name, name_of, places, split, counts, sums, where):
+            if sums[changed] >= min_count:
+                heapq.heappush(heap, (-sums[changed], changed))
 
 
 def _ambiguous(tokens: list[str], joined: str) -> bool:
@@ -72,8 +77,8 @@ def _ambiguous(tokens: list[str], joined: str) -> bool:
     return any(a + b == joined == b + c and (a, b) != (b, c) for a, b, c in triples)
 
 
-def _join(name: Name, name_of: Any, split: list[list[str]], counts: Any, sums: Any, where: Any) -> set[Name]:
-    """Apply one merge to all words that have it, in place, from the left; returns the merges whose counts changed."""
+def _join(name: Name, name_of: Any, places: list[int], split: list[list[str]], counts: Any, sums: Any, where: Any) -> set[Name]:
+    """Apply one merge to the words at `places`, in place, from the left; returns the merges whose counts changed."""
     changed: set[Name] = set()
 
     def count(i: int, left: str, right: str, sign: int) -> None:
@@ -81,9 +86,9 @@ def _join(name: Name, name_of: Any, split: list[list[str]], counts: Any, sums: A
         sums[other] += sign * counts[i]
         changed.add(other)
         if sign == 1:
-            where[other].add(i)
+            where[other].append(i)
 
-    for i in sorted(where.pop(name)):
+    for i in places:
         tokens, k = split[i], 0
         while k < len(tokens) - 1:
             left, right = tokens[k : k + 2]
@@ -98,4 +103,4 @@ def _join(name: Name, name_of: Any, split: list[list[str]], counts: Any, sums: A
                     count(i, right, tokens[k + 1], -1)
                     count(i, joined, tokens[k + 1], 1)
             k += 1
-    return {other for other in changed if sums[other] > 0}
+    return changed

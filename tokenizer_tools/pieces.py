@@ -7,6 +7,7 @@ a part of one.
 
 import json
 import re
+import sys
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -18,6 +19,7 @@ from tokenizers import Tokenizer
 
 from tokenizer_tools import roundtrip
 from tokenizer_tools.roundtrip import SPACE
+from tokenizer_tools.words import tallied
 
 BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 """The name of the token of a byte."""
@@ -81,7 +83,7 @@ class Pieces:
                 if len(run) == LONGEST_RUN:
                     yield tuple(run)
                     run = run[-1:]
-                run.append(token)
+                run.append(sys.intern(token))  # one string for all occurrences: there are millions
         if run:
             yield tuple(run)
 
@@ -182,10 +184,10 @@ def encoded(tokenizer: Tokenizer, texts: Iterable[str]) -> Iterator[list[str]]:
         yield from (encoding.tokens for encoding in plain.encode_batch(batch, add_special_tokens=False))
 
 
-def word_counts(tokenizer: Tokenizer, texts: Iterable[str]) -> Counter[tuple[str, ...]]:
-    """Number of times that each word occurs in the texts, as the tokens that the base writes it in."""
+def word_counts(tokenizer: Tokenizer, texts: Iterable[str], thin: bool = False) -> Counter[tuple[str, ...]]:
+    """Number of times that each word occurs in the texts, as the tokens that the base writes it in.
+
+    With `thin`, rare words go where there are very many (`words.thinned`).
+    """
     rules = of(tokenizer)
-    counts: Counter[tuple[str, ...]] = Counter()
-    for tokens in encoded(tokenizer, texts):
-        counts.update(rules.words(tokens))
-    return counts
+    return tallied((rules.words(tokens) for tokens in encoded(tokenizer, texts)), thin)

@@ -30,6 +30,9 @@ def obstacle(tokenizer: Tokenizer) -> str:
         return f"this is {model.get('type')}, not BPE"
     if not model.get("byte_fallback"):
         return "its BPE is neither byte-level nor does it fall back to bytes as that of SentencePiece does"
+    if not any(pieces.BYTE.fullmatch(text) for text in model["vocab"]):
+        # transformers reads every BPE of a tokenizer.model as one that falls back to bytes.
+        return "its BPE has no tokens of bytes (a SentencePiece trained without byte_fallback), and drops what has no piece"
     if lost := pieces.unwritable(model["vocab"]):
         return f"its BPE is to fall back to bytes, but {lost}"
     if pieces.SPACE not in json.dumps([state["normalizer"], state["pre_tokenizer"]], ensure_ascii=False):
@@ -54,7 +57,7 @@ def learn(
     base could be made in a way that the base does not know. The first n pieces are what n alone would have given.
     """
     rules = pieces.of(tokenizer)
-    often = frequent(words)
+    often = list(frequent(words, tuple))
     saved = _characters(rules, often, min_count, apart)
     known = rules.ids.keys() | saved.keys()
     ids_of = {token: rules.spelt(token) for word, _ in often for token in word if token in known}
@@ -88,7 +91,7 @@ def learn(
 
 
 def _characters(
-    rules: pieces.Pieces, words: Iterable[tuple[tuple[str, ...], int]], min_count: int, apart: Collection[str]
+    rules: pieces.Pieces, words: Iterable[tuple[Sequence[str], int]], min_count: int, apart: Collection[str]
 ) -> dict[str, int]:
     """Characters that the base spells in bytes and that may be pieces -> tokens that each saves.
 
@@ -107,7 +110,7 @@ def _characters(
     }
 
 
-def _runs(word: tuple[str, ...], known: Collection[str]) -> Iterator[tuple[str, ...]]:
+def _runs(word: Sequence[str], known: Collection[str]) -> Iterator[tuple[str, ...]]:
     """The parts of a word between the characters that stay bytes."""
     for is_known, run in itertools.groupby(word, known.__contains__):
         if is_known:

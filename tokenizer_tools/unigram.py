@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerBase
 
 from tokenizer_tools import pieces
 from tokenizer_tools.vocabulary import NewPiece, forget, next_id, without
-from tokenizer_tools.words import Progress, untold
+from tokenizer_tools.words import Progress, tallied, untold
 
 SEEDS = 8
 """Candidates at the start for each piece that is wanted."""
@@ -87,14 +87,14 @@ def _only_inside(state: dict[str, Any]) -> tuple[str, str] | None:
     return next(((sign, text) for text in texts for sign in text if sign not in held), None)
 
 
-def word_counts(tokenizer: Tokenizer, texts: Iterable[str]) -> Counter[str]:
-    """Number of times that each word occurs in the texts, written as in the vocabulary: the parts that no piece crosses."""
+def word_counts(tokenizer: Tokenizer, texts: Iterable[str], thin: bool = False) -> Counter[str]:
+    """Number of times that each word occurs in the texts, written as in the vocabulary: the parts that no piece crosses.
+
+    With `thin`, rare words go where there are very many (`words.thinned`).
+    """
     rules = pieces.of(tokenizer)
-    counts: Counter[str] = Counter()
-    for tokens in pieces.encoded(tokenizer, texts):
-        for part in rules.between(tokens):
-            counts.update(WORD.findall(part))
-    return counts
+    documents = pieces.encoded(tokenizer, texts)
+    return tallied(((word for part in rules.between(tokens) for word in WORD.findall(part)) for tokens in documents), thin)
 
 
 def guarded(tokenizer: Tokenizer, words: Counter[str]) -> list[str]:

@@ -6,8 +6,12 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-SLOT = re.compile(r"<unused_?\d+>|\[unused\d+\]|<\|(?:reserved_special_token|unused|extra|reserved)_\d+\|>|<SPECIAL_\d+>")
-"""The names of tokens that makers leave free: those of Gemma, BERT, Llama 3 and Mistral, among others."""
+SLOT = re.compile(
+    r"<unused_?\d+>|\[unused\d+\]|\[UNUSED_TOKEN_\d+\]|<\|(?:reserved_special_token|unused|extra|reserved)_\d+\|>|"
+    r"<\|placeholder\d+\|>|<SPECIAL_\d+>|\[control_\d+\]|<reserved_\d+>"
+)
+"""The names of tokens that makers leave free: those of Gemma, BERT, InternLM 2, Llama 3, Phi 3, Mistral and Baichuan, among
+others."""
 
 
 @dataclass(frozen=True)

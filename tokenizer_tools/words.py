@@ -7,7 +7,8 @@ text, and other added tokens (the runs of blanks of GPT-NeoX, for example) are c
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import accumulate, chain
 from typing import TypeVar
 
 import regex
@@ -15,32 +16,86 @@ from tokenizers import Tokenizer, models, trainers
 
 Progress = Callable[[str, int, int], None]
 """Called now and then with what is done, how much of it is done and how much there is in all (0: not known)."""
-MOST_WORDS = 2_000_000
-"""Different words that are learnt from. They bound the memory; rarer ones hardly count where frequent pairs are looked for."""
+MOST_TOKENS = 8_000_000
+"""Tokens of the different words that are learnt from. They bound the memory: words alone do not, as one can be a whole clause
+in scripts without spaces. Rarer words hardly count where frequent pairs are looked for."""
+MOST_SIGNS = 24_000_000
+"""Letters of the different words, or tokens where words are kept as these, that are counted side by side when some may go."""
+CHARACTERS = 20_000_000
+"""Text whose words are counted before they are added to those of earlier text."""
 Word = TypeVar("Word", str, tuple[str, ...])
+Tokens = TypeVar("Tokens", bound=Sequence[str])
 
 
-def counted(tokenizer: Tokenizer, texts: Iterable[str]) -> Counter[str]:
+def counted(tokenizer: Tokenizer, texts: Iterable[str], thin: bool = False) -> Counter[str]:
     """Number of times that each pre-token (roughly a word) occurs in the texts, keyed as the model of the tokenizer reads it.
 
     All cores normalise and divide text, which takes most of the time of learning a vocabulary; texts are read as they are
-    needed, so that `told` can follow them.
+    needed, so that `told` can follow them. With `thin`, rare words go where there are very many (`thinned`).
     """
     counter = Tokenizer(models.WordLevel())
     if tokenizer.normalizer is not None:
         counter.normalizer = tokenizer.normalizer
     if tokenizer.pre_tokenizer is not None:
         counter.pre_tokenizer = tokenizer.pre_tokenizer
-    trainer = trainers.WordLevelTrainer(vocab_size=1, show_progress=False)  # it counts words in parallel, without the lock
-    counter.train_from_iterator(_without_added(tokenizer, texts), trainer)
-    return Counter(json.loads(trainer.__getstate__())["WordLevelTrainer"]["words"])
+    counts: Counter[str] = Counter()
+    left = _without_added(tokenizer, texts)
+    for text in left:
+        trainer = trainers.WordLevelTrainer(vocab_size=1, show_progress=False)  # it counts in parallel, without the lock
+        counter.train_from_iterator(chain([text], _next(left)), trainer)
+        counts.update(json.loads(trainer.__getstate__())["WordLevelTrainer"]["words"])
+        if thin:
+            counts = thinned(counts, sum(map(len, counts)))
+    return counts
 
 
-def frequent(words: Counter[Word]) -> list[tuple[Word, int]]:
-    """The most frequent words and their counts, in the order of the words."""
-    if len(words) <= MOST_WORDS:
-        return sorted(words.items())
-    return sorted(sorted(words.items(), key=lambda item: (-item[1], item[0]))[:MOST_WORDS])
+def _next(texts: Iterator[str]) -> Iterator[str]:
+    """The next texts, until they have `CHARACTERS`."""
+    read = 0
+    while read < CHARACTERS and (text := next(texts, None)) is not None:
+        read += len(text)
+        yield text
+
+
+def tallied(documents: Iterable[Iterable[Word]], thin: bool) -> Counter[Word]:
+    """How often each word occurs in the documents. With `thin`, rare ones go where there are very many (`thinned`)."""
+    counts: Counter[Word] = Counter()
+    size = 0
+    for words in documents:
+        for word in words:
+            size += 0 if word in counts else len(word)
+            counts[word] += 1
+        if thin and size > MOST_SIGNS:
+            counts = thinned(counts, size)
+            size = sum(map(len, counts))
+    return counts
+
+
+def thinned(counts: Counter[Word], size: int) -> Counter[Word]:
+    """The counts, or when their words have a `size` above `MOST_SIGNS` those of the most frequent words with half of these.
+
+    Of equally frequent words those stay that were seen first. What a word that goes was counted is lost, so protected text is
+    never thinned. Manku and Motwani 2002, https://www.vldb.org/conf/2002/S10P03.pdf, drop all words of a count in its place:
+    of sentences, which are words in scripts without spaces, none might be left.
+    """
+    if size <= MOST_SIGNS:
+        return counts
+    ordered = sorted(counts, key=counts.__getitem__, reverse=True)
+    ends = accumulate(map(len, ordered))
+    return Counter({word: counts[word] for word, end in zip(ordered, ends, strict=True) if end <= MOST_SIGNS // 2})
+
+
+def frequent(words: Counter[Word], written: Callable[[Word], Tokens]) -> Iterator[tuple[Tokens, int]]:
+    """The tokens of the most frequent words, as `written` writes them, and their counts, until they are `MOST_TOKENS`."""
+    left = MOST_TOKENS
+    ordered = sorted(words)
+    ordered.sort(key=words.__getitem__, reverse=True)
+    for word in ordered:
+        tokens = written(word)
+        left -= len(tokens)
+        if left < 0:
+            return
+        yield tokens, words[word]
 
 
 def _without_added(tokenizer: Tokenizer, texts: Iterable[str]) -> Iterator[str]:

@@ -16,6 +16,7 @@ from langext.artifacts import read_object
 from langext.errors import LFS_SAID, ConfigError, is_lfs_pointer, reading
 from langext.spec import near
 from tokenizer_tools import folder as tokenizer_files
+from tokenizer_tools import forms
 from tokenizer_tools.folder import FILES as TOKENIZERS
 
 INDEX = "model.safetensors.index.json"
@@ -33,11 +34,6 @@ BESIDE = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json
 TEMPLATES = ("*.jinja", "additional_chat_templates/*.jinja")
 LICENCES = ("LICEN[CS]E*", "NOTICE*", "USE_POLICY*")
 """Files that must accompany the weights wherever they are copied."""
-OTHER_TOKENIZERS = re.compile(r"tekken.*\.json|(?:.*tokenizer\.model|spiece\.model|sentencepiece.*\.model).*")
-"""Names under which tokenizers lie in other programs' folders."""
-TIKTOKEN = re.compile(rb"[A-Za-z0-9+/]+={0,2} \d+\r?\n?")
-"""A line of tiktoken's form (Llama 3 as Meta publishes it): the bytes of a token in base64, and its rank."""
-HUGGING_FACE = "take tokenizer.json and tokenizer_config.json of the same model in Hugging Face form"
 READ = (
     "config.json", "generation_config.json", INDEX, *TOKENIZERS, *BESIDE, "merges.txt", "chat_template.json", *TEMPLATES,
 )  # fmt: skip
@@ -105,18 +101,14 @@ def tokenizer_file(folder: Path) -> Path:
     path = tokenizer_files.file(folder)
     if path is None:
         found = f"no tokenizer here (looked for {', '.join(TOKENIZERS)})"
-        if other := sorted(each.name for each in folder.glob("*") if OTHER_TOKENIZERS.fullmatch(each.name)):
-            form = f"has another form; {HUGGING_FACE}" if "tekken" in other[0] else "is called tokenizer.model where it is read"
-            found += f"; {other[0]} {form}"
-        raise ConfigError(f"{folder}: {found}")
+        other = forms.named(folder)
+        raise ConfigError(f"{folder}: {found}{f'; {other}' if other else ''}")
     if is_lfs_pointer(path):
         raise ConfigError(f"{path}: {LFS_SAID}")
-    with path.open("rb") as file:
-        begin = file.readline(1000)
-    if not begin:
+    if not path.stat().st_size:
         raise ConfigError(f"{path}: is empty; fetch or copy the model again")
-    if path.name == "tokenizer.model" and TIKTOKEN.fullmatch(begin):
-        raise ConfigError(f"{path}: is in the form of tiktoken, not of SentencePiece; {HUGGING_FACE}")
+    if other := forms.inside(path):
+        raise ConfigError(f"{path}: {other}")
     if path.name == "vocab.json" and not (folder / "merges.txt").is_file():
         raise ConfigError(f"{folder}: vocab.json is here and merges.txt, which belongs to it, is not; copy the model again")
     return path

@@ -160,7 +160,7 @@ def _advised(
     except ValueError as error:
         raise ConfigError(f"{base.name_or_path}: the vocabulary cannot be extended: {error}") from None
     kept = documents.heldout_texts(corpus, _originals(ctx))  # reported, and not chosen by
-    points = audit.curve(base, grown, new, kept)
+    points = audit.curve(base, grown, new, {"held-out text": kept})
     advice = audit.advise(points, audit.Matrices.of(loading.read_record(model).base))
     say(f"  {advice.text}")
     return _recorded(advice)

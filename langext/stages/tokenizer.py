@@ -98,7 +98,7 @@ class ExtendTokenizer(Stage):
         if near := sizing.close(audited, ctx, base):
             return self._unchanged(ctx, base, near)
         learnt_from = sizing.rest(audited, self._learnt_from(corpus, [ctx.language], divided=bool(audited)))
-        words = kind.word_counts(state, told(learnt_from, telling(say)))
+        words = kind.word_counts(state, told(learnt_from, telling(say)), thin=True)
         around = protect.template(base) if self.protect else []
         apart = kind.guarded(state, kind.word_counts(state, chain(around, *protection.sets(corpus, kept).values())))
         least = sizing.least(self.new_tokens, self.min_count)

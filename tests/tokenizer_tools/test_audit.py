@@ -14,7 +14,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from tokenizer_tools import audit, byte_bpe, kinds, learner, texts
 from tokenizer_tools.__main__ import main
-from tokenizer_tools.audit import Matrices, Point, Use
+from tokenizer_tools.audit import Kept, Matrices, Point, Use
 from tokenizer_tools.vocabulary import next_id
 
 
@@ -69,7 +69,7 @@ def test_text_that_is_dropped_is_counted_as_lost_and_refused(tmp_path):
     for base, said in (
         (
             spm.load(spm.write(tmp_path, "llama2", byte_fallback=False)),
-            "is to fall back to bytes, but has no token for 239 of the",
+            "its BPE has no tokens of bytes .a SentencePiece trained without byte_fallback., and drops what has no piece",
         ),
         (PreTrainedTokenizerFast(tokenizer_object=bare), "its byte-level BPE has no token for"),
     ):
@@ -88,7 +88,9 @@ def use(tokens: int) -> Use:
 
 
 def curve(*tokens: int) -> list[Point]:
-    return [Point(n, t, 100_000, t / 10_000, 1.0, 1.0) for n, t in zip((0, *audit.SIZES), tokens, strict=False)]
+    return [
+        Point(n, t, 100_000, t / 10_000, {"en": Kept(10, 9, 99, 100)}) for n, t in zip((0, *audit.SIZES), tokens, strict=False)
+    ]
 
 
 def test_a_base_that_writes_the_language_well_is_left_alone():
@@ -121,6 +123,18 @@ def test_what_a_row_costs_is_read_from_the_model(tmp_path):
         assert Matrices.of(tmp_path) == Matrices(row, 43)
 
 
+def test_a_head_among_the_weights_is_not_tied_where_the_config_does_not_say(tmp_path):
+    """transformers leaves out what is the default of a model, and that is another one in each."""
+    for name, row in (("model.embed_tokens.weight", 4), ("lm_head.weight", 8), ("language_model.lm_head.weight", 8)):
+        save_file({name: torch.zeros(10, 4)}, tmp_path / "model.safetensors")
+        for config, expected in (
+            ({}, row), ({"tie_word_embeddings": None}, row), ({"tie_word_embeddings": True}, 4),
+            ({"tie_word_embeddings": False}, 8), ({"text_config": {"hidden_size": 4}, "tie_word_embeddings": False}, 8),
+        ):  # fmt: skip
+            (tmp_path / "config.json").write_text(json.dumps({"hidden_size": 4, **config}))
+            assert Matrices.of(tmp_path) == Matrices(expected, 40)
+
+
 def test_every_size_of_the_curve_is_what_it_alone_would_have_learnt():
     base = make_tokenizer()
     words = byte_bpe.word_counts(base.backend_tokenizer, sentences(FRENCH, 300, 9))
@@ -128,7 +142,8 @@ def test_every_size_of_the_curve_is_what_it_alone_would_have_learnt():
     for number in (1, 17, 60):
         assert byte_bpe.continue_merges(base.backend_tokenizer, words, number, 5) == most[:number]
     new = sentences(FRENCH, 20, 10)
-    points = audit.curve(base, {n: byte_bpe.extended(base, most[:n]) for n in (17, 60)}, new, sentences(ENGLISH, 20, 11))
+    old = {"en": sentences(ENGLISH, 20, 11), "new": new}
+    points = audit.curve(base, {n: byte_bpe.extended(base, most[:n]) for n in (17, 60)}, new, old)
     assert [point.new_tokens for point in points] == [0, 17, 60]
     assert points[0].tokens == sum(map(len, base(new).input_ids)) > points[1].tokens > points[2].tokens
     assert points[0].identical == 1 and points[0].original_tokens == 1 and points[2].original_tokens < 1

@@ -188,12 +188,13 @@ def test_tokens_of_the_config_alone_and_the_longest_text_stay(tmp_path):
     assert [alone.encode(line).ids for line in text] == encode(written, text)
 
 
-def test_reserved_tokens_give_their_ids_to_new_tokens(tmp_path):
-    """Llama 3 and Gemma have free ids; new tokens that take them need no new rows."""
+@pytest.mark.parametrize("name", ["<|reserved_special_token_{}|>", "<|placeholder{}|>", "[UNUSED_TOKEN_{}]", "<reserved_{}>"])
+def test_reserved_tokens_give_their_ids_to_new_tokens(tmp_path, name):
+    """Llama 3, Phi 3, InternLM 2 and Baichuan have free ids; new tokens that take them need no new rows."""
     base = make_tokenizer()
-    names = [f"<|reserved_special_token_{i}|>" for i in range(30)]
+    names = [name.format(i) for i in range(30)]
     base.add_special_tokens({"additional_special_tokens": ["<|eot_id|>", *names]})
-    base.chat_template = "{{ '<|reserved_special_token_7|>' }}"
+    base.chat_template = f"{{{{ '{names[7]}' }}}}"
     spare = slots(base)
     assert len(spare) == 29 and base.get_vocab()[names[7]] not in spare and base.get_vocab()["<|eot_id|>"] not in spare
     words = word_counts(base.backend_tokenizer, sentences(FRENCH, 300, 9))

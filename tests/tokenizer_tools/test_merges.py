@@ -57,6 +57,5 @@ def test_the_cost_of_a_merge_does_not_hang_on_the_length_of_what_is_around_it():
             super().__setitem__(name, value)
 
     words = [["x", "y", *map(str, range(500))] for _ in range(10)]
-    where = defaultdict(set, {("x", "y"): set(range(10))})
-    changed = merges._join(("x", "y"), merges.pair, words, [1] * 10, Counted(), where)
+    changed = merges._join(("x", "y"), merges.pair, [*range(10)], words, [1] * 10, Counted(), defaultdict(list))
     assert Counted.changes == 30 and ("xy", "0") in changed and all(tokens[:2] == ["xy", "0"] for tokens in words)

@@ -3,7 +3,6 @@
 import itertools
 import json
 import random
-from collections import Counter
 from typing import Any
 
 import pytest
@@ -11,7 +10,6 @@ import spm
 from tokenizers import Tokenizer
 
 from tokenizer_tools import kinds, pieces, roundtrip
-from tokenizer_tools.words import frequent
 
 SIGNS = ["le chat\nla maison, 12 !\n\nle jour ; été\u2028~"] * 30
 ODD = "日\ufffd本 \ufffd\ufffd <0xE6>"
@@ -117,6 +115,9 @@ def test_text_without_spaces_is_cut_into_runs_that_overlap_by_one(made: dict[str
     assert pairs == list(itertools.pairwise(letters))
 
 
-def test_the_words_that_are_learnt_from_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tokenizer_tools.words.MOST_WORDS", 2)
-    assert frequent(Counter({("b",): 3, ("a",): 3, ("c",): 5})) == [(("a",), 3), (("c",), 5)]
+def test_a_token_is_one_string_wherever_it_occurs(made: dict[str, Any]) -> None:
+    """Also one that the base spells in bytes: text in such a script would take kilobytes a word."""
+    base = made["llama2"]
+    words = kinds.of(base).word_counts(base.backend_tokenizer, ["日本語 語日本", "the dog", "日 the"])
+    tokens = [token for word in words for token in word]
+    assert "日" in tokens and len({id(token) for token in tokens}) == len(set(tokens)) < len(tokens)

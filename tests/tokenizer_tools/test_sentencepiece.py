@@ -167,11 +167,14 @@ def test_added_tokens_behind_the_pieces_keep_their_ids(tmp_path):
     assert far.is_control(pad + 2) and far.id_to_piece(pad + 3) == found[0].text
 
 
-def test_reserved_pieces_give_their_ids_to_new_ones_in_both_files(tmp_path):
-    """Gemma has <unused0> to <unused98>: new pieces that take their ids need no new rows."""
-    names = [f"<unused{i}>" for i in range(9)]
-    base = spm.load(spm.write(tmp_path / "base", "gemma", user_defined_symbols=["\n\n", "▁▁", "<b>", *names]))
-    base.add_tokens([AddedToken(name, normalized=False) for name in names])
+@pytest.mark.parametrize("name", ["<unused{}>", "[control_{}]"])
+def test_reserved_pieces_give_their_ids_to_new_ones_in_both_files(tmp_path, name):
+    """Gemma has <unused0> to <unused98>, Mistral control pieces: new pieces that take their ids need no new rows."""
+    names, own = [name.format(i) for i in range(9)], ["\n\n", "▁▁", "<b>"]
+    control = name.startswith("[")
+    symbols = {"control_symbols": names, "user_defined_symbols": own} if control else {"user_defined_symbols": [*own, *names]}
+    base = spm.load(spm.write(tmp_path / "base", "gemma", **symbols))
+    base.add_tokens([AddedToken(each, normalized=False, special=control) for each in names], special_tokens=control)
     base.save_pretrained(tmp_path / "base")
     base, kind = spm.load(tmp_path / "base"), kinds.of(spm.load(tmp_path / "base"))
     backend, spare = base.backend_tokenizer, slots(base)
@@ -246,6 +249,7 @@ def test_a_unigram_model_learns_as_it_will_be_written():
         (models.WordLevel({"a": 0}, unk_token="a"), "its model is WordLevel, and only byte-level BPE"),
         (models.WordPiece({"a": 0}, unk_token="a"), "its model is WordPiece"),
         (models.BPE({"a": 0}, [], unk_token="a"), "neither byte-level nor does it fall back to bytes"),
+        (models.BPE({"a": 0, "<0x41>": 1}, [], byte_fallback=True), "is to fall back to bytes, but has no token for 238"),
         (models.Unigram([("a", 0.0)], 0), "does not write ▁"),
     ],
 )

@@ -55,9 +55,19 @@ class WordUnits(WordTokenizer):
         """False when the units are graphemes, of which nothing is known that holds for words."""
         return self.kind != "graphemes"
 
+    @property
+    def are_spaced(self) -> bool:
+        """False in scripts that put no spaces between words, however these are found."""
+        return self.kind == "words"
+
+    @property
+    def per_word(self) -> float:
+        """How many units are about as long as a word."""
+        return 1.0 if self.are_words else graphemes_per_word(str(self.language)[4:])
+
     def count(self, words: int) -> int:
         """How many units are about as long as so many words."""
-        return words if self.are_words else math.ceil(words * graphemes_per_word(str(self.language)[4:]))
+        return math.ceil(words * self.per_word)
 
     def word_tokenize(self, text: str) -> list[str]:
         """The words, or else the graphemes that are no white space. Several rules ask for those of one text after another."""
@@ -87,11 +97,27 @@ class WordUnits(WordTokenizer):
 
 def _tokenizer(code: str) -> WordTokenizer | None:
     """The tokenizer that datatrove has for a language; None when it has none, or when the package for it is not installed."""
-    script = "Hani" if code[4:] in ("Hans", "Hant") else code[4:]
     try:
-        return load_word_tokenizer(f"{code[:3]}_{script}")
+        return _load(code)
     except (ValueError, ImportError):
         return None
+
+
+def _load(code: str) -> WordTokenizer:
+    script = "Hani" if code[4:] in ("Hans", "Hant") else code[4:]
+    return load_word_tokenizer(f"{code[:3]}_{script}")
+
+
+def missing(code: str) -> str:
+    """The package without which nothing divides the words of a language; empty when something does, or nothing ever does."""
+    try:
+        if is_unspaced(code[4:]):
+            _load(code)
+    except ImportError as error:
+        return str(error).rsplit("pip install ", 1)[-1].rstrip("`).")
+    except ValueError:
+        pass
+    return ""
 
 
 def simplified(text: str, units: WordUnits) -> list[str]:

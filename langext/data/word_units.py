@@ -6,6 +6,7 @@ datatrove's steps take a `WordUnits` wherever they take a language.
 import math
 import unicodedata
 from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
 
 import numpy as np
 import regex
@@ -17,6 +18,8 @@ from langext.data.unspaced import LETTERS, graphemes_per_word, is_unspaced
 
 SLICE = 1 << 20
 """Characters of a long text that are compared at once."""
+TOGETHER = {"Hani": ("spacy", "jieba"), "Jpan": ("spacy", "sudachipy", "sudachidict_core")}
+"""Script -> packages that its tokenizer needs; datatrove names one at a time, or misses one when it begins to divide words."""
 _FACTOR = np.uint64(0x9E3779B97F4A7C15)
 _WORD = regex.compile(r"[\w\p{M}]+(?:['’·-][\w\p{M}]+)*")
 _OTHER = rf"[[\p{{L}}\p{{M}}\p{{N}}]--[{LETTERS}]]"
@@ -104,7 +107,10 @@ def _tokenizer(code: str) -> WordTokenizer | None:
 
 
 def _load(code: str) -> WordTokenizer:
+    """The tokenizer. Raises ValueError when there is none, and ImportError that names what to install when it is missing."""
     script = "Hani" if code[4:] in ("Hans", "Hant") else code[4:]
+    if lacking := [package for package in TOGETHER.get(script, ()) if find_spec(package) is None]:
+        raise ImportError(f"pip install {' '.join(lacking)}")
     return load_word_tokenizer(f"{code[:3]}_{script}")
 
 

@@ -155,9 +155,10 @@ def test_the_package_that_divides_words_is_named(monkeypatch, capsys):
     monkeypatch.setattr(word_units, "load_word_tokenizer", load)
     quality.tell_missing(["fra_Latn", "jav_Java"])
     assert capsys.readouterr().err == ""
+    monkeypatch.setattr(word_units, "TOGETHER", {"Hani": ("not_here", "regex", "nor_here")})
     quality.tell_missing(["tha_Thai", "zho_Hant", "tha_Thai"])
     said = capsys.readouterr().err
-    assert said.count("\n") == 1 and "of tha_Thai (not-here-tha_Thai), zho_Hant (not-here-zho_Hani);" in said
+    assert said.count("\n") == 1 and "of tha_Thai (not-here-tha_Thai), zho_Hant (not_here nor_here);" in said
     monkeypatch.setattr(word_units, "load_word_tokenizer", lambda code: None)
     quality.tell_missing(["tha_Thai"])
     assert capsys.readouterr().err == ""

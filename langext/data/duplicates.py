@@ -3,9 +3,11 @@
 The one rule: of texts that are alike the first is kept, in the order of the parts; so what is only measured comes first.
 MinHash is datatrove's, with the settings of FineWeb-2 (https://arxiv.org/abs/2506.20920): 14 buckets of 8 hashes of runs of 5
 words. That finds 1 - (1 - s^8)^14 of the pairs that share s of these runs: 57 % for s = 0.7, 92 % for 0.8, all for 0.9.
+Of a part that is divided into passages the whole documents are compared with those of other parts too; a passage goes with its
+document.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +19,16 @@ from datatrove.pipeline.filters.base_filter import BaseFilter
 from datatrove.pipeline.writers.disk_base import DiskWriter
 from fsspec.implementations.local import LocalFileSystem
 
-from langext.data.split import text_hash
+from langext.data.split import OF, text_hash
 from langext.data.word_units import WordUnits, runs
 
 MINHASH = MinhashConfig(n_grams=5, num_buckets=14, hashes_per_bucket=8)
 EXACT, NEAR = "duplicate", "near_duplicate"
 """Reasons to drop a text."""
+FORM = 2
+"""Number of the form of what `Prints` writes. Raise it with any change."""
+DOCUMENTS, PASSAGES = 1, 2
+"""Kinds of texts, as bits: a document of a part that is not divided is compared with both."""
 _PRIME_BITS = np.uint64(61)
 _PRIME = np.uint64((1 << 61) - 1)
 ROWS = 256
@@ -36,7 +42,11 @@ def _folder(path: Path) -> tuple[str, LocalFileSystem]:
 
 
 class Prints(PipelineStep):
-    """Writes a number for every text of a part, the same for the same text: `<folder>/<part>.npy`, (num_texts,) uint64."""
+    """Writes a number for every text of a part, the same for the same text: `<folder>/<part>.npy`, (num_texts,) uint64.
+
+    And `<folder>/<part>.of.npy`, (num_passages,) int64: the number of the document of every passage. None are of parts that are
+    not divided.
+    """
 
     name = "prints"
 
@@ -46,12 +56,18 @@ class Prints(PipelineStep):
 
     def run(self, data: Any, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
         """Yield every document."""
-        found = []
+        found, owners = [], []
         for document in data:
             found.append(text_hash(document.text))
+            owners += [document.metadata[OF][0]] if OF in document.metadata else []
             yield document
         self.folder.mkdir(parents=True, exist_ok=True)
         np.save(self.folder / f"{rank:05d}.npy", np.array(found, np.uint64))
+        np.save(_owners(self.folder, rank), np.array(owners, np.int64))
+
+
+def _owners(folder: Path, part: int) -> Path:
+    return folder / f"{part:05d}.of.npy"
 
 
 class Signatures(MinhashDedupSignature):
@@ -98,13 +114,16 @@ def clusters(pairs: Path, found: Path) -> MinhashDedupCluster:
 
 
 class Choose(PipelineStep):
-    """Decides which texts of all parts go, one task: `<folder>/<part>.npy`, (num_texts,) int8: 0 stays, 1 exact, 2 near."""
+    """Decides which texts of all parts go, one task: `<folder>/<part>.npy`, (num_texts,) int8: 0 stays, 1 exact, 2 near.
+
+    `wholes`: part that is divided -> number of the part with its documents, as they were, which are only looked for.
+    """
 
     name = "choose"
 
-    def __init__(self, prints: Path, clusters: Path | None, parts: int, folder: Path):
+    def __init__(self, prints: Path, clusters: Path | None, parts: int, folder: Path, wholes: Mapping[int, int]):
         super().__init__()
-        self.prints, self.clusters, self.parts, self.folder = prints, clusters, parts, folder
+        self.prints, self.clusters, self.parts, self.folder, self.wholes = prints, clusters, parts, folder, dict(wholes)
 
     def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
         """Write the decision; yield nothing."""
@@ -112,17 +131,27 @@ class Choose(PipelineStep):
         every = np.concatenate([*prints, np.zeros(0, np.uint64)])
         goes = np.ones(len(every), np.int8)
         goes[np.unique(every, return_index=True)[1]] = 0  # the first of each
-        at, met = 0, set[int]()
+        at, met = 0, dict[int, int]()  # group -> kinds of its texts that were met
         self.folder.mkdir(parents=True, exist_ok=True)
         for part, own in enumerate(prints):
             mine = goes[at : at + len(own)]
-            for text, cluster in self._groups(part):
-                if mine[text] == 0 and cluster in met:
-                    mine[text] = 2
-                met.add(cluster)
+            near = np.zeros(len(own), bool)
+            if part in self.wholes:
+                near |= np.isin(np.load(_owners(self.prints, part)), self._copies(self.wholes[part], DOCUMENTS, met))
+            near[self._copies(part, PASSAGES if part in self.wholes else DOCUMENTS | PASSAGES, met)] = True
+            mine[near & (mine == 0)] = 2
             np.save(self.folder / f"{part:05d}.npy", mine)
             at += len(own)
         yield from ()
+
+    def _copies(self, part: int, kind: int, met: dict[int, int]) -> list[int]:
+        """Numbers of the texts of a part that are like one of the same kind that was met before; they are met now."""
+        copies = []
+        for text, group in self._groups(part):
+            if met.get(group, 0) & kind:
+                copies.append(text)
+            met[group] = met.get(group, 0) | kind
+        return copies
 
     def _groups(self, part: int) -> list[list[int]]:
         """Number of each text of a part that is like another one, and of its group, ascending."""

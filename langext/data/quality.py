@@ -16,9 +16,11 @@ from datatrove.pipeline.base import PipelineStep
 from datatrove.utils.text import TERMINAL_PUNCTUATION
 
 from langext.artifacts import write_json
+from langext.console import warn
 from langext.data.filters.web import (
     LINE_ENDS,
     LINE_ENDS_FRAC,
+    PARTS_OF_LINES,
     SHORT_LINE,
     SHORT_LINES,
     SHORT_LINES_FRAC,
@@ -26,7 +28,7 @@ from langext.data.filters.web import (
     WORD_LENGTH,
     WORDS,
 )
-from langext.data.word_units import WordUnits
+from langext.data.word_units import WordUnits, missing
 from langext.data.working import Read
 from langext.text_summaries import LanguageRecord, QualityValues
 
@@ -67,6 +69,15 @@ class Reference(PipelineStep):
         yield from ()
 
 
+def tell_missing(codes: Sequence[str]) -> None:
+    """Warn of languages, of those that are judged by quality, whose words nothing divides before a package is installed."""
+    if names := [f"{code} ({package})" for code in dict.fromkeys(codes) if (package := missing(code))]:
+        warn(
+            f"quality: web: nothing is installed that divides the words of {', '.join(names)}; characters stand for words, and "
+            "rules that need words are left out. Install that package, or all such with pip install 'langext[words]'"
+        )
+
+
 def describe(texts: Sequence[str], sources: list[str], units: WordUnits) -> LanguageRecord:
     """What these texts say about their language."""
     words = [[word for word in units.word_tokenize(text) if word[0].isalpha()] for text in texts] if units.are_words else []
@@ -79,6 +90,8 @@ def describe(texts: Sequence[str], sources: list[str], units: WordUnits) -> Lang
         out[WORDS] = "nothing divides its words, and no tokenizer that datatrove has for it is installed"
     elif not words or statistics.median(len(set(found).intersection(stop_words)) for found in words) < 2:
         out[STOP_WORDS] = "half of its documents do not have two of them"
+    if not units.are_spaced:
+        out[PARTS_OF_LINES] = "no spaces divide its words, and sentences end without one"
     lengths = [sum(map(len, found)) / len(found) for found in words]
     if units.are_words and not lengths:
         out[WORD_LENGTH] = "there was no text to measure it on"

@@ -6,6 +6,7 @@ datatrove's steps take a `WordUnits` wherever they take a language.
 import math
 import unicodedata
 from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
 
 import numpy as np
 import regex
@@ -17,6 +18,8 @@ from langext.data.unspaced import LETTERS, graphemes_per_word, is_unspaced
 
 SLICE = 1 << 20
 """Characters of a long text that are compared at once."""
+TOGETHER = {"Hani": ("spacy", "jieba"), "Jpan": ("spacy", "sudachipy", "sudachidict_core")}
+"""Script -> packages that its tokenizer needs; datatrove names one at a time, or misses one when it begins to divide words."""
 _FACTOR = np.uint64(0x9E3779B97F4A7C15)
 _WORD = regex.compile(r"[\w\p{M}]+(?:['’·-][\w\p{M}]+)*")
 _OTHER = rf"[[\p{{L}}\p{{M}}\p{{N}}]--[{LETTERS}]]"
@@ -55,9 +58,19 @@ class WordUnits(WordTokenizer):
         """False when the units are graphemes, of which nothing is known that holds for words."""
         return self.kind != "graphemes"
 
+    @property
+    def are_spaced(self) -> bool:
+        """False in scripts that put no spaces between words, however these are found."""
+        return self.kind == "words"
+
+    @property
+    def per_word(self) -> float:
+        """How many units are about as long as a word."""
+        return 1.0 if self.are_words else graphemes_per_word(str(self.language)[4:])
+
     def count(self, words: int) -> int:
         """How many units are about as long as so many words."""
-        return words if self.are_words else math.ceil(words * graphemes_per_word(str(self.language)[4:]))
+        return math.ceil(words * self.per_word)
 
     def word_tokenize(self, text: str) -> list[str]:
         """The words, or else the graphemes that are no white space. Several rules ask for those of one text after another."""
@@ -87,11 +100,30 @@ class WordUnits(WordTokenizer):
 
 def _tokenizer(code: str) -> WordTokenizer | None:
     """The tokenizer that datatrove has for a language; None when it has none, or when the package for it is not installed."""
-    script = "Hani" if code[4:] in ("Hans", "Hant") else code[4:]
     try:
-        return load_word_tokenizer(f"{code[:3]}_{script}")
+        return _load(code)
     except (ValueError, ImportError):
         return None
+
+
+def _load(code: str) -> WordTokenizer:
+    """The tokenizer. Raises ValueError when there is none, and ImportError that names what to install when it is missing."""
+    script = "Hani" if code[4:] in ("Hans", "Hant") else code[4:]
+    if lacking := [package for package in TOGETHER.get(script, ()) if find_spec(package) is None]:
+        raise ImportError(f"pip install {' '.join(lacking)}")
+    return load_word_tokenizer(f"{code[:3]}_{script}")
+
+
+def missing(code: str) -> str:
+    """The package without which nothing divides the words of a language; empty when something does, or nothing ever does."""
+    try:
+        if is_unspaced(code[4:]):
+            _load(code)
+    except ImportError as error:
+        return str(error).rsplit("pip install ", 1)[-1].rstrip("`).")
+    except ValueError:
+        pass
+    return ""
 
 
 def simplified(text: str, units: WordUnits) -> list[str]:

@@ -102,7 +102,7 @@ class Filter(Stage):
 
     def check(self, ctx: Context) -> None:
         """Raise one ConfigError for all files missing or damaged, languages without a label, and no text to train on."""
-        from langext.data import contamination  # it imports datatrove
+        from langext.data import contamination, quality  # they import datatrove
 
         mistakes = Mistakes()
         for number, path in enumerate(self.contamination):
@@ -113,10 +113,11 @@ class Filter(Stage):
                 source.check_role(ctx.language, ctx.original_languages)
                 source.check(self.max_bad_frac)
                 source.check_apart(ctx.out)
+        judged = [source.language for source in self.sources if any(isinstance(rule, Web) for rule in self._filters(source))]
+        quality.tell_missing(judged)
         with mistakes.part("quality_values"):
             if self.quality_values:
-                judged = [source for source in self.sources if any(isinstance(rule, Web) for rule in self._filters(source))]
-                published.check(self.quality_values, [source.language for source in judged])
+                published.check(self.quality_values, judged)
         if not any(source.trained and source.language == ctx.language for source in self.sources):
             mistakes.add(ConfigError(f"sources: none has text of the new language {ctx.language} to train on", ("sources",)))
         with mistakes.part("lid_model"):

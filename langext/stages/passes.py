@@ -140,13 +140,16 @@ class Passes:
         work, log = self._work / "duplicates" / code, self._work / "log" / code
         prints, signatures, pairs, found, drops = (work / name for name in ("prints", "signatures", "pairs", "found", "drops"))
         near = self.duplicates == "near" and code != languages.ZXX  # of code, what is alike in words may well be meant
-        count = sum(part.record.tasks for part in parts)
+        which = self._divided_tasks(parts)
+        count, divided = len(which), [number for number, is_divided in enumerate(which) if is_divided and near]
         see = [duplicates.Prints(prints), *([duplicates.Signatures(signatures, units)] if near else [])]
-        self._execute([*self._texts(parts, f"{code}: looking for duplicates"), *see], count, log / "see")
+        texts = self._texts(parts, f"{code}: looking for duplicates", divided)
+        self._execute([*texts, *see], count + len(divided), log / "see")
         if near:
             tasks = min(self.runtime.workers, duplicates.MINHASH.num_buckets)
             self._execute([duplicates.Pairs(signatures, pairs)], tasks, log / f"pairs-{tasks}")
-        choose = duplicates.Choose(prints, found if near else None, count, drops)
+        wholes = {part: count + number for number, part in enumerate(divided)}
+        choose = duplicates.Choose(prints, found if near else None, count, drops, wholes)
         self._execute([duplicates.clusters(pairs, found), choose] if near else [choose], 1, log / "choose")
         return drops
 
@@ -198,10 +201,10 @@ class Passes:
 
         Also when another version has begun, which leaves the later passes something that this one would misread.
         """
-        from langext.data import contamination, heldout
+        from langext.data import contamination, duplicates, heldout
         from langext.data.word_units import WordUnits
 
-        forms = {"index": contamination.FORM, "marks": heldout.FORM}
+        forms = {"index": contamination.FORM, "marks": heldout.FORM, "prints": duplicates.FORM}
         file = self._work / "benchmarks" / "compared.json"
         hashes = {str(path): sha256_file(path) for path in self.files}
         every = {code: WordUnits(code) for code in dict.fromkeys(part.source.language for part in self.parts)}
@@ -260,13 +263,20 @@ class Passes:
             say(f"  comparing text with {sum(map(len, items.values())):,} items of {', '.join(items)}")
         return items, [*(BenchmarkRecord(task=task, items=len(found)) for task, found in items.items()), *unread]
 
-    def _texts(self, parts: Sequence[Part], label: str) -> list:
-        """The steps that give what is compared and held out: documents, or passages where there are few documents."""
+    def _texts(self, parts: Sequence[Part], label: str, again: Sequence[int] = ()) -> list:
+        """The steps that give what is compared and held out: documents, or passages where there are few documents.
+
+        Then, as further tasks, the documents of the tasks numbered `again`, whole.
+        """
         from langext.data import split, working
 
         files = [file for part in parts for file in self._files("judged" if part.filters else "text", part)]
-        divided = [self._divided(part) for part in parts for _ in range(part.record.tasks)]
-        return [working.Read(files, label), split.Divide(divided)]
+        read = working.Read([*files, *(files[number] for number in again)], label)
+        return [read, split.Divide([*self._divided_tasks(parts), *(False for _ in again)])]
+
+    def _divided_tasks(self, parts: Sequence[Part]) -> list[bool]:
+        """Of every task whether its documents are divided."""
+        return [self._divided(part) for part in parts for _ in range(part.record.tasks)]
 
     def _divided(self, part: Part) -> bool:
         """Whether a source is divided into passages before duplicates are looked for."""

@@ -4,9 +4,10 @@ import pytest
 from datatrove.data import Document
 from fineweb import VALUES
 from test_contamination import Rejects
+from test_quality import UNSPACED, page
 from toy import FRENCH, sentences
 
-from langext.data import published
+from langext.data import published, word_units
 from langext.data.filters import Web
 from langext.data.quality import describe
 from langext.data.word_units import WordUnits
@@ -77,12 +78,24 @@ def test_rules_that_fineweb_2_does_not_have_are_not_applied(folder):
         assert judged(text, values) == text and (text == PAGE or judged(text, None) != text)
 
 
-def test_where_nothing_divides_words_only_the_rules_on_lines_are_left(folder):
-    units = WordUnits("khm_Khmr")
-    assert units.kind == "graphemes"
-    text = "\n".join(f"ភាសាខ្មែរ{n}។" for n in range(8))
-    known = describe([text], [], units)
+@pytest.mark.parametrize("code", UNSPACED)
+def test_where_nothing_divides_words_characters_are_counted(folder, code, monkeypatch):
+    monkeypatch.setattr(word_units, "_tokenizer", lambda _: None)
+    units = WordUnits(code)
+    text = "\n".join("".join(units.word_tokenize(line)).translate(dict.fromkeys(map(ord, "។။།。"))) + "。"
+                     for line in page(code, 9).split("\n"))  # fmt: skip
+    graphemes = units.word_tokenize(text)
     values = published.of(folder, "fra_Latn")
-    assert judged(text, values, units, known) == text
-    assert judged("\n".join([text] * 2), values, units, known) == "dup_line_frac"
-    assert judged(text.replace("។", ""), values, units, known) == "line_punct_ratio"
+    values = values.model_copy(update={"dup_n_grams": [(5, 0.3)]})
+    known = describe([text], [], units)
+    bad = {
+        text: text,
+        "dup_line_frac": "\n".join([text] * 2),
+        "line_punct_ratio": text.replace("。", ""),
+        "gopher_short_doc": "".join(graphemes[: units.count(45)]) + "。",
+        "gopher_too_many_bullets": "\n".join(f"- {line}" for line in text.split("\n")),
+        "list_ratio": "\n".join(f"{text[at]}{chr(0x4E00 + at)}。" for at in range(200)),
+        "top_2_gram": "".join(graphemes[: units.count(2)]) * 200,
+        "duplicated_5_n_grams": text[:30] * 40,
+    }
+    assert {reason: judged(text, values, units, known) for reason, text in bad.items()} == {reason: reason for reason in bad}

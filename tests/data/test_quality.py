@@ -1,18 +1,21 @@
 """The quality rules: what they need to know of a language, and what they drop."""
 
 import random
+from types import SimpleNamespace
 
 import pytest
 import regex
 from datatrove.data import Document
 from datatrove.pipeline.filters import GopherRepetitionFilter
+from datatrove.utils._import_utils import check_required_dependencies
 from pydantic import TypeAdapter
 from test_contamination import Rejects
 from test_word_units import SCRIPTS
 from toy import FRENCH, sentences
 
+from langext.data import quality, word_units
 from langext.data.filters import AnyFilter, Length, Web, web
-from langext.data.filters.web import LINE_ENDS, SHORT_LINES, STOP_WORDS, WORDS, rules
+from langext.data.filters.web import LINE_ENDS, PARTS_OF_LINES, SHORT_LINES, STOP_WORDS, WORDS
 from langext.data.quality import describe
 from langext.data.word_units import WordUnits
 
@@ -77,15 +80,88 @@ def test_running_text_stays_but_for_lines_of_boilerplate():
     assert kept.text == PAGE and step.stats["line-filter-policy"].total == 1
 
 
-@pytest.mark.parametrize("code", SCRIPTS)
-def test_rules_that_need_words_are_left_out_where_nothing_divides_words(code):
-    units = WordUnits(code)
-    text = "\n".join(SCRIPTS[code] + mark for mark in "一二三四五六七八")
-    known = describe([text], [], units)
-    assert (WORDS in known.left_out) is not units.are_words
-    if not units.are_words:
-        assert judged(text, units, known) == text and len(rules(units, known)) == 2
-        assert judged("\n".join([text] * 3), units, known) == "dup_line_frac"
+UNSPACED = {
+    "tha_Thai": ("", " ",
+                 "แมว สุนัข บ้าน ถนน เมือง กลางวัน กลางคืน ดวงอาทิตย์ ฝน นอน กิน เห็น รัก พูด เสมอ ใน ใต้ กับ เพื่อ โรงเรียน นักเรียน ป่า"),
+    "lao_Laoo": ("", " ",
+                 "ແມວ ໝາ ເຮືອນ ຖະໜົນ ເມືອງ ກາງເວັນ ກາງຄືນ ຕາເວັນ ຝົນ ນອນ ກິນ ເຫັນ ຮັກ ເວົ້າ ສະເໝີ ໃນ ໃຕ້ ກັບ ເພື່ອ ໂຮງຮຽນ ນັກຮຽນ ປ່າ"),
+    "khm_Khmr": ("", "។ ",
+                 "ឆ្មា ឆ្កែ ផ្ទះ ផ្លូវ ទីក្រុង ថ្ងៃ យប់ ព្រះអាទិត្យ ភ្លៀង ដេក ស៊ី ឃើញ ស្រឡាញ់ និយាយ ជានិច្ច ក្នុង ក្រោម ជាមួយ ដើម្បី សាលា សិស្ស ព្រៃ"),
+    "mya_Mymr": ("", "။ ",
+                 "ကြောင် ခွေး အိမ် လမ်း မြို့ နေ့ ည နေမင်း မိုး အိပ် စား မြင် ချစ် ပြော အမြဲ အတွင်း အောက် နှင့် အတွက် ကျောင်း ကျောင်းသား တော"),
+    "bod_Tibt": ("་", "། ",
+                 "ཞི་མི ཁྱི ཁང་པ ལམ གྲོང་ཁྱེར ཉིན་མོ མཚན་མོ ཉི་མ ཆར་པ ཉལ ཟ མཐོང དགའ སྐད་ཆ རྟག་ཏུ ནང འོག དང སློབ་གྲྭ སློབ་མ ནགས་ཚལ"),
+    "zho_Hans": ("", "。",
+                 "猫 狗 房子 街道 城市 白天 夜晚 太阳 下雨 睡觉 吃 看见 喜欢 说话 总是 在 下面 和 为了 学校 学生 森林"),
+    "jpn_Jpan": ("", "。",
+                 "猫が 犬は 家の 通りに 都市で 昼も 夜に 太陽の 雨が 眠る 食べる 見える 愛する 話す いつも 中に 下の"),
+}  # fmt: skip
+"""What stands between words, and between sentences, and words, in scripts without spaces."""
+
+
+def page(code, seed, lines=12):
+    """Running text: lines of three sentences."""
+    between, end, words = UNSPACED[code]
+    draw = random.Random(seed)
+    told = ["".join(between.join(draw.choices(words.split(), k=10)) + end for _ in range(3)) for _ in range(lines)]
+    return "\n".join(line.strip() for line in told)
+
+
+@pytest.mark.parametrize("code", UNSPACED)
+def test_where_nothing_divides_words_characters_are_counted(code, monkeypatch):
+    monkeypatch.setattr(word_units, "_tokenizer", lambda _: None)
+    units, text = WordUnits(code), page(code, 9)
+    known = describe([page(code, seed) for seed in range(5)], [], units)
+    assert set(known.left_out) - {LINE_ENDS} == {WORDS, PARTS_OF_LINES} and not known.stop_words
+    first, *_ = text.split("\n")
+    sentence = first[: len(first) // 3]
+    bad = {
+        "": text,
+        "top_2_gram": sentence[:6] * 200,
+        "repeated": sentence * 40,
+        "gopher_short_doc": "".join(units.word_tokenize(text)[: units.count(45)]),
+        "dup_line_frac": "\n".join([text] * 2),
+        "gopher_too_many_hashes": "#".join(text[at : at + 9] for at in range(0, len(text), 9)),
+        "gopher_too_many_end_ellipsis": text.replace("\n", "...\n"),
+        "gopher_too_many_bullets": "\n".join(f"- {line}" for line in text.split("\n")),
+        "curly_bracket": text + "{",
+        "list_ratio": "\n".join(f"{text[at]}{chr(0x4E00 + at)}" for at in range(200)),
+    }
+    known.left_out.update({SHORT_LINES: "", LINE_ENDS: ""})
+    found = {reason: judged(text, units, known) for reason, text in bad.items()}
+    assert found.pop("") == text
+    assert found.pop("repeated").startswith(("top_", "duplicated_"))
+    assert found == {reason: reason for reason in found}
+    assert judged(text + first * 3, units, known).startswith("duplicated_")
+
+
+def test_what_divides_words_without_spaces_does_not_make_lines_too_short(monkeypatch):
+    """C4 counts what stands between spaces, and takes a full stop before a letter for none."""
+    pairs = SimpleNamespace(word_tokenize=lambda text: regex.findall(r"\p{Han}{1,2}", text))
+    monkeypatch.setattr(word_units, "_tokenizer", lambda _: pairs)
+    units, text = WordUnits("yue_Hant"), page("zho_Hans", 9)
+    known = describe([page("zho_Hans", seed) for seed in range(5)], [], units)
+    assert units.are_words and set(known.left_out) == {PARTS_OF_LINES} and len(known.stop_words) >= 8
+    assert judged(text, units, known) == text
+    assert judged(text[:40] * 40, units, known).startswith("top_")
+
+
+def test_the_package_that_divides_words_is_named(monkeypatch, capsys):
+    def load(code):
+        if code == "jav_Java":
+            raise ValueError("Language 'jav_Java' doesn't have a tokenizer assigned.")
+        check_required_dependencies("word tokenizer", [(f"not_here_{code}", f"not-here-{code}")])
+
+    monkeypatch.setattr(word_units, "load_word_tokenizer", load)
+    quality.tell_missing(["fra_Latn", "jav_Java"])
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(word_units, "TOGETHER", {"Hani": ("not_here", "regex", "nor_here")})
+    quality.tell_missing(["tha_Thai", "zho_Hant", "tha_Thai"])
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "of tha_Thai (not-here-tha_Thai), zho_Hant (not_here nor_here);" in said
+    monkeypatch.setattr(word_units, "load_word_tokenizer", lambda code: None)
+    quality.tell_missing(["tha_Thai"])
+    assert capsys.readouterr().err == ""
 
 
 def test_a_rule_that_half_of_the_language_fails_is_left_out():

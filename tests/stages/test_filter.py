@@ -12,6 +12,7 @@ import fsspec
 import pytest
 from datasets.data_files import EmptyDatasetError
 from datasets.exceptions import DataFilesNotFoundError
+from datatrove.utils._import_utils import check_required_dependencies
 from deadly import Dies
 from pydantic import ValidationError
 from run_folders import manifest_of
@@ -19,7 +20,7 @@ from toy import ENGLISH, FRENCH, GERMAN, SWAHILI, documents, sentences, write_fa
 
 from langext.artifacts import sha256_file, write_json
 from langext.context import Context
-from langext.data import hub, tasks, tokens
+from langext.data import hub, tasks, tokens, word_units
 from langext.data.executor import Executor
 from langext.data.language_id import LanguageId
 from langext.data.sources import Source
@@ -285,6 +286,23 @@ def test_half_a_character_in_the_name_of_a_field_is_no_traceback(tmp_path, lid):
     assert summary.funnel[0].dropped == {"broken": 2} and summary.funnel[0].kept == 40
     with gzip.open(corpus.path / "rejects" / "fra_Latn" / "fr.broken.00000.jsonl.gz", "rt") as file:
         assert "t\ufffdext" in json.loads(file.readline())["metadata"]["why"]
+
+
+def test_a_language_whose_words_nothing_divides_is_named_when_its_quality_is_judged(tmp_path, capsys, monkeypatch):
+    def load(code):
+        check_required_dependencies("word tokenizer", [("not_here", "not-here")])
+
+    monkeypatch.setattr(word_units, "load_word_tokenizer", load)
+    lid = write_fasttext(tmp_path / "lid.bin", {"th": SWAHILI, "fr": FRENCH})
+    for quality in ("off", "web"):
+        path = str(write_jsonl(tmp_path / "text.jsonl", FR))
+        sources = [{"language": code, "path": path, "quality": quality} for code in ("th", "fr")]
+        stage = Filter(uses="filter", sources=sources, lid_model=str(lid))
+        stage.check(Context(tmp_path / "out", 1, "tha_Thai", ("fra_Latn",)))
+        said = capsys.readouterr().err
+        assert said.count("warning: quality: web: ") == (quality == "web") and ("tha_Thai (not-here);" in said) == (
+            quality == "web"
+        )
 
 
 def test_standard_input_is_read_once_also_by_a_stage_that_goes_on(tmp_path, lid, monkeypatch):

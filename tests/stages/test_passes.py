@@ -2,9 +2,11 @@
 
 import gzip
 import json
+import random
 import re
 from types import SimpleNamespace
 
+import numpy as np
 import orjson
 import pytest
 from fineweb import VALUES
@@ -17,6 +19,7 @@ from langext.data import heldout, working
 from langext.data.executor import Executor
 from langext.data.plain_text import encode_text
 from langext.data.split import PASSAGE, unit_hash
+from langext.data.word_units import WordUnits, runs
 from langext.errors import RunFailed
 from langext.models import bases
 from langext.models.loading import load_tokenizer
@@ -179,6 +182,36 @@ def test_a_book_that_is_whole_in_one_source_and_one_of_many_in_another_is_not_me
     assert len(rejected) == rows["fr"].heldout_parts and all(heldout.keys(text) <= measured for text in rejected)
 
 
+ARTICLES = [" ".join(sentences(FRENCH, 20, 7000 + n)) for n in range(95)]
+
+
+def altered(text, seed):
+    """The same with one word of a hundred changed."""
+    dice = random.Random(seed)
+    return " ".join(word[:-1] + "x" if dice.random() < 0.01 else word for word in text.split(" "))
+
+
+@pytest.mark.parametrize("sources", [("many", "few"), ("few", "many"), ("few", "probe"), ("few", "other")])
+def test_near_copies_are_not_measured_on_where_one_of_two_sources_is_divided(tmp_path, lid, sources):
+    """Whichever comes first; also where neither is divided into the same passages, and where one is only measured."""
+    copies = [altered(text, n) for n, text in enumerate(ARTICLES[:15])]
+    texts = {
+        "many": [*ARTICLES[:15], *ARTICLES[30:80]],
+        "few": [*copies, *ARTICLES[15:25]],
+        "probe": ARTICLES[:5],
+        "other": [" ".join([*sentences(FRENCH, 2, n), text]) for n, text in enumerate([*ARTICLES[:10], *ARTICLES[80:]])],
+    }
+    first, second = ({"language": "fr", "name": name, "path": str(write_jsonl(tmp_path / f"{name}.jsonl", texts[name])),
+                      "heldout_only": name == "probe"} for name in sources)  # fmt: skip
+    corpus, rows, _ = run(tmp_path, stage_of(tmp_path, lid, FR, sources=[first, second]))
+    assert {name for name in sources if rows[name].divided} == set(sources) & {"few", "other"}
+    train, valid = ([doc["text"] for doc in lines(corpus.files(split, "fra_Latn"))] for split in ("train", "valid"))
+    units = WordUnits("fra_Latn")
+    trained = np.unique(np.concatenate([runs(text, units, 5) for text in train]))
+    assert all(np.isin(runs(text, units, 5), trained).mean() < 0.5 for text in valid)
+    assert len(valid) > 10 and all(any(doc.startswith(text[:50]) for doc in [*train, *valid]) for text in ARTICLES[15:25])
+
+
 def test_short_documents_are_not_measured_and_trained_on_also_with_duplicates(tmp_path, lid):
     """No paragraph of them is long enough to be looked for, but the documents are."""
     short = [f"Le chat {name} dort." for name in ("noir", "blanc", "gris", "brun")]
@@ -273,7 +306,7 @@ def test_a_pass_that_was_interrupted_goes_on_and_gives_the_same(tmp_path, lid, m
     assert run(again, stage)[1]["many"].kept == rows["many"].kept
 
 
-@pytest.mark.parametrize("left", ["index", "marks"])
+@pytest.mark.parametrize("left", ["index", "marks", "prints"])
 def test_what_an_earlier_version_left_in_another_form_is_refused(tmp_path, lid, monkeypatch, left):
     """Its index of benchmarks had other names, which would be an error of the program; and by its marks of what is held out
     nothing would be found again, so that this would be trained on."""

@@ -145,7 +145,7 @@ class FileReader(Reader):
 class TextReader(FileReader):
     """Reads files of text line by line, and prints its progress through the files of a task.
 
-    `sizes` are the bytes of the files, by name.
+    `sizes` are the bytes of the files, by name, and `language` is the code of that which the text should be in.
     """
 
     name = "text"
@@ -160,12 +160,13 @@ class TextReader(FileReader):
         *,
         division: Division,
         encoding: str,
+        language: str,
         label: str,
         sizes: dict[str, int],
     ):
         super().__init__(files, columns, limit, rejects, most_bad)
         self.division: Division = division
-        self.encoding, self.label, self.sizes = encoding, label, sizes
+        self.encoding, self.language, self.label, self.sizes = encoding, language, label, sizes
         self.begin([])
 
     def begin(self, names: Sequence[str]) -> None:
@@ -194,7 +195,7 @@ class TextReader(FileReader):
         self.done_bytes += self.sizes[name]
 
     def _entries(self, raw: IO[bytes], place: Place) -> Iterator[Entry]:
-        found = lines(formats.unpacked(raw, formats.packing(place)), self.encoding)
+        found = lines(formats.unpacked(raw, formats.packing(place)), self.encoding, self.language)
         kind = formats.kind(place)
         if kind == JSONL:
             yield from entries.objects(found)

@@ -130,7 +130,7 @@ class Source(SourceSpec):
         if any(isinstance(place, remote.Remote) for place in places):
             places = places[:REMOTE_HEADS]
         alone = len(found.files) == 1
-        shown = [heads.check(place, self.columns, self.encoding or UTF_8, alone) for place in places]
+        shown = [heads.check(place, self.columns, self.encoding or UTF_8, alone, self.language) for place in places]
         damaged = [one_line(place) for place, head in zip(places, shown, strict=True) if head.closed]
         self._check_closed(damaged, len(damaged) == len(places), most_bad)
         if not any(head.rows for head in shown):
@@ -231,7 +231,8 @@ class Source(SourceSpec):
             return readers.TableReader(files, self.columns, self.max_documents, rejects, most)
         return readers.TextReader(
             files, self.columns, self.max_documents, rejects, most, division=self.txt_documents,
-            encoding=self.encoding or UTF_8, label=self.domain, sizes={file.name: file.bytes for file in record.files},
+            encoding=self.encoding or UTF_8, language=self.language, label=self.domain,
+            sizes={file.name: file.bytes for file in record.files},
         )  # fmt: skip
 
     def steps(

@@ -16,7 +16,7 @@ from test_fuzz import FUZZ
 from test_readers import counted, put, reader, table, text_reader, texts
 from toy import write_jsonl
 
-from langext.data import documents, formats, lines, peek, remote, source_files, unread
+from langext.data import documents, lines, peek, remote, source_files, unread
 from langext.data.formats import zstd
 from langext.data.readers import MENDED
 from langext.data.sources import Source
@@ -493,14 +493,6 @@ def test_a_text_without_a_blank_line_is_named_when_planning(tmp_path, capsys):
         Source(language="fr", path=str(tmp_path), txt_documents=division).check()
     Source(language="fr", path=str(tmp_path / "c.txt")).check()
     assert not capsys.readouterr().err
-
-
-def test_a_guess_of_the_encoding_is_one_that_python_has():
-    assert formats.likely("Вчера мы ходили в город, чтобы купить хлеба".encode("koi8-r")) == "koi8-r"
-    assert formats.likely("昨日、パンと牛乳を買うために町へ行きましたが".encode("euc_jp")) == "euc_jp"
-    assert formats.likely(b"caf\xe9") == "cp1252"
-    for data in (bytes(range(128, 256)) * 4, b"\xff" * 100, "Hôm qua chúng tôi".encode("cp1258") * 9):
-        assert not formats.likely(data) or "".encode(formats.likely(data)) is not None
 
 
 def test_a_look_takes_the_beginning_of_many_files(tmp_path):

@@ -128,10 +128,15 @@ def demand(code: str, rows: Sequence[FunnelRow], needed: bool) -> None:
 
     Warn when it has no source at all.
     """
+    from langext.data.split import SURELY_DIVIDED
+
     if not rows:
         warn(f"no source for the original language {code}: nothing replays it and nothing measures it")
         return
-    if not any(row.valid_documents for row in rows):
+    if sum(row.train_documents + row.valid_documents for row in rows) == 1 and (needed or not rows[0].valid_documents):
+        what = f"what is left of the text of {code} is too short to be divided into text to train on and text to measure on"
+        advice = f"give at least {SURELY_DIVIDED:,} characters"
+    elif not any(row.valid_documents for row in rows):
         what, advice = f"no document of {code} fell into the held-out part", "raise heldout_frac or give more text"
     elif needed and not any(row.train_documents for row in rows):
         purpose = "calibrate gates" if any(row.role == "protect" for row in rows) else "train"

@@ -487,8 +487,22 @@ def test_text_that_is_not_of_the_run_is_calibrated_on_or_measured_and_never_trai
 def test_protected_text_that_is_all_held_out_calibrates_nothing(tmp_path, three):
     (text,) = [text for text in documents(GERMAN, 40, 3) if unit_hash(text) < 0.2][:1]
     source = {"language": "de", "path": str(write_jsonl(tmp_path / "de.jsonl", [text])), "protect": True}
-    with pytest.raises(ConfigError, match="no document of deu_Latn is left to calibrate gates on; lower heldout_frac"):
+    with pytest.raises(ConfigError, match="text of deu_Latn is too short to be divided.*; give at least 4,000 characters$"):
         run(tmp_path, three, [*two(tmp_path, write_jsonl(tmp_path / "fr.jsonl", FR)), source])
+
+
+@pytest.mark.parametrize("frac", [0.001, 0.5, 0.999])
+def test_of_a_single_short_text_it_is_said_how_long_it_must_be(tmp_path, lid, frac):
+    """No heldout_frac divides it; of longer text a part is held out whatever the share is."""
+    short = write_jsonl(tmp_path / "fr.jsonl", [" ".join(FR)[:900]])
+    with pytest.raises(ConfigError, match="text of fra_Latn is too short to be divided.*; give at least 4,000 characters$"):
+        run(tmp_path, lid, two(tmp_path, short), heldout_frac=frac)
+    (tmp_path / "out").rename(tmp_path / "short")
+    if frac < 0.01:
+        _, summary = run(
+            tmp_path, lid, two(tmp_path, write_jsonl(tmp_path / "fr.jsonl", [" ".join(FR)[:4000]])), heldout_frac=frac
+        )
+        assert summary.funnel[0].divided and summary.funnel[0].train_bytes and summary.funnel[0].valid_bytes
 
 
 def test_a_funnel_of_an_earlier_version_is_read():

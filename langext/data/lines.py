@@ -22,6 +22,8 @@ class Line(NamedTuple):
     """Without its end, and without a byte order mark; with U+FFFD where it cannot be read."""
     why: str = ""
     """Why it cannot be read; empty when it can."""
+    marked: bool = False
+    """Whether it had a byte order mark."""
 
 
 class Unreadable(ValueError):
@@ -57,7 +59,7 @@ def lines(stream: IO[bytes], encoding: str = UTF_8, language: str = languages.MU
     for text, why in whole:
         for part in (text,) if why else text.rstrip("\r\n").split("\r"):
             number += 1
-            yield Line(number, part.removeprefix(MARK), why)
+            yield Line(number, part.removeprefix(MARK), why, part.startswith(MARK))
 
 
 def _damaged(line: int, error: Exception) -> Unreadable:

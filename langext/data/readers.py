@@ -18,11 +18,11 @@ from datatrove.utils.logging import logger
 
 from langext.console import Progress
 from langext.data import columns as fields
-from langext.data import entries, formats, heads
+from langext.data import entries, formats, heads, unread
 from langext.data.entries import KINDS, Entry
 from langext.data.formats import JSONL, MARK, TXT
 from langext.data.halves import mend
-from langext.data.lines import Closed, Unreadable, lines
+from langext.data.lines import Closed, Line, Unreadable, lines
 from langext.data.source_files import Division, Place
 from langext.data.tasks import READS
 from langext.data.unread import Broken, Lacking, Unread
@@ -32,6 +32,8 @@ ROWS, BATCH = 1000, 16 << 20
 """Rows of a Parquet file, and bytes of them, that are read together."""
 MENDED, COMPOSED, UNDIVIDED = "mended", "composed", "undivided"
 """Counts: documents with broken Unicode, documents brought into form NFC, and .txt files without a blank line."""
+MARKS, LOST_BYTES = "marks", "lost_bytes"
+"""Counts: byte order marks that were removed, and bytes of archives of which nothing can be read."""
 _LINE_END = re.compile(r"\r\n?")
 
 
@@ -57,7 +59,9 @@ class Reader(PipelineStep):
         whole = mend(raw)
         if whole != raw:
             self.stat_update(MENDED)
-        plain = _LINE_END.sub("\n", whole.removeprefix(MARK))
+        if marks := whole.count(MARK):
+            self.stat_update(MARKS, value=marks)
+        plain = _LINE_END.sub("\n", whole.replace(MARK, ""))
         text = unicodedata.normalize("NFC", plain)
         if text != plain:
             self.stat_update(COMPOSED)
@@ -187,15 +191,30 @@ class TextReader(FileReader):
                     # The position in the compressed file: its size is known, that of the text is not.
                     self.progress.at(self.done_bytes + raw.tell(), f"{number} lines of {shown}")
             except Closed as error:
-                if len(self.files) == 1:
-                    raise ConfigError(f"{where}: {error}") from None
-                self.refuse(where, f"{name}/rest", str(error), "")
+                self._lose(where, name, str(error))
             except Unreadable as error:
                 self.refuse_rest(where, name, error)
         self.done_bytes += self.sizes[name]
 
+    def _lose(self, where: str, name: str, why: str) -> None:
+        """Count a file of which nothing can be read. Raises ConfigError when it is too much of the source."""
+        lost, whole = self.sizes[name], sum(self.sizes.values())
+        if len(self.files) == 1:
+            raise ConfigError(f"{where}: {why}")
+        if self.unread.most and lost > self.unread.most * whole:
+            raise ConfigError(f"{where}: {why}{unread.too_large(lost / whole, self.unread.most)}")
+        self.refuse(where, f"{name}/rest", why, "")
+        self.stat_update(LOST_BYTES, value=lost)
+
+    def _marks_counted(self, found: Iterator[Line]) -> Iterator[Line]:
+        for line in found:
+            if line.marked:
+                self.stat_update(MARKS)
+            yield line
+
     def _entries(self, raw: IO[bytes], place: Place) -> Iterator[Entry]:
-        found = lines(formats.unpacked(raw, formats.packing(place)), self.encoding, self.language)
+        whole = lines(formats.unpacked(raw, formats.packing(place)), self.encoding, self.language)
+        found = self._marks_counted(whole)
         kind = formats.kind(place)
         if kind == JSONL:
             yield from entries.objects(found)

@@ -57,8 +57,8 @@ def _advice(code: str, rivals: Sequence[str]) -> str:
     if any(code[:3] != other[:3] for other in rivals):
         return "take a model that knows each of them (lid_model: asset:glotlid), or leave one out"
     return (
-        f"asset:glotlid has one label for them, too. Give all of it the one code {code}, and it is one language here, or take text "
-        "of one of them alone"
+        f"asset:glotlid has one label for them, too. Give all of it the one code {code}, and it is one language here, or take "
+        "text of one of them alone"
     )
 
 

@@ -51,7 +51,7 @@ def count(source: Source, record: SourceRecord, log: Path) -> FunnelRow:
     total = totals(log)
     names = ("judged", "bytes_read", "train_documents", "train_bytes", "valid_documents", "valid_bytes",
              "mended", "composed", "undivided", "right_bytes", "right_kept_bytes", "repaired", "heldout_parts",
-             "benchmark_parts")  # fmt: skip
+             "benchmark_parts", "marks", "lost_bytes")  # fmt: skip
     counts: dict[str, Any] = {name: total[name] for name in names}
     revision = record.commit or source.revision
     return FunnelRow(
@@ -107,6 +107,8 @@ def tell(row: FunnelRow) -> None:
         say(f"  {row.domain} ({row.language}): broken Unicode in {row.mended} document(s), mended with U+FFFD")
     if row.composed:
         say(f"  {row.domain} ({row.language}): {row.composed} document(s) brought into the Unicode form NFC")
+    if row.marks:
+        say(f"  {row.domain} ({row.language}): {row.marks} byte order mark(s) removed")
     if row.benchmark_parts:
         say(f"  {row.domain} ({row.language}): {row.benchmark_parts} part(s) cut out, which benchmarks have too")
     if row.heldout_parts:

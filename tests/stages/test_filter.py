@@ -594,7 +594,7 @@ def test_odd_text_is_counted_and_kept_in_one_form(tmp_path, lid):
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in odd))
     corpus, summary = run(tmp_path, lid, two(tmp_path, path), threshold=0.1, duplicates="off")
     row = summary.funnel[0]
-    assert (row.mended, row.composed, row.documents_read) == (1, 1, 43)
+    assert (row.mended, row.composed, row.marks, row.documents_read) == (1, 1, 1, 43)
     kept = texts(corpus.files("train", "fra_Latn")) + texts(corpus.files("valid", "fra_Latn"))
     assert f"{FR[2]} \ufffd" in kept and kept.count(FR[1]) == 2 and not any("\u0301" in text for text in kept)
 

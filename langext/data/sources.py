@@ -230,16 +230,20 @@ class Source(SourceSpec):
             from langext.data import hub
 
             options = self._options(record.commit)
-            return hub.HubReader(self._dataset, options, self.columns, self.max_documents, rejects, most)
+            if not (files := hub.json_lines(self._dataset, options)):
+                return hub.HubReader(self._dataset, options, self.columns, self.max_documents, rejects, most)
+            sizes = {name: source_files.size(place) for name, place in files.items()}
+        else:
+            files = {file.name: self._place(file, None) for file in record.files}
+            sizes = {file.name: file.bytes for file in record.files}
         from langext.data import readers
 
-        files = {file.name: self._place(file, None) for file in record.files}
         if all(formats.kind(place) == PARQUET for place in files.values()):
             return readers.TableReader(files, self.columns, self.max_documents, rejects, most)
         return readers.TextReader(
             files, self.columns, self.max_documents, rejects, most, division=self.txt_documents,
             encoding=self.encoding or UTF_8, language=self.language, label=self.domain,
-            sizes={file.name: file.bytes for file in record.files},
+            sizes=sizes,
         )  # fmt: skip
 
     def steps(

@@ -152,15 +152,9 @@ def test_parts_and_documents_are_counted_apart(tmp_path):
         dropped={"language_en": 294, "broken": 3, "duplicate": 5, "line_punct_ratio": 15}, lines_dropped={"policy": 7},
         benchmark_parts=2, marks=1,
     )  # fmt: skip
-    book = row.model_copy(
-        update={
-            "domain": "book",
-            "judged": 147,
-            "divided": True,
-            "dropped": {"language_en": 30, "duplicate": 5, "duplicated_5_n_grams": 3},
-        }
-    )
-    book = book.model_copy(update={"documents_read": 147})
+    less = {"judged": 147, "documents_read": 147, "divided": True}
+    dropped = {"language_en": 30, "duplicate": 5, "duplicated_5_n_grams": 3}
+    book = row.model_copy(update={"domain": "book", "dropped": dropped, **less})
     cells = shown_stats(tmp_path, [row, book])
     assert ["fra_Latn/web", "language_en", "294", "parts", "49.0%"] in cells
     assert ["fra_Latn/book", "language_en", "30", "documents", "20.4%"] in cells

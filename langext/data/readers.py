@@ -16,6 +16,7 @@ from datatrove.pipeline.base import PipelineStep
 from datatrove.pipeline.writers.disk_base import DiskWriter
 from datatrove.utils.logging import logger
 
+from langext import languages
 from langext.console import Progress
 from langext.data import columns as fields
 from langext.data import entries, formats, heads, unread
@@ -164,9 +165,9 @@ class TextReader(FileReader):
         *,
         division: Division,
         encoding: str,
-        language: str,
         label: str,
         sizes: dict[str, int],
+        language: str = languages.MUL,
     ):
         super().__init__(files, columns, limit, rejects, most_bad)
         self.division: Division = division

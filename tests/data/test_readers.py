@@ -44,7 +44,7 @@ def texts(path, **more):
 
 def text_reader(path, columns=("text",), **more):
     """The reader of one file that nobody has looked at before."""
-    told = {"division": "blocks", "encoding": "utf-8", "language": "mul_Zyyy", "label": "x", "sizes": {path.name: 1}}
+    told = {"division": "blocks", "encoding": "utf-8", "label": "x", "sizes": {path.name: 1}}
     return TextReader({path.name: path}, columns, None, **told, **more)
 
 

@@ -73,6 +73,10 @@ class FunnelRow(Spec):
     """Documents with broken Unicode, in which U+FFFD now stands for every half of a character."""
     composed: int = 0
     """Documents that were in another Unicode form and are now in NFC."""
+    marks: int = 0
+    """Byte order marks that were removed, at the beginning of lines and within texts, where they are spaces without width."""
+    lost_bytes: int = 0
+    """Bytes of damaged archives, among others, of which nothing could be read."""
     undivided: int = 0
     """.txt files of several lines that are one document each, because they have no blank line."""
     unread: list[str] = []

@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from langext.data.language_id import LanguageId
     from langext.data.peek import Expected, Judged
     from langext.data.sources import Source
-    from langext.text_summaries import FunnelRow
 
 Level = Literal["document", "paragraph", "line"]
 app = typer.Typer(no_args_is_help=True, help="Look at sources of text, and at what became of them.")
@@ -64,9 +63,10 @@ def peek(
 
 @app.command()
 def stats(root: edge.RunFolder, as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead.")] = False) -> None:
-    """Show what became of the text of a run: how much was read, dropped for what reason, trained on and held out."""
+    """Show what became of the text of a run: how much is left after each step, dropped for what reason, and held out."""
     with edge.clean():
         from langext.artifacts import finished, read_base
+        from langext.cli import funnel_tables
         from langext.errors import ConfigError
         from langext.text_summaries import FilterSummary
 
@@ -78,7 +78,7 @@ def stats(root: edge.RunFolder, as_json: Annotated[bool, typer.Option("--json", 
             return
         base = read_base(root)
         for name, text in found.items():
-            _show_funnel(name, text.funnel, base.content if base else "")
+            funnel_tables.show(name, text.funnel, base.content if base else "")
 
 
 @dataclass(frozen=True)
@@ -229,29 +229,3 @@ def _show(head: dict[str, Any], found: "list[Judged]", count: int) -> None:
 def _short(text: str) -> str:
     line = " ".join(text[: 4 * SHOWN_LETTERS].split())
     return line if len(line) <= SHOWN_LETTERS else f"{line[:SHOWN_LETTERS]}..."
-
-
-def _tokens(row: "FunnelRow", base: str) -> str:
-    found = row.tokens(row.train_bytes, base)
-    return "" if found is None else f"{found:,}"
-
-
-def _show_funnel(name: str, funnel: "list[FunnelRow]", base: str) -> None:
-    from langext import console
-
-    rows = [
-        [row.source, row.what, f"{row.documents_read:,}", f"{row.kept:,}", f"{row.kept_frac:.1%}",
-         f"{row.train_documents:,}", f"{row.train_bytes / 1e6:.2f}", _tokens(row, base),
-         f"{row.valid_documents:,}{' passages' if row.divided else ''}", f"{row.valid_bytes / 1e6:.2f}"]
-        for row in funnel
-    ]  # fmt: skip
-    heads = ["source", "", "documents", "kept", "of the text", "to train on", "MB", "tokens, about", "held out", "MB"]
-    console.table(name, heads, rows)
-    lost = [
-        [row.source, reason, f"{number:,}", f"{number / max(1, row.documents_read):.1%}"]
-        for row in funnel
-        for reason, number in sorted(row.dropped.items(), key=lambda one: -one[1])
-        if number
-    ]
-    if lost:
-        console.table("dropped, by reason", ["source", "reason", "documents", "of those read"], lost)

@@ -43,7 +43,7 @@ class Entry(NamedTuple):
 
 def objects(found: Iterable[Line]) -> Iterator[Entry]:
     """The objects of JSON Lines. Blank lines are none."""
-    for number, line, why in found:
+    for number, line, why, _ in found:
         if not line.strip() and not why:
             continue
         data: Any = None
@@ -94,7 +94,7 @@ def texts(found: Iterable[Line], columns: Sequence[str], division: Division) -> 
     """
     empty = dict.fromkeys(columns)
     if division == "lines":
-        for number, line, why in found:
+        for number, line, why, _ in found:
             if line.strip() or why:
                 yield Entry(number, None, why, line) if why else Entry(number, {**empty, columns[0]: line})
         return False
@@ -106,7 +106,7 @@ def texts(found: Iterable[Line], columns: Sequence[str], division: Division) -> 
         text = "\n".join(block).rstrip("\n")
         return Entry(bad.number, None, bad.why, text) if bad else Entry(number, {**empty, columns[0]: text})
 
-    for number, line, why in found:
+    for number, line, why, _ in found:
         if line.strip() or why or (division == "files" and block):
             block.append(line)
             filled, size = filled + 1, size + len(line.encode("utf-8", "surrogatepass")) + 1

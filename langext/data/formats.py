@@ -12,8 +12,6 @@ import sys
 import zlib
 from typing import IO, Any, cast
 
-import cchardet
-
 from langext.errors import ConfigError
 
 if sys.version_info >= (3, 14):
@@ -45,13 +43,6 @@ KINDS = {b"PK\x03\x04": "a zip archive", b"%PDF-1": "a PDF document"} | {
 """First bytes -> what the file is, of files that people take for text."""
 BZIP2 = re.compile(rb"BZh[1-9]1AY&SY")
 """First bytes of a bzip2 file; the first three alone can begin a text."""
-GUESSED_BYTES = 16384
-"""Most bytes from which an encoding is guessed."""
-FEW_LETTERS, COMMON = 5, "cp1252"
-"""With fewer letters than this that are not English nothing can be guessed; then it is said to be the commonest after UTF-8."""
-READ_AS = {"iso8859-1": "cp1252", "ascii": ""}
-"""What uchardet calls an encoding -> the one to name. Text called Latin-1 is cp1252 nearly always, with its quotation marks and
-dashes: https://encoding.spec.whatwg.org/#names-and-labels"""
 
 
 def kind(place: Any) -> str:
@@ -113,30 +104,6 @@ ZERO = "UTF-16 without a byte order mark (then set encoding: utf-16-le), or no t
 def wide(data: bytes) -> str:
     """utf-16 or utf-32 when `data`, the beginning of a file, has a byte order mark of it; else an empty string."""
     return next((encoding for mark, encoding in WIDE.items() if data.startswith(mark)), "")
-
-
-def likely(data: bytes) -> str:
-    """The encoding that bytes, which are not UTF-8, are probably text in, by a name of Python; empty when nothing is likely.
-
-    Guessed by uchardet. Of 20 texts of 150 bytes in 12 languages and 17 encodings it names an encoding that reads them right
-    for 18, chardet 6 for 17, and charset-normalizer 3 for 12.
-    """
-    if sum(byte > 127 for byte in data[:GUESSED_BYTES]) < FEW_LETTERS:
-        return COMMON
-    named = cchardet.detect(data[:GUESSED_BYTES])["encoding"] or ""
-    try:
-        found = codecs.lookup(named).name
-    except LookupError:  # Python does not have it
-        return ""
-    found = READ_AS.get(found, found)
-    return "" if found == UTF_8 else found
-
-
-def not_utf8(data: bytes) -> str:
-    """What is wrong with bytes that are not UTF-8, and what to do."""
-    found = likely(data)
-    advice = f"it looks like {found}; set encoding: {found}, or convert it to UTF-8" if found else "convert it to UTF-8"
-    return f"not UTF-8 text: {advice}"
 
 
 def encoding(name: str) -> str:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from langext import languages
 from langext.data import columns as fields
 from langext.data import entries, formats
 from langext.data.formats import CSV, JSONL, PARQUET, PARQUET_MARK, TSV, TXT, UTF_8, kind, packing
@@ -34,10 +35,13 @@ class Head:
     """True for a damaged archive of which nothing at all can be read."""
 
 
-def check(place: Place, columns: Sequence[str], encoding: str = UTF_8, alone: bool = True) -> Head:
+def check(
+    place: Place, columns: Sequence[str], encoding: str = UTF_8, alone: bool = True, language: str = languages.MUL
+) -> Head:
     """Raise ConfigError for what shows at the start of a file, or in the footer of a Parquet file, without reading it all.
 
-    `columns` are the names of the columns of text. Of several files, which are not `alone`, a damaged archive is no error here.
+    `columns` are the names of the columns of text, `language` is the code of its language. Of several files, which are not
+    `alone`, a damaged archive is no error here.
     """
     where = one_line(place)
     if not opens(place):
@@ -57,7 +61,7 @@ def check(place: Place, columns: Sequence[str], encoding: str = UTF_8, alone: bo
         complete = len(head) < HEAD and complete
     if encoding == UTF_8 and (found := formats.looks_like(head, tail)):
         raise ConfigError(f"{where}: not UTF-8 text: it looks like {found}")
-    whole = list(lines(io.BytesIO(head), encoding))
+    whole = list(lines(io.BytesIO(head), encoding, language))
     if not complete and whole:  # the last line is cut
         del whole[-1]
     if encoding == UTF_8:

@@ -4,6 +4,7 @@ The one rule: the commit that a dataset stands at when it is begun is the commit
 """
 
 import logging
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,9 @@ from huggingface_hub.errors import (
 )
 from yaml import YAMLError
 
+from langext.data import formats, remote
 from langext.data.readers import Reader
+from langext.data.source_files import Place
 from langext.errors import ConfigError, RunFailed, one_line
 
 KNOWN = (DatasetsError, HfHubHTTPError, HTTPError, OSError, ValueError, RuntimeError, YAMLError)
@@ -37,6 +40,9 @@ WRONG = (
 """Those that trying again does not mend, but the user can."""
 LONGEST = 400
 """Letters of a library's message that are shown."""
+
+NAMED = 3
+"""Most files that a message names."""
 
 datasets.logging.set_verbosity(logging.CRITICAL)  # it logs each error besides raising it
 
@@ -76,7 +82,15 @@ class HubReader(Reader, HuggingFaceDatasetReader):
         except (ConfigError, RunFailed):  # they say all already
             raise
         except KNOWN as error:
-            raise problem(error, self.dataset) from None
+            mine = [path.rpartition("/")[2] for path in self._files()[rank::world_size]]
+            names = f" ({', '.join(mine[:NAMED])}{', ...' if len(mine) > NAMED else ''})" if mine else ""
+            raise problem(error, self.dataset, f"part {rank + 1} of {world_size}{names}, after {self.row} rows: ") from None
+
+    def _files(self) -> list[str]:
+        try:
+            return list(map(one_line, _builder_files(self.dataset, self.dataset_options)[1]))
+        except KNOWN:  # there is an error already, which says more
+            return []
 
 
 def commit(dataset: str, revision: str | None) -> str:
@@ -110,14 +124,41 @@ def shards(dataset: str, options: dict[str, Any]) -> int:
         raise problem(error, dataset) from None
 
 
-def problem(error: Exception, dataset: str) -> ConfigError | RunFailed:
-    """The error of a library about a dataset, in one line; what a second try may mend is a RunFailed."""
+def json_lines(dataset: str, options: dict[str, Any]) -> dict[str, Place]:
+    """The files of a split, by name, when all of them are JSON Lines, which are read as those of all other sources; else {}.
+
+    The library would make text of numbers, and stop at a broken line. Raises ConfigError or RunFailed when the hub fails.
+    """
+    try:
+        builder, paths = _builder_files(dataset, options)
+    except KNOWN as error:
+        raise problem(error, dataset) from None
+    places: dict[str, Place] = {path: remote.Remote(path) if remote.is_remote(path) else Path(path) for path in paths}
+    plain = type(builder).__module__.startswith(f"{datasets.packaged_modules.__name__}.json") and builder.config.field is None
+    if not plain or any(formats.kind(place) != formats.JSONL for place in places.values()):
+        return {}
+    below = {path: path.rpartition("://")[2] for path in paths}
+    base = os.path.commonpath([os.path.dirname(path) for path in below.values()])
+    return {os.path.relpath(below[path], base): place for path, place in places.items()}
+
+
+def _builder_files(dataset: str, options: dict[str, Any]) -> tuple[Any, list[str]]:
+    """What reads a dataset in the library, and the files of the split in the order in which tasks take them."""
+    builder = datasets.load_dataset_builder(dataset, options["name"], revision=options["revision"])
+    return builder, list(map(str, (builder.config.data_files or {}).get(options["split"], [])))
+
+
+def problem(error: Exception, dataset: str, at: str = "") -> ConfigError | RunFailed:
+    """The error of a library about a dataset, in one line; what a second try may mend is a RunFailed.
+
+    `at` says where in the dataset it happened.
+    """
     # The list of what there is stands in later lines of the message, and an example of code after it.
     words = [str(error), *([f"({error.__cause__})"] if isinstance(error.__cause__, KNOWN) else [])]
     reason = " ".join(" ".join(words).split()).split(" Example of usage")[0][:LONGEST] or type(error).__name__
     if "onfig name is missing" in reason or "BuilderConfig" in reason:
         reason = f"{reason.rstrip('.')}. Name one with the key config"
-    said = f"hub dataset {one_line(dataset)}: {reason.rstrip('.')}"
+    said = f"hub dataset {one_line(dataset)}: {at}{reason.rstrip('.')}"
     lost = isinstance(error, HfHubHTTPError | HTTPError | OfflineModeIsEnabled | OSError)
     missing = isinstance(error, FileNotFoundError) and Path(dataset).exists()  # a local folder that lacks a file
     if isinstance(error, WRONG) or missing or not lost:

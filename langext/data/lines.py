@@ -2,15 +2,15 @@
 
 import io
 from collections.abc import Iterator
+from itertools import chain
 from typing import IO, Any, NamedTuple, cast
 
-from langext.data import formats
+from langext import languages
+from langext.data import encodings, formats
 from langext.data.formats import MARK, UTF_8
 
 MOST_BYTES = 256 << 20
 """Longest line that is read, and largest document of a .txt file."""
-AROUND = 8000
-"""Bytes on both sides of a mistake from which the encoding is guessed."""
 
 
 class Line(NamedTuple):
@@ -22,6 +22,8 @@ class Line(NamedTuple):
     """Without its end, and without a byte order mark; with U+FFFD where it cannot be read."""
     why: str = ""
     """Why it cannot be read; empty when it can."""
+    marked: bool = False
+    """Whether it had a byte order mark."""
 
 
 class Unreadable(ValueError):
@@ -39,8 +41,10 @@ class Closed(Unreadable):
     """Nothing at all of a compressed file can be read."""
 
 
-def lines(stream: IO[bytes], encoding: str = UTF_8) -> Iterator[Line]:
+def lines(stream: IO[bytes], encoding: str = UTF_8, language: str = languages.MUL) -> Iterator[Line]:
     """Every line of a stream. Lines end with LF, CRLF or CR. UTF-16 and UTF-32 are recognised by their byte order mark.
+
+    `language` is the code of that which the text should be in; of lines that are not UTF-8 it helps to guess the encoding.
 
     Raises Unreadable where a compressed stream is damaged or cut short.
     """
@@ -50,12 +54,12 @@ def lines(stream: IO[bytes], encoding: str = UTF_8) -> Iterator[Line]:
     except formats.DAMAGED as error:
         raise Closed(str(_damaged(0, error))) from None
     encoding = (formats.wide(start) if encoding == UTF_8 else "") or encoding
-    whole = _coded_lines(source, encoding) if "\n".encode(encoding) == b"\n" else _wide_lines(source, encoding)
+    whole = _coded_lines(source, encoding, language) if "\n".encode(encoding) == b"\n" else _wide_lines(source, encoding)
     number = 0
     for text, why in whole:
         for part in (text,) if why else text.rstrip("\r\n").split("\r"):
             number += 1
-            yield Line(number, part.removeprefix(MARK), why)
+            yield Line(number, part.removeprefix(MARK), why, part.startswith(MARK))
 
 
 def _damaged(line: int, error: Exception) -> Unreadable:
@@ -64,9 +68,33 @@ def _damaged(line: int, error: Exception) -> Unreadable:
     return Unreadable(f"after line {line}: damaged: {str(error).rstrip('.')}")
 
 
-def _coded_lines(source: Any, encoding: str) -> Iterator[tuple[str, str]]:
+def _coded_lines(source: Any, encoding: str, language: str) -> Iterator[tuple[str, str]]:
     """Text of each line and why it cannot be read, where a line feed is the same byte as in UTF-8."""
-    number, unknown = 0, ""
+    found, unknown = _raw_lines(source), ""
+    while (raw := next(found, b"")) != b"":
+        if isinstance(raw, Unreadable):
+            raise raw
+        if raw is None:
+            yield "", f"longer than {MOST_BYTES >> 20} MiB; is this one document a line?"
+            continue
+        try:
+            text, why = raw.decode(encoding), ""
+        except UnicodeDecodeError as error:
+            if not unknown and encoding == UTF_8:  # guessed once for a file, because it takes its time
+                following = list(_first(found, encodings.GUESSED_BYTES))
+                # From the beginning of a word, so that no letter of several bytes is cut.
+                bad = [raw[max(raw.rfind(mark, 0, error.start) for mark in (b" ", b",", b'"')) + 1 :]]
+                bad += [line for line in following if isinstance(line, bytes) and not _is_utf8(line)]
+                unknown, found = encodings.not_utf8(bad, language), chain(following, found)
+            text, why = raw.decode(encoding, "replace").rstrip("\r\n"), unknown or f"not {encoding} text"
+        if "\0" in text:
+            why = f"not UTF-8 text: it looks like {formats.ZERO}" if encoding == UTF_8 else "holds zero bytes"
+        yield text, why
+
+
+def _raw_lines(source: Any) -> Iterator[bytes | Unreadable | None]:
+    """The bytes of each line, None of one that is too long; at last the reason why no more can be read, if there is one."""
+    number = 0
     while True:
         try:
             raw = source.readline(MOST_BYTES)
@@ -74,23 +102,28 @@ def _coded_lines(source: Any, encoding: str) -> Iterator[tuple[str, str]]:
             while long and (rest := source.readline(MOST_BYTES)) and not rest.endswith(b"\n"):
                 pass
         except formats.DAMAGED as error:
-            raise _damaged(number, error) from None
+            yield _damaged(number, error)
+            return
         if not raw:
             return
         number += 1
-        if long:
-            yield "", f"longer than {MOST_BYTES >> 20} MiB; is this one document a line?"
-            continue
-        try:
-            text, why = raw.decode(encoding), ""
-        except UnicodeDecodeError as error:
-            if not unknown:  # guessed once for a file, because it takes its time
-                near = raw[max(0, error.start - AROUND) : error.start + AROUND]
-                unknown = formats.not_utf8(near) if encoding == UTF_8 else f"not {encoding} text"
-            text, why = raw.decode(encoding, "replace").rstrip("\r\n"), unknown
-        if "\0" in text:
-            why = f"not UTF-8 text: it looks like {formats.ZERO}" if encoding == UTF_8 else "holds zero bytes"
-        yield text, why
+        yield None if long else raw
+
+
+def _first(found: Iterator[bytes | Unreadable | None], most: int) -> Iterator[bytes | Unreadable | None]:
+    """The next lines, of `most` bytes and a line more."""
+    size = 0
+    while size < most and (raw := next(found, b"")) != b"":
+        size += len(raw) if isinstance(raw, bytes) else 0
+        yield raw
+
+
+def _is_utf8(raw: bytes) -> bool:
+    try:
+        raw.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _wide_lines(source: Any, encoding: str) -> Iterator[tuple[str, str]]:

@@ -16,13 +16,14 @@ from datatrove.pipeline.base import PipelineStep
 from datatrove.pipeline.writers.disk_base import DiskWriter
 from datatrove.utils.logging import logger
 
+from langext import languages
 from langext.console import Progress
 from langext.data import columns as fields
-from langext.data import entries, formats, heads
+from langext.data import entries, formats, heads, unread
 from langext.data.entries import KINDS, Entry
 from langext.data.formats import JSONL, MARK, TXT
 from langext.data.halves import mend
-from langext.data.lines import Closed, Unreadable, lines
+from langext.data.lines import Closed, Line, Unreadable, lines
 from langext.data.source_files import Division, Place
 from langext.data.tasks import READS
 from langext.data.unread import Broken, Lacking, Unread
@@ -32,6 +33,8 @@ ROWS, BATCH = 1000, 16 << 20
 """Rows of a Parquet file, and bytes of them, that are read together."""
 MENDED, COMPOSED, UNDIVIDED = "mended", "composed", "undivided"
 """Counts: documents with broken Unicode, documents brought into form NFC, and .txt files without a blank line."""
+MARKS, LOST_BYTES = "marks", "lost_bytes"
+"""Counts: byte order marks that were removed, and bytes of archives of which nothing can be read."""
 _LINE_END = re.compile(r"\r\n?")
 
 
@@ -59,7 +62,10 @@ class Reader(PipelineStep):
         whole = mend(raw)
         if whole != raw:
             self.stat_update(MENDED)
-        plain = _LINE_END.sub("\n", whole.removeprefix(MARK))
+        clean = whole.replace(MARK, "") if self.composes else whole.removeprefix(MARK)
+        if marks := len(whole) - len(clean):
+            self.stat_update(MARKS, value=marks)
+        plain = _LINE_END.sub("\n", clean)
         text = unicodedata.normalize("NFC", plain) if self.composes else plain
         if text != plain:
             self.stat_update(COMPOSED)
@@ -147,7 +153,7 @@ class FileReader(Reader):
 class TextReader(FileReader):
     """Reads files of text line by line, and prints its progress through the files of a task.
 
-    `sizes` are the bytes of the files, by name.
+    `sizes` are the bytes of the files, by name, and `language` is the code of that which the text should be in.
     """
 
     name = "text"
@@ -164,10 +170,11 @@ class TextReader(FileReader):
         encoding: str,
         label: str,
         sizes: dict[str, int],
+        language: str = languages.MUL,
     ):
         super().__init__(files, columns, limit, rejects, most_bad)
         self.division: Division = division
-        self.encoding, self.label, self.sizes = encoding, label, sizes
+        self.encoding, self.language, self.label, self.sizes = encoding, language, label, sizes
         self.begin([])
 
     def begin(self, names: Sequence[str]) -> None:
@@ -188,15 +195,30 @@ class TextReader(FileReader):
                     # The position in the compressed file: its size is known, that of the text is not.
                     self.progress.at(self.done_bytes + raw.tell(), f"{number} lines of {shown}")
             except Closed as error:
-                if len(self.files) == 1:
-                    raise ConfigError(f"{where}: {error}") from None
-                self.refuse(where, f"{name}/rest", str(error), "")
+                self._lose(where, name, str(error))
             except Unreadable as error:
                 self.refuse_rest(where, name, error)
         self.done_bytes += self.sizes[name]
 
+    def _lose(self, where: str, name: str, why: str) -> None:
+        """Count a file of which nothing can be read. Raises ConfigError when it is too much of the source."""
+        lost, whole = self.sizes[name], sum(self.sizes.values())
+        if len(self.files) == 1:
+            raise ConfigError(f"{where}: {why}")
+        if self.unread.most and lost > self.unread.most * whole:
+            raise ConfigError(f"{where}: {why}{unread.too_large(lost / whole, self.unread.most)}")
+        self.refuse(where, f"{name}/rest", why, "")
+        self.stat_update(LOST_BYTES, value=lost)
+
+    def _marks_counted(self, found: Iterator[Line]) -> Iterator[Line]:
+        for line in found:
+            if line.marked:
+                self.stat_update(MARKS)
+            yield line
+
     def _entries(self, raw: IO[bytes], place: Place) -> Iterator[Entry]:
-        found = lines(formats.unpacked(raw, formats.packing(place)), self.encoding)
+        whole = lines(formats.unpacked(raw, formats.packing(place)), self.encoding, self.language)
+        found = self._marks_counted(whole)
         kind = formats.kind(place)
         if kind == JSONL:
             yield from entries.objects(found)

@@ -25,7 +25,7 @@ def labels_of(codes: Iterable[str], labels: Sequence[str]) -> dict[str, str]:
         if rivals and any(not _apart(code, other) for other in rivals):
             raise ConfigError(
                 f"the language-ID model has one label, {label}, for {' and '.join([code, *rivals])}, and their script does not "
-                "tell them apart; take a model that knows each of them (lid_model: asset:glotlid), or leave one out"
+                f"tell them apart; {_advice(code, rivals)}"
             )
     return found
 
@@ -50,6 +50,16 @@ def rule_of(code: str, found: dict[str, str], labels: Sequence[str], run: Iterab
 
 def _sharing(code: str, found: dict[str, str]) -> list[str]:
     return [other for other, label in found.items() if label == found[code] and other != code]
+
+
+def _advice(code: str, rivals: Sequence[str]) -> str:
+    """What to do where text of a language would be taken for text of its `rivals`."""
+    if any(code[:3] != other[:3] for other in rivals):
+        return "take a model that knows each of them (lid_model: asset:glotlid), or leave one out"
+    return (
+        f"asset:glotlid has one label for them, too. Give all of it the one code {code}, and it is one language here, or take "
+        "text of one of them alone"
+    )
 
 
 def _apart(code: str, other: str) -> bool:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from langext import languages
 from langext.console import Progress, warn
-from langext.data import assets, formats, heads, piped, remote, source_files
+from langext.data import assets, formats, heads, piped, remote, source_files, unread
 from langext.data.formats import PARQUET, TXT, UTF_8
 from langext.data.source_files import EVERY, Found, Place
 from langext.data.source_spec import SourceSpec
@@ -130,9 +130,11 @@ class Source(SourceSpec):
         if any(isinstance(place, remote.Remote) for place in places):
             places = places[:REMOTE_HEADS]
         alone = len(found.files) == 1
-        shown = [heads.check(place, self.columns, self.encoding or UTF_8, alone) for place in places]
+        shown = [heads.check(place, self.columns, self.encoding or UTF_8, alone, self.language) for place in places]
         damaged = [one_line(place) for place, head in zip(places, shown, strict=True) if head.closed]
-        self._check_closed(damaged, len(damaged) == len(places), most_bad)
+        sizes = [source_files.size(place) for place in places] if damaged else []
+        lost = sum(size for size, head in zip(sizes, shown, strict=False) if head.closed) / max(1, sum(sizes))
+        self._check_closed(damaged, len(damaged) == len(places), lost, most_bad)
         if not any(head.rows for head in shown):
             raise ConfigError(f"{where}: the source is empty, its tables have no rows")
         one = [one_line(place) for place, head in zip(places, shown, strict=True) if head.undivided]
@@ -141,15 +143,20 @@ class Source(SourceSpec):
             advice = "if every line is a document, set txt_documents: lines; if the whole file is one, txt_documents: files"
             warn(f"source {self.domain}: {one[0]}{more} has no blank line at its beginning, which divides documents; {advice}")
 
-    def _check_closed(self, damaged: Sequence[str], all_are: bool, most_bad: float) -> None:
-        """Name archives of which nothing can be read: when they are read, each is an entry that cannot be."""
+    def _check_closed(self, damaged: Sequence[str], all_are: bool, lost_frac: float, most_bad: float) -> None:
+        """Name archives of which nothing can be read, the share `lost_frac` of the source's bytes.
+
+        Raises ConfigError when that is more than `most_bad`, or all.
+        """
         if not damaged:
             return
         more = f" and {len(damaged) - 1} more" if len(damaged) > 1 else ""
         what = f"{damaged[0]}{more}: damaged, nothing can be read of it"
         if not most_bad or all_are:
             raise ConfigError(f"{what}; mend or remove it{'' if all_are else ' (max_bad_frac is 0)'}")
-        warn(f"source {self.domain}: {what}; it counts as an entry that cannot be read")
+        if lost_frac > most_bad:
+            raise ConfigError(f"{what}{unread.too_large(lost_frac, most_bad)}; mend or remove it")
+        warn(f"source {self.domain}: {what}; its {lost_frac:.2%} of the source's bytes are lost")
 
     def commit(self) -> str:
         """The commit that the dataset on the hub stands at now. Raises ConfigError or RunFailed when it is not said."""
@@ -223,15 +230,20 @@ class Source(SourceSpec):
             from langext.data import hub
 
             options = self._options(record.commit)
-            return hub.HubReader(self._dataset, options, self.columns, self.max_documents, rejects, most)
+            if not (files := hub.json_lines(self._dataset, options)):
+                return hub.HubReader(self._dataset, options, self.columns, self.max_documents, rejects, most)
+            sizes = {name: source_files.size(place) for name, place in files.items()}
+        else:
+            files = {file.name: self._place(file, None) for file in record.files}
+            sizes = {file.name: file.bytes for file in record.files}
         from langext.data import readers
 
-        files = {file.name: self._place(file, None) for file in record.files}
         if all(formats.kind(place) == PARQUET for place in files.values()):
             return readers.TableReader(files, self.columns, self.max_documents, rejects, most)
         return readers.TextReader(
             files, self.columns, self.max_documents, rejects, most, division=self.txt_documents,
-            encoding=self.encoding or UTF_8, label=self.domain, sizes={file.name: file.bytes for file in record.files},
+            encoding=self.encoding or UTF_8, language=self.language, label=self.domain,
+            sizes=sizes,
         )  # fmt: skip
 
     def steps(

@@ -17,6 +17,9 @@ PASSAGE = 1000
 """Least characters of a passage, so that what is measured has some context. Most are a little longer."""
 LONG = 2 * PASSAGE
 """A paragraph of more characters is divided further."""
+SURELY_DIVIDED = 4 * PASSAGE
+"""Text of so many characters has two passages at least, whatever its paragraphs are: the longest that cannot be divided is a
+paragraph of LONG characters between two shorter than PASSAGE."""
 DIVIDED = "divided"
 """Count: documents that were divided into passages."""
 OF, AFTER = "of", "after"

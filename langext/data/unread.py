@@ -91,10 +91,11 @@ class Unread:
             raise ConfigError(self.lacking)
 
 
-def check(source: str, broken: int, entries: int, most: float, files: Sequence[Path]) -> None:
+def check(source: str, broken: int, entries: int, most: float, files: Sequence[Path], lost_frac: float = 0.0) -> None:
     """Say how many of the `entries` of a finished source are `broken`, and where; `files` are their rejects.
 
-    Raises ConfigError when they are more than the share `most`.
+    Raises ConfigError when they are more than the share `most`, together with the share `lost_frac` of the source's bytes of
+    which nothing can be read.
     """
     if not broken:
         return
@@ -106,7 +107,14 @@ def check(source: str, broken: int, entries: int, most: float, files: Sequence[P
             places.append(f"{document['metadata']['where']}: {document['metadata']['why']}")
     if broken > most * entries:
         raise ConfigError(too_many(broken, entries, most, places))
+    if lost_frac > most:
+        raise ConfigError(f"{places[0]}{too_large(lost_frac, most)}")
     say(f"  {source}: {broken} of {entries} entries cannot be read and are left out; {places[0]}")
+
+
+def too_large(lost_frac: float, most: float) -> str:
+    """What is said of damaged archives that are a larger share of the source's bytes than `most`."""
+    return f"; {lost_frac:.2%} of the source's bytes are in what is so damaged, and max_bad_frac allows {most:g} of it"
 
 
 def too_many(broken: int, entries: int, most: float, places: Sequence[str]) -> str:

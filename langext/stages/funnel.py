@@ -51,7 +51,7 @@ def count(source: Source, record: SourceRecord, log: Path) -> FunnelRow:
     total = totals(log)
     names = ("judged", "bytes_read", "train_documents", "train_bytes", "valid_documents", "valid_bytes",
              "mended", "composed", "undivided", "right_bytes", "right_kept_bytes", "repaired", "heldout_parts",
-             "benchmark_parts")  # fmt: skip
+             "benchmark_parts", "marks", "lost_bytes")  # fmt: skip
     counts: dict[str, Any] = {name: total[name] for name in names}
     revision = record.commit or source.revision
     return FunnelRow(
@@ -107,6 +107,8 @@ def tell(row: FunnelRow) -> None:
         say(f"  {row.domain} ({row.language}): broken Unicode in {row.mended} document(s), mended with U+FFFD")
     if row.composed:
         say(f"  {row.domain} ({row.language}): {row.composed} document(s) brought into the Unicode form NFC")
+    if row.marks:
+        say(f"  {row.domain} ({row.language}): {row.marks} byte order mark(s) removed")
     if row.benchmark_parts:
         say(f"  {row.domain} ({row.language}): {row.benchmark_parts} part(s) cut out, which benchmarks have too")
     if row.heldout_parts:
@@ -128,10 +130,15 @@ def demand(code: str, rows: Sequence[FunnelRow], needed: bool) -> None:
 
     Warn when it has no source at all.
     """
+    from langext.data.split import SURELY_DIVIDED
+
     if not rows:
         warn(f"no source for the original language {code}: nothing replays it and nothing measures it")
         return
-    if not any(row.valid_documents for row in rows):
+    if sum(row.train_documents + row.valid_documents for row in rows) == 1 and (needed or not rows[0].valid_documents):
+        what = f"what is left of the text of {code} is too short to be divided into text to train on and text to measure on"
+        advice = f"give at least {SURELY_DIVIDED:,} characters"
+    elif not any(row.valid_documents for row in rows):
         what, advice = f"no document of {code} fell into the held-out part", "raise heldout_frac or give more text"
     elif needed and not any(row.train_documents for row in rows):
         purpose = "calibrate gates" if any(row.role == "protect" for row in rows) else "train"

@@ -12,7 +12,7 @@ from langext.data import cuts, rules
 from langext.data.language_id import LanguageId
 from langext.data.repair import repair
 from langext.data.sources import Source
-from langext.text_summaries import FilterSummary, FunnelRow, FunnelStep
+from langext.text_summaries import Cut, FilterSummary, FunnelRow, FunnelStep
 
 
 def langext(*args):
@@ -135,3 +135,52 @@ def test_the_funnel_of_a_run_is_a_table(tmp_path):
     stage(tmp_path / "other", 1, "train", "Model")
     refused = langext("stats", tmp_path / "other")
     assert refused.exit_code == 2 and "no stage filter is finished here" in refused.output
+
+
+def shown_stats(tmp_path, rows):
+    stage(tmp_path / "run", 1, "filter", "Corpus", summary=FilterSummary(funnel=rows, source_files=[], lid_sha256=""))
+    shown = langext("stats", tmp_path / "run").output
+    assert all(len(line) <= 100 for line in shown.splitlines())
+    return [[cell.strip() for cell in line.split("│")[1:-1]] for line in shown.splitlines() if "│" in line]
+
+
+def test_parts_and_documents_are_counted_apart(tmp_path):
+    """150 documents have 600 paragraphs, of which 294 go; and a book is compared in passages."""
+    row = FunnelRow(
+        language="fra_Latn", domain="web", origin="x", documents_read=150, judged=600, bytes_read=10, train_documents=100,
+        train_bytes=2_500_000, valid_documents=50, valid_bytes=400_000,
+        dropped={"language_en": 294, "broken": 3, "duplicate": 5, "line_punct_ratio": 15}, lines_dropped={"policy": 7},
+        benchmark_parts=2, marks=1,
+    )  # fmt: skip
+    less = {"judged": 147, "documents_read": 147, "divided": True}
+    dropped = {"language_en": 30, "duplicate": 5, "duplicated_5_n_grams": 3}
+    book = row.model_copy(update={"domain": "book", "dropped": dropped, **less})
+    cells = shown_stats(tmp_path, [row, book])
+    assert ["fra_Latn/web", "language_en", "294", "parts", "49.0%"] in cells
+    assert ["fra_Latn/book", "language_en", "30", "documents", "20.4%"] in cells
+    assert ["", "line_punct_ratio", "15", "documents", "10.0%"] in cells and ["", "broken", "3", "entries", "2.0%"] in cells
+    assert ["", "duplicate", "5", "documents", "3.3%"] in cells and ["", "duplicate", "5", "passages", ""] in cells
+    assert ["", "duplicated_5_n_grams", "3", "documents", "2.0%"] in cells
+    assert ["fra_Latn/web", "lines, by C4's rules: policy", "7"] in cells
+    assert ["", "parts that benchmarks have", "2"] in cells and ["", "byte order marks", "1"] in cells
+
+
+def test_what_is_left_after_each_step_is_summed_for_a_language(tmp_path):
+    content = base_of(tmp_path / "run", "a").content
+    cut = Cut(rule="auto", labels=["fr"], score=0.5, margins={"oc": 2.5}, right_frac=0.9, kept_frac=0.98)
+    row = FunnelRow(
+        language="fra_Latn", domain="web", origin="x", documents_read=100, judged=100, bytes_read=10, train_documents=60,
+        train_bytes=2_500_000, valid_documents=1, valid_bytes=400_000, dropped={}, cut=cut, tokens_per_byte=0.25,
+        tokens_of=content,
+        steps=[FunnelStep(name=name, documents=number, bytes=number * 100_000)
+               for name, number in (("read", 100), ("language", 90), ("quality", 70), ("duplicates", 60))],
+    )  # fmt: skip
+    other = row.model_copy(
+        update={"domain": "news", "cut": None, "steps": [step for step in row.steps if step.name != "quality"]}
+    )
+    cells = shown_stats(tmp_path, [row, other])
+    assert ["fra_Latn/web", "read", "100", "10.00", "100.0%", "2,500,000"] in cells
+    assert cells.count(["", "right language", "90", "9.00", "90.0%", "2,250,000"]) == 2
+    first = cells.index(["fra_Latn, all", "read", "200", "20.00", "100.0%", "5,000,000"])
+    assert [line[2] for line in cells[first : first + 4]] == ["200", "180", "160", "120"]  # news is as it was before quality
+    assert ["fra_Latn/web", "fr >= 0.50", "90.0%", "98.0%"] in cells and ["", "runner-up oc x 2.5", "", ""] in cells

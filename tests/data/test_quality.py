@@ -62,10 +62,15 @@ def test_repetition_is_judged_as_datatrove_does_it():
 
 
 def test_the_lines_that_go_are_found():
-    text = "One line.  \n\n javascript must be on\nTwo [1] words [2].\nuse cookies\nEnd of it."
-    after = "One line.\nTwo  words .\nEnd of it."
+    text = "One line.  \n\n javascript must be on\nTwo words.\nuse cookies\nEnd of it."
+    after = "One line.\nTwo words.\nEnd of it."
     assert web.removed(text, after) == [" javascript must be on", "use cookies"]
     assert web.removed(text, text) == []
+
+
+def test_marks_in_brackets_stay_in_text_that_is_kept():
+    page = PAGE.replace(".", " [12].", 3).replace(",", " [],", 2) + "\nLe grand chat dort ici [edit]."
+    assert judged(page) == page
 
 
 @pytest.mark.parametrize("reason", BAD)

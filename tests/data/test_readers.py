@@ -249,6 +249,21 @@ def test_marks_and_line_ends_are_no_part_of_the_text(tmp_path, suffix):
             assert texts(path)[0].splitlines() == ["le chat", "dort"]
         else:
             assert texts(path) == ["le chat\ndort", "la rue"] * 2
+        step = reader(path)
+        list(step.run())
+        assert counted(step, readers.MARKS) == 2
+
+
+def test_marks_within_text_are_removed_and_counted(tmp_path):
+    """There they are spaces without width, which make another word of a word."""
+    for path in (
+        write_jsonl(tmp_path / "x.jsonl", ["le \ufeffchat", "dort\ufeff\ufeff", "la rue"]),
+        table(tmp_path / "x.parquet", text=["le \ufeffchat", "dort\ufeff\ufeff", "la rue"]),
+        put(tmp_path / "x.txt", "le \ufeffchat\n\ndort\ufeff\ufeff\n\nla rue"),
+    ):
+        step = reader(path)
+        assert [document.text for document in step.run()] == ["le chat", "dort", "la rue"]
+        assert counted(step, readers.MARKS) == 3
 
 
 def test_half_characters_are_mended_and_counted(tmp_path):

@@ -5,6 +5,7 @@ import gzip
 import io
 import json
 import lzma
+import random
 import sys
 from types import SimpleNamespace
 
@@ -16,9 +17,9 @@ from test_fuzz import FUZZ
 from test_readers import counted, put, reader, table, text_reader, texts
 from toy import write_jsonl
 
-from langext.data import documents, formats, lines, peek, remote, source_files, unread
+from langext.data import documents, lines, peek, remote, source_files, unread
 from langext.data.formats import zstd
-from langext.data.readers import MENDED
+from langext.data.readers import LOST_BYTES, MENDED
 from langext.data.sources import Source
 from langext.data.writers import Writer
 from langext.errors import ConfigError, RunFailed
@@ -292,6 +293,8 @@ def test_a_share_is_of_the_source_and_its_first_places_are_said(tmp_path, capsys
     assert "fr: 9 of 9000 entries cannot be read and are left out; x: line 0: no" in capsys.readouterr().out
     with pytest.raises(ConfigError, match=r"9 of 8999 .*\(0.001\) allows: x: line 0: no; .*x: line 4: no; ...$"):
         unread.check("fr", 9, 8999, 0.001, rejects)
+    with pytest.raises(ConfigError, match="; 2.00% of the source's bytes are in what is so damaged"):
+        unread.check("fr", 9, 9000, 0.01, rejects, 0.02)
 
 
 def test_long_lines_are_read_or_left_out(tmp_path, monkeypatch):
@@ -495,14 +498,6 @@ def test_a_text_without_a_blank_line_is_named_when_planning(tmp_path, capsys):
     assert not capsys.readouterr().err
 
 
-def test_a_guess_of_the_encoding_is_one_that_python_has():
-    assert formats.likely("Вчера мы ходили в город, чтобы купить хлеба".encode("koi8-r")) == "koi8-r"
-    assert formats.likely("昨日、パンと牛乳を買うために町へ行きましたが".encode("euc_jp")) == "euc_jp"
-    assert formats.likely(b"caf\xe9") == "cp1252"
-    for data in (bytes(range(128, 256)) * 4, b"\xff" * 100, "Hôm qua chúng tôi".encode("cp1258") * 9):
-        assert not formats.likely(data) or "".encode(formats.likely(data)) is not None
-
-
 def test_a_look_takes_the_beginning_of_many_files(tmp_path):
     for number in range(40):
         write_jsonl(tmp_path / f"{number:02}.jsonl", [f"{number}.{i}" for i in range(9)])
@@ -514,20 +509,24 @@ def test_a_look_takes_the_beginning_of_many_files(tmp_path):
 
 @pytest.mark.parametrize("end", [".gz", ".zst", ".xz"])
 def test_of_a_folder_what_cannot_be_opened_at_all_counts_as_broken(tmp_path, end, capsys):
-    """It is named when planning, kept among the rejects, and with max_bad_frac 0 refused, before the run and in it."""
-    whole = PACK[end](b'{"text": "un"}\n' * 9)
+    """It is named when planning, kept among the rejects, and refused when it is more of the source than max_bad_frac allows."""
+    whole = PACK[end](b'{"text": "un"}\n' * 9 + (json.dumps({"text": random.Random(1).randbytes(999).hex()}) + "\n").encode())
     put(tmp_path / "x" / f"a.jsonl{end}", whole)
     bad = put(tmp_path / "x" / f"b.jsonl{end}", whole[:6] + bytes(50))
     source = Source(language="fr", path=str(tmp_path / "x"))
     source.check(0.1)
-    assert f"b.jsonl{end}: damaged, nothing can be read of it; it counts as" in capsys.readouterr().err
+    assert f"b.jsonl{end}: damaged, nothing can be read of it; its " in capsys.readouterr().err
     record = source.record()
     assert [file.name for file in record.files] == [f"a.jsonl{end}", f"b.jsonl{end}"]
     step = source.reader(record, Writer(tmp_path, "${rank}.jsonl.gz"), 0.1)
     read = [document.text for rank in range(2) for document in step.run(None, rank, 2)]
-    assert read == ["un"] * 9 and counted(step, "dropped_broken") == 1
+    assert read[:9] == ["un"] * 9 and counted(step, "dropped_broken") == 1
+    assert counted(step, LOST_BYTES) == 56
     (kept,) = documents.read(tmp_path / "00001.jsonl.gz")
     assert kept["metadata"]["filter_reason"] == "broken" and "after line 0: damaged" in kept["metadata"]["why"]
+    for refusing in (lambda: source.check(0.02), lambda: list(source.reader(record, None, 0.02).run())):
+        with pytest.raises(ConfigError, match=rf"b.jsonl{end}: .*damaged.*; [3-6]\.\d\d% of the source's bytes .* allows 0.02"):
+            refusing()
     with pytest.raises(ConfigError, match=f"b.jsonl{end}: damaged, .* mend or remove it .max_bad_frac is 0"):
         source.check(0.0)
     with pytest.raises(ConfigError, match=f"b.jsonl{end}: after line 0: damaged"):

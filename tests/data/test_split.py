@@ -36,6 +36,14 @@ def test_passages_are_long_enough_and_together_are_the_text(text):
     assert len(found) > 3 or not text.strip()
 
 
+@pytest.mark.parametrize("sizes", [(999, 2000, 997), (1998, 1998), (3996,), (1,) * 1333])
+def test_how_long_a_text_must_be_to_be_divided(sizes):
+    """With two characters between paragraphs these are just so long, and longer ones have no fewer passages."""
+    text = "\n\n".join("x" * size for size in sizes)
+    assert len(text) <= split.SURELY_DIVIDED
+    assert len(passages(text + "x" * (split.SURELY_DIVIDED - len(text)))) > 1
+
+
 def test_short_text_is_one_passage():
     assert [passages(text) for text in ("a\nb", "one line", "x" * 999)] == [[(t, "")] for t in ("a\nb", "one line", "x" * 999)]
 

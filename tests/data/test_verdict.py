@@ -157,8 +157,13 @@ def test_two_languages_with_one_label_are_told_apart_by_script_or_refused():
     found = rules.labels_of(["srp_Cyrl", "srp_Latn", "en"], LID176)
     assert rules.rule_of("srp_Cyrl", found, LID176, found).script == "Cyrl"
     assert rules.rule_of("eng_Latn", found, LID176, found).script == "Latn"
-    with pytest.raises(ConfigError, match="one label, zh, for zho_Hans and zho_Hant.*asset:glotlid"):
-        rules.labels_of(["zho_Hans", "zho_Hant"], LID176)
+    for labels, label in ((LID176, "zh"), (GLOTLID, "cmn_Hani")):
+        with pytest.raises(ConfigError, match=f"one label, {label}, for zho_Hans and zho_Hant.* the one code zho_Hans") as told:
+            rules.labels_of(["zho_Hans", "zho_Hant"], labels)
+        assert "take a model" not in str(told.value)  # none that comes with langext has two
+        assert set(rules.labels_of(["zho_Hans"], labels).values()) == {label}
+    with pytest.raises(ConfigError, match="one label, aka, for aka_Latn and twi_Latn.*lid_model: asset:glotlid"):
+        rules.labels_of(["aka_Latn", "twi_Latn"], [*LID176, "aka"])
     assert in_script("Добро jutro", "Cyrl") and not in_script("Dobro jutro", "Cyrl") and in_script("12 !", "Cyrl")
     assert in_script("東京タワー", "Jpan") and not in_script("东京", "Cyrl")
 

@@ -20,7 +20,7 @@ from toy import ENGLISH, FRENCH, GERMAN, SWAHILI, documents, sentences, write_fa
 
 from langext.artifacts import sha256_file, write_json
 from langext.context import Context
-from langext.data import hub, tasks, tokens, word_units
+from langext.data import hub, readers, tasks, tokens, word_units
 from langext.data.executor import Executor
 from langext.data.language_id import LanguageId
 from langext.data.sources import Source
@@ -30,7 +30,7 @@ from langext.models import loading
 from langext.stages import filter as filter_stage
 from langext.stages import funnel
 from langext.stages.filter import Filter
-from langext.text_summaries import FilterSummary, FunnelRow
+from langext.text_summaries import FilterSummary, FunnelRow, SourceRecord
 
 FR, EN = documents(FRENCH, 40, 1), documents(ENGLISH, 40, 2)
 
@@ -189,6 +189,53 @@ def test_a_dataset_in_shards_is_read_once(tmp_path, lid):
     (tmp_path / "limited").mkdir()
     _, summary = run(tmp_path / "limited", lid, [{**source, "max_documents": 9}, english], heldout_frac=0.5)
     assert summary.funnel[0].documents_read == 9
+
+
+def test_of_a_dataset_it_is_said_where_it_is_broken(tmp_path, lid):
+    """The library reads it and stops at a broken line, whatever max_bad_frac is; see docs/data.md."""
+    for i in range(3):
+        write_jsonl(tmp_path / "data" / f"train-{i}.json", FR[i::3])
+    with (tmp_path / "data" / "train-1.json").open("a") as file:
+        file.write('{"text": "le cha\n')
+    english = {"language": "en", "path": str(write_jsonl(tmp_path / "en.jsonl", EN))}
+    source = {"language": "fr", "hub": str(tmp_path / "data"), "name": "web"}
+    with pytest.raises(RunFailed, match=r"part 2 of 3 \(train-1.json\), after 0 rows: .* in row 13"):
+        run(tmp_path, lid, [source, english], max_bad_frac=0.5)
+
+
+def test_json_lines_of_a_dataset_are_read_as_other_files(tmp_path, lid):
+    """A broken line and a number are counted and kept; the library would stop at the one and make text of the other."""
+    for i in range(3):
+        write_jsonl(tmp_path / "data" / "part" / f"train-{i}.jsonl", FR[i::3])
+    with (tmp_path / "data" / "part" / "train-1.jsonl").open("a") as file:
+        file.write('{"text": "le cha\n{"text": 5}\n')
+    english = {"language": "en", "path": str(write_jsonl(tmp_path / "en.jsonl", EN))}
+    source = {"language": "fr", "hub": str(tmp_path / "data"), "name": "web"}
+    with pytest.raises(RunFailed, match=r"2 of 42 entries cannot.*train-1.jsonl: line 14: .*line 15: 'text' is a number"):
+        run(tmp_path, lid, [source, english], max_bad_frac=0.04)
+    (tmp_path / "out").rename(tmp_path / "strict")
+    corpus, summary = run(tmp_path, lid, [source, english], max_bad_frac=0.1)
+    assert summary.funnel[0].dropped["broken"] == 2 and summary.funnel[0].documents_read == 42
+    assert sorted(texts(corpus.files("train", "fra_Latn")) + texts(corpus.files("valid", "fra_Latn"))) == sorted(FR)
+    assert len(texts((tmp_path / "out" / "rejects" / "fra_Latn").glob("web.broken.*"))) == 2
+
+
+def test_json_lines_of_a_dataset_on_the_hub_are_read_there(tmp_path, monkeypatch):
+    """A store in memory stands for the hub: the library says which files there are at the commit, and langext reads them."""
+    write_jsonl(tmp_path / "data" / "train.jsonl", FR)
+    builder, (path,) = hub._builder_files(str(tmp_path / "data"), {"name": None, "split": "train", "revision": None})
+    assert path == str(tmp_path / "data" / "train.jsonl")
+    urls = [f"memory://set@{'a' * 40}/data/{name}.jsonl" for name in ("one", "two")]
+    for url in urls:
+        with fsspec.open(url, "wb") as file:
+            file.write((tmp_path / "data" / "train.jsonl").read_bytes())
+    monkeypatch.setattr(hub, "_builder_files", lambda dataset, options: (builder, urls))
+    source = Source(language="fr", hub="someone/text")
+    reader = source.reader(SourceRecord(files=[], unread=[], commit="a" * 40, tasks=2))
+    assert isinstance(reader, readers.TextReader) and list(reader.files) == ["one.jsonl", "two.jsonl"]
+    assert [document.text for rank in range(2) for document in reader.run(None, rank, 2)] == [*FR, *FR]
+    monkeypatch.setattr(hub, "_builder_files", lambda dataset, options: (builder, [*urls, "memory://set/data/three.parquet"]))
+    assert hub.json_lines("someone/text", {}) == {}
 
 
 def test_a_dataset_that_is_not_there(tmp_path, lid, monkeypatch):
@@ -505,8 +552,22 @@ def test_text_that_is_not_of_the_run_is_calibrated_on_or_measured_and_never_trai
 def test_protected_text_that_is_all_held_out_calibrates_nothing(tmp_path, three):
     (text,) = [text for text in documents(GERMAN, 40, 3) if unit_hash(text) < 0.2][:1]
     source = {"language": "de", "path": str(write_jsonl(tmp_path / "de.jsonl", [text])), "protect": True}
-    with pytest.raises(ConfigError, match="no document of deu_Latn is left to calibrate gates on; lower heldout_frac"):
+    with pytest.raises(ConfigError, match="text of deu_Latn is too short to be divided.*; give at least 4,000 characters$"):
         run(tmp_path, three, [*two(tmp_path, write_jsonl(tmp_path / "fr.jsonl", FR)), source])
+
+
+@pytest.mark.parametrize("frac", [0.001, 0.5, 0.999])
+def test_of_a_single_short_text_it_is_said_how_long_it_must_be(tmp_path, lid, frac):
+    """No heldout_frac divides it; of longer text a part is held out whatever the share is."""
+    short = write_jsonl(tmp_path / "fr.jsonl", [" ".join(FR)[:900]])
+    with pytest.raises(ConfigError, match="text of fra_Latn is too short to be divided.*; give at least 4,000 characters$"):
+        run(tmp_path, lid, two(tmp_path, short), heldout_frac=frac)
+    (tmp_path / "out").rename(tmp_path / "short")
+    if frac < 0.01:
+        _, summary = run(
+            tmp_path, lid, two(tmp_path, write_jsonl(tmp_path / "fr.jsonl", [" ".join(FR)[:4000]])), heldout_frac=frac
+        )
+        assert summary.funnel[0].divided and summary.funnel[0].train_bytes and summary.funnel[0].valid_bytes
 
 
 def test_a_funnel_of_an_earlier_version_is_read():
@@ -598,7 +659,7 @@ def test_odd_text_is_counted_and_kept_in_one_form(tmp_path, lid):
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in odd))
     corpus, summary = run(tmp_path, lid, two(tmp_path, path), threshold=0.1, duplicates="off")
     row = summary.funnel[0]
-    assert (row.mended, row.composed, row.documents_read) == (1, 1, 43)
+    assert (row.mended, row.composed, row.marks, row.documents_read) == (1, 1, 1, 43)
     kept = texts(corpus.files("train", "fra_Latn")) + texts(corpus.files("valid", "fra_Latn"))
     assert f"{FR[2]} \ufffd" in kept and kept.count(FR[1]) == 2 and not any("\u0301" in text for text in kept)
 
@@ -767,6 +828,7 @@ def test_the_commit_of_a_dataset_is_what_is_read_and_compared(tmp_path, lid, mon
 
     monkeypatch.setattr(hub, "commit", lambda dataset, revision: now[0])
     monkeypatch.setattr(hub, "shards", shards)
+    monkeypatch.setattr(hub, "json_lines", lambda dataset, options: {})
     source = Source(language="fr", hub="someone/text", revision="main")
     record = source.record()
     assert (record.commit, record.tasks) == ("a" * 40, 3)

@@ -2,7 +2,8 @@
 
 The one rule: a number that was found for English is applied to another language only where that language says it may.
 Rules and numbers: https://arxiv.org/abs/2112.11446 (Gopher, appendix A.1), https://arxiv.org/abs/1910.10683 (C4, section 2.2),
-https://arxiv.org/abs/2406.17557 (FineWeb, section 3.6). C4's rule that every line must end a sentence is left out, as there.
+https://arxiv.org/abs/2406.17557 (FineWeb, section 3.6). C4's rule that every line must end a sentence is left out, as
+there; and so is that which takes `[1]` and `[edit]` out of lines, because nothing may vanish that is not counted.
 """
 
 from collections.abc import Sequence
@@ -17,7 +18,6 @@ from datatrove.pipeline.filters import (
     GopherRepetitionFilter,
 )
 from datatrove.pipeline.filters.base_filter import BaseFilter, get_filter_result
-from datatrove.pipeline.filters.c4_filters import CITATION_REGEX
 from datatrove.pipeline.writers.disk_base import DiskWriter
 
 from langext.data.filters.base import TextFilter
@@ -65,7 +65,7 @@ def rules(units: WordUnits, language: LanguageRecord) -> Sequence[BaseFilter]:
     return [
         Repetition(units),
         GopherQualityFilter(**gopher, language=words),
-        C4QualityFilter(filter_no_terminal_punct=False, language=words, **c4),
+        C4QualityFilter(filter_no_terminal_punct=False, remove_citations=False, language=words, **c4),
         FineWebQualityFilter(**lines, new_line_ratio=NEW_LINE_RATIO / units.per_word),
     ]
 
@@ -197,7 +197,7 @@ def removed(before: str, after: str) -> list[str]:
     left = after.split("\n")[::-1]
     lines = []
     for line in before.splitlines():
-        if left and CITATION_REGEX.sub("", line.strip()).strip() == left[-1].strip():  # they take citations out of lines, too
+        if left and line.strip() == left[-1].strip():
             left.pop()
         elif line.strip():
             lines.append(line)

@@ -109,6 +109,8 @@ def _tokenizer(code: str) -> WordTokenizer | None:
 def _load(code: str) -> WordTokenizer:
     """The tokenizer. Raises ValueError when there is none, and ImportError that names what to install when it is missing."""
     script = "Hani" if code[4:] in ("Hans", "Hant") else code[4:]
+    if script == "Tibt":
+        raise ValueError("botok fetches its dictionary from the network, unpinned, whenever it first divides a text")
     if lacking := [package for package in TOGETHER.get(script, ()) if find_spec(package) is None]:
         raise ImportError(f"pip install {' '.join(lacking)}")
     return load_word_tokenizer(f"{code[:3]}_{script}")

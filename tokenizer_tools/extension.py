@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from tokenizer_tools import guarantees, kinds, model_file, protect, roles
-from tokenizer_tools.folder import rebuilt
+from tokenizer_tools.folder import misread
 from tokenizer_tools.folder import write as write_folder
 from tokenizer_tools.kinds import Kind
 from tokenizer_tools.model_file import NAME
@@ -31,7 +31,7 @@ def kind_of(base: Any, folder: Path, read: Read) -> Kind:
     """
     kind, path = kinds.of(base), folder / model_file.NAME
     reason = model_file.obstacle(path, base) if kind.in_model_file and path.is_file() else ""
-    reason = reason or rebuilt(base, folder) or roles.unnamed(base, roles.configs(folder)) or _unlike_itself(base, read)
+    reason = reason or misread(base, folder) or roles.unnamed(base, roles.configs(folder)) or _unlike_itself(base, read)
     if reason:
         raise ValueError(reason)
     return kind

@@ -7,7 +7,7 @@ from typing import Any
 
 import sentencepiece
 from tokenizers import Tokenizer
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 """Files that hold a tokenizer; the first one that is there is read."""
@@ -28,10 +28,29 @@ def file(folder: Path) -> Path | None:
 
 
 def load(path: Path) -> Any:
-    """The tokenizer in the folder of `path`, which is its `file`. Raises errors of many classes for what cannot be read."""
+    """The tokenizer in the folder of `path`, which is its `file`. Raises errors of many classes for what cannot be read.
+
+    The class that tokenizer_config.json names may build another tokenizer than tokenizer.json holds: GPT2Tokenizer, which that
+    of SmolLM2 names, knows nothing of the rule there that divides digits. Then the file is right.
+    """
     if path.suffix == ".model":  # else transformers takes it for one of tiktoken
         sentencepiece.SentencePieceProcessor().Load(str(path))
-    return AutoTokenizer.from_pretrained(path.parent, local_files_only=True, trust_remote_code=False)
+    here = {"pretrained_model_name_or_path": path.parent, "local_files_only": True}
+    tokenizer = AutoTokenizer.from_pretrained(**here, trust_remote_code=False)
+    return PreTrainedTokenizerFast.from_pretrained(**here) if _is_another(tokenizer, path) else tokenizer
+
+
+def _is_another(tokenizer: Any, path: Path) -> bool:
+    """Whether a tokenizer encodes some text in another way than the file that it comes from, if that is a tokenizer.json."""
+    if path.name != FILES[0]:
+        return False
+    plain = Tokenizer.from_file(str(path))
+    plain.no_truncation()
+    plain.no_padding()
+    return any(
+        tokenizer(text, add_special_tokens=False).input_ids != plain.encode(text, add_special_tokens=False).ids
+        for text in PROBES
+    )
 
 
 def read(folder: Path) -> Any:
@@ -65,25 +84,10 @@ def write(tokenizer: Any, out: Path) -> None:
         (out / CONFIG).write_text(json.dumps(written | lost, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def rebuilt(tokenizer: Any, folder: Path) -> str:
-    """How a tokenizer that was read from a folder differs from what the files there say; empty when it does not.
-
-    The class that tokenizer_config.json names may build another one than tokenizer.json holds.
-    """
-    name = type(tokenizer).__name__
+def misread(tokenizer: Any, folder: Path) -> str:
+    """Which id of a token tokenizer_config.json of its folder gives in another way than it is read; empty when none."""
     for number, token in settings(folder).get("added_tokens_decoder", {}).items():
         if (found := tokenizer.convert_tokens_to_ids(token["content"])) != int(number):
+            name = type(tokenizer).__name__
             return f"{CONFIG} says that {token['content']!r} is {number}, and {name} reads it as {found}; correct the file"
-    if not (path := folder / "tokenizer.json").is_file():
-        return ""
-    plain = Tokenizer.from_file(str(path))
-    plain.no_truncation()
-    plain.no_padding()
-    for text in PROBES:
-        if tokenizer(text, add_special_tokens=False).input_ids != plain.encode(text, add_special_tokens=False).ids:
-            return (
-                f"{name}, which {CONFIG} names, encodes {text[:24]!r}... in another way than tokenizer.json says. If "
-                f"tokenizer.json is right, name PreTrainedTokenizerFast as tokenizer_class; if {name} is, save the base with "
-                "save_pretrained and take that folder"
-            )
     return ""

@@ -39,11 +39,11 @@ def obstacle(path: Path, base: Any) -> str:
 
 def _two_ways(path: Path, proto: Any, base: Any) -> str:
     """How the file and the tokenizer read all text in two ways; empty when they read some alike."""
-    longest = sorted((piece.piece for piece in proto.pieces if piece.type == NORMAL), key=len, reverse=True)
-    texts = [piece.replace("▁", " ").strip() for piece in longest[:20]]
+    every = {piece.piece.replace("▁", " ").strip() for piece in proto.pieces if piece.type == NORMAL}
+    texts = sorted(every - {""}, key=lambda text: (-len(text), text))[:20]
     slow = sentencepiece.SentencePieceProcessor(model_file=str(path)).encode(texts)
     fast = base(texts, add_special_tokens=False, split_special_tokens=True).input_ids
-    if any(a == b for a, b in zip(slow, fast, strict=True)):
+    if not texts or any(a == b for a, b in zip(slow, fast, strict=True)):
         return ""
     prefix = str(proto.normalizer_spec.add_dummy_prefix).lower()
     return (

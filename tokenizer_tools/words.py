@@ -6,6 +6,7 @@ text, and other added tokens (the runs of blanks of GPT-NeoX, for example) are c
 
 import json
 import time
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import accumulate, chain
@@ -18,7 +19,7 @@ Progress = Callable[[str, int, int], None]
 """Called now and then with what is done, how much of it is done and how much there is in all (0: not known)."""
 MOST_TOKENS = 8_000_000
 """Tokens of the different words that are learnt from. They bound the memory: words alone do not, as one can be a whole clause
-in scripts without spaces. Rarer words hardly count where frequent pairs are looked for."""
+in scripts without spaces. Of words that occur once, as most clauses do, those that are left out are a random part."""
 MOST_SIGNS = 24_000_000
 """Letters of the different words, or tokens where words are kept as these, that are counted side by side when some may go."""
 CHARACTERS = 20_000_000
@@ -74,23 +75,29 @@ def tallied(documents: Iterable[Iterable[Word]], thin: bool) -> Counter[Word]:
 def thinned(counts: Counter[Word], size: int) -> Counter[Word]:
     """The counts, or when their words have a `size` above `MOST_SIGNS` those of the most frequent words with half of these.
 
-    Of equally frequent words those stay that were seen first. What a word that goes was counted is lost, so protected text is
-    never thinned. Manku and Motwani 2002, https://www.vldb.org/conf/2002/S10P03.pdf, drop all words of a count in its place:
+    Of equally frequent words those stay that `ordered` puts first. What a word that goes was counted is lost, so protected text
+    is never thinned. Manku and Motwani 2002, https://www.vldb.org/conf/2002/S10P03.pdf, drop all words of a count in its place:
     of sentences, which are words in scripts without spaces, none might be left.
     """
     if size <= MOST_SIGNS:
         return counts
-    ordered = sorted(counts, key=counts.__getitem__, reverse=True)
-    ends = accumulate(map(len, ordered))
-    return Counter({word: counts[word] for word, end in zip(ordered, ends, strict=True) if end <= MOST_SIGNS // 2})
+    words = ordered(counts)
+    ends = accumulate(map(len, words))
+    return Counter({word: counts[word] for word, end in zip(words, ends, strict=True) if end <= MOST_SIGNS // 2})
+
+
+def ordered(counts: Counter[Word]) -> list[Word]:
+    """The words, the most frequent first, and of equals in an order that is always the same and has nothing to do with letters.
+
+    A sorted order would leave out all that begins with the last letters, where most words occur once.
+    """
+    return sorted(counts, key=lambda word: (-counts[word], zlib.crc32("".join(word).encode(errors="surrogatepass")), word))
 
 
 def frequent(words: Counter[Word], written: Callable[[Word], Tokens]) -> Iterator[tuple[Tokens, int]]:
     """The tokens of the most frequent words, as `written` writes them, and their counts, until they are `MOST_TOKENS`."""
     left = MOST_TOKENS
-    ordered = sorted(words)
-    ordered.sort(key=words.__getitem__, reverse=True)
-    for word in ordered:
+    for word in ordered(words):
         tokens = written(word)
         left -= len(tokens)
         if left < 0:

@@ -1,8 +1,8 @@
 """Keep held-out text out of the text to train on, paragraph by paragraph, in whatever source of the language it stands.
 
-The one rule: a text or passage that is measured on is not trained on, nor is a paragraph or line of it that has LEAST letters.
-Duplicates are whole texts or passages, so a book that is one document here and a hundred there has none; its paragraphs are the
-same.
+The one rule: a text or passage that is measured on is not trained on, nor is a paragraph or line of it that has LEAST letters;
+of code, which is whole files, the first alone. Duplicates are whole texts or passages, so a book that is one document here and
+a hundred there has none; its paragraphs are the same.
 """
 
 import math

@@ -93,8 +93,8 @@ class SourceSpec(Spec):
             raise ValueError("config, split and revision belong to hub sources, this one has a path")
         if self.quality != "off" and not languages.find(self.language).single:
             raise ValueError("quality is for text in one language")
-        if self.hub is not None and (self.txt_documents != "blocks" or self.encoding):
-            raise ValueError("txt_documents and encoding belong to sources with a path, this one is of the hub")
+        if self.hub is not None and self.txt_documents != "blocks":
+            raise ValueError("txt_documents belongs to sources with a path, this one is of the hub")
         if self.format and not self.piped:
             raise ValueError("format is for standard input (path: -); of files, the end of the name says it")
         remote.check_address(self.path or "")

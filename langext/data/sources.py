@@ -132,8 +132,8 @@ class Source(SourceSpec):
         alone = len(found.files) == 1
         shown = [heads.check(place, self.columns, self.encoding or UTF_8, alone, self.language) for place in places]
         damaged = [one_line(place) for place, head in zip(places, shown, strict=True) if head.closed]
-        sizes = [source_files.size(place) for place in places] if damaged else []
-        lost = sum(size for size, head in zip(sizes, shown, strict=False) if head.closed) / max(1, sum(sizes))
+        lost = sum(source_files.size(place) for place, head in zip(places, shown, strict=True) if head.closed)
+        lost /= max(1, sum(map(source_files.size, found.files.values()))) if damaged else 1
         self._check_closed(damaged, len(damaged) == len(places), lost, most_bad)
         if not any(head.rows for head in shown):
             raise ConfigError(f"{where}: the source is empty, its tables have no rows")
@@ -231,6 +231,10 @@ class Source(SourceSpec):
 
             options = self._options(record.commit)
             if not (files := hub.json_lines(self._dataset, options)):
+                if self.encoding:
+                    raise ConfigError(
+                        f"hub dataset {one_line(self._dataset)}: encoding is for JSON Lines, and it is something else"
+                    )
                 return hub.HubReader(self._dataset, options, self.columns, self.max_documents, rejects, most)
             sizes = {name: source_files.size(place) for name, place in files.items()}
         else:

@@ -108,7 +108,7 @@ def check(source: str, broken: int, entries: int, most: float, files: Sequence[P
     if broken > most * entries:
         raise ConfigError(too_many(broken, entries, most, places))
     if lost_frac > most:
-        raise ConfigError(f"{places[0]}{too_large(lost_frac, most)}")
+        raise ConfigError(f"{'; '.join(places)}{too_large(lost_frac, most)}")
     say(f"  {source}: {broken} of {entries} entries cannot be read and are left out; {places[0]}")
 
 

@@ -117,7 +117,7 @@ class Filter(Stage):
         quality.tell_missing(judged)
         with mistakes.part("quality_values"):
             if self.quality_values:
-                published.check(self.quality_values, judged)
+                published.check(self.quality_values, self._judged())
         if not any(source.trained and source.language == ctx.language for source in self.sources):
             mistakes.add(ConfigError(f"sources: none has text of the new language {ctx.language} to train on", ("sources",)))
         with mistakes.part("lid_model"):
@@ -139,7 +139,13 @@ class Filter(Stage):
         return provenance.same(self._asked(), manifest, measured)
 
     def _asked(self) -> provenance.Asked:
-        return provenance.Asked(self.sources, self.duplicates, self.contamination, self.quality_values, self._lid)
+        values, judged = self.quality_values, self._judged()
+        return provenance.Asked(self.sources, self.duplicates, self.contamination, values, judged, self._lid)
+
+    def _judged(self) -> list[str]:
+        """The languages with a source that the rules for web pages judge."""
+        web = [source for source in self.sources if any(isinstance(rule, Web) for rule in self._filters(source))]
+        return [source.language for source in web]
 
     def _lid(self) -> "LanguageId":
         from langext.data.language_id import LanguageId
@@ -254,13 +260,14 @@ class Filter(Stage):
         code = source.language == languages.ZXX
         # Blank lines of code are no paragraphs.
         judge = LanguageFilter(lid, rule, "document" if code else self.level, rejects, unwanted)
-        reader, after = source.steps(record, broken, self.max_bad_frac)
-        last = [working.Tally("read"), judge, working.Tally("language"), working.Save(folder_of(ctx, "text", source))]
-        with _forgetting(ctx, source):
-            execute([reader, *after, *last], record.tasks, log, self.runtime)
-        if reason := source.difference(record.files, count_new=False):
-            _forget(ctx, source)
-            raise RunFailed(f"{reason}: it changed while it was read. Run the same command again when it is complete")
+        if len(list((log / "completions").glob("*"))) < record.tasks:  # what is read need not be there any more
+            reader, after = source.steps(record, broken, self.max_bad_frac)
+            last = [working.Tally("read"), judge, working.Tally("language"), working.Save(folder_of(ctx, "text", source))]
+            with _forgetting(ctx, source):
+                execute([reader, *after, *last], record.tasks, log, self.runtime)
+            if reason := source.difference(record.files, count_new=False):
+                _forget(ctx, source)
+                raise RunFailed(f"{reason}: it changed while it was read. Run the same command again when it is complete")
         with _forgetting(ctx, source):
             row = funnel.count(source, record, log)
             most = self.max_bad_frac if source.max_bad_frac is None else source.max_bad_frac

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from langext import languages
 from langext.artifacts import BASE, Model, read_as, read_base, read_json
 from langext.console import say, warn
 from langext.data import documents
@@ -135,9 +136,12 @@ def demand(code: str, rows: Sequence[FunnelRow], needed: bool) -> None:
     if not rows:
         warn(f"no source for the original language {code}: nothing replays it and nothing measures it")
         return
-    if sum(row.train_documents + row.valid_documents for row in rows) == 1 and (needed or not rows[0].valid_documents):
+    single = sum(row.train_documents + row.valid_documents for row in rows) == 1
+    if single and (needed or not any(row.valid_documents for row in rows)):
         what = f"what is left of the text of {code} is too short to be divided into text to train on and text to measure on"
         advice = f"give at least {SURELY_DIVIDED:,} characters"
+        if code == languages.ZXX:
+            what, advice = "there is a single file of code, and files of code are not divided", "give at least two files"
     elif not any(row.valid_documents for row in rows):
         what, advice = f"no document of {code} fell into the held-out part", "raise heldout_frac or give more text"
     elif needed and not any(row.train_documents for row in rows):

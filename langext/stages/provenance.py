@@ -1,6 +1,6 @@
 """What a finished stage filter was made of, and whether that is still what it was.
 
-The one rule: what is missing as a whole is no change, because its text, or what it chose, is in the asked.
+The one rule: what is missing as a whole is no change, because its text, or what it chose, is in the stage.
 """
 
 import contextlib
@@ -27,6 +27,8 @@ class Asked:
     duplicates: str
     contamination: Sequence[Path]
     quality_values: Path | None
+    judged: Collection[str]
+    """Languages with text that is judged by values of quality rules."""
     lid: "Callable[[], LanguageId]"
     """Raises ConfigError when the model is not there."""
 
@@ -47,7 +49,8 @@ def outdated(asked: Asked, manifest: Manifest) -> str:
             return f"contamination: {one_line(path)} has changed since text was compared with it"
     with contextlib.suppress(ConfigError):
         for code, known in summary.qualities.items():
-            if asked.quality_values and known.published != published.of(asked.quality_values, code):
+            wanted = asked.quality_values if code in asked.judged else None
+            if wanted and known.published != published.of(wanted, code):
                 return f"quality_values: those of {code} have changed since they were applied"
     with contextlib.suppress(ConfigError):
         if (path := asked.lid().path).exists() and _is_another(path, summary):

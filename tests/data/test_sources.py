@@ -475,7 +475,7 @@ def test_what_comes_from_standard_input_and_is_no_text_is_not_kept(tmp_path, mon
     ("more", "said"),
     [
         ({"path": "x.txt", "format": "txt"}, "format is for standard input"),
-        ({"hub": "a/b", "encoding": "cp1252"}, "belong to sources with a path"),
+        ({"hub": "a/b", "txt_documents": "files"}, "belongs to sources with a path"),
         ({"path": "x", "max_bad_frac": 1.5}, "less than or equal to 1"),
         ({"path": "-", "format": "pdf"}, "txt"),
     ],

@@ -20,7 +20,7 @@ from langext.data.executor import Executor
 from langext.data.plain_text import encode_text
 from langext.data.split import PASSAGE, unit_hash
 from langext.data.word_units import WordUnits, runs
-from langext.errors import RunFailed
+from langext.errors import ConfigError, RunFailed
 from langext.models import bases
 from langext.models.loading import load_tokenizer
 from langext.spec import Benchmarks
@@ -256,6 +256,13 @@ def test_a_file_of_code_stays_as_it_is_or_goes_whole(tmp_path, lid, count):
     assert sorted(train + valid) == sorted(code) and len(train) > len(valid) > 3
 
 
+def test_a_single_file_of_code_is_told_what_it_lacks(tmp_path, lid):
+    path = write_jsonl(tmp_path / "code.jsonl", ["x = 1\n\n\n" * 3000])
+    source = {"language": "zxx", "name": "code", "path": str(path), "protect": True}
+    with pytest.raises(ConfigError, match="files of code are not divided.*give at least two files"):
+        run(tmp_path, stage_of(tmp_path, lid, FR, sources=[source]))
+
+
 def test_published_values_are_applied_recorded_and_watched(tmp_path, lid):
     pages = ["\n".join(" ".join(sentences(FRENCH, 3, 100 * n + i)) for i in range(12)) for n in range(60)]
     pages[3] = pages[3].replace(".", "")
@@ -263,10 +270,13 @@ def test_published_values_are_applied_recorded_and_watched(tmp_path, lid):
     folder = tmp_path / "configs"
     folder.mkdir()
     (folder / "fra_Latn.yml").write_text(VALUES.replace("stopwords: [chat, pluie", "stopwords: [le, la"))
-    stage = stage_of(tmp_path, lid, FR, sources=[web], quality_values=folder)
+    (folder / "eng_Latn.yml").write_text(VALUES)  # English has no pages to judge, so this changes nothing
+    length = {"name": "length", "min_characters": 1}
+    stage = stage_of(tmp_path, lid, FR, sources=[web], quality_values=folder, filters=[length])
     _, rows, summary = run(tmp_path, stage)
     assert rows["web"].dropped == {"line_punct_ratio": 1}
     assert summary.qualities["fra_Latn"].published.stopwords == ["le", "la", "no"]
+    assert summary.qualities["eng_Latn"].published is None
     manifest = SimpleNamespace(summary_as=lambda _: summary)
     assert stage.outdated(manifest) == ""
     (folder / "fra_Latn.yml").write_text(VALUES)

@@ -134,7 +134,7 @@ def json_lines(dataset: str, options: dict[str, Any]) -> dict[str, Place]:
     except KNOWN as error:
         raise problem(error, dataset) from None
     places: dict[str, Place] = {path: remote.Remote(path) if remote.is_remote(path) else Path(path) for path in paths}
-    plain = type(builder).__module__.startswith(f"{datasets.packaged_modules.__name__}.json") and builder.config.field is None
+    plain = type(builder).__module__.startswith("datasets.packaged_modules.json") and builder.config.field is None
     if not paths or not plain or any(formats.kind(place) != formats.JSONL for place in places.values()):
         return {}
     below = {path: path.rpartition("://")[2] for path in paths}

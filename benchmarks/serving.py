@@ -12,7 +12,7 @@ import argparse
 import itertools
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,11 +41,7 @@ def main() -> None:
     parser.add_argument("--bases", nargs="*", default=[], type=Path, help="folders of real base models")
     parser.add_argument("--only", default="", help="only exports whose method or architecture has this in its name")
     asked = parser.parse_args()
-    folder = asked.environments or runners.environments()
-    for name in asked.runners.split(","):
-        if name in runners.RUNNERS:
-            runners.make(name, folder)
-    programs = runners.interpreters(asked.runners, folder)
+    programs = interpreters(asked.runners, asked.environments)
     with tempfile.TemporaryDirectory(prefix="langext-serving-") as scratch:
         made: list[tuple[str, str, str, runners.Export]] = []
         for base, stirred in [*pico(asked.families, Path(scratch)), *((base, 0.02) for base in asked.bases)]:
@@ -53,9 +49,23 @@ def main() -> None:
                 if asked.only in f"{label(case)} {form} {words}":
                     place = Path(scratch) / str(len(made))
                     made.append((base.name, label(case), *export(base, case, form, place, stirred)))
-        columns = [column(name, python, made) for name, python in programs.items()]
-    print("|", " | ".join(["base", "method", "becomes", *(runners.version(*pair) for pair in programs.items())]), "|")
-    print("|", " | ".join(["---"] * (3 + len(programs))), "|")
+        table(["base", "method", "becomes"], made, programs)
+
+
+def interpreters(asked: str, environments: Path | None) -> dict[str, str]:
+    """The interpreter of each program that is asked for; environments that are not there are made."""
+    folder = environments or runners.environments()
+    for name in asked.split(","):
+        if name in runners.RUNNERS:
+            runners.make(name, folder)
+    return runners.interpreters(asked, folder)
+
+
+def table(heads: list[str], made: Sequence[tuple[Any, ...]], programs: dict[str, str]) -> None:
+    """Print what every program says to every export: rows are what an export is called, and the export."""
+    columns = [column(name, python, made) for name, python in programs.items()]
+    print("|", " | ".join([*heads, *(runners.version(*pair) for pair in programs.items())]), "|")
+    print("|", " | ".join(["---"] * (len(heads) + len(programs))), "|")
     for (*named, _), *cells in zip(made, *columns, strict=True):
         print("|", " | ".join([*named, *cells]), "|")
 
@@ -109,7 +119,7 @@ def export(base: Path, case: Any, form: str, out: Path, stirred: float) -> tuple
     return name, runners.Export(folder, expected, target.own_code)
 
 
-def column(name: str, python: str, made: list[tuple[str, str, str, runners.Export]]) -> list[str]:
+def column(name: str, python: str, made: Sequence[tuple[Any, ...]]) -> list[str]:
     """What a program says to each export."""
     cells = []
     # Several in one process, because starting vLLM takes longer than all the rest.

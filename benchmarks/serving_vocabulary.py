@@ -17,6 +17,7 @@ import torch
 ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
+import serving
 import spm
 from toy import ENGLISH, FRENCH, make_base, make_tokenizer, sentences
 
@@ -37,19 +38,10 @@ def main() -> None:
     )
     parser.add_argument("--environments", type=Path, help="folder of environments. Default: that of `langext fetch`")
     asked = parser.parse_args()
-    place = asked.environments or runners.environments()
-    for name in asked.runners.split(","):
-        if name in runners.RUNNERS:
-            runners.make(name, place)
-    programs = runners.interpreters(asked.runners, place)
+    programs = serving.interpreters(asked.runners, asked.environments)
     with tempfile.TemporaryDirectory(prefix="langext-vocabulary-") as scratch:
-        made = {name: export(name, Path(scratch) / name.replace(" ", "-")) for name in ("byte-level", "llama2", "gemma")}
-        print("|", " | ".join(["vocabulary", *(runners.version(*pair) for pair in programs.items())]), "|")
-        print("|", " | ".join(["---"] * (1 + len(programs))), "|")
-        for name, found in made.items():
-            results = [runners.compare(*program, [found])[0] for program in programs.items()]
-            cells = [f"{result.max_abs_logprob_difference:.1e}, {result.top1_agreement:.0%}" for result in results]
-            print("|", " | ".join([name, *cells]), "|", flush=True)
+        made = [(name, export(name, Path(scratch) / name)) for name in ("byte-level", "llama2", "gemma")]
+        serving.table(["vocabulary"], made, programs)
 
 
 def export(name: str, root: Path) -> runners.Export:

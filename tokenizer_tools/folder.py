@@ -42,7 +42,7 @@ def load(path: Path) -> Any:
 
 def _is_another(tokenizer: Any, path: Path) -> bool:
     """Whether a tokenizer encodes some text in another way than the file that it comes from, if that is a tokenizer.json."""
-    if path.name != FILES[0]:
+    if path.name != FILES[0] or type(tokenizer) is PreTrainedTokenizerFast:  # which builds nothing of its own
         return False
     plain = Tokenizer.from_file(str(path))
     plain.no_truncation()

@@ -12,6 +12,7 @@ import sentencepiece
 from google.protobuf.message import DecodeError
 from sentencepiece import sentencepiece_model_pb2
 
+from tokenizer_tools.texts import encode
 from tokenizer_tools.vocabulary import NewPiece
 
 NAME = "tokenizer.model"
@@ -42,7 +43,7 @@ def _two_ways(path: Path, proto: Any, base: Any) -> str:
     every = {piece.piece.replace("▁", " ").strip() for piece in proto.pieces if piece.type == NORMAL}
     texts = sorted(every - {""}, key=lambda text: (-len(text), text))[:20]
     slow = sentencepiece.SentencePieceProcessor(model_file=str(path)).encode(texts)
-    fast = base(texts, add_special_tokens=False, split_special_tokens=True).input_ids
+    fast = encode(base, texts)
     if not texts or any(a == b for a, b in zip(slow, fast, strict=True)):
         return ""
     prefix = str(proto.normalizer_spec.add_dummy_prefix).lower()
@@ -96,8 +97,7 @@ def difference(before: tuple[Path, Any], after: tuple[Path, Any], texts: Iterabl
     while batch := list(islice(left, 256)):
         alike = []
         for slow, fast in pairs:
-            ids = fast(batch, add_special_tokens=False, split_special_tokens=True).input_ids
-            alike.append([a == b for a, b in zip(slow.encode(batch), ids, strict=True)])
+            alike.append([a == b for a, b in zip(slow.encode(batch), encode(fast, batch), strict=True)])
         for text, was, still in zip(batch, *alike, strict=True):
             if was and not still:
                 return text

@@ -71,7 +71,7 @@ def of(source: Source, record: SourceRecord, lid: LanguageId, rule: Rule, asked:
         chosen = sampled([reader, *after], record.tasks)
         parts = [[text for place, text in chosen if place == rank] for rank in sorted({place for place, _ in chosen})]
         found = [seen(lid, texts, asked.level, rule) for texts in parts]
-        cut = find(rule, asked.threshold, [row for part in found for row in part], found)
+        cut = find(rule, asked.threshold, *found)
         demand(source.domain, source.language, cut, cut.kept_frac, asked.least)
         _doubt(source.domain, source.language, cut)
         write_json(path, cut)
@@ -120,11 +120,12 @@ def seen(lid: LanguageId, texts: Iterable[str], level: Level, rule: Rule) -> See
     ]
 
 
-def find(rule: Rule, given: Literal["auto"] | float, found: Seen, parts: Sequence[Seen] = ()) -> Cut:
+def find(rule: Rule, given: Literal["auto"] | float, *parts: Seen) -> Cut:
     """The cuts of a source, from what the model takes its sample for; of a number `given`, what that does to the sample.
 
-    `parts` are those of the sample by file.
+    The sample comes in one part or several, by file.
     """
+    found = [row for part in parts for row in part]
     sides, right = _sides(rule, found)
     total, mine = sum(size for size, _ in found), sum(size for size, *_ in right)
     score, margins = (given, {}) if given != "auto" else _of_parts(rule, right, parts)

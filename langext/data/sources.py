@@ -131,10 +131,8 @@ class Source(SourceSpec):
             places = places[:REMOTE_HEADS]
         alone = len(found.files) == 1
         shown = [heads.check(place, self.columns, self.encoding or UTF_8, alone, self.language) for place in places]
-        damaged = [one_line(place) for place, head in zip(places, shown, strict=True) if head.closed]
-        lost = sum(source_files.size(place) for place, head in zip(places, shown, strict=True) if head.closed)
-        lost /= max(1, sum(map(source_files.size, found.files.values()))) if damaged else 1
-        self._check_closed(damaged, len(damaged) == len(places), lost, most_bad)
+        if damaged := [place for place, head in zip(places, shown, strict=True) if head.closed]:
+            self._check_closed(damaged, found, len(damaged) == len(places), most_bad)
         if not any(head.rows for head in shown):
             raise ConfigError(f"{where}: the source is empty, its tables have no rows")
         one = [one_line(place) for place, head in zip(places, shown, strict=True) if head.undivided]
@@ -143,17 +141,17 @@ class Source(SourceSpec):
             advice = "if every line is a document, set txt_documents: lines; if the whole file is one, txt_documents: files"
             warn(f"source {self.domain}: {one[0]}{more} has no blank line at its beginning, which divides documents; {advice}")
 
-    def _check_closed(self, damaged: Sequence[str], all_are: bool, lost_frac: float, most_bad: float) -> None:
-        """Name archives of which nothing can be read, the share `lost_frac` of the source's bytes.
+    def _check_closed(self, damaged: Sequence[Place], found: Found, all_are: bool, most_bad: float) -> None:
+        """Name archives of which nothing can be read.
 
-        Raises ConfigError when that is more than `most_bad`, or all.
+        Raises ConfigError when they are a larger share of the source's bytes than `most_bad`, or all.
         """
-        if not damaged:
-            return
         more = f" and {len(damaged) - 1} more" if len(damaged) > 1 else ""
-        what = f"{damaged[0]}{more}: damaged, nothing can be read of it"
+        what = f"{one_line(damaged[0])}{more}: damaged, nothing can be read of it"
         if not most_bad or all_are:
             raise ConfigError(f"{what}; mend or remove it{'' if all_are else ' (max_bad_frac is 0)'}")
+        lost, whole = (sum(map(source_files.size, places)) for places in (damaged, found.files.values()))
+        lost_frac = lost / max(1, whole)
         if lost_frac > most_bad:
             raise ConfigError(f"{what}{unread.too_large(lost_frac, most_bad)}; mend or remove it")
         warn(f"source {self.domain}: {what}; its {lost_frac:.2%} of the source's bytes are lost")
@@ -246,8 +244,7 @@ class Source(SourceSpec):
             return readers.TableReader(files, self.columns, self.max_documents, rejects, most)
         return readers.TextReader(
             files, self.columns, self.max_documents, rejects, most, division=self.txt_documents,
-            encoding=self.encoding or UTF_8, language=self.language, label=self.domain,
-            sizes=sizes,
+            encoding=self.encoding or UTF_8, language=self.language, label=self.domain, sizes=sizes,
         )  # fmt: skip
 
     def steps(

@@ -113,11 +113,10 @@ class Filter(Stage):
                 source.check_role(ctx.language, ctx.original_languages)
                 source.check(self.max_bad_frac)
                 source.check_apart(ctx.out)
-        judged = [source.language for source in self.sources if any(isinstance(rule, Web) for rule in self._filters(source))]
-        quality.tell_missing(judged)
+        quality.tell_missing(judged := self._judged())
         with mistakes.part("quality_values"):
             if self.quality_values:
-                published.check(self.quality_values, self._judged())
+                published.check(self.quality_values, judged)
         if not any(source.trained and source.language == ctx.language for source in self.sources):
             mistakes.add(ConfigError(f"sources: none has text of the new language {ctx.language} to train on", ("sources",)))
         with mistakes.part("lid_model"):

@@ -127,7 +127,7 @@ class ExtendTokenizer(Stage):
         gains, by_set = _gains(base, bigger, corpus, ctx.languages)
         record = None
         if kept:
-            loose = _gain(base, kind.extended(base, free), documents.heldout_texts(corpus, [ctx.language]))
+            loose = _gain(_sizes(base, kind.extended(base, free), documents.heldout_texts(corpus, [ctx.language])))
             record = protection.record(compared, len(apart), loose.bytes_per_token_after)
             protection.tell_of(record, gains[ctx.language])
         ctx.report(TokenizerSummary(
@@ -285,19 +285,28 @@ def _gains(
     """The gain in held-out text by language, of those of the run; and by `<language>/<domain>`, of all that is held out."""
     from langext.data import documents
 
-    by_language = {code: _gain(base, bigger, documents.heldout_texts(corpus, [code])) for code in codes}
-    every = documents.heldout(corpus, corpus.languages("valid"))
-    return by_language, {name: _gain(base, bigger, texts) for name, texts in every.items()}
+    every = documents.heldout(corpus, list(dict.fromkeys([*codes, *corpus.languages("valid")])))
+    found = {name: _sizes(base, bigger, texts) for name, texts in every.items()}
+    by_language = {code: _gain(*(sizes for name, sizes in found.items() if name.startswith(f"{code}/"))) for code in codes}
+    return by_language, {name: _gain(sizes) for name, sizes in found.items()}
 
 
-def _gain(base: Any, bigger: Any, texts: Sequence[str]) -> VocabularyGain:
+Sizes = tuple[int, int, int, int, int]
+"""Bytes of some text, its tokens before and after, its documents, and how many of these are encoded as before."""
+
+
+def _sizes(base: Any, bigger: Any, texts: Sequence[str]) -> Sizes:
     from langext.data import documents
 
     before, after = documents.encode_text(base, texts), documents.encode_text(bigger, texts)
-    size = sum(len(t.encode()) for t in texts)
+    same = sum(a == b for a, b in zip(after, before, strict=True))
+    return sum(len(t.encode()) for t in texts), sum(map(len, before)), sum(map(len, after)), len(texts), same
+
+
+def _gain(*sets: Sizes) -> VocabularyGain:
+    """The gain in all of several sets of text."""
+    size, before, after, number, same = (sum(column) for column in zip((0,) * 5, *sets, strict=True))
     return VocabularyGain(
-        bytes_per_token_before=size / max(1, sum(map(len, before))),
-        bytes_per_token_after=size / max(1, sum(map(len, after))),
-        identical_documents_frac=sum(a == b for a, b in zip(after, before, strict=True)) / max(1, len(texts)),
-        documents=len(texts),
-    )
+        bytes_per_token_before=size / max(1, before), bytes_per_token_after=size / max(1, after),
+        identical_documents_frac=same / max(1, number), documents=number,
+    )  # fmt: skip

@@ -62,14 +62,14 @@ def test_a_file_of_another_kind_in_a_source_is_not_lost_for_being_less_sure():
         parts = [usual, other, *([wrong] if wrong else [])]
         rows = [row for part in parts for row in part]
         kept = []
-        for cut in (cuts.find(SW, "auto", rows), cuts.find(SW, "auto", rows, parts)):
+        for cut in (cuts.find(SW, "auto", rows), cuts.find(SW, "auto", *parts)):
             rule = cuts.applied(SW, cut)
             kept.append([sum(rule.verdict("text", guesses).kept for _, guesses in part) / len(part) for part in parts])
         assert kept[0][1] < 0.95 and min(kept[1][:2]) >= 0.97
         assert not wrong or kept[1][2] < 0.03
     same = [source(0.6, 0.3, 200, seed=seed) for seed in range(4)]
     rows = [row for part in same for row in part]
-    assert cuts.find(SW, "auto", rows, same) == cuts.find(SW, "auto", rows)
+    assert cuts.find(SW, "auto", *same) == cuts.find(SW, "auto", rows)
 
 
 def test_an_absolute_threshold_of_before_throws_the_unsure_language_away_and_is_stopped():

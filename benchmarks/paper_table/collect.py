@@ -7,6 +7,7 @@ its cost.
 """
 
 import argparse
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,7 @@ def summary(run: Path) -> dict[str, Any] | None:
         "closed_unseen": mean([value for name, value in gates.items() if UNSEEN in name and not name.startswith(new)]),
         "tasks": tasks(before, after), "seconds": {folder_of(m): m["seconds"] for m in manifests},
         "seed": manifests[0]["seed"], "device": manifests[-1]["device"], "versions": manifests[-1]["versions"],
-        "base": read_json(run / "base" / "manifest.json").get("files"),
+        "base": read_json(run / "base" / "manifest.json").get("files"), "text": text(manifests[0]),
         **(training(run, trained) if trained else {}),
     }  # fmt: skip
 
@@ -64,6 +65,12 @@ def training(run: Path, trained: dict[str, Any]) -> dict[str, Any]:
         "trainable_parameters": extended["summary"]["trainable_parameters"],
         "base_parameters": extended["summary"]["base_parameters"], "tokens_per_second": trained["summary"]["tokens_per_second"],
     }  # fmt: skip
+
+
+def text(manifest: dict[str, Any]) -> str:
+    """The SHA-256 of what `sha256sum FILE... | sort` prints of the files of text of a run, inside their folder."""
+    files = {(file["sha256"], Path(file["name"]).name) for file in manifest["summary"]["source_files"]}
+    return sha256("".join(f"{digest}  {name}\n" for digest, name in sorted(files)).encode()).hexdigest()
 
 
 def folder_of(manifest: dict[str, Any]) -> str:

@@ -36,13 +36,14 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3, help="seeds of the best run of each method")
     parser.add_argument("--only", nargs="*", help="beginnings of names of runs")
     parser.add_argument("--steps", type=int, help="of each training, where there is no GPU")
+    parser.add_argument("--items", type=int, help="of each benchmark of real, german and swahili; 0 leaves them out")
     asked = parser.parse_args()
     data, out = asked.data.resolve(), asked.out.resolve() / asked.experiment
     if asked.base is None and asked.experiment not in ("real", *OTHERS):
         parser.error(f"{asked.experiment} needs --base")
     if asked.experiment in ("chain", "merged"):
         for step in getattr(experiments, asked.experiment)(data, str(asked.base.resolve()), out):
-            sweep([shortened(run, asked.steps) for run in step], out, asked)
+            sweep([lighter(run, asked) for run in step], out, asked)
         return
     if asked.experiment in ("small", "ablations"):
         runs = list(getattr(experiments, asked.experiment)(data, str(asked.base.resolve())))
@@ -50,18 +51,21 @@ def main() -> None:
         runs = list(experiments.untouched(data, tasks(data, out / "tasks"), OTHERS[asked.experiment]))
     else:
         runs = list(experiments.real(data, tasks(data, out / "tasks")))
-    runs = [shortened(run, asked.steps) for run in runs if not asked.only or run["name"].startswith(tuple(asked.only))]
+    runs = [lighter(run, asked) for run in runs if not asked.only or run["name"].startswith(tuple(asked.only))]
     sweep(runs, out, asked)
     best = best_of(runs, out)
     for seed in range(18, 17 + asked.seeds):
         sweep([experiments.with_seed(run, seed) for run in best], out, asked)
 
 
-def shortened(run: Run, steps: int | None) -> Run:
-    """The same with trainings of so many steps."""
-    for train in (stage for stage in run["stages"] if steps and stage["uses"] == "train"):
-        train |= {"steps": steps, "warmup_steps": min(train["warmup_steps"], steps // 4), "save_every": steps}
-        train |= {"eval_every": -(-steps // 3)}
+def lighter(run: Run, asked: argparse.Namespace) -> Run:
+    """The same with as many steps and items of benchmarks as are asked for."""
+    for stage in run["stages"]:
+        if stage["uses"] == "train" and (steps := asked.steps):
+            warmup = min(stage["warmup_steps"], steps // 4)
+            stage |= {"steps": steps, "warmup_steps": warmup, "save_every": steps, "eval_every": -(-steps // 3)}
+        if "tasks" in stage and asked.items is not None:
+            stage |= {"limit": asked.items} if asked.items else {"tasks": {}}
     return run
 
 

@@ -1,9 +1,13 @@
 """Tables and the picture of docs/results.md, from the records of collect.py; nothing is trained.
 
     python benchmarks/paper_table/tables.py benchmarks/paper_table/results/small.json --picture docs/results.png
-    python benchmarks/paper_table/tables.py benchmarks/paper_table/results/chain.json --languages
+    python benchmarks/paper_table/tables.py benchmarks/paper_table/results/small.json --show best
+    python benchmarks/paper_table/tables.py benchmarks/paper_table/results/chain.json --show languages
+    python benchmarks/paper_table/tables.py benchmarks/paper_table/results/small.json --show about
 
-With --languages it prints bits per byte of every language before and after, the mean over kinds of text that no run trains on.
+`best` is each method at the rate at which it learned most, beside full fine-tuning at its own; `languages` is bits per byte of
+every language before and after, the mean over kinds of text that no run trains on; `about` says on what, from what and for how
+long the runs were made.
 """
 
 import argparse
@@ -12,8 +16,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+Records = dict[str, Any]
+"""Name of a run -> its record."""
 COLUMNS = ("method", "rate", "French, trained kinds", "French, other kinds", "English lost, unseen kinds", "KL, unseen English",
            "gates all closed")  # fmt: skip
+BEST = ("method, at its best rate", "rate", "seeds", "French, other kinds", "of full's", "English lost", "of full's",
+        "KL, unseen English", "of full's", "unbeaten")  # fmt: skip
 
 
 def main() -> None:
@@ -21,34 +29,76 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("records", type=Path, nargs="+")
     parser.add_argument("--picture", type=Path)
-    parser.add_argument("--languages", action="store_true")
+    shown = {"runs": table, "best": best, "languages": by_language, "about": about}
+    parser.add_argument("--show", choices=list(shown), default="runs")
     asked = parser.parse_args()
     found = {name: row for path in asked.records for name, row in json.loads(path.read_text(encoding="utf-8")).items()}
-    print("\n".join(by_language(found) if asked.languages else table(found)))
+    print("\n".join(shown[asked.show](found)))
     if asked.picture:
         draw(found, asked.picture)
 
 
-def method_of(name: str) -> str:
-    """The method of a run's name, which ends with its learning rate and may have a seed behind it."""
-    return name.split("-seed")[0].rsplit("-", 1)[0]
+def method_of(name: str, row: dict[str, Any]) -> str:
+    """What a run is called, without its seed and the learning rate that the name may end with."""
+    return name.split("-seed")[0].removesuffix(f"-{row['train']['lr']:g}")
 
 
-def table(found: dict[str, Any]) -> Iterable[str]:
+def by_method(found: Records) -> dict[str, list[dict[str, Any]]]:
+    """The records of each method, by rate and seed."""
+    methods: dict[str, list[dict[str, Any]]] = {}
+    for name, row in sorted(found.items(), key=lambda item: (item[1]["train"]["lr"], item[1]["seed"])):
+        methods.setdefault(method_of(name, row), []).append(row)
+    return dict(sorted(methods.items()))
+
+
+def best(found: Records) -> Iterable[str]:
+    """Lines of Markdown: each method at the rate at which it learned most, over its seeds, as shares of full fine-tuning."""
+    yield "| " + " | ".join(BEST) + " |"
+    yield "|" + " --- |" * len(BEST)
+    methods = {name: at_best(rows) for name, rows in by_method(found).items()}
+    full = methods["full"]
+    for name, rows in methods.items():
+        cells = [name, f"{rows[0]['train']['lr']:g}", str(len(rows))]
+        for key, form in (("learned_unseen", "{:.1%}"), ("forgot_unseen", "{:+.1%}"), ("kl_unseen", "{:.4f}")):
+            values, share = [row[key] for row in rows], mean(rows, key) / mean(full, key)
+            spread = f" ({form.format(min(values))} to {form.format(max(values))})" if len(values) > 1 else ""
+            cells += [form.format(mean(rows, key)) + spread, f"{share:.1%}"]
+        yield "| " + " | ".join([*cells, "" if any(beaten(row, found) for row in rows) else "yes"]) + " |"
+
+
+def at_best(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The runs, one for each seed, at the learning rate at which the first seed learned most."""
+    first = max((row for row in rows if row["seed"] == rows[0]["seed"]), key=lambda row: row["learned_unseen"])
+    return [row for row in rows if row["train"]["lr"] == first["train"]["lr"]]
+
+
+def mean(rows: list[dict[str, Any]], key: str) -> float:
+    """The mean of a figure over some runs."""
+    return sum(row[key] for row in rows) / len(rows)
+
+
+def beaten(row: dict[str, Any], found: Records) -> bool:
+    """Whether another run learned more and moved English less."""
+    rest = found.values()
+    return any(o["learned_unseen"] > row["learned_unseen"] and o["kl_unseen"] < row["kl_unseen"] for o in rest)
+
+
+def table(found: Records) -> Iterable[str]:
     """Lines of Markdown, a row for each run."""
     yield "| " + " | ".join(COLUMNS) + " |"
     yield "|" + " --- |" * len(COLUMNS)
-    for name, row in sorted(found.items(), key=lambda item: (method_of(item[0]), item[1]["train"]["lr"], item[1]["seed"])):
-        closed = row["closed_unseen"]
-        cells = [
-            method_of(name) + (f", seed {row['seed']}" if row["seed"] != 17 else ""), f"{row['train']['lr']:g}",
-            f"{100 * row['learned']:.1f} %", f"{100 * row['learned_unseen']:.1f} %", f"{100 * row['forgot_unseen']:+.1f} %",
-            f"{row['kl_unseen']:.4f}", "" if closed is None else f"{100 * closed:.1f} %",
-        ]  # fmt: skip
-        yield "| " + " | ".join(cells) + " |"
+    for name, rows in by_method(found).items():
+        for row in rows:
+            closed = row["closed_unseen"]
+            cells = [
+                name + (f", seed {row['seed']}" if row["seed"] != 17 else ""), f"{row['train']['lr']:g}",
+                f"{row['learned']:.1%}", f"{row['learned_unseen']:.1%}", f"{row['forgot_unseen']:+.1%}",
+                f"{row['kl_unseen']:.4f}", "" if closed is None else f"{closed:.1%}",
+            ]  # fmt: skip
+            yield "| " + " | ".join(cells) + " |"
 
 
-def by_language(found: dict[str, Any]) -> Iterable[str]:
+def by_language(found: Records) -> Iterable[str]:
     """Lines of Markdown, a row for each run: bits per byte before and after, by language."""
     sets = sorted({name for row in found.values() for name in row["bits_per_byte"] if "/unseen-" in name})
     codes = list(dict.fromkeys(name.split("/")[0] for name in sets))
@@ -62,7 +112,24 @@ def by_language(found: dict[str, Any]) -> Iterable[str]:
         yield f"| {name} | " + " | ".join(means) + " |"
 
 
-def draw(found: dict[str, Any], picture: Path) -> None:
+def about(found: Records) -> Iterable[str]:
+    """Lines of Markdown: machine, versions, base, text and time of the runs. A stage that runs share counts once."""
+    rows = list(found.values())
+    yield f"- {len(rows)} runs, seeds {', '.join(map(str, sorted({row['seed'] for row in rows})))}"
+    spent = {(stage, seconds) for row in rows for stage, seconds in row["seconds"].items()}
+    yield f"- {sum(seconds for _, seconds in spent) / 3600:.1f} hours of runs, on {same(row['device'] for row in rows)}"
+    yield f"- {same(', '.join(f'{name} {version}' for name, version in row['versions'].items()) for row in rows)}"
+    bases = ([file["sha256"] for file in row["base"] if file["name"] == "model.safetensors"] for row in rows)
+    yield f"- base: {same(digest for found in bases for digest in found)}"
+    yield f"- text: {same(row.get('text', 'not recorded') for row in rows)}"
+
+
+def same(values: Iterable[str]) -> str:
+    """Values without repetition."""
+    return "; ".join(sorted(set(values)))
+
+
+def draw(found: Records, picture: Path) -> None:
     """French learned against how far unseen English has moved, a line for each method."""
     import matplotlib
 
@@ -70,8 +137,8 @@ def draw(found: dict[str, Any], picture: Path) -> None:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(8, 5))
-    for method in sorted({method_of(name) for name in found}):
-        rows = sorted((row for name, row in found.items() if method_of(name) == method), key=lambda row: row["train"]["lr"])
+    for method, rows in by_method(found).items():
+        rows = [row for row in rows if row["seed"] == rows[0]["seed"]]
         x, y = [row["kl_unseen"] for row in rows], [100 * row["learned_unseen"] for row in rows]
         axes.plot(x, y, "o-", label=method, markersize=4, linewidth=1)
     axes.set_xscale("log")

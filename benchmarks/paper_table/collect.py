@@ -41,14 +41,15 @@ def summary(run: Path) -> dict[str, Any] | None:
     manifests = [read_json(path) for path in sorted(run.glob("[0-9][0-9]-*/manifest.json"))]
     new = manifests[0]["identity"]["language"]
     kl = {name: row["value"] for name, row in after.get("kl_by_set", {}).items()}
-    gates = {name: row["all_closed"] for name, row in after["bits_per_byte"].items() if "all_closed" in row}
+    gates = {name: {"closed": row["closed"], "as_base": row.get("as_base")} for name, row in after["bits_per_byte"].items()
+             if "closed" in row}  # fmt: skip
     return {
         "bits_per_byte": bits, "kl": kl, "kl_by_language": {code: row["value"] for code, row in after["kl_to_base"].items()},
-        "all_closed": gates,
+        "gates": gates,
         "learned": fall(bits, new, False), "learned_unseen": fall(bits, new, True),
         "forgot_unseen": None if (lost := fall(bits, "eng_Latn", True)) is None else -lost,
         "kl_unseen": mean([value for name, value in kl.items() if UNSEEN in name]),
-        "closed_unseen": mean([value for name, value in gates.items() if UNSEEN in name and not name.startswith(new)]),
+        "closed_unseen": mean([of["closed"] for name, of in gates.items() if UNSEEN in name and not name.startswith(new)]),
         "tasks": tasks(before, after), "seconds": {folder_of(m): m["seconds"] for m in manifests},
         "seed": manifests[0]["seed"], "device": manifests[-1]["device"], "versions": manifests[-1]["versions"],
         "base": read_json(run / "base" / "manifest.json").get("files"), "text": text(manifests[0]),

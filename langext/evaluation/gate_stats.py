@@ -35,21 +35,23 @@ class Observer:
             self.own += int((~opened_LBT.any(0) & mask_BT).sum())
         self.tokens += int(mask_BT.sum())
 
-    def own_closed(self) -> float:
+    def closed(self) -> float:
         """Share of the tokens whose own gates are all closed, whatever attention brings from tokens before them."""
         return self.own / self.tokens
 
-    def layers(self) -> dict[str, Any]:
-        """Mean of each diagnostic per layer, and `all_closed`: the share of tokens that are computed exactly as in the base.
+    def figures(self) -> dict[str, Any]:
+        """Means of the diagnostics per layer, `closed`, and `as_base`: share of tokens computed exactly as by the base.
 
-        `open` and `all_closed` are left out where they have no meaning: for gates that never close, and `all_closed` also for
-        models with new tokens.
+        `open`, `closed` and `as_base` are left out where they have no meaning: for gates that never close, and `as_base` also
+        for models with new tokens.
         """
         means: dict[str, Any] = {name: (total / self.tokens).tolist() for name, total in self.sums.items()}
         if not _closes(self.live):
             means.pop("open", None)  # for these gates `open` only means above one half
-        elif not self.more_tokens:
-            means["all_closed"] = self.as_base / self.tokens
+            return means
+        means["closed"] = self.closed()
+        if not self.more_tokens:
+            means["as_base"] = self.as_base / self.tokens
         return means
 
 

@@ -42,7 +42,7 @@ def bits(live: "LiveModel", texts: Mapping[str, list[str]], total_bytes: int) ->
             passages=len(passages),
             bits_each=[round(b, 3) for b in measured.bits.tolist()],
             bytes_each=measured.num_bytes.tolist(),
-            **observer.layers(),
+            **observer.figures(),
         )
     return found
 

@@ -12,7 +12,7 @@ from langext.spec import Spec
 from langext.text_summaries import Role
 
 FILE = "scores.json"
-FORMAT = "langext scores 5"
+FORMAT = "langext scores 6"
 
 
 class BpbScore(Spec):
@@ -34,7 +34,9 @@ class BpbScore(Spec):
     """Mean gate value in each layer; only for methods with gates."""
     open: list[float] | None = None
     """Share of tokens whose gate is open in each layer; only for gates that can close."""
-    all_closed: float | None = None
+    closed: float | None = None
+    """Share of tokens whose own gates are all closed, whatever attention brings from others; only for gates that can close."""
+    as_base: float | None = None
     """Share of tokens that are computed exactly as in the base: no gate is open for the token itself, and below the last layer
     none for an earlier token. Only for gates that can close, and for models with the base's vocabulary."""
 
@@ -106,7 +108,7 @@ class GenerationSpeed(Spec):
 class ScoresFile(Spec):
     """The content of scores.json."""
 
-    format: Literal["langext scores 5"] = FORMAT
+    format: Literal["langext scores 6"] = FORMAT
     bits_per_byte: dict[str, BpbScore]
     """`<language>/<domain>` -> bits per byte."""
     tasks: dict[str, dict[str, Metric]]

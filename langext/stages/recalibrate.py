@@ -160,7 +160,7 @@ class Recalibrate(Stage):
             for name, texts in chosen.items():
                 seen = Observer(live)
                 bits[name] = bpb.measure(live.net, live.tokenizer, texts, observe=seen).per_byte
-                shares[name] = seen.own_closed()
+                shares[name] = seen.closed()
             kl = {name: base_kl.measure(live.net) for name, base_kl in others.items()}
             gain = _mean([1 - bits[name] / base[name] for name in bits if name.startswith(mine)])
             drift = largest([value for name, value in kl.items() if name.split("/")[0] in ctx.original_languages])

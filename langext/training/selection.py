@@ -31,7 +31,9 @@ class SetEvaluation(Spec):
     """Mean gate value in each layer; only for methods with gates."""
     open: list[float] | None = None
     """Share of tokens whose gate is open, in each layer; only for gates that can close."""
-    all_closed: float | None = None
+    closed: float | None = None
+    """Share of tokens whose own gates are all closed; only for gates that can close."""
+    as_base: float | None = None
     """Share of tokens for which the model computes exactly what the base computes."""
 
 

@@ -46,7 +46,7 @@ class Watch:
         for name, texts in told("measuring on held-out text", probes) if self.ctx.rank == 0 else probes:
             observer = Observer(live)
             measured = bpb.measure(live.net, live.tokenizer, texts, observe=observer)
-            sets[name] = SetEvaluation(bits_per_byte=measured.per_byte, **observer.layers())
+            sets[name] = SetEvaluation(bits_per_byte=measured.per_byte, **observer.figures())
         evaluation = Evaluation(
             sets=sets,
             weights=method.figures(live.net),

@@ -102,7 +102,8 @@ def test_a_token_after_an_open_one_is_not_computed_as_the_base_does():
     seen(mask)
     same = (before - after).abs().amax(-1) < 1e-6
     assert same.tolist() == [[True] * 5 + [False] * 7, [True] * 12]
-    assert seen.layers()["all_closed"] == pytest.approx(17 / 24)
+    assert seen.figures()["as_base"] == pytest.approx(17 / 24)
+    assert seen.figures()["closed"] == seen.closed() == pytest.approx(23 / 24)
 
 
 def test_with_more_tokens_none_is_computed_as_the_base_does():
@@ -111,7 +112,7 @@ def test_with_more_tokens_none_is_computed_as_the_base_does():
         live.net(input_ids=torch.randint(0, 300, (1, 8)))
     seen = Observer(live)
     seen(torch.ones(1, 8, dtype=torch.bool))
-    assert "all_closed" not in seen.layers() and "open" in seen.layers()
+    assert "as_base" not in seen.figures() and {"open", "closed"} <= set(seen.figures())
 
 
 def test_distance_of_a_base_with_unused_rows_to_a_model_with_few_new_ones():

@@ -130,25 +130,39 @@ def same(values: Iterable[str]) -> str:
 
 
 def draw(found: Records, picture: Path) -> None:
-    """French learned against how far unseen English has moved, a line for each method."""
+    """Left, French learned against how far unseen English has moved, a line for each method; right, French while it is learnt."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(8, 5))
-    for method, rows in by_method(found).items():
-        rows = [row for row in rows if row["seed"] == rows[0]["seed"]]
-        x, y = [row["kl_unseen"] for row in rows], [100 * row["learned_unseen"] for row in rows]
-        axes.plot(x, y, "o-", label=method, markersize=4, linewidth=1)
-    axes.set_xscale("log")
-    axes.set_ylim(bottom=0)
-    axes.set_xlabel("KL(base || model) on unseen kinds of English, nats per token")
-    axes.set_ylabel("French learned, unseen kinds, % of bits per byte")
-    axes.legend(fontsize=8)
-    axes.grid(alpha=0.3)
-    figure.tight_layout()
+    figure, (plane, course) = pyplot.subplots(1, 2, figsize=(13, 5.5))
+    for number, (method, every) in enumerate(by_method(found).items()):
+        rows = [row for row in every if row["seed"] == every[0]["seed"]]
+        style = {"color": f"C{number % 10}", "marker": "os^Dv"[number // 10], "markersize": 4, "linewidth": 1}
+        plane.plot([row["kl_unseen"] for row in rows], [100 * row["learned_unseen"] for row in rows], label=method, **style)
+        curve = at_best(rows)[0]["curve"]
+        course.plot([point["tokens"] / 1000 for point in curve], [new_language(point) for point in curve], **style)
+    plane.set_xscale("log")
+    plane.xaxis.set_minor_formatter("")
+    plane.set_ylim(bottom=0)
+    plane.set_xlabel("KL(base || model) on unseen kinds of English, nats per token")
+    plane.set_ylabel("French learned, unseen kinds, % of bits per byte")
+    course.set_xlabel("thousands of tokens of training, at the rate at which the method learned most")
+    course.set_ylabel("bits per byte of French, unseen kinds")
+    for axes in (plane, course):
+        axes.grid(alpha=0.3)
+    figure.legend(*plane.get_legend_handles_labels(), fontsize=8, loc="outside lower center", ncols=6)
+    figure.tight_layout(rect=(0, 0.1, 1, 1))
     figure.savefig(picture)
+
+
+def new_language(point: dict[str, Any]) -> float:
+    """Bits per byte at one evaluation of a training: the mean over unseen kinds of the language that is learnt."""
+    values = [
+        value for name, value in point["bits_per_byte"].items() if "/unseen-" in name and not name.startswith("eng_Latn/")
+    ]
+    return sum(values) / len(values)
 
 
 if __name__ == "__main__":

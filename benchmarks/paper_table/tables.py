@@ -130,7 +130,7 @@ def same(values: Iterable[str]) -> str:
 
 
 def draw(found: Records, picture: Path) -> None:
-    """Left, French learned against how far unseen English has moved, a line for each method; right, French while it is learnt."""
+    """Left, French learned against how far English has moved, a line for each method; right, French over its training."""
     import matplotlib
 
     matplotlib.use("Agg")

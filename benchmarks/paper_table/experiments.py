@@ -38,7 +38,7 @@ EXPORTED = "06-export/checkpoint"
 CALIBRATED = {"name": "neutral_residues", "gate": "threshold"}
 PAPER = {"name": "neutral_residues", "init": "low_variance", "alpha": 0.01}
 FULL = [1e-4, 3e-4, 1e-3, 3e-3, 1e-2]
-BLOCKS = [1e-3, 2e-3, 4e-3, 8e-3]
+BLOCKS = [1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2]
 
 
 Run = dict[str, Any]
@@ -84,7 +84,7 @@ def small(data: Path, base: str) -> Iterator[Run]:
         "adapter": ({"name": "adapter", "extra_params_frac": 0.2}, BLOCKS, {}),
         "grow": ({"name": "grow", "k": 2, "layers": {"top": 3}}, [3e-4, 1e-3, 3e-3, 1e-2], {}),
         "expansion_blocks": ({"name": "expansion_blocks", "every": 4}, [3e-4, 1e-3, 3e-3, 1e-2], {}),
-        "neutral_residues": (CALIBRATED, [2e-3, 4e-3, 8e-3, 1.6e-2], {"original_frac": 0.0}),
+        "neutral_residues": (CALIBRATED, [2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2], {"original_frac": 0.0}),
     }
     for gate in ("relu", "elu", "sigmoid", "hard_sigmoid", "none"):
         methods[f"neutral_residues_{gate}"] = (PAPER | {"gate": gate}, BLOCKS, {})
@@ -118,9 +118,10 @@ def ablations(data: Path, base: str) -> Iterator[Run]:
 
 
 def chain(data: Path, base: str, out: Path) -> list[list[Run]]:
-    """French, German and Swahili one after another, by full fine-tuning and with LDIFS, without replay: the runs of each step.
+    """French, German and Swahili one after another, by full fine-tuning and with LDIFS: the runs of each step.
 
-    A step begins with what the one before has exported to OUT, and measures all three languages.
+    A step begins with what the one before has exported to OUT, and measures all three languages. A tenth of its text is English, on
+    which LDIFS acts; earlier languages are not replayed.
     """
     steps: list[list[Run]] = []
     for number, language in enumerate(TRAINED):
@@ -128,7 +129,7 @@ def chain(data: Path, base: str, out: Path) -> list[list[Run]]:
         steps.append([])
         for name, penalties in (("full", []), ("full_ldifs", [{"name": "ldifs", "weight": 0.2}])):
             start = str(out / f"{name}-{number}" / EXPORTED) if number else base
-            more = {"lr": 1e-3, "original_frac": 0.0, "penalties": penalties}
+            more = {"lr": 1e-3, "penalties": penalties}
             run = _small(f"{name}-{number + 1}", data, start, {"name": "full"}, more, language=language)
             run["original_languages"] += earlier
             found = run["stages"][0]["sources"]
@@ -141,7 +142,7 @@ def chain(data: Path, base: str, out: Path) -> list[list[Run]]:
 
 def merged(data: Path, base: str, out: Path) -> list[list[Run]]:
     """German learnt by the base alone; then that and the French of `chain` merged, without and with LiNeS."""
-    alone = _small("german", data, base, {"name": "full"}, {"lr": 1e-3, "original_frac": 0.0}, language="deu_Latn")
+    alone = _small("german", data, base, {"name": "full"}, {"lr": 1e-3}, language="deu_Latn")
     sums = []
     for name, lines in (("sum", False), ("sum_lines", True)):
         run = _small(name, data, base, {"name": "full"}, {})

@@ -1,8 +1,9 @@
 """The experiments behind docs/results.md: their texts, and every run as a langext pipeline. Not a program.
 
 `small` is the protocol of the paper on a model of 5 or 8 M parameters that pretrain.py has taught English; `ablations` changes
-one setting of neutral residues at a time there; `chain` teaches it three languages one after another, and `merged` merges two
-of its runs; `real` is SmolLM2-135M, and `german` and `swahili` are its recipe, untouched.
+one setting of neutral residues at a time there; `vocabulary` gives it tokens for French too; `chain` teaches it three languages
+one after another, and `merged` merges two of its runs; `real` is SmolLM2-135M, and `german` and `swahili` are its recipe,
+untouched.
 """
 
 from collections.abc import Iterator
@@ -117,11 +118,23 @@ def ablations(data: Path, base: str) -> Iterator[Run]:
     )
 
 
+def vocabulary(data: Path, base: str) -> Iterator[Run]:
+    """1,000 new tokens of French before the training, from two starts, with and without replay of English."""
+    for name, method, lr, fractions in (
+        ("full", {"name": "full"}, 3e-3, (0.1,)), ("neutral_residues", CALIBRATED, 8e-3, (0.0, 0.1)),
+    ):  # fmt: skip
+        for p in fractions:
+            for output in ("unchanged", "shifted"):
+                run = _small(f"{name}-{output}-p-{p:g}", data, base, method, {"lr": lr, "original_frac": p})
+                run["stages"].insert(2, {"uses": "extend_tokenizer", "new_tokens": 1000, "output": output})
+                yield run
+
+
 def chain(data: Path, base: str, out: Path) -> list[list[Run]]:
     """French, German and Swahili one after another, by full fine-tuning and with LDIFS: the runs of each step.
 
-    A step begins with what the one before has exported to OUT, and measures all three languages. A tenth of its text is English, on
-    which LDIFS acts; earlier languages are not replayed.
+    A step begins with what the one before has exported to OUT, and measures all three languages. A tenth of the text is in
+    English, on which LDIFS acts; earlier languages are not replayed.
     """
     steps: list[list[Run]] = []
     for number, language in enumerate(TRAINED):

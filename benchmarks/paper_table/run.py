@@ -26,9 +26,9 @@ FORMATS = {"blimp": "_pairs", "scala-pairs": "_pairs"}
 def main() -> None:
     """Write the pipelines, run them, run the best ones with more seeds."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("experiment", choices=["small", "ablations", "chain", "merged", "real", *OTHERS])
+    parser.add_argument("experiment", choices=["small", "ablations", "vocabulary", "chain", "merged", "real", *OTHERS])
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--base", type=Path, help="the model of pretrain.py, for small, ablations, chain and merged")
+    parser.add_argument("--base", type=Path, help="the model of pretrain.py, for all but real, german and swahili")
     parser.add_argument("--out", type=Path, default=Path("runs/paper_table"))
     parser.add_argument("--gpu", action="store_true")
     parser.add_argument("--jobs", type=int, default=1, help="runs side by side")
@@ -45,7 +45,7 @@ def main() -> None:
         for step in getattr(experiments, asked.experiment)(data, str(asked.base.resolve()), out):
             sweep([lighter(run, asked) for run in step], out, asked)
         return
-    if asked.experiment in ("small", "ablations"):
+    if asked.experiment in ("small", "ablations", "vocabulary"):
         runs = list(getattr(experiments, asked.experiment)(data, str(asked.base.resolve())))
     elif asked.experiment in OTHERS:
         runs = list(experiments.untouched(data, tasks(data, out / "tasks"), OTHERS[asked.experiment]))

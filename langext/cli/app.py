@@ -234,6 +234,9 @@ def compare(
             parser=edge.folder, metavar="FOLDER", help="Folder for compare.html and compare.csv. Default: where the runs are."
         ),
     ] = None,
+    links: Annotated[
+        bool, typer.Option(help="Link the page to the reports of the runs; not for a page to publish alone.")
+    ] = True,
     as_json: Json = False,
 ) -> None:
     """Compare runs: what each learned and forgot, and which of them no other one beats in both."""
@@ -242,7 +245,7 @@ def compare(
         from langext.report import comparison
 
         found = comparison.gather(roots)
-        written = page.build(found, out or comparison.folder(roots))
+        written = page.build(found, out or comparison.folder(roots), links)
         if as_json:
             typer.echo(edge.json_text(comparison.table(found)))
         else:

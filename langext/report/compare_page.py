@@ -19,8 +19,8 @@ HTML = "compare.html"
 CSV = "compare.csv"
 
 
-def build(found: Comparison, out: Path) -> Path:
-    """Write compare.html and compare.csv into the folder `out`; return the path of the page.
+def build(found: Comparison, out: Path, links: bool = True) -> Path:
+    """Write compare.html and compare.csv into the folder `out`; return the path of the page, with `links` to the runs' reports.
 
     Raises ConfigError when no run can be compared or `out` cannot be written.
     """
@@ -29,13 +29,13 @@ def build(found: Comparison, out: Path) -> Path:
     try:
         out.mkdir(parents=True, exist_ok=True)
         write_text(out / CSV, comparison.csv_of(found))
-        write_text(out / HTML, _page(found, out))
+        write_text(out / HTML, _page(found, out, links))
         return out / HTML
     except OSError as error:
         raise ConfigError(f"--out {out}: cannot be written ({error.strerror})") from None
 
 
-def _page(found: Comparison, out: Path) -> str:
+def _page(found: Comparison, out: Path, links: bool) -> str:
     first = found.entries[0].run
     kept = first.kept or "the rest"
     planes = []
@@ -52,7 +52,8 @@ def _page(found: Comparison, out: Path) -> str:
         planes.append(("Tasks", _plane(found, "tasks_learned", "tasks_forgot", "Tasks", *names)))
     return render(
         "compare.html.j2", found=found, front=found.front, planes=planes, kept=kept, first=first, share=share, nats=nats,
-        of={"bits": _by_name("bits"), "tasks": _by_name("tasks")}, link=lambda entry: _link(entry, out), shown=comparison.shown,
+        of={"bits": _by_name("bits"), "tasks": _by_name("tasks")}, shown=comparison.shown,
+        link=lambda entry: _link(entry, out) if links else "",
     )  # fmt: skip
 
 
@@ -112,29 +113,14 @@ def show(found: Comparison, page: Path) -> None:
     """Print the table of a comparison, what was left out of it, and the paths of the page and the CSV file."""
     first = found.entries[0].run
     kept = first.kept or "the rest"
-    keys = found.keys
-    columns = [
-        "run",
-        "method",
-        *(key.split(".")[-1] for key in keys),
-        f"{first.new.name} %",
-        f"{kept} %",
-        "KL ±",
-        "of full",
-        "",
-    ]
+    columns = ["run", f"{first.new.name} %", f"{kept} %", "KL ±", "of full", "", "settings"]
     front = found.front
     rows = []
     for entry in sorted(found.entries, key=lambda e: e.learned.value if e.learned else 0.0, reverse=True):
         of_full = found.of_full(entry)
-        row = [
-            entry.name,
-            entry.method,
-            *(comparison.shown(entry.settings[k], 40) if k in entry.settings else "" for k in keys),
-        ]
-        row += [share(entry.learned), share(entry.forgot), nats(entry.drift)]
+        row = [entry.name, share(entry.learned), share(entry.forgot), nats(entry.drift)]
         row += [f"{of_full:.0%}" if of_full is not None else "", _mark(entry, entry in front)]
-        rows.append(row)
+        rows.append([*row, ", ".join(filter(None, [entry.label, entry.at]))])
     console.table(f"{first.new.name} learned and {kept} forgotten, bits per byte (± half of the 95 % interval)", columns, rows)
     if any(not entry.alike for entry in found.entries):
         console.say(f"† measured on other held-out text, or with other settings, than {found.first}")

@@ -67,6 +67,11 @@ class Entry:
         return ", ".join([self.method, *(f"{_short(k)} {shown(v, 24)}" for k, v in self.settings.items() if k != self._rate)])
 
     @property
+    def at(self) -> str:
+        """The learning rate in words; empty where the runs do not differ in it."""
+        return f"{_short(self._rate)} {self.run.rate[1]:g}" if self.run.rate and self._rate in self.settings else ""
+
+    @property
     def _rate(self) -> str:
         return self.run.rate[0] if self.run.rate else ""
 

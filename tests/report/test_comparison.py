@@ -223,6 +223,15 @@ def test_one_sided_runs_have_no_plane(tmp_path):
     assert 'role="img"' not in compare_page.build(found, tmp_path).read_text() and found.front == []
 
 
+def test_a_page_to_publish_has_no_links_to_runs(runs):
+    page.build(runs / "a")
+    text = {}
+    for more in ([], ["--no-links"]):
+        assert CliRunner().invoke(app, ["compare", str(runs), *more]).exit_code == 0
+        text[bool(more)] = (runs / "compare.html").read_text()
+    assert 'href="a/report.html"' in text[False] and text[True] == text[False].replace('<a href="a/report.html">a</a>', "a")
+
+
 def test_names_from_outside_stay_text(runs):
     """A method, a setting and a folder that would be markup, a formula or mathematics somewhere."""
     compared(runs / "$\\frac{$ =1", "grow", 1e-3, 1.9, 1.0, init=EVIL)

@@ -1,6 +1,6 @@
 """Reduces finished runs to small JSON files that tables and pictures are made of, without training again.
 
-    python benchmarks/paper_table/collect.py runs/paper_table/small benchmarks/paper_table/results/small.json
+    python benchmarks/paper_table/collect.py runs/paper_table/small benchmarks/paper_table/results/small_cpu.json
 
 A run's record has its method and settings, what was learned and forgotten by set, tasks, gates, the curve of its training, and
 its cost.

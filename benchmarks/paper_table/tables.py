@@ -1,9 +1,9 @@
 """Tables and the picture of docs/results.md, from the records of collect.py; nothing is trained.
 
-    python benchmarks/paper_table/tables.py benchmarks/paper_table/results/small.json --picture docs/results.png
-    python benchmarks/paper_table/tables.py benchmarks/paper_table/results/small.json --show best
+    python benchmarks/paper_table/tables.py benchmarks/paper_table/results/small_cpu.json --picture docs/results-cpu.png
+    python benchmarks/paper_table/tables.py benchmarks/paper_table/results/small_cpu.json --show best
     python benchmarks/paper_table/tables.py benchmarks/paper_table/results/chain.json --show languages
-    python benchmarks/paper_table/tables.py benchmarks/paper_table/results/small.json --show about
+    python benchmarks/paper_table/tables.py benchmarks/paper_table/results/small_cpu.json --show about
 
 `best` is each method at the rate at which it learned most, beside full fine-tuning at its own; `languages` is bits per byte of
 every language before and after, the mean over kinds of text that no run trains on; `about` says on what, from what and for how

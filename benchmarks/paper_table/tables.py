@@ -63,7 +63,8 @@ def best(found: Records) -> Iterable[str]:
             values, share = [row[key] for row in rows], mean(rows, key) / mean(full, key)
             spread = f" ({form.format(min(values))} to {form.format(max(values))})" if len(values) > 1 else ""
             cells += [form.format(mean(rows, key)) + spread, f"{share:.1%}"]
-        yield "| " + " | ".join([*cells, "" if any(beaten(row, found) for row in rows) else "yes"]) + " |"
+        cells.append("" if any(beaten(row, found) for row in rows) else "yes")
+        yield "| " + " | ".join(cells).replace("%", " %") + " |"
 
 
 def at_best(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -95,7 +96,7 @@ def table(found: Records) -> Iterable[str]:
                 f"{row['learned']:.1%}", f"{row['learned_unseen']:.1%}", f"{row['forgot_unseen']:+.1%}",
                 f"{row['kl_unseen']:.4f}", "" if closed is None else f"{closed:.1%}",
             ]  # fmt: skip
-            yield "| " + " | ".join(cells) + " |"
+            yield "| " + " | ".join(cells).replace("%", " %") + " |"
 
 
 def by_language(found: Records) -> Iterable[str]:

@@ -205,14 +205,14 @@ class Lab:
             seen = Observer(live)
             after = bpb.measure(live.net, self.tokenizer, texts, observe=seen).per_byte
             found["learned"][name] = 1 - after / self.before[name]
-            if shares := seen.layers().get("open"):
+            if shares := seen.figures().get("open"):
                 found["open"][name] = sum(shares) / len(residue.stacks(live.net)[-1])  # 0 in layers without a block
         for name, texts in self.kept.items():
             seen = Observer(live)
             bpb.measure(live.net, self.tokenizer, texts, observe=seen)
             found["kl"][name] = self.distance[name].measure(live.net)
-            if "open" in seen.layers():
-                found["closed"][name] = seen.own_closed()
+            if "open" in seen.figures():
+                found["closed"][name] = seen.closed()
         return found
 
 

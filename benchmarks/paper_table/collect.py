@@ -40,7 +40,7 @@ def summary(run: Path) -> dict[str, Any] | None:
     bits = {name: [row["value"], after["bits_per_byte"][name]["value"]] for name, row in before["bits_per_byte"].items()}
     manifests = [read_json(path) for path in sorted(run.glob("[0-9][0-9]-*/manifest.json"))]
     new = manifests[0]["identity"]["language"]
-    kl = {name: row["value"] for name, row in after.get("kl_by_set", {}).items()}
+    kl = {name: [row["value"], row.get("stderr"), row["tokens"]] for name, row in after.get("kl_by_set", {}).items()}
     gates = {name: {"closed": row["closed"], "as_base": row.get("as_base")} for name, row in after["bits_per_byte"].items()
              if "closed" in row}  # fmt: skip
     return {
@@ -48,8 +48,10 @@ def summary(run: Path) -> dict[str, Any] | None:
         "gates": gates,
         "learned": fall(bits, new, False), "learned_unseen": fall(bits, new, True),
         "forgot_unseen": None if (lost := fall(bits, "eng_Latn", True)) is None else -lost,
-        "kl_unseen": mean([value for name, value in kl.items() if UNSEEN in name]),
-        "closed_unseen": mean([of["closed"] for name, of in gates.items() if UNSEEN in name and not name.startswith(new)]),
+        "kl_unseen": mean([value for value, *_ in of_unseen(kl)]),
+        "kl_unseen_error": (sum((error or 0.0) ** 2 for _, error, _ in of_unseen(kl)) ** 0.5) / max(1, len(of_unseen(kl))),
+        "closed_unseen": mean([of["closed"] for of in of_unseen(gates)]),
+        "as_base_unseen": mean([of["as_base"] for of in of_unseen(gates) if of["as_base"] is not None]),
         "tasks": tasks(before, after), "seconds": {folder_of(m): m["seconds"] for m in manifests},
         "seed": manifests[0]["seed"], "device": manifests[-1]["device"], "versions": manifests[-1]["versions"],
         "base": read_json(run / "base" / "manifest.json").get("files"), "text": text(manifests[0]),
@@ -83,6 +85,16 @@ def one(run: Path, name: str) -> dict[str, Any]:
     """The manifest of the stage of this name; {} where there is none."""
     found = next(run.glob(f"[0-9][0-9]-{name}/manifest.json"), None)
     return read_json(found) if found else {}
+
+
+def method_of(name: str, record: dict[str, Any]) -> str:
+    """What a run is called, without its seed and the learning rate that the name may end with."""
+    return name.split("-seed")[0].removesuffix(f"-{record['train']['lr']:g}")
+
+
+def of_unseen(sets: dict[str, Any]) -> list[Any]:
+    """What is known of each unseen kind of English."""
+    return [value for name, value in sets.items() if name.startswith(f"eng_Latn/{UNSEEN}")]
 
 
 def mean(values: list[float]) -> float | None:

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 import experiments
-from collect import summary
+from collect import method_of, summary
 from experiments import Run
 from ruamel.yaml import YAML
 
@@ -43,7 +43,9 @@ def main() -> None:
         parser.error(f"{asked.experiment} needs --base")
     if asked.experiment in ("chain", "merged"):
         for step in getattr(experiments, asked.experiment)(data, str(asked.base.resolve()), out):
-            sweep([lighter(run, asked) for run in step], out, asked)
+            step = [lighter(run, asked) for run in step if not asked.only or run["name"].startswith(tuple(asked.only))]
+            if not sweep(step, out, asked):
+                sys.exit(1)
         return
     if asked.experiment in ("small", "ablations", "vocabulary"):
         runs = list(getattr(experiments, asked.experiment)(data, str(asked.base.resolve())))
@@ -52,10 +54,11 @@ def main() -> None:
     else:
         runs = list(experiments.real(data, tasks(data, out / "tasks")))
     runs = [lighter(run, asked) for run in runs if not asked.only or run["name"].startswith(tuple(asked.only))]
-    sweep(runs, out, asked)
-    best = best_of(runs, out)
+    made = sweep(runs, out, asked)
+    best = best_of(runs, out) if asked.experiment in ("small", "real") else []
     for seed in range(18, 17 + asked.seeds):
-        sweep([experiments.with_seed(run, seed) for run in best], out, asked)
+        made = sweep([experiments.with_seed(run, seed) for run in best], out, asked) and made
+    sys.exit(0 if made else 1)
 
 
 def lighter(run: Run, asked: argparse.Namespace) -> Run:
@@ -69,8 +72,8 @@ def lighter(run: Run, asked: argparse.Namespace) -> Run:
     return run
 
 
-def sweep(runs: list[Run], out: Path, asked: argparse.Namespace) -> None:
-    """Make these runs, side by side where asked to."""
+def sweep(runs: list[Run], out: Path, asked: argparse.Namespace) -> bool:
+    """Make these runs, side by side where asked to; whether all of them are there."""
     folder = out / "pipelines"
     folder.mkdir(parents=True, exist_ok=True)
     files = []
@@ -78,8 +81,9 @@ def sweep(runs: list[Run], out: Path, asked: argparse.Namespace) -> None:
         files.append(folder / f"{run['name']}.yaml")
         YAML(typ="safe", pure=True).dump(experiments.on_gpu(run, asked.micro_batch) if asked.gpu else run, files[-1])
     command = [sys.executable, "-m", "langext.cli", "sweep", *map(str, files), "--out", str(out), "--jobs", str(asked.jobs)]
-    if subprocess.run(command, cwd=ROOT).returncode:
+    if failed := subprocess.run(command, cwd=ROOT).returncode != 0:
         print("some runs failed; the same command tries them again", file=sys.stderr)
+    return not failed
 
 
 def best_of(runs: list[Run], out: Path) -> list[Run]:
@@ -87,8 +91,7 @@ def best_of(runs: list[Run], out: Path) -> list[Run]:
     best: dict[str, tuple[float, Run]] = {}
     for run in runs:
         if found := summary(out / run["name"]):
-            method = run["name"].rsplit("-", 1)[0]
-            learned = found["learned_unseen"]
+            method, learned = method_of(run["name"], found), found["learned_unseen"]
             if method not in best or learned > best[method][0]:
                 best[method] = (learned, run)
     return [run for _, run in best.values()]

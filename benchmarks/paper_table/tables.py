@@ -5,22 +5,25 @@
     python benchmarks/paper_table/tables.py benchmarks/paper_table/results/chain.json --show languages
     python benchmarks/paper_table/tables.py benchmarks/paper_table/results/small_cpu.json --show about
 
-`best` is each method at the rate at which it learned most, beside full fine-tuning at its own; `languages` is bits per byte of
-every language before and after, the mean over kinds of text that no run trains on; `about` says on what, from what and for how
-long the runs were made.
+`best` is each method at the rate at which it learned most, with the range over seeds, beside full fine-tuning at its own;
+`languages` is bits per byte of every language before and after, the mean over kinds of text that no run trains on; `about` says
+on what, from what and for how long the runs were made.
 """
 
 import argparse
 import json
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from collect import method_of
+
 Records = dict[str, Any]
 """Name of a run -> its record."""
 COLUMNS = ("method", "rate", "French, trained kinds", "French, other kinds", "English lost, unseen kinds", "KL, unseen English",
-           "gates all closed")  # fmt: skip
-BEST = ("method, at its best rate", "rate", "seeds", "French, other kinds", "of full's", "English lost", "of full's",
+           "gates all closed", "as by the base")  # fmt: skip
+BEST = ("method, at the best rate tried", "rate", "seeds", "French, other kinds", "of full's", "English lost", "of full's",
         "KL, unseen English", "of full's", "unbeaten")  # fmt: skip
 
 
@@ -32,20 +35,20 @@ def main() -> None:
     shown = {"runs": table, "best": best, "languages": by_language, "about": about}
     parser.add_argument("--show", choices=list(shown), default="runs")
     asked = parser.parse_args()
-    found = {name: row for path in asked.records for name, row in json.loads(path.read_text(encoding="utf-8")).items()}
+    files = [json.loads(path.read_text(encoding="utf-8")) for path in asked.records]
+    found = {name: row for file in files for name, row in file.items()}
+    if len(found) < sum(map(len, files)):
+        parser.error("two of the files have runs of the same name")
     print("\n".join(shown[asked.show](found)))
     if asked.picture:
         draw(found, asked.picture)
 
 
-def method_of(name: str, row: dict[str, Any]) -> str:
-    """What a run is called, without its seed and the learning rate that the name may end with."""
-    return name.split("-seed")[0].removesuffix(f"-{row['train']['lr']:g}")
-
-
 def by_method(found: Records) -> dict[str, list[dict[str, Any]]]:
-    """The records of each method, by rate and seed."""
+    """The records of each method, by rate and seed. Ends the program for runs that did not train, or without unseen text."""
     methods: dict[str, list[dict[str, Any]]] = {}
+    if other := next((name for name, row in found.items() if "train" not in row or row["learned_unseen"] is None), None):
+        sys.exit(f"{other}: a merge, or measured without unseen kinds of text, so it is in --show languages and about alone")
     for name, row in sorted(found.items(), key=lambda item: (item[1]["train"]["lr"], item[1]["seed"])):
         methods.setdefault(method_of(name, row), []).append(row)
     return dict(sorted(methods.items()))
@@ -56,7 +59,7 @@ def best(found: Records) -> Iterable[str]:
     yield "| " + " | ".join(BEST) + " |"
     yield "|" + " --- |" * len(BEST)
     methods = {name: at_best(rows) for name, rows in by_method(found).items()}
-    full = methods["full"]
+    full = methods.get("full") or sys.exit("--show best: no run of full fine-tuning to compare with")
     for name, rows in methods.items():
         cells = [name, f"{rows[0]['train']['lr']:g}", str(len(rows))]
         for key, form in (("learned_unseen", "{:.1%}"), ("forgot_unseen", "{:+.1%}"), ("kl_unseen", "{:.4f}")):
@@ -90,11 +93,11 @@ def table(found: Records) -> Iterable[str]:
     yield "|" + " --- |" * len(COLUMNS)
     for name, rows in by_method(found).items():
         for row in rows:
-            closed = row["closed_unseen"]
             cells = [
                 name + (f", seed {row['seed']}" if row["seed"] != 17 else ""), f"{row['train']['lr']:g}",
                 f"{row['learned']:.1%}", f"{row['learned_unseen']:.1%}", f"{row['forgot_unseen']:+.1%}",
-                f"{row['kl_unseen']:.4f}", "" if closed is None else f"{closed:.1%}",
+                f"{row['kl_unseen']:.4f}" + (f" ± {1.96 * row['kl_unseen_error']:.4f}" if "kl_unseen_error" in row else ""),
+                *("" if (share := row.get(key)) is None else f"{share:.1%}" for key in ("closed_unseen", "as_base_unseen")),
             ]  # fmt: skip
             yield "| " + " | ".join(cells).replace("%", " %") + " |"
 
@@ -120,8 +123,8 @@ def about(found: Records) -> Iterable[str]:
     spent = {(stage, seconds) for row in rows for stage, seconds in row["seconds"].items()}
     yield f"- {sum(seconds for _, seconds in spent) / 3600:.1f} hours of runs, on {same(row['device'] for row in rows)}"
     yield f"- {same(', '.join(f'{name} {version}' for name, version in row['versions'].items()) for row in rows)}"
-    bases = ([file["sha256"] for file in row["base"] if file["name"] == "model.safetensors"] for row in rows)
-    yield f"- base: {same(digest for found in bases for digest in found)}"
+    bases = [file["sha256"] for row in rows for file in row["base"] or [] if file["name"] == "model.safetensors"]
+    yield f"- base: {same(bases) or 'on the hub, or in pieces'}"
     yield f"- text: {same(row.get('text', 'not recorded') for row in rows)}"
 
 

@@ -68,8 +68,7 @@ def _plane(found: Comparison, x: str, y: str, title: str, x_title: str, y_title:
     for entry in found.entries:
         gained, lost = getattr(entry, x), getattr(entry, y)
         if gained and lost:
-            label = f"{entry.run.rate[1]:g}" if entry.run.rate and entry.run.rate[0] in entry.settings else ""
-            curves.setdefault(names[entry.curve], []).append(plots.Point(gained, lost, label, entry.alike))
+            curves.setdefault(names[entry.curve], []).append(plots.Point(gained, lost, entry.rate, entry.alike))
     return Markup(plots.plane(curves, reference, title, x_title, y_title, up))
 
 
@@ -120,7 +119,7 @@ def show(found: Comparison, page: Path) -> None:
         of_full = found.of_full(entry)
         row = [entry.name, share(entry.learned), share(entry.forgot), nats(entry.drift)]
         row += [f"{of_full:.0%}" if of_full is not None else "", _mark(entry, entry in front)]
-        rows.append([*row, ", ".join(filter(None, [entry.label, entry.at]))])
+        rows.append([*row, entry.label + (f", lr {entry.rate}" if entry.rate else "")])
     console.table(f"{first.new.name} learned and {kept} forgotten, bits per byte (± half of the 95 % interval)", columns, rows)
     if any(not entry.alike for entry in found.entries):
         console.say(f"† measured on other held-out text, or with other settings, than {found.first}")

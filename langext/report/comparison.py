@@ -67,9 +67,9 @@ class Entry:
         return ", ".join([self.method, *(f"{_short(k)} {shown(v, 24)}" for k, v in self.settings.items() if k != self._rate)])
 
     @property
-    def at(self) -> str:
-        """The learning rate in words; empty where the runs do not differ in it."""
-        return f"{_short(self._rate)} {self.run.rate[1]:g}" if self.run.rate and self._rate in self.settings else ""
+    def rate(self) -> str:
+        """The learning rate; empty where the runs do not differ in it."""
+        return f"{self.run.rate[1]:g}" if self.run.rate and self._rate in self.settings else ""
 
     @property
     def _rate(self) -> str:

@@ -160,6 +160,16 @@ def test_forgetting_is_called_forgetting(run):
     assert "forgotten: English, news" in page.headline(run, run)
 
 
+def test_a_token_with_its_own_gates_closed_is_told_from_one_that_is_computed_as_by_the_base(run):
+    path = run / "04-evaluate" / "scores.json"
+    scores = json.loads(path.read_text())
+    scores["bits_per_byte"]["eng_Latn/book"] |= {"closed": 0.975, "as_base": 0.565}
+    path.write_text(json.dumps(scores))
+    rows = page.build(run).read_text().split("<tr>")
+    shown = {words: next(row for row in rows if words in row) for words in ("with all gates closed", "computed exactly as the base")}
+    assert "97.5 %" in shown["with all gates closed"] and "56.5 %" in shown["computed exactly as the base"]
+
+
 def test_what_one_of_several_sets_may_have_lost_by_chance_is_called_perhaps(run):
     for name, value in (("02-evaluate_base", 1.0), ("04-evaluate", 1.02)):
         path = run / name / "scores.json"

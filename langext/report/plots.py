@@ -71,9 +71,9 @@ def _label(axis: Any, title: str, x: str) -> None:
     axis.set_xlabel(x, color=INK)
 
 
-def _legend(axis: Any) -> None:
-    legend = axis.legend(frameon=False, labelcolor=INK, fontsize=9)
-    legend.set_zorder(5)
+def _legend(axis: Any, below: bool = False) -> None:
+    place = {"loc": "upper left", "bbox_to_anchor": (0, -0.16)} if below else {}
+    axis.legend(frameon=False, labelcolor=INK, fontsize=9, **place).set_zorder(5)
 
 
 def curves(metrics: list[dict[str, Any]], new: str) -> str:
@@ -81,18 +81,20 @@ def curves(metrics: list[dict[str, Any]], new: str) -> str:
 
     `metrics` are the lines that training wrote. `new` is the code of the new language, which is drawn solid and first.
     """
-    figure, (left, right) = _figure(9.5, 3.3, 2)
     evals = [row for row in metrics if row["kind"] == "eval"]
     names = sorted(evals[0]["sets"], key=lambda n: not n.startswith(new)) if evals else []
-    for colour, name in zip(cycle(COLOURS), names, strict=False):
+    many = len(names) > len(COLOURS)  # their names would cover the curves
+    figure, (left, right) = _figure(9.5, 3.3 + 0.22 * len(names) * many, 2)
+    for number, (colour, name) in enumerate(zip(cycle(COLOURS), names, strict=False)):
         start = evals[0]["sets"][name]["bits_per_byte"]
         change = [100 * (row["sets"][name]["bits_per_byte"] / start - 1) for row in evals]
         style = "-" if name.startswith(new) else "--"
-        left.plot([row["tokens"] / 1e3 for row in evals], change, style, color=colour, marker="o", markersize=3, label=name)
+        look = {"color": colour, "marker": MARKERS[number // len(COLOURS) % len(MARKERS)], "markersize": 3}
+        left.plot([row["tokens"] / 1e3 for row in evals], change, style, label=name, **look)
     left.axhline(0, color=INK, linewidth=0.8)
     _label(left, "Held-out bits per byte, change since training began in %", "thousand tokens")
     if names:
-        _legend(left)
+        _legend(left, below=many)
     trains = [row for row in metrics if row["kind"] == "train"]
     losses = sorted({key for row in trains for key in row["losses"] if key.startswith("loss/")})
     for colour, key in zip(cycle(COLOURS), sorted(losses, key=lambda k: not k.endswith(new)), strict=False):
@@ -159,7 +161,7 @@ def open_shares(layers: Sequence[int], new: Shares, kept: Shares, left_out: Mapp
         axis.set_xlim(min(every) - 0.5, max(every) + 0.5)
         axis.xaxis.get_major_locator().set_params(integer=True)
         if axis.lines:
-            axis.legend(frameon=False, labelcolor=INK, fontsize=9, loc="upper left", bbox_to_anchor=(0, -0.16))
+            _legend(axis, below=True)
     return _svg(figure, "Share of tokens with an open gate by layer, as calibrated")
 
 

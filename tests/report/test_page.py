@@ -2,6 +2,7 @@
 
 import json
 import re
+import warnings
 
 import pytest
 from run_folders import base_of, bits, certificate, change, evaluation, stage
@@ -166,7 +167,9 @@ def test_a_token_with_its_own_gates_closed_is_told_from_one_that_is_computed_as_
     scores["bits_per_byte"]["eng_Latn/book"] = bits(1.0) | {"closed": 0.975, "as_base": 0.565}
     path.write_text(json.dumps(scores))
     rows = page.build(run).read_text().split("<tr>")
-    shown = {words: next(row for row in rows if words in row) for words in ("with all gates closed", "computed exactly as the base")}
+    shown = {
+        words: next(row for row in rows if words in row) for words in ("with all gates closed", "computed exactly as the base")
+    }
     assert "97.5 %" in shown["with all gates closed"] and "56.5 %" in shown["computed exactly as the base"]
 
 
@@ -325,3 +328,11 @@ def test_the_bars_of_the_funnel_add_up():
     done = {"a": [("read", 100), ("language", 80), ("duplicates", 80)], "b": [("read", 0), ("language", 0)]}
     assert plots._lost(done["a"], "language") == 20 and plots._lost(done["a"], "duplicates") == 0 == plots._lost(done["b"], "x")
     assert plots.funnel({}) == "" and "dropped: language" in plots.funnel(done)
+
+
+def test_the_names_of_many_sets_leave_room_for_the_curves():
+    sets = {f"fra_Latn/set-{number}": {"bits_per_byte": 2.0} for number in range(26)}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        svg = plots.curves([{"kind": "eval", "tokens": 1000 * number, "sets": sets} for number in range(3)], "fra_Latn")
+    assert all(f">{name}<" in svg for name in sets)

@@ -66,7 +66,8 @@ def best(found: Records) -> Iterable[str]:
             values, share = [row[key] for row in rows], mean(rows, key) / mean(full, key)
             spread = f" ({form.format(min(values))} to {form.format(max(values))})" if len(values) > 1 else ""
             cells += [form.format(mean(rows, key)) + spread, f"{share:.1%}"]
-        cells.append("" if any(beaten(row, found) for row in rows) else "yes")
+        others = [row for other, of_other in by_method(found).items() if other != name for row in of_other]
+        cells.append("" if any(beaten(row, others) for row in rows) else "yes")
         yield "| " + " | ".join(cells).replace("%", " %") + " |"
 
 
@@ -81,10 +82,9 @@ def mean(rows: list[dict[str, Any]], key: str) -> float:
     return sum(row[key] for row in rows) / len(rows)
 
 
-def beaten(row: dict[str, Any], found: Records) -> bool:
-    """Whether another run learned more and moved English less."""
-    rest = found.values()
-    return any(o["learned_unseen"] > row["learned_unseen"] and o["kl_unseen"] < row["kl_unseen"] for o in rest)
+def beaten(row: dict[str, Any], others: list[dict[str, Any]]) -> bool:
+    """Whether one of the other runs learned more and moved English less."""
+    return any(o["learned_unseen"] > row["learned_unseen"] and o["kl_unseen"] < row["kl_unseen"] for o in others)
 
 
 def table(found: Records) -> Iterable[str]:

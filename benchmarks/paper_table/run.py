@@ -43,8 +43,7 @@ def main() -> None:
         parser.error(f"{asked.experiment} needs --base")
     if asked.experiment in ("chain", "merged"):
         for step in getattr(experiments, asked.experiment)(data, str(asked.base.resolve()), out):
-            step = [lighter(run, asked) for run in step if not asked.only or run["name"].startswith(tuple(asked.only))]
-            if not sweep(step, out, asked):
+            if not sweep(chosen(step, asked), out, asked):
                 sys.exit(1)
         return
     if asked.experiment in ("small", "ablations", "vocabulary"):
@@ -53,12 +52,17 @@ def main() -> None:
         runs = list(experiments.untouched(data, tasks(data, out / "tasks"), OTHERS[asked.experiment]))
     else:
         runs = list(experiments.real(data, tasks(data, out / "tasks")))
-    runs = [lighter(run, asked) for run in runs if not asked.only or run["name"].startswith(tuple(asked.only))]
+    runs = chosen(runs, asked)
     made = sweep(runs, out, asked)
     best = best_of(runs, out) if asked.experiment in ("small", "real") else []
     for seed in range(18, 17 + asked.seeds):
         made = sweep([experiments.with_seed(run, seed) for run in best], out, asked) and made
     sys.exit(0 if made else 1)
+
+
+def chosen(runs: list[Run], asked: argparse.Namespace) -> list[Run]:
+    """The runs that are asked for, as light as is asked for."""
+    return [lighter(run, asked) for run in runs if not asked.only or run["name"].startswith(tuple(asked.only))]
 
 
 def lighter(run: Run, asked: argparse.Namespace) -> Run:

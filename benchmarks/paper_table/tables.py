@@ -13,11 +13,11 @@ on what, from what and for how long the runs were made.
 import argparse
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from collect import method_of
+from collect import UNSEEN, mean, method_of
 
 Records = dict[str, Any]
 """Name of a run -> its record."""
@@ -54,21 +54,34 @@ def by_method(found: Records) -> dict[str, list[dict[str, Any]]]:
     return dict(sorted(methods.items()))
 
 
+def markdown(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterable[str]:
+    """Lines of a table."""
+    for cells in (heads, ["---"] * len(heads), *rows):
+        yield "| " + " | ".join(cells) + " |"
+
+
+def percent(value: float, form: str = ".1%") -> str:
+    """A share in percent."""
+    return format(value, form).replace("%", " %")
+
+
 def best(found: Records) -> Iterable[str]:
-    """Lines of Markdown: each method at the rate at which it learned most, over its seeds, as shares of full fine-tuning."""
-    yield "| " + " | ".join(BEST) + " |"
-    yield "|" + " --- |" * len(BEST)
-    methods = {name: at_best(rows) for name, rows in by_method(found).items()}
-    full = methods.get("full") or sys.exit("--show best: no run of full fine-tuning to compare with")
-    for name, rows in methods.items():
+    """A table of each method at the rate at which it learned most, over its seeds, as shares of full fine-tuning."""
+    return markdown(BEST, best_rows(by_method(found)))
+
+
+def best_rows(methods: dict[str, list[dict[str, Any]]]) -> Iterable[list[str]]:
+    """The cells of `best`."""
+    full = at_best(methods.get("full") or sys.exit("--show best: no run of full fine-tuning to compare with"))
+    for name, every in methods.items():
+        rows = at_best(every)
         cells = [name, f"{rows[0]['train']['lr']:g}", str(len(rows))]
-        for key, form in (("learned_unseen", "{:.1%}"), ("forgot_unseen", "{:+.1%}"), ("kl_unseen", "{:.4f}")):
-            values, share = [row[key] for row in rows], mean(rows, key) / mean(full, key)
-            spread = f" ({form.format(min(values))} to {form.format(max(values))})" if len(values) > 1 else ""
-            cells += [form.format(mean(rows, key)) + spread, f"{share:.1%}"]
-        others = [row for other, of_other in by_method(found).items() if other != name for row in of_other]
-        cells.append("" if any(beaten(row, others) for row in rows) else "yes")
-        yield "| " + " | ".join(cells).replace("%", " %") + " |"
+        for key, form in (("learned_unseen", ".1%"), ("forgot_unseen", "+.1%"), ("kl_unseen", ".4f")):
+            values = [row[key] for row in rows]
+            spread = f" ({percent(min(values), form)} to {percent(max(values), form)})" if len(values) > 1 else ""
+            cells += [percent(mean(values), form) + spread, percent(mean(values) / mean([row[key] for row in full]))]
+        others = [row for other, of_other in methods.items() if other != name for row in of_other]
+        yield [*cells, "" if any(beaten(row, others) for row in rows) else "yes"]
 
 
 def at_best(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -77,43 +90,38 @@ def at_best(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [row for row in rows if row["train"]["lr"] == first["train"]["lr"]]
 
 
-def mean(rows: list[dict[str, Any]], key: str) -> float:
-    """The mean of a figure over some runs."""
-    return sum(row[key] for row in rows) / len(rows)
-
-
 def beaten(row: dict[str, Any], others: list[dict[str, Any]]) -> bool:
     """Whether one of the other runs learned more and moved English less."""
     return any(o["learned_unseen"] > row["learned_unseen"] and o["kl_unseen"] < row["kl_unseen"] for o in others)
 
 
 def table(found: Records) -> Iterable[str]:
-    """Lines of Markdown, a row for each run."""
-    yield "| " + " | ".join(COLUMNS) + " |"
-    yield "|" + " --- |" * len(COLUMNS)
-    for name, rows in by_method(found).items():
-        for row in rows:
-            cells = [
-                name + (f", seed {row['seed']}" if row["seed"] != 17 else ""), f"{row['train']['lr']:g}",
-                f"{row['learned']:.1%}", f"{row['learned_unseen']:.1%}", f"{row['forgot_unseen']:+.1%}",
-                f"{row['kl_unseen']:.4f}" + (f" ± {1.96 * row['kl_unseen_error']:.4f}" if "kl_unseen_error" in row else ""),
-                *("" if (share := row.get(key)) is None else f"{share:.1%}" for key in ("closed_unseen", "as_base_unseen")),
-            ]  # fmt: skip
-            yield "| " + " | ".join(cells).replace("%", " %") + " |"
+    """A table of all runs."""
+    return markdown(COLUMNS, (run_cells(name, row) for name, rows in by_method(found).items() for row in rows))
+
+
+def run_cells(name: str, row: dict[str, Any]) -> list[str]:
+    """The row of `table` for a run of the method `name`."""
+    return [
+        name + (f", seed {row['seed']}" if row["seed"] != 17 else ""), f"{row['train']['lr']:g}",
+        percent(row["learned"]), percent(row["learned_unseen"]), percent(row["forgot_unseen"], "+.1%"),
+        f"{row['kl_unseen']:.4f}" + (f" ± {1.96 * row['kl_unseen_error']:.4f}" if "kl_unseen_error" in row else ""),
+        *("" if (share := row.get(key)) is None else percent(share) for key in ("closed_unseen", "as_base_unseen")),
+    ]  # fmt: skip
 
 
 def by_language(found: Records) -> Iterable[str]:
-    """Lines of Markdown, a row for each run: bits per byte before and after, by language."""
-    sets = sorted({name for row in found.values() for name in row["bits_per_byte"] if "/unseen-" in name})
-    codes = list(dict.fromkeys(name.split("/")[0] for name in sets))
-    yield "| run | " + " | ".join(codes) + " |"
-    yield "|" + " --- |" * (len(codes) + 1)
-    for name, row in found.items():
-        means = []
-        for code in codes:
-            pairs = [pair for key, pair in row["bits_per_byte"].items() if key.startswith(f"{code}/unseen-")]
-            means.append(" -> ".join(f"{sum(side) / len(side):.3f}" for side in zip(*pairs, strict=True)))
-        yield f"| {name} | " + " | ".join(means) + " |"
+    """A table of all runs: bits per byte before and after, by language."""
+    sets = {name for row in found.values() for name in row["bits_per_byte"] if f"/{UNSEEN}" in name}
+    codes = sorted({name.split("/")[0] for name in sets})
+    rows = ([name, *(moved(row["bits_per_byte"], code) for code in codes)] for name, row in found.items())
+    return markdown(["run", *codes], rows)
+
+
+def moved(bits: dict[str, list[float]], code: str) -> str:
+    """Bits per byte of a language before and after, the mean over its unseen kinds; empty where it has none."""
+    pairs = [pair for name, pair in bits.items() if name.startswith(f"{code}/{UNSEEN}")]
+    return " -> ".join(f"{mean(side):.3f}" for side in zip(*pairs, strict=True))
 
 
 def about(found: Records) -> Iterable[str]:
@@ -163,10 +171,8 @@ def draw(found: Records, picture: Path) -> None:
 
 def new_language(point: dict[str, Any]) -> float:
     """Bits per byte at one evaluation of a training: the mean over unseen kinds of the language that is learnt."""
-    values = [
-        value for name, value in point["bits_per_byte"].items() if "/unseen-" in name and not name.startswith("eng_Latn/")
-    ]
-    return sum(values) / len(values)
+    sets = point["bits_per_byte"].items()
+    return mean([value for name, value in sets if f"/{UNSEEN}" in name and not name.startswith("eng_Latn/")])
 
 
 if __name__ == "__main__":

@@ -88,8 +88,9 @@ def one(run: Path, name: str) -> dict[str, Any]:
 
 
 def method_of(name: str, record: dict[str, Any]) -> str:
-    """What a run is called, without its seed and the learning rate that the name may end with."""
-    return name.split("-seed")[0].removesuffix(f"-{record['train']['lr']:g}")
+    """What a run is called, without its seed and the learning rate, or else the value of a setting, that its name ends with."""
+    run, rate = name.split("-seed")[0], f"-{record['train']['lr']:g}"
+    return run.removesuffix(rate) if run.endswith(rate) else run.rpartition("-")[0]
 
 
 def of_unseen(sets: dict[str, Any]) -> list[Any]:

@@ -43,7 +43,7 @@ STACKED = CALIBRATED | {"calibrate": {"closed": 0.95, "min_open": 0.2}}
 """For further languages: what so small a model computes tells German from French much worse than French from English."""
 PAPER = {"name": "neutral_residues", "init": "low_variance", "alpha": 0.01}
 FULL = [1e-4, 3e-4, 1e-3, 3e-3, 1e-2]
-BLOCKS = [1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2]
+BLOCKS = [1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2]
 
 
 Run = dict[str, Any]
@@ -87,9 +87,9 @@ def small(data: Path, base: str) -> Iterator[Run]:
         "lora": ({"name": "lora", "rank": 43}, [1e-3, 3e-3, 1e-2, 3e-2], {}),
         "selective_lora": ({"name": "selective_lora", "rank": 43, "s_lr": 2e-3}, [1e-3, 3e-3, 1e-2, 3e-2], {}),
         "adapter": ({"name": "adapter", "extra_params_frac": 0.2}, BLOCKS, {}),
-        "grow": ({"name": "grow", "k": 2, "layers": {"top": 3}}, [3e-4, 1e-3, 3e-3, 1e-2], {}),
-        "expansion_blocks": ({"name": "expansion_blocks", "every": 4}, [3e-4, 1e-3, 3e-3, 1e-2], {}),
-        "neutral_residues": (CALIBRATED, [2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2], {"original_frac": 0.0}),
+        "grow": ({"name": "grow", "k": 2, "layers": {"top": 3}}, [3e-4, 1e-3, 3e-3, 1e-2, 3e-2], {}),
+        "expansion_blocks": ({"name": "expansion_blocks", "every": 4}, [3e-4, 1e-3, 3e-3, 1e-2, 3e-2], {}),
+        "neutral_residues": (CALIBRATED, BLOCKS, {"original_frac": 0.0}),
     }
     for gate in ("relu", "elu", "sigmoid", "hard_sigmoid", "none"):
         methods[f"neutral_residues_{gate}"] = (PAPER | {"gate": gate}, BLOCKS, {})
@@ -101,7 +101,7 @@ def small(data: Path, base: str) -> Iterator[Run]:
 def ablations(data: Path, base: str) -> Iterator[Run]:
     """One setting at a time, from the default recipe and, where it has none to set, from the paper's."""
     plain = {"lr": 8e-3, "original_frac": 0.0}
-    for closed in (0.9, 0.95, 0.98, 0.99, 0.999):
+    for closed in (0.9, 0.95, 0.98, 0.99, 0.995, 0.999):
         yield _small(f"closed-{closed:g}", data, base, CALIBRATED | {"calibrate": {"closed": closed}}, plain)
     kinds = _small("kinds-9", data, base, CALIBRATED, plain)
     kinds["stages"][0]["sources"] += replayed(data, MORE_ENGLISH)
@@ -117,7 +117,7 @@ def ablations(data: Path, base: str) -> Iterator[Run]:
     for p in (0.0, 0.01, 0.5):
         loss = {} if p else {"local_loss": "none"}
         yield _small(f"paper-p-{p:g}", data, base, PAPER | {"gate": "relu", **loss}, {"lr": 4e-3, "original_frac": p})
-    for alpha in (0.0, 0.1, 1.0):
+    for alpha in (0.0, 0.01, 0.1, 1.0):
         yield _small(f"paper-alpha-{alpha:g}", data, base, PAPER | {"gate": "relu", "alpha": alpha}, {"lr": 4e-3})
     yield _small("paper-init-he", data, base, PAPER | {"gate": "relu", "init": "he"}, {"lr": 4e-3})
     yield _small(

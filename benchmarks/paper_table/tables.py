@@ -2,10 +2,12 @@
 
     python benchmarks/paper_table/tables.py benchmarks/paper_table/results/small_cpu.json --picture docs/results-cpu.png
     python benchmarks/paper_table/tables.py benchmarks/paper_table/results/small_cpu.json --show best
+    python benchmarks/paper_table/tables.py benchmarks/paper_table/results/ablations.json --show settings --only closed extra
     python benchmarks/paper_table/tables.py benchmarks/paper_table/results/chain.json --show languages
     python benchmarks/paper_table/tables.py benchmarks/paper_table/results/small_cpu.json --show about
 
 `best` is each method at the rate at which it learned most, with the range over seeds, beside full fine-tuning at its own;
+`settings` is all runs by their names, in the order of the records;
 `languages` is bits per byte of every language before and after, the mean over kinds of text that no run trains on; `about` says
 on what, from what and for how long the runs were made.
 """
@@ -21,8 +23,8 @@ from collect import UNSEEN, mean, method_of
 
 Records = dict[str, Any]
 """Name of a run -> its record."""
-COLUMNS = ("method", "rate", "French, trained kinds", "French, other kinds", "English lost, unseen kinds", "KL, unseen English",
-           "gates all closed", "as by the base")  # fmt: skip
+COLUMNS = ("method", "rate", "trained", "French, trained kinds", "French, other kinds", "English lost, unseen kinds",
+           "KL, unseen English", "gates all closed", "as by the base")  # fmt: skip
 BEST = ("method, at the best rate tried", "rate", "seeds", "French, other kinds", "of full's", "English lost", "of full's",
         "KL, unseen English", "of full's", "unbeaten")  # fmt: skip
 
@@ -32,24 +34,31 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("records", type=Path, nargs="+")
     parser.add_argument("--picture", type=Path)
-    shown = {"runs": table, "best": best, "languages": by_language, "about": about}
+    shown = {"runs": table, "best": best, "settings": settings, "languages": by_language, "about": about}
     parser.add_argument("--show", choices=list(shown), default="runs")
+    parser.add_argument("--only", nargs="*", default=[""], help="beginnings of names of runs")
     asked = parser.parse_args()
     files = [json.loads(path.read_text(encoding="utf-8")) for path in asked.records]
     found = {name: row for file in files for name, row in file.items()}
     if len(found) < sum(map(len, files)):
         parser.error("two of the files have runs of the same name")
+    found = {name: row for name, row in found.items() if name.startswith(tuple(asked.only))}
     print("\n".join(shown[asked.show](found)))
     if asked.picture:
         draw(found, asked.picture)
 
 
-def by_method(found: Records) -> dict[str, list[dict[str, Any]]]:
-    """The records of each method, by rate and seed. Ends the program for runs that did not train, or without unseen text."""
-    methods: dict[str, list[dict[str, Any]]] = {}
+def comparable(found: Records) -> Records:
+    """The records. Ends the program for runs that did not train, or without unseen text."""
     if other := next((name for name, row in found.items() if "train" not in row or row["learned_unseen"] is None), None):
         sys.exit(f"{other}: a merge, or measured without unseen kinds of text, so it is in --show languages and about alone")
-    for name, row in sorted(found.items(), key=lambda item: (item[1]["train"]["lr"], item[1]["seed"])):
+    return found
+
+
+def by_method(found: Records) -> dict[str, list[dict[str, Any]]]:
+    """The records of each method, by rate and seed."""
+    methods: dict[str, list[dict[str, Any]]] = {}
+    for name, row in sorted(comparable(found).items(), key=lambda item: (item[1]["train"]["lr"], item[1]["seed"])):
         methods.setdefault(method_of(name, row), []).append(row)
     return dict(sorted(methods.items()))
 
@@ -100,10 +109,16 @@ def table(found: Records) -> Iterable[str]:
     return markdown(COLUMNS, (run_cells(name, row) for name, rows in by_method(found).items() for row in rows))
 
 
+def settings(found: Records) -> Iterable[str]:
+    """A table of all runs by their names."""
+    return markdown(("setting", *COLUMNS[1:]), (run_cells(name, row) for name, row in comparable(found).items()))
+
+
 def run_cells(name: str, row: dict[str, Any]) -> list[str]:
-    """The row of `table` for a run of the method `name`."""
+    """The row of a run that is called `name`."""
     return [
         name + (f", seed {row['seed']}" if row["seed"] != 17 else ""), f"{row['train']['lr']:g}",
+        percent(row["trainable_parameters"] / row["base_parameters"], ".0%"),
         percent(row["learned"]), percent(row["learned_unseen"]), percent(row["forgot_unseen"], "+.1%"),
         f"{row['kl_unseen']:.4f}" + (f" ± {1.96 * row['kl_unseen_error']:.4f}" if "kl_unseen_error" in row else ""),
         *("" if (share := row.get(key)) is None else percent(share) for key in ("closed_unseen", "as_base_unseen")),
@@ -153,14 +168,14 @@ def draw(found: Records, picture: Path) -> None:
         rows = [row for row in every if row["seed"] == every[0]["seed"]]
         style = {"color": f"C{number % 10}", "marker": "os^Dv"[number // 10], "markersize": 4, "linewidth": 1}
         plane.plot([row["kl_unseen"] for row in rows], [100 * row["learned_unseen"] for row in rows], label=method, **style)
-        curve = at_best(rows)[0]["curve"]
+        curve = max(rows, key=lambda row: row["learned_unseen"])["curve"]
         course.plot([point["tokens"] / 1000 for point in curve], [new_language(point) for point in curve], **style)
     plane.set_xscale("log")
     plane.xaxis.set_minor_formatter("")
     plane.set_ylim(bottom=0)
     plane.set_xlabel("KL(base || model) on unseen kinds of English, nats per token")
     plane.set_ylabel("French learned, unseen kinds, % of bits per byte")
-    course.set_xlabel("thousands of tokens of training, at the rate at which the method learned most")
+    course.set_xlabel("thousands of tokens of training, in the run that learned most")
     course.set_ylabel("bits per byte of French, unseen kinds")
     for axes in (plane, course):
         axes.grid(alpha=0.3)

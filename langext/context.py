@@ -100,7 +100,8 @@ class Ray(Spec):
     def check(self) -> None:
         """Raise ConfigError when Ray is not installed."""
         if find_spec("ray") is None:
-            raise ConfigError("runtime.executor: ray is not installed; pip install 'langext[ray]'", at=("runtime", "executor"))
+            cure = "pip install '.[ray]' in langext's folder"
+            raise ConfigError(f"runtime.executor: ray is not installed; {cure}", at=("runtime", "executor"))
 
 
 class Runtime(Spec):

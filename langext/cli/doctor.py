@@ -38,7 +38,7 @@ def parts() -> Iterator[tuple[str, str, list[tuple[str, str, str, str]]]]:
     from langext.stages.filter import Source
 
     members = [cls for union in (AnyStage, AnyMethod, AnyPenalty) for cls in get_args(get_args(union)[0])]
-    for cls in (Pipeline, Runtime, Source, *members):
+    for cls in _with_parts([Pipeline, Runtime, Source, *members]):
         rows = [
             (key, _type(info.annotation), _default(info), info.description or "")
             for key, info in cls.model_fields.items()
@@ -47,9 +47,26 @@ def parts() -> Iterator[tuple[str, str, list[tuple[str, str, str, str]]]]:
         yield _tag(cls), (cls.__doc__ or "").splitlines()[0], rows
 
 
+def _with_parts(classes: list[type[Spec]]) -> list[type[Spec]]:
+    """Classes of a pipeline file, and what keys of them are made of that is not among them."""
+    found = dict.fromkeys(classes)
+    for cls in classes:
+        nested = [part for info in cls.model_fields.values() for part in _specs(info.annotation)]
+        found |= dict.fromkeys(_with_parts([part for part in nested if part not in found]))
+    return list(found)
+
+
+def _specs(annotation: Any) -> Iterator[type[Spec]]:
+    """The classes of a pipeline file that an annotation names."""
+    if isinstance(annotation, type) and issubclass(annotation, Spec):
+        yield annotation
+    for arg in get_args(annotation):
+        yield from _specs(arg)
+
+
 def page() -> str:
     """The same as a page of the documentation, in Markdown."""
-    about = "What `langext doctor --fields` prints: the pipeline, what stages share, sources, stages, methods and penalties."
+    about = "What `langext doctor --fields` prints: pipeline, what stages share, sources, stages, methods, penalties."
     lines = [f"# Every key of a pipeline file\n\n{about}\n"]
     for title, about, rows in parts():
         cells = [" | ".join(_cell(text) for text in row) for row in (HEADS, ("---",) * len(HEADS), *rows)]
@@ -73,13 +90,16 @@ def _tag_key(cls: Any) -> str:
 
 def _tag(cls: Any) -> str:
     key = _tag_key(cls)
-    return get_args(cls.model_fields[key].annotation)[0] if key else cls.__name__.lower()
+    return get_args(cls.model_fields[key].annotation)[0] if key else re.sub(r"(?<!^)(?=[A-Z])", "_", cls.__name__).lower()
 
 
 def _default(info: Any) -> str:
     if info.is_required():
         return "required"
-    return "see there" if info.default_factory or isinstance(info.default, Spec) else str(info.default)
+    made = info.default_factory
+    if isinstance(info.default, Spec) or (isinstance(made, type) and issubclass(made, Spec)):
+        return "see its table"
+    return "see meaning" if made else str(info.default)
 
 
 def _type(annotation: Any) -> str:

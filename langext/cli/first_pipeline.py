@@ -12,7 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from langext.artifacts import first_problem
 from langext.cli import first_look, first_settings
-from langext.cli.first_language import GLOTLID, LID_176, has_label
+from langext.cli.first_language import LID_176, model_for
 from langext.cli.first_look import Base, Machine, Text
 from langext.data import assets
 from langext.errors import ConfigError, one_line
@@ -58,11 +58,9 @@ def write(asked: Asked, base: Base, text: Text | None, original: Text | None, ma
     found = [
         _of_base(base),
         _of_text(text, new, kept, original),
-        *(f"doubt: {doubt}" for doubt in doubts),
         _of_machine(machine),
     ]
-    small = has_label(LID_176, [asked.language, *asked.originals])
-    lid = LID_176 if small else GLOTLID
+    lid = model_for([asked.language, *asked.originals])
     documents = first_settings.documents(budget)
     file = shlex.quote(str(asked.file))
     calibrates_fully = budget.tokens >= first_settings.FULL_CALIBRATION
@@ -70,7 +68,7 @@ def write(asked: Asked, base: Base, text: Text | None, original: Text | None, ma
         language=asked.language, base_name=asked.base, revision=asked.revision, file=one_line(file),
         found=[*found, *(f"doubt: {doubt}" for doubt in doubts)],
         name=plain_name(asked.base, asked.language), originals=asked.originals, lid=lid,
-        lid_why="176 languages, and these are among them" if small else "2,102 languages; for large ones asset:lid.176 will do",
+        lid_why="small, and tells these languages well" if lid == LID_176 else "2,102 languages",
         heldout=f"{first_settings.heldout(text, documents):g}",
         heldout_why=f": about {first_settings.HELDOUT_BYTES // 1000} kB, if there is so much" if text else "",
         text=text, original_text=original, documents=documents, calibrating=400_000 if calibrates_fully else 20_000,

@@ -74,7 +74,7 @@ def tell_missing(codes: Sequence[str]) -> None:
     if names := [f"{code} ({package})" for code in dict.fromkeys(codes) if (package := missing(code))]:
         warn(
             f"quality: web: nothing is installed that divides the words of {', '.join(names)}; characters stand for words, and "
-            "rules that need words are left out. Install that package, or all such with pip install 'langext[words]'"
+            "rules that need words are left out. Install that package, or all: pip install '.[words]' in langext's folder"
         )
 
 

@@ -191,7 +191,7 @@ def refuse(asked: Sequence[str], form: str, own_code: bool, no_gguf: str) -> Non
     `own_code`: it brings its own modeling code. `no_gguf`: why the model has no GGUF form, "" if it has one.
     """
     if asked and form in ("gguf", "delta"):
-        here = "a GGUF file runs in llama.cpp anyway (langext[gguf])" if form == "gguf" else "a delta is for langext alone"
+        here = "a GGUF file runs in llama.cpp anyway (extra gguf)" if form == "gguf" else "a delta is for langext alone"
         raise ConfigError(f"--verify is for folders that other programs load: {here}")
     for name in asked:
         if own_code and not RUNNERS[name].own_code:

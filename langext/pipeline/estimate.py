@@ -20,6 +20,7 @@ from langext.pipeline.plan import Pipeline, Step
 from langext.spec import located
 from langext.stages import makes, sizing
 from langext.stages.export import Export
+from langext.stages.extend import Extend
 from langext.stages.filter import Filter
 from langext.stages.tokenizer import ExtendTokenizer
 from langext.stages.train import Train
@@ -135,9 +136,9 @@ def show(spec: Pipeline, root: Path, file: Path, overrides: Sequence[str]) -> bo
 def _show_models(spec: Pipeline, steps: list[Step], todo: list[Step]) -> None:
     """What the trainings take, and which exports are possible, as far as the base is known."""
     config, models = None, dict[str, tuple[Method, ...]]()
-    with suppress(ConfigError):  # it is among the problems. Sizes are those of a model that is built; what is refused is not
+    with suppress(ConfigError):  # it is among the problems. Sizes are those of a model that is built, if it can be
         models = plan.lineage(spec, steps)
-        plan.check_models(spec, steps, todo)
+        plan.check_models(spec, steps, [step for step in todo if isinstance(step.stage, (Extend, ExtendTokenizer))])
         config = bases.config_if_here(spec.base_model, spec.revision)
     if bases.place_if_here(spec.base_model, spec.revision) is None:
         console.say(

@@ -263,6 +263,7 @@ def _mistakes(pipeline: Pipeline, step: Step, steps: list[Step]) -> Sequence[Con
             said = f"runtime.executor: {runtime.executor} is for stage filter; {step.stage.uses} runs on this machine"
             raise ConfigError(said, at=("runtime", "executor"))
         runtime.check()
+        _warn_idle(step)
     with mistakes.part():
         step.stage.check(pipeline.context(step.out))
     with mistakes.part():
@@ -287,6 +288,16 @@ def _check_text(pipeline: Pipeline, step: Step, steps: list[Step]) -> None:
     if isinstance(step.stage, Train) and isinstance(text, Filter):
         trained = [source.key for source in text.sources if source.trained]
         step.stage.check_text(pipeline.context(step.out), trained, [source.key for source in text.sources])
+
+
+def _warn_idle(step: Step) -> None:
+    """Warn of a training on the CPU of a machine with GPUs."""
+    if step.stage.parallel and not step.stage.runtime.gpus and step.stage.runtime.nodes == 1:
+        import torch
+
+        if here := torch.cuda.device_count():
+            key = f"{step.name}.runtime"
+            warn(f"stage {step.name!r} trains on the CPU, and this machine has {here} GPU(s); --set {key}.gpus=1 takes one")
 
 
 def _warn_unprotected(method: Method, steps: list[Step]) -> None:

@@ -78,6 +78,7 @@ def test_the_page_of_all_keys_is_a_page():
     page = doctor.page()
     rows = [line for line in page.splitlines() if line.startswith("|")]
     assert {len(re.findall(r"(?<!\\)\|", row)) for row in rows} == {5}
+    assert {"calibrate", "forgetting_budget", "slurm", "length"} <= {title for title, *_ in doctor.parts()}, "parts have tables"
     for title, about, keys in doctor.parts():
         assert f"\n## {title}\n" in page and about
         assert all(f"| {key.replace('_', chr(92) + '_')} |" in page for key, *_ in keys)

@@ -69,6 +69,18 @@ def test_of_a_base_that_is_not_here_nothing_is_promised(tmp_path, capsys):
     assert "  1. base_model: runs/first: no such run here" in shown["runs/first"] and "Not looked at" not in shown["runs/first"]
 
 
+def test_sizes_are_told_beside_a_problem_and_a_gpu_that_is_idle(tmp_path, pico, texts, capsys, monkeypatch):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    file = tmp_path / "x.yaml"
+    file.write_text("stages: []\n")
+    train = TRAIN | {"sequence_length": 100_000}
+    spec_ = make(FILTER, EXTEND, train, {"uses": "export", "format": "native"}, base_model=str(pico))
+    assert not estimate.show(spec_, tmp_path / "run", file, [])
+    out, said = capsys.readouterr()
+    assert "FLOPs" in out and "export: native. Possible" in out and "until the base" not in out and "positions" in out
+    assert "trains on the CPU, and this machine has 2 GPU(s); --set train.runtime.gpus=1" in out + said
+
+
 def test_a_vocabulary_that_has_been_extended_is_not_judged_again(tmp_path, pico, monkeypatch, capsys):
     """A later version may refuse what was made; what is left to do is done. Until it is, a base is judged once."""
     base = shutil.copytree(pico, tmp_path / "base")

@@ -51,7 +51,7 @@ def write(stock: Path, out: Path, expected: verify.Expected, asked: "GGUF", titl
     records = []
     runs = importlib.util.find_spec(RUNNER) is not None
     if not runs:
-        warn(f"the GGUF files are not run in llama.cpp: {RUNNER} is not installed (pip install 'langext[gguf]')")
+        warn(f"the GGUF files are not run in llama.cpp: {RUNNER} is not installed (pip install '.[gguf]' in langext's folder)")
     for precision in asked.precisions:
         path = out / f"model-{precision}.gguf"
         file.write(stock, path, precision, asked.pre, title)

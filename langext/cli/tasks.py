@@ -9,7 +9,7 @@ from langext.cli import edge
 
 
 def tasks(language: Annotated[str, typer.Argument(help="fra_Latn, fr or French.")]) -> None:
-    """List the public lm-eval tasks in a language."""
+    """List public lm-eval tasks in a language, those of names that langext knows; `lm_eval ls tasks` lists all there are."""
     with edge.clean():
         from langext import languages
         from langext.evaluation import benchmarks, harness

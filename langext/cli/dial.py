@@ -74,7 +74,7 @@ def pipeline(root: Path, settings: dict[str, Any], form: str) -> "tuple[list[str
     `settings` are those of stage recalibrate. What follows it are the run's evaluation, an export as `form` and its
     certificate. Raises ConfigError when the run has no trained model.
     """
-    from langext.artifacts import BASE, JOB, Job, Scores, finished, read_as, read_base
+    from langext.artifacts import BASE, JOB, Corpus, Job, Scores, finished, read_as, read_base
     from langext.cli import export, rerun
     from langext.errors import ConfigError
     from langext.models import bases
@@ -83,6 +83,8 @@ def pipeline(root: Path, settings: dict[str, Any], form: str) -> "tuple[list[str
     stages, prepared, model = finished(root), read_base(root), bases.extended(str(root))
     if prepared is None or model is None:
         raise ConfigError(f"{root}: no finished run here")
+    if not any(manifest.kind == Corpus.__name__ for _, manifest in stages):
+        raise ConfigError(f"{root}: no text to measure the settings with, as after `langext apply`; dial the run that trained")
     job = read_as(model.path / JOB, Job)
     folders = [path for path, _ in stages]
     upto = folders.index(model.path) + (job.stage.get("name") != STAGE)  # a dial that is turned again replaces the last one

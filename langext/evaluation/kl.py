@@ -18,17 +18,21 @@ from langext.data import documents
 class BaseKL:
     """Runs the base once, then measures any number of models against it."""
 
-    def __init__(self, base: Any, tokenizer: Any, texts: Sequence[str], window: int = 512, label: str = ""):
+    def __init__(
+        self, base: Any, tokenizer: Any, texts: Sequence[str], window: int = 512, label: str = "", *, own_rows: bool = True
+    ):
         """Run `base` on the first `window` tokens of each text, or as many as it has positions. `tokenizer` is the base's.
 
         With a `label`, lines of progress are printed where it takes long.
 
-        `base` may be an extended model whose extension is switched off during this call.
+        `base` may be an extended model whose extension is switched off during this call. New rows of its vocabulary are its
+        own, left by an earlier language; without `own_rows` they came with the extension, and are none of the base's.
         """
         window, self.label = min(window, families.positions(base.config) or window), label
         self.rows = [row[:window] for row in documents.encode(tokenizer, texts)]
         head = base.get_output_embeddings()
-        weight = head.weight.detach()
+        self.whole = own_rows and isinstance(head, vocabulary.ExtendedHead)
+        weight = vocabulary.head_weight(head).detach() if self.whole else head.weight.detach()
         # A head that learns changes later, so it is copied. A frozen head needs no second copy in memory.
         self.weight = weight.clone() if head.weight.requires_grad else weight
         self.hidden = [hidden.cpu() for hidden in self._hidden(base)]
@@ -42,7 +46,8 @@ class BaseKL:
         """KL(base || model) of each text in nats, summed over its tokens."""
         head, cap = net.get_output_embeddings(), families.softcap(net.config)
         weight = vocabulary.head_weight(head)
-        parts = _shared(head, min(len(self.weight), len(weight)))
+        shared = min(len(self.weight), len(weight))
+        parts = [slice(0, shared)] if self.whole else _shared(head, shared)
         # ZeRO 3 moves the model to another device after __init__.
         base_weight = self.weight[: parts[-1].stop].to(weight.device)
         size, kl_each = cross_entropy.CHUNK_TOKENS.get(weight.device.type, 4096), []

@@ -15,9 +15,11 @@ class Calibrate(Spec):
     training, without training again (stage recalibrate, `langext dial`)."""
     original_tokens: int = Field(default=40_000, ge=100, le=10**7)
     """Tokens of original and protected text, the same number from every source. Half of them fit the rows, the other half set
-    the thresholds. Their scores are kept, 4 bytes for each layer and token."""
+    the thresholds. Their scores are kept, 4 bytes for each layer and token. More are read where a wide base or a high `closed`
+    needs more."""
     new_tokens: int = Field(default=20_000, ge=100, le=10**7)
-    """Tokens of the new language. Half of them fit the rows, the other half show how many open the gates."""
+    """Tokens of the new language. Half of them fit the rows, the other half show how many open the gates. More are
+    read where the base is wide: at least four times its width."""
     min_open: float = Field(default=0.5, ge=0, lt=1)
     """A layer gets no block when its gate opens for a smaller share of the new language: it tells the languages apart badly,
     and without it the thresholds of the others can be lower."""

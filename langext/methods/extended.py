@@ -61,6 +61,11 @@ class LiveModel:
         """True if the parameter with this name is part of the newest extension but does not learn."""
         return self.method is not None and name not in self.fixed and self.method.constant(name)
 
+    @property
+    def had_rows(self) -> bool:
+        """True if the vocabulary has new rows that came with an earlier extension: the newest one then adds none."""
+        return any(name.endswith(vocabulary.NEW_ROWS) for name in self.fixed)
+
     def freeze(self) -> None:
         """Make the trainable parameters require gradients, and all others not."""
         for name, parameter in self.net.named_parameters():

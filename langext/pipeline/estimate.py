@@ -81,7 +81,7 @@ def training(config: Any, numbers: Size, train: Train) -> dict[str, float]:
     (`runtime.prefix_cache`); 0 where none are kept.
     """
     from langext.training import deepspeed_file
-    from langext.training.engine import BYTES_PER_TRAINABLE
+    from langext.training.engine import bytes_each
 
     tokens = train.steps * train.batch_sequences * train.sequence_length
     per_step = flops.per_token(numbers.total, numbers.trainable, config, train.sequence_length)
@@ -98,7 +98,7 @@ def training(config: Any, numbers: Size, train: Train) -> dict[str, float]:
         "tokens": tokens,
         "flops": tokens * per_step,
         "memory": weights + gradients + moments + activations,
-        "disk": numbers.trainable * ((train.keep_checkpoints + 1) * BYTES_PER_TRAINABLE + 4 + 4 * best),
+        "disk": numbers.trainable * ((train.keep_checkpoints + 1) * bytes_each(width == 2, train.ema) + 4 + 4 * best),
         "prefix": tokens * config.hidden_size * width * train.keeps_prefix(numbers.first, config),
     }
 

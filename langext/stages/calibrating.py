@@ -36,6 +36,8 @@ BYTES_PER_TOKEN = 8
 """More bytes than a token of text has on average in any tokenizer; only so much text is cut into pieces."""
 SAMPLES_PER_WIDTH = 2
 """Tokens of a language that fit the rows, at least, per unit of the model's width: a covariance of D x D needs more than D."""
+SPARE = 1.1
+"""How much more than the least is asked for: pieces do not end where they should."""
 BEHIND_THRESHOLD = 5
 """Original tokens, at least, that may open a gate among those that set the thresholds: fewer make the share a guess."""
 
@@ -90,16 +92,17 @@ def pieces(ctx: Context, corpus: Corpus, live: LiveModel, settings: Calibrate) -
     window = min(WINDOW, families.positions(config) or WINDOW)
     cut = partial(_rows, live.tokenizer, window=window)
     kept = [code for code in corpus.languages("train") if code != ctx.language]
-    original = _side(corpus, kept, settings.original_tokens, cut)
-    new = _side(corpus, [ctx.language], settings.new_tokens, cut)
     needed = 2 * SAMPLES_PER_WIDTH * config.hidden_size
-    for name, halves, least in (("original", original, max(needed, tokens_for(settings.closed))), ("new", new, needed)):
+    needed_original = max(needed, tokens_for(settings.closed))
+    original = _side(corpus, kept, max(settings.original_tokens, round(SPARE * needed_original)), cut)
+    new = _side(corpus, [ctx.language], max(settings.new_tokens, round(SPARE * needed)), cut)
+    for name, halves, least in (("original", original, needed_original), ("new", new, needed)):
         if (found := sum(len(row) for half in halves for row in half)) < least:
             also = " (also with protect)" if name == "original" else ""
             raise ConfigError(
                 f"calibrate: the training text gives {found:,} tokens of {name} language, and gates for width "
                 f"{config.hidden_size} with closed {settings.closed:g} need {least:,}: give more text"
-                f"{also}, raise calibrate.{name}_tokens, or lower calibrate.closed"
+                f"{also}{', or lower calibrate.closed' if least > needed else ''}"
             )
         say(f"  calibrating on {found:,} tokens of {name} language")
     valid = {

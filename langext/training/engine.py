@@ -28,12 +28,15 @@ from langext.training import checkpoints, deepspeed_file, pickles
 
 PATIENCE = timedelta(minutes=30)
 """How long processes wait for one another. Work that one process does alone, such as converting a checkpoint, takes less."""
-BYTES_PER_TRAINABLE = 14
-"""Bytes that a checkpoint needs per trainable parameter: 2 for the weight, 12 for the float32 master and AdamW's moments."""
 
 
 class NotFinite(Exception):
     """A loss was infinite or not a number. The weights are still those from before the step."""
+
+
+def bytes_each(bf16: bool, ema: object) -> int:
+    """Bytes of a checkpoint for a parameter that learns: weight, float32 master, AdamW's moments, and a running average."""
+    return (2 if bf16 else 4) + 12 + 4 * bool(ema)
 
 
 def join_processes() -> torch.device:
@@ -287,7 +290,8 @@ class Engine:
         """
         # Under ZeRO 3 `numel` is 0 while a weight is partitioned; `ds_numel` is its full size.
         size = sum(getattr(p, "ds_numel", p.numel()) for p in self._learning().values())
-        kept.write(step, lambda folder: self._fill(folder, state), self.settings.layout, size * BYTES_PER_TRAINABLE)
+        needed = size * bytes_each(self.settings.bf16, self.ema)
+        kept.write(step, lambda folder: self._fill(folder, state), self.settings.layout, needed)
 
     def _fill(self, folder: Path, state: dict[str, Any]) -> None:
         self.deepspeed.save_checkpoint(

@@ -67,6 +67,7 @@ def test_a_delta_and_its_base_give_the_export_of_the_run(bench: Bench, second: P
     assert "a run folder" in langext("apply", moved, "--to", bench.root / "applied", "--base", bench.pico)
     shutil.rmtree(moved)
     assert "report.html" in langext("report", bench.root / "applied")
+    assert "no text to measure the settings with" in refused("dial", bench.root / "applied")
     langext("export", second, "--to", bench.root / "direct")
     langext("export", bench.root / "applied", "--to", bench.root / "again")
     one, two = (load_file(bench.root / name / "model.safetensors") for name in ("direct", "again"))

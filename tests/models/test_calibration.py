@@ -14,6 +14,7 @@ from langext.artifacts import Corpus, Manifest, Model, read_as
 from langext.cli import dial
 from langext.context import Context
 from langext.data import documents
+from langext.errors import ConfigError
 from langext.methods import NeutralResidues, extended
 from langext.methods.calibrate import Calibrate
 from langext.methods.residue import stacks
@@ -146,6 +147,11 @@ def test_every_source_gives_to_both_halves_of_a_calibration(tmp_path):
         assert any(len(seen & set(a)) > len(seen & set(b)) for seen in told)
         assert any(len(seen & set(b)) > len(seen & set(a)) for seen in told)
     assert not {tuple(row) for row in text.fit_original} & {tuple(row) for row in text.tail_original}
+    few = calibrating.pieces(ctx, corpus, live, Calibrate(closed=0.9, original_tokens=100, new_tokens=100))
+    needed = 2 * calibrating.SAMPLES_PER_WIDTH * live.net.config.hidden_size
+    assert sum(map(len, few.fit_new + few.tail_new)) >= needed > 100, "a wide base gets as many as it needs"
+    with pytest.raises(ConfigError, match=r"need 100,000: give more text \(also with protect\), or lower calibrate.closed"):
+        calibrating.pieces(ctx, corpus, live, Calibrate(closed=0.9999))
 
 
 @pytest.fixture(scope="module")

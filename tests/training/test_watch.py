@@ -57,6 +57,15 @@ def test_probability_given_to_new_tokens_counts_as_distance():
     assert kl.measure(live.net) > 0.01
 
 
+def test_new_tokens_of_an_earlier_language_are_the_bases_own(tmp_path):
+    """A second language begins at distance 0, though the first one has put rows of its own beside the base's."""
+    live = live_model(NeutralResidues(name="neutral_residues", gate="relu", width=16), num_new=10)
+    live.net.get_output_embeddings().new_weight.data.normal_()
+    live.fixed = frozenset(name for name, _ in live.net.named_parameters() if name.endswith(vocabulary.NEW_ROWS))
+    live.freeze()
+    assert live.had_rows and watch(tmp_path, live).measure().kl_to_base == pytest.approx(0, abs=1e-6)
+
+
 @pytest.mark.parametrize(("gate", "advice"), [("relu", "Use init lecun"), ("threshold", "Calibrate with a lower threshold")])
 def test_a_layer_whose_gate_is_closed_for_the_new_language_is_called_dead(tmp_path, capsys, gate, advice):
     live = live_model(NeutralResidues(name="neutral_residues", gate=gate, width=16, layers=[1, 3]))

@@ -27,6 +27,8 @@ class Method(Spec):
     """The name that chooses the method; every subclass has a Literal here."""
     stackable: ClassVar[bool] = False
     """True if this method can extend a model that already has an extension by a stackable method."""
+    copies: ClassVar[bool] = False
+    """True if what it adds begins as copies of the base's weights."""
 
     def check(self, config: Any) -> None:
         """Raise ConfigError if these settings cannot be applied to a model with this transformers config."""

@@ -45,6 +45,7 @@ class ExpansionBlocks(Method):
     """Inserts new layers; only these learn."""
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2401.02415"
+    copies: ClassVar[bool] = True
     name: Literal["expansion_blocks"]
     every: int | None = Field(None, ge=1)
     """A new block follows every this many layers. Raise it for fewer new blocks, which learn less and cost less. 4 if neither

@@ -81,6 +81,7 @@ class Grow(Method):
     """Makes feed-forward networks k times as wide."""
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2603.08647"
+    copies: ClassVar[bool] = True
     name: Literal["grow"]
     k: int = Field(2, ge=2, le=64)
     """Number of copies of each feed-forward network, including the original. More copies learn more and cost more."""

@@ -203,15 +203,15 @@ def on_disk(model: Model, *, trained: bool = True) -> LiveModel:
     no values (they are on the meta device).
     """
     record = read_record(model)
-    net = load_base(record.base, _stored(record.base))
+    net = load_base(record.base, stored(record.base))
     # Hide the mapped weights while the model is extended: new modules are made on the device of their neighbours, and on the
     # meta device they take no memory. The mapped weights come back at the end.
-    stored = {p: nn.Parameter(torch.empty_like(p, device="meta"), requires_grad=False) for p in net.parameters()}
-    replace_parameters(net, stored)
+    shells = {p: nn.Parameter(torch.empty_like(p, device="meta"), requires_grad=False) for p in net.parameters()}
+    replace_parameters(net, shells)
     live = _built(net, model, record)
     if trained:
         load_delta(live, model.path / DELTA)
-    replace_parameters(net, {empty: parameter for parameter, empty in stored.items()})
+    replace_parameters(net, {empty: parameter for parameter, empty in shells.items()})
     net.eval()
     return live
 
@@ -221,7 +221,7 @@ def _built(net: Any, model: Model, record: Record) -> LiveModel:
     return build(net, tokenizer, record.method, new_tokens(model).keys(), record.earlier, padded=record.padded)
 
 
-def _stored(folder: Path) -> torch.dtype:
+def stored(folder: Path) -> torch.dtype:
     """The precision of the weights in their files, which can differ from the one in config.json."""
     try:
         with safe_open(base_files.weight_files(folder)[0], "pt") as file:

@@ -122,7 +122,8 @@ def _built(record: "Record", method: Method | None, new: Collection[int], tokeni
     from langext.methods import extended
     from langext.models import loading
 
-    net = loading.load_base(record.base, torch.bfloat16)
+    exact = method is not None and method.copies and loading.stored(record.base) != torch.bfloat16
+    net = loading.load_base(record.base, torch.float32 if exact else torch.bfloat16)
     vocabulary = loading.load_tokenizer(record.tokenizer or record.base)
     live = extended.build(net, vocabulary, method, new, record.earlier, padded=record.padded)
     if tokenizer:

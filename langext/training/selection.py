@@ -145,8 +145,8 @@ class BestWeights:
 
         Every process must call this, with the same values, because all of them take part in gathering the weights.
         """
-        # Weights kept at this step or later come from before a resume at an earlier checkpoint; those steps are made again.
-        if not isfinite(score) or (self.kept and self.kept.step < step and self.kept.score <= score):
+        # What was kept before a resume at an earlier checkpoint stays: steps that are made again may differ in a digit.
+        if not isfinite(score) or (self.kept and self.kept.score <= score):
             return
         self.kept = Kept(step=step, score=score, evaluation=evaluation)
         gathered = weights()

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from cases import calibrate
-from toy import make_base
+from toy import make_base, make_tokenizer
 
 from langext.architectures import families
 from langext.errors import ConfigError
@@ -17,7 +17,8 @@ from langext.methods.penalties import L2SP, LDIFS
 from langext.methods.penalties.base import MicroBatch
 from langext.methods.residue import stacks
 from langext.methods.selective_lora import SelectiveLowRank
-from langext.models import layer_scaling, merging
+from langext.models import layer_scaling, loading, merging
+from langext.stages import extend
 from langext.training import engine
 
 
@@ -224,6 +225,21 @@ def test_grow(k, train):
     scale = 0.5 if train == "new_copy" else 1.0
     wanted = scale * gated(x, w, "qwen3") + gated(x, w, "qwen3", "grown.")
     assert np.allclose(ffn(torch.tensor(x).float()).detach().numpy(), wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_copies_have_the_precision_of_the_base(tmp_path, dtype):
+    """What stage extend leaves begins as the base does, however that is stored."""
+    net = make_base("llama", len(make_tokenizer())).float()
+    for parameter in net.parameters():
+        parameter.data *= 1 + 0.3 * torch.rand_like(parameter)
+    net.to(dtype).save_pretrained(tmp_path)
+    make_tokenizer().save_pretrained(tmp_path)
+    record = loading.Record(tmp_path, Grow(name="grow"))
+    live = extend._built(record, record.method, (), None)
+    ids, base = torch.arange(1, 40)[None], loading.load_base(tmp_path, torch.float32)
+    with torch.no_grad():
+        assert torch.equal(live.net.float()(input_ids=ids).logits, base(input_ids=ids).logits)
 
 
 @pytest.mark.parametrize("k", [2, 3, 4])

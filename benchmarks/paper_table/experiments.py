@@ -103,9 +103,10 @@ def ablations(data: Path, base: str) -> Iterator[Run]:
     plain = {"lr": 8e-3, "original_frac": 0.0}
     for closed in (0.9, 0.95, 0.98, 0.99, 0.995, 0.999):
         yield _small(f"closed-{closed:g}", data, base, CALIBRATED | {"calibrate": {"closed": closed}}, plain)
-    kinds = _small("kinds-9", data, base, CALIBRATED, plain)
-    kinds["stages"][0]["sources"] += replayed(data, MORE_ENGLISH)
-    yield kinds
+    yield _more_english(_small("kinds-9", data, base, CALIBRATED, plain), data)
+    for closed in (0.95, 0.98, 0.995, 0.999):  # what was better, one setting at a time, together
+        method = CALIBRATED | {"layers": {"top": 4}, "calibrate": {"closed": closed}}
+        yield _more_english(_small(f"together-{closed:g}", data, base, method, plain | {"lr": 1.6e-2}), data)
     for init in ("lecun", "low_variance"):
         yield _small(f"init-{init}", data, base, CALIBRATED | {"init": init}, plain)
     for frac in (0.05, 0.1, 0.4):
@@ -217,6 +218,12 @@ def on_gpu(run: Run, micro_batch: int) -> Run:
         elif stage["uses"] != "filter":
             stage["runtime"] = {"gpus": 1}
     return found
+
+
+def _more_english(run: Run, data: Path) -> Run:
+    """The same run with more kinds of English that calibrate its gates."""
+    run["stages"][0]["sources"] += replayed(data, MORE_ENGLISH)
+    return run
 
 
 def _small(

@@ -81,7 +81,7 @@ def training(config: Any, numbers: Size, train: Train) -> dict[str, float]:
     (`runtime.prefix_cache`); 0 where none are kept.
     """
     from langext.training import deepspeed_file
-    from langext.training.engine import bytes_each
+    from langext.training.checkpoints import bytes_each
 
     tokens = train.steps * train.batch_sequences * train.sequence_length
     per_step = flops.per_token(numbers.total, numbers.trainable, config, train.sequence_length)

@@ -40,6 +40,11 @@ AVERAGE = "average.safetensors"
 """File with the running average of the trainable weights; exists only when the training keeps one (`ema`)."""
 
 
+def bytes_each(bf16: bool, ema: object) -> int:
+    """Bytes of a checkpoint for a parameter that learns: weight, float32 master, AdamW's moments, and a running average."""
+    return (2 if bf16 else 4) + 12 + 4 * bool(ema)
+
+
 class CheckpointRecord(Spec):
     """Content of the files.json of a checkpoint."""
 

@@ -34,11 +34,6 @@ class NotFinite(Exception):
     """A loss was infinite or not a number. The weights are still those from before the step."""
 
 
-def bytes_each(bf16: bool, ema: object) -> int:
-    """Bytes of a checkpoint for a parameter that learns: weight, float32 master, AdamW's moments, and a running average."""
-    return (2 if bf16 else 4) + 12 + 4 * bool(ema)
-
-
 def join_processes() -> torch.device:
     """Join the process group of the launcher, or make a group of one process. Returns the device of this process."""
     if not torch.cuda.is_available():
@@ -290,7 +285,7 @@ class Engine:
         """
         # Under ZeRO 3 `numel` is 0 while a weight is partitioned; `ds_numel` is its full size.
         size = sum(getattr(p, "ds_numel", p.numel()) for p in self._learning().values())
-        needed = size * bytes_each(self.settings.bf16, self.ema)
+        needed = size * checkpoints.bytes_each(self.settings.bf16, self.ema)
         kept.write(step, lambda folder: self._fill(folder, state), self.settings.layout, needed)
 
     def _fill(self, folder: Path, state: dict[str, Any]) -> None:

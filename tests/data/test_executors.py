@@ -112,7 +112,7 @@ def test_a_cluster_that_is_not_here_is_refused_when_the_run_is_planned(monkeypat
     with pytest.raises(ConfigError, match=r"runtime.executor: slurm needs the program sbatch"):
         SLURM.check()
     monkeypatch.setattr("langext.context.find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match=r"ray is not installed; pip install 'langext\[ray\]'"):
+    with pytest.raises(ConfigError, match=r"ray is not installed; pip install '\.\[ray\]'"):
         Runtime(executor="ray").check()
     with pytest.raises(ValidationError, match="slurm: is for executor: slurm, and the executor is ray"):
         Runtime(executor="ray", ray=Ray(), slurm=Slurm())

@@ -243,7 +243,7 @@ def plane(
     `curves`: name -> points that are joined by a line. Curves whose names are in `reference` are grey. A wide line goes through
     the runs that no other run beats; the base is at the origin. `x` and `y` are the titles of the axes.
     """
-    figure, (axis,) = _figure(9.5, 5.2, 1)
+    figure, (axis,) = _figure(9.5, 5.2 + 0.22 * len(curves), 1)
     axis.axhline(0, color=INK, linewidth=0.8)
     axis.axvline(0, color=INK, linewidth=0.8)
     axis.plot(0, 0, marker="+", markersize=12, color=INK, linestyle="none", label="the base")
@@ -265,8 +265,7 @@ def plane(
               zorder=0, label="unbeaten")  # fmt: skip
     _label(axis, title, x)
     axis.set_ylabel(y, color=INK)
-    legend = axis.legend(frameon=False, labelcolor=INK, fontsize=9, loc="upper left", bbox_to_anchor=(1.01, 1))
-    legend.set_zorder(5)
+    _legend(axis, below=True)  # names say settings, and may be long
     return _svg(figure, f"Each run by {x} and {y}; the table below has the figures")
 
 

@@ -66,7 +66,9 @@ def _specs(annotation: Any) -> Iterator[type[Spec]]:
 
 def page() -> str:
     """The same as a page of the documentation, in Markdown."""
-    about = "What `langext doctor --fields` prints: pipeline, what stages share, sources, stages, methods, penalties."
+    about = (
+        "What `langext doctor --fields` prints: the pipeline, stages, sources, methods and penalties, and what parts they have."
+    )
     lines = [f"# Every key of a pipeline file\n\n{about}\n"]
     for title, about, rows in parts():
         cells = [" | ".join(_cell(text) for text in row) for row in (HEADS, ("---",) * len(HEADS), *rows)]

@@ -118,7 +118,8 @@ def set_up(settings: Settings, ctx: Context, model: Model, corpus: Corpus) -> Se
     )
     # After DeepSpeed has moved the model to its device, because the base runs there; before the weights of a checkpoint come.
     with runner.gathered():
-        watch = _watch(settings, ctx, corpus, live, loading.load_tokenizer(loading.read_record(model).base), base)
+        before = live.tokenizer if live.had_rows else loading.load_tokenizer(loading.read_record(model).base)
+        watch = _watch(settings, ctx, corpus, live, before, base)
     state: dict[str, Any] = {"step": 0, "seconds": 0.0, "start": None}
     if newest is not None and source is not None:
         state = runner.load(newest, source)

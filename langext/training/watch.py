@@ -24,8 +24,8 @@ class Watch:
     def __init__(
         self, ctx: Context, live: "LiveModel", tokenizer: Any, base: Callable[[], Any], probes: Mapping[str, list[str]]
     ):
-        """`tokenizer` is the one of the base without extensions. `base` loads the base model, and is called only for methods
-        that cannot be switched off. `probes` are held-out passages by `<language>/<domain>`.
+        """`tokenizer` is the one of the model that the training starts from. `base` loads that model, and is called only for
+        methods that cannot be switched off. `probes` are held-out passages by `<language>/<domain>`.
         """
         self.ctx, self.live, self.probes = ctx, live, probes
         original_texts = [text for name, texts in probes.items() if name.split("/")[0] != ctx.language for text in texts]
@@ -33,10 +33,7 @@ class Watch:
         if original_texts and live.method is not None:
             reversible = live.method.reversible
             with live.method.off(live.net) if reversible else nullcontext():
-                self.kl = BaseKL(
-                    live.net if reversible else base(), live.tokenizer if live.had_rows else tokenizer, original_texts,
-                    own_rows=live.had_rows,
-                )  # fmt: skip
+                self.kl = BaseKL(live.net if reversible else base(), tokenizer, original_texts, own_rows=live.had_rows)
         self.dead: list[int] = []
 
     def measure(self) -> Evaluation:

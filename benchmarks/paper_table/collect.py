@@ -7,6 +7,7 @@ its cost.
 """
 
 import argparse
+import re
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -87,10 +88,9 @@ def one(run: Path, name: str) -> dict[str, Any]:
     return read_json(found) if found else {}
 
 
-def method_of(name: str, record: dict[str, Any]) -> str:
-    """What a run is called, without its seed and the learning rate, or else the value of a setting, that its name ends with."""
-    run, rate = name.split("-seed")[0], f"-{record['train']['lr']:g}"
-    return run.removesuffix(rate) if run.endswith(rate) else run.rpartition("-")[0]
+def method_of(name: str) -> str:
+    """What a run is called, without its seed and the number, mostly a learning rate, that its name ends with."""
+    return re.sub(r"-\d[\d.e-]*$", "", name.split("-seed")[0])
 
 
 def of_unseen(sets: dict[str, Any]) -> list[Any]:

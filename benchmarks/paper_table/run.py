@@ -95,7 +95,7 @@ def best_of(runs: list[Run], out: Path) -> list[Run]:
     best: dict[str, tuple[float, Run]] = {}
     for run in runs:
         if found := summary(out / run["name"]):
-            method, learned = method_of(run["name"], found), found["learned_unseen"]
+            method, learned = method_of(run["name"]), found["learned_unseen"]
             if method not in best or learned > best[method][0]:
                 best[method] = (learned, run)
     return [run for _, run in best.values()]

@@ -59,7 +59,7 @@ def by_method(found: Records) -> dict[str, list[dict[str, Any]]]:
     """The records of each method, by rate and seed."""
     methods: dict[str, list[dict[str, Any]]] = {}
     for name, row in sorted(comparable(found).items(), key=lambda item: (item[1]["train"]["lr"], item[1]["seed"])):
-        methods.setdefault(method_of(name, row), []).append(row)
+        methods.setdefault(method_of(name), []).append(row)
     return dict(sorted(methods.items()))
 
 

@@ -70,7 +70,7 @@ def lighter(run: Run, asked: argparse.Namespace) -> Run:
     for stage in run["stages"]:
         if stage["uses"] == "train" and (steps := asked.steps):
             warmup = min(stage["warmup_steps"], steps // 4)
-            stage |= {"steps": steps, "warmup_steps": warmup, "save_every": steps, "eval_every": -(-steps // 3)}
+            stage |= {"steps": steps, "warmup_steps": warmup, "save_every": -(-steps // 6), "eval_every": -(-steps // 3)}
         if "tasks" in stage and asked.items is not None:
             stage |= {"limit": asked.items} if asked.items else {"tasks": {}}
     return run

@@ -4,7 +4,7 @@ The one rule: of a base on the hub only config and tokenizer are downloaded, and
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -99,6 +99,13 @@ class Machine:
     """Memory of the smallest GPU; 0 without one."""
     cores: int
     memory_bytes: int
+    nodes: int = 1
+    """Machines like this one that train together."""
+
+    @property
+    def all_gpus(self) -> int:
+        """GPUs of all of them."""
+        return self.gpus * self.nodes
 
 
 def base(name: str, revision: str | None) -> Base:
@@ -230,8 +237,25 @@ def _prose(pages: Iterable[str]) -> Iterator[str]:
                 yield paragraph
 
 
-def machine() -> Machine:
-    """GPUs, cores and memory."""
+def machine(gpus: int | None = None, gpu_gib: float | None = None, nodes: int = 1) -> Machine:
+    """GPUs, cores and memory of this machine, or with other GPUs, in the place of those that will train.
+
+    Raises ConfigError where nothing says how much memory they have.
+    """
+    if not gpus and (gpu_gib is not None or nodes > 1):
+        raise ConfigError(f"--{'nodes' if gpu_gib is None else 'gpu-memory'}: give --gpus as well, how many each machine has")
+    here = _this_machine()
+    if gpus is None:
+        return here
+    if gpus == 0:
+        return replace(here, gpus=0, gpu="", gpu_bytes=0)
+    if gpu_gib is None and not here.gpus:
+        raise ConfigError("--gpus: there is none here to ask; give --gpu-memory, the GiB of each, as well")
+    memory = here.gpu_bytes if gpu_gib is None else round(gpu_gib * 2**30)
+    return replace(here, gpus=gpus, gpu=here.gpu if gpu_gib is None else "GPU", gpu_bytes=memory, nodes=nodes)
+
+
+def _this_machine() -> Machine:
     import psutil
     import torch
 

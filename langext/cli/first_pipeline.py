@@ -121,7 +121,8 @@ def _of_text(text: Text | None, new: Any, kept: Any, original: Text | None) -> s
 
 def _of_machine(machine: Machine) -> str:
     gpus = f"{machine.gpus} x {one_line(machine.gpu)} of {machine.gpu_bytes / 2**30:.0f} GiB" if machine.gpus else "no GPU"
-    return f"machine: {gpus}, {machine.cores} CPU cores, {machine.memory_bytes / 2**30:.0f} GiB of memory"
+    each = f"{machine.nodes} machines, each with " if machine.nodes > 1 else "machine: "
+    return f"{each}{gpus}, {machine.cores} CPU cores, {machine.memory_bytes / 2**30:.0f} GiB of memory"
 
 
 def _check(text: str, asked: Asked) -> None:

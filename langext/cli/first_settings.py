@@ -119,16 +119,17 @@ class Placement:
 def budget(base: Base, text: Text | None, machine: Machine) -> Budget:
     """The tokens that the text and the machine allow, divided into steps."""
     size = base.size.base if base.size else UNKNOWN_PARAMETERS
-    most = machine.gpus * GPU_FLOPS / (6 * size) if machine.gpus else CPU_TOKENS
+    most = machine.all_gpus * GPU_FLOPS / (6 * size) if machine.gpus else CPU_TOKENS
     why = f"a first look, as long as the quickstart: there is no GPU here, and {size / 1e9:.2g} G parameters"
     if machine.gpus:
-        why = f"the compute of pipelines/add_language.yaml for each of {machine.gpus} GPU(s), for {size / 1e9:.2g} G parameters"
+        each = f"each of {machine.all_gpus} GPU(s)"
+        why = f"the compute of pipelines/add_language.yaml for {each}, for {size / 1e9:.2g} G parameters"
     if text is not None and text.tokens is not None and (all_of_it := EPOCHS * text.tokens * (1 - heldout(text))) < most:
         most, why = all_of_it, f"all of the text {EPOCHS} times; more readings teach little (https://arxiv.org/abs/2305.16264)"
     few = most <= FEW_TOKENS
     length = min(512 if few else 2048, families.positions(base.config) or 2048)
     step = min(LARGE_STEP, max(SMALL_STEP, 1 << max(1, int(most / STEPS)).bit_length() - 1))
-    processes = max(1, machine.gpus)
+    processes = max(1, machine.all_gpus)
     sequences = -(-max(1, step // length) // processes) * processes
     steps = max(LEAST_STEPS, int(most / (sequences * length)))
     if steps * sequences * length > most:
@@ -184,14 +185,17 @@ def placement(base: Base, planned: Budget, machine: Machine) -> Placement:
     """The largest micro-batch and the simplest ZeRO that fit, by the estimate of `langext plan`."""
     if not machine.gpus:
         return Placement({}, "no GPU here")
-    several, most = machine.gpus > 1, _micro(planned, machine.gpus)
-    choices = ["zero2", "zero3", "zero3_offload"] if several else ["one_gpu", "zero3_offload"]
-    smallest = {"gpus": machine.gpus, "deepspeed": choices[0], "micro_batch": 1, "activation_checkpointing": True}
+    most = _micro(planned, machine.all_gpus)
+    choices = ["zero2", "zero3", "zero3_offload"] if machine.all_gpus > 1 else ["one_gpu", "zero3_offload"]
+    where: dict[str, Any] = {"gpus": machine.gpus}
+    if machine.nodes > 1:
+        choices[0], where = "multinode", {"gpus": machine.gpus, "nodes": machine.nodes, "launcher": "srun"}
+    smallest = where | {"deepspeed": choices[0], "micro_batch": 1, "activation_checkpointing": True}
     if base.size is None:
         return Placement(smallest, "the least memory, until the base is here and langext plan can say what it takes")
     micros = [most >> halved for halved in range(most.bit_length())]
     for deepspeed, checkpointing, micro in product(choices, (False, True), micros):
-        runtime = {"gpus": machine.gpus, "deepspeed": deepspeed, "micro_batch": micro}
+        runtime = where | {"deepspeed": deepspeed, "micro_batch": micro}
         runtime |= {"activation_checkpointing": True} if checkpointing else {}
         need = estimate.training(base.config, base.size, training(planned, runtime))["memory"]
         if need < FREE * machine.gpu_bytes:

@@ -25,12 +25,17 @@ def init(
     original_encoding: Annotated[
         str | None, typer.Option(help="Encoding of --original-text that is not UTF-8, as cp1252.")
     ] = None,
+    gpus: Annotated[int | None, typer.Option(min=0, help="GPUs of each machine that will train. Default: those here.")] = None,
+    gpu_memory: Annotated[
+        float | None, typer.Option(min=1, help="Memory of each of these GPUs, in GiB. Default: that of a GPU here.")
+    ] = None,
+    nodes: Annotated[int, typer.Option(min=1, help="Machines with so many GPUs that will train together.")] = 1,
     out: Annotated[
         Path | None, typer.Option(parser=edge.path, metavar="FILE", help="File to write. Default: <base>-<language>.yaml.")
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Write over a file that exists.")] = False,
 ) -> None:
-    """Write a pipeline with settings that fit the base, the text and this machine, and say in it why.
+    """Write a pipeline with settings that fit the base, the text and the machine, and say in it why.
 
     Of a base on the hub only config and tokenizer are downloaded. A file that exists is only overwritten with --force.
     """
@@ -52,12 +57,13 @@ def init(
         file = out or Path(f"{first_pipeline.plain_name(base, new)}.yaml")
         _check_target(file, force)
         asked = first_pipeline.Asked(base, revision, new, kept, file)
+        machine = first_look.machine(gpus, gpu_memory, nodes)
         model = first_look.base(base, revision)
         learnt, known = (
             first_look.text(asked_text, spoken, model.tokenizer) if asked_text.path else None
             for asked_text, spoken in ((of_new, new), (of_original, kept[0]))
         )
-        written = first_pipeline.write(asked, model, learnt, known, first_look.machine())
+        written = first_pipeline.write(asked, model, learnt, known, machine)
         for doubt in written.doubts:
             warn(doubt)
         with file.open("w" if force else "x", encoding="utf-8") as target:  # x: not even one that was made meanwhile

@@ -17,7 +17,7 @@ from langext.data import assets
 from langext.errors import ConfigError
 from langext.pipeline import estimate
 from langext.pipeline.plan import Pipeline
-from langext.spec import load
+from langext.spec import load, parse
 from langext.stages.filter import Filter
 from langext.stages.tokenizer import ExtendTokenizer
 from langext.stages.train import Train
@@ -81,6 +81,8 @@ def test_what_it_writes_passes_plan(tmp_path, pico, lid, monkeypatch):
         (["--out", "no/where.yaml"], "no: no such folder"),
         (["--encoding", "cp1250"], "--encoding: is of text that --text names"),
         (["--original-encoding", "cp1252"], "--original-encoding: is of text that --original-text names"),
+        (["--nodes", "2"], "--nodes: give --gpus as well"),
+        (["--gpus", "0", "--gpu-memory", "80"], "--gpu-memory: give --gpus as well"),
     ],
 )
 def test_a_mistake_is_one_line_and_writes_nothing(args, said, pico, tmp_path, monkeypatch):
@@ -179,6 +181,24 @@ def test_the_simplest_placement_that_fits_is_taken():
     for planned in (long, first_settings.budget(SMOLLM2, of(60_000), replace(NODE, gpus=3))):
         machine = NODE if planned is long else replace(NODE, gpus=3)
         assert first_settings.training(planned, first_settings.placement(SMOLLM2, planned, machine).runtime).accumulate()
+
+
+def test_the_machines_that_will_train_may_be_others(monkeypatch, tmp_path):
+    monkeypatch.setattr(first_look, "_this_machine", lambda: CPU)
+    with pytest.raises(ConfigError, match="--gpus: there is none here to ask; give --gpu-memory"):
+        first_look.machine(8)
+    machine = first_look.machine(8, 80, 2)
+    assert first_look.machine(0) == CPU and (machine.all_gpus, machine.gpu_bytes) == (16, NODE.gpu_bytes)
+    asked = first_pipeline.Asked("owner/model", None, HUNGARIAN, [languages.find("en")], tmp_path / "x.yaml")
+    written = first_pipeline.write(asked, SMOLLM2, None, None, machine)
+    runtime = next(
+        stage for stage in Pipeline.model_validate(parse(written.text, "x", "safe")).stages if isinstance(stage, Train)
+    ).runtime
+    assert (runtime.gpus, runtime.nodes, runtime.launcher, runtime.deepspeed) == (8, 2, "srun", "multinode")
+    assert "in a Slurm job; elsewhere" in written.text and "2 machines, each with 8 x GPU of 80 GiB" in written.text
+    with monkeypatch.context() as here:
+        here.setattr(first_look, "_this_machine", lambda: NODE)
+        assert first_look.machine(4).gpu_bytes == NODE.gpu_bytes
 
 
 def test_the_vocabulary_is_extended_where_it_pays():

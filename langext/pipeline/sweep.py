@@ -12,8 +12,8 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -70,8 +70,9 @@ def axis(text: str) -> tuple[str, list[Any]]:
 
 def name_of(file: Path, overrides: Sequence[str], over: Sequence[str]) -> str:
     """The name of the pipeline in `file`, with the settings of the first run of the sweep."""
-    first = [f"{key}={json.dumps(values[0], default=str)}" for key, values in map(axis, over)]
-    return load(file, Pipeline, [*overrides, *first]).name
+    first = {key: values[0] for key, values in map(axis, over)}
+    with _blaming(first):
+        return load(file, Pipeline, [*overrides, *_settings(first)]).name
 
 
 def points(files: Sequence[Path], over: Sequence[str], overrides: Sequence[str], out: Path) -> list[Point]:
@@ -92,8 +93,9 @@ def points(files: Sequence[Path], over: Sequence[str], overrides: Sequence[str],
     for file in files:
         for values in product(*(values for _, values in axes)):
             chosen = {key: value for (key, _), value in zip(axes, values, strict=True)}
-            given = (*overrides, *(f"{key}={json.dumps(value, default=str)}" for key, value in chosen.items()))
-            spec = load(file, Pipeline, given)
+            given = (*overrides, *_settings(chosen))
+            with _blaming(chosen):
+                spec = load(file, Pipeline, given)
             parts = [spec.name] if len(files) > 1 or not chosen else []
             name = "-".join([*parts, *(_shown(key, value) for key, value in chosen.items())])
             root = out / re.sub(r"[^\w.=+-]+", "-", name)
@@ -104,7 +106,8 @@ def points(files: Sequence[Path], over: Sequence[str], overrides: Sequence[str],
             try:
                 steps = plan.plan(spec, root)
             except ConfigError as error:
-                raise ConfigError(located(error, file, given)) from None
+                with _blaming(chosen):
+                    raise ConfigError(located(error, file, given)) from None
             runs.append(Point(root.name, file, given, spec, root, steps))
     if twice := next((name for name, count in Counter(point.name for point in runs).items() if count > 1), None):
         raise ConfigError(
@@ -115,6 +118,23 @@ def points(files: Sequence[Path], over: Sequence[str], overrides: Sequence[str],
     if len(pairs) > 1:
         raise ConfigError("the runs of a sweep must add one language and keep the same ones, or they do not compare")
     return runs
+
+
+def _settings(chosen: Mapping[str, Any]) -> list[str]:
+    """Values of `--over` as they are given to `--set`."""
+    return [f"{key}={json.dumps(value, default=str)}" for key, value in chosen.items()]
+
+
+@contextmanager
+def _blaming(chosen: Mapping[str, Any]) -> Iterator[None]:
+    """Say `--over` of mistakes in these values."""
+    try:
+        yield
+    except ConfigError as error:
+        told = str(error)
+        for item in _settings(chosen):
+            told = told.replace(f"--set {item}", f"--over {item}")
+        raise ConfigError(told) from None
 
 
 def _shown(key: str, value: Any) -> str:

@@ -111,10 +111,14 @@ def test_runs_wait_for_what_another_is_doing_and_no_longer(file, tmp_path):
 
 
 def test_what_is_wrong_is_told_before_anything_runs(file, tmp_path):
-    with pytest.raises(ConfigError, match="unknown key 'stepz'"):
-        sweep.points([file], ["train.stepz=1,2"], [], tmp_path)
     with pytest.raises(ConfigError, match="two runs of this sweep would both be called toy"):
         sweep.points([file, file], [], [], tmp_path)
+    for over, said in (
+        ("train.stepz=1,2", "--over train.stepz=1: .*unknown key 'stepz'"),
+        ("trane.lr=1", "--over trane.lr=1: no stage"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            sweep.points([file], [over], [], tmp_path)
     with pytest.raises(ConfigError, match="--over train.lr: given twice"):
         sweep.points([file], ["train.lr=1,2", "train.lr=3,4"], [], tmp_path)
     with pytest.raises(ConfigError, match="must add one language"):

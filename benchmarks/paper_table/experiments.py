@@ -127,15 +127,16 @@ def ablations(data: Path, base: str) -> Iterator[Run]:
 
 
 def vocabulary(data: Path, base: str) -> Iterator[Run]:
-    """1,000 new tokens of French before the training, from two starts, with and without replay of English."""
-    for name, method, lr, fractions in (
-        ("full", {"name": "full"}, 3e-3, (0.1,)), ("neutral_residues", CALIBRATED, 8e-3, (0.0, 0.1)),
+    """New tokens of French before the training: for full fine-tuning, and for gates, from two starts, with replay, and more."""
+    full, gated = ({"name": "full"}, 3e-3), (CALIBRATED, 8e-3)
+    for (method, lr), tokens, output, p in (
+        (full, 1000, "unchanged", 0.1), (full, 4000, "unchanged", 0.1), (gated, 1000, "unchanged", 0.0),
+        (gated, 1000, "unchanged", 0.1), (gated, 1000, "shifted", 0.0), (gated, 1000, "shifted", 0.1),
+        (gated, 4000, "shifted", 0.0),
     ):  # fmt: skip
-        for p in fractions:
-            for output in ("unchanged", "shifted"):
-                run = _small(f"{name}-{output}-p-{p:g}", data, base, method, {"lr": lr, "original_frac": p})
-                run["stages"].insert(2, {"uses": "extend_tokenizer", "new_tokens": 1000, "output": output})
-                yield run
+        run = _small(f"{method['name']}-{tokens}-{output}-p-{p:g}", data, base, method, {"lr": lr, "original_frac": p})
+        run["stages"].insert(2, {"uses": "extend_tokenizer", "new_tokens": tokens, "output": output})
+        yield run
 
 
 def chain(data: Path, base: str, out: Path) -> list[list[Run]]:

@@ -309,7 +309,7 @@ def fetch(
         if what in runners.RUNNERS:
             typer.echo(f"{runners.make(what, runners.environments())}: {what}")
             return
-        for name in assets.names(what):
+        for name in assets.names(what, runners.RUNNERS):
             assets.fetch(name)
 
 

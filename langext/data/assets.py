@@ -8,7 +8,7 @@ import functools
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -130,12 +130,15 @@ GROUPS: dict[str, tuple[str, ...]] = {
 }
 
 
-def names(what: str) -> tuple[str, ...]:
-    """The names of all assets in a group, or the name of a single asset. Raises ConfigError for an unknown name."""
+def names(what: str, others: Iterable[str] = ()) -> tuple[str, ...]:
+    """The names of all assets in a group, or the name of a single asset.
+
+    Raises ConfigError for an unknown name, with those that are known: also `others`, which are no assets.
+    """
     if what in ASSETS:
         return (what,)
     if what not in GROUPS:
-        known = [*GROUPS, *ASSETS]
+        known = [*GROUPS, *ASSETS, *others]
         raise ConfigError(f"unknown asset {what!r}.{near(what, known)} Known: {', '.join(known)}.")
     return GROUPS[what]
 

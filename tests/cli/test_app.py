@@ -79,6 +79,11 @@ def test_fetch_brings_what_is_on_every_machine_once(tmp_path, monkeypatch):
     assert "here already" in again.output and (tmp_path / "python-reference" / "asset.json").is_file()
 
 
+def test_fetch_knows_programs_too():
+    result = CliRunner().invoke(app.app, ["fetch", "vllmm"])
+    assert result.exit_code == 2 and "unknown asset 'vllmm'. Did you mean vllm?" in result.output
+
+
 def test_the_shell_completes_commands_and_options(monkeypatch):
     monkeypatch.setenv("_LANGEXT_COMPLETE", "complete_bash")
     for words, offered in (("langext qu", "quickstart"), ("langext plan --meas", "--measure")):

@@ -8,8 +8,8 @@
 
 `best` is each method at the rate at which it learned most, with the range over seeds, beside full fine-tuning at its own;
 `settings` is all runs by their names, in the order of the records;
-`languages` is bits per byte of every language before and after, the mean over kinds of text that no run trains on; `about` says
-on what, from what and for how long the runs were made.
+`languages` is bits per byte of every language before and after, the mean over kinds of text that no run trains on; `tasks` the
+accuracy in each benchmark; `about` says on what, from what and for how long the runs were made.
 """
 
 import argparse
@@ -34,7 +34,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("records", type=Path, nargs="+")
     parser.add_argument("--picture", type=Path)
-    shown = {"runs": table, "best": best, "settings": settings, "languages": by_language, "about": about}
+    shown = {
+        "runs": table, "best": best, "settings": settings, "languages": by_language, "tasks": by_task, "about": about,
+    }  # fmt: skip
     parser.add_argument("--show", choices=list(shown), default="runs")
     parser.add_argument("--only", nargs="*", default=[""], help="beginnings of names of runs")
     asked = parser.parse_args()
@@ -137,6 +139,20 @@ def moved(bits: dict[str, list[float]], code: str) -> str:
     """Bits per byte of a language before and after, the mean over its unseen kinds; empty where it has none."""
     pairs = [pair for name, pair in bits.items() if name.startswith(f"{code}/{UNSEEN}")]
     return " -> ".join(f"{mean(side):.3f}" for side in zip(*pairs, strict=True))
+
+
+def by_task(found: Records) -> Iterable[str]:
+    """A table of all benchmarks: accuracy of the base, and of each run with the 95 % interval over its items."""
+    names = dict.fromkeys(name for row in found.values() for name in row["tasks"])
+    rows = ([name, *accuracies([row["tasks"].get(name) for row in found.values()])] for name in names)
+    return markdown(["benchmark", "base", *found], rows)
+
+
+def accuracies(runs: Sequence[tuple[float, float, float | None] | None]) -> Iterable[str]:
+    """The cells of a benchmark from (accuracy before, after, standard error) of each run; empty where it was not measured."""
+    yield percent(next(before for before, *_ in filter(None, runs)))
+    for run in runs:
+        yield "" if run is None else percent(run[1]) + ("" if run[2] is None else f" ± {1.96 * 100 * run[2]:.1f}")
 
 
 def about(found: Records) -> Iterable[str]:

@@ -20,6 +20,8 @@ from langext.languages import Language
 from langext.pipeline.plan import Pipeline, lineage, plan
 from langext.spec import parse
 
+FINEWEB = {"zho_Hans": "cmn_Hani", "zho_Hant": "cmn_Hani", "est_Latn": "ekk_Latn", "pes_Arab": "fas_Arab"}
+"""Languages that FineWeb-2 calls otherwise, https://huggingface.co/datasets/HuggingFaceFW/fineweb-2."""
 NEEDED = ("python-reference", "everything-else")
 """Assets that every such pipeline reads."""
 
@@ -142,5 +144,6 @@ def _template() -> Any:
         keep_trailing_newline=True,
     )  # fmt: skip
     env.filters["one_line"] = one_line  # for comments
+    env.filters["fineweb"] = lambda code: FINEWEB.get(code, code)
     env.filters["quoted"] = lambda value: json.dumps(value, ensure_ascii=False)  # JSON is YAML
     return env.get_template("pipeline.yaml.j2")

@@ -27,7 +27,7 @@ def init(
     ] = None,
     gpus: Annotated[int | None, typer.Option(min=0, help="GPUs of each machine that will train. Default: those here.")] = None,
     gpu_memory: Annotated[
-        float | None, typer.Option(min=1, help="Memory of each of these GPUs, in GiB. Default: that of a GPU here.")
+        float | None, typer.Option(min=1, max=10_000, help="Memory of each of these GPUs, in GiB. Default: that of a GPU here.")
     ] = None,
     nodes: Annotated[int, typer.Option(min=1, help="Machines with so many GPUs that will train together.")] = 1,
     out: Annotated[

@@ -219,8 +219,8 @@ def _paired_answers(more: np.ndarray) -> Difference:
     stderr = sqrt((right + wrong + 1 - (right - wrong) ** 2 / (count + 2)) / (count + 2) ** 2)
     low, high = max(-1.0, middle - 1.96 * stderr), min(1.0, middle + 1.96 * stderr)
     p_observed = float(binom.pmf(right, right + wrong, 0.5))
-    if not right + wrong:
-        return _none(paired=True)
+    if not right + wrong:  # no answer has changed, which of few items says little
+        return Difference(0.0, stderr, low, high, 1.0, paired=True)
     # With as many right as wrong the observed result is both tails at once, so only half of its probability is subtracted.
     p = 1 - p_observed / 2 if right == wrong else float(binomtest(right, right + wrong).pvalue) - p_observed
     return Difference((right - wrong) / count, stderr, low, high, p, paired=True)

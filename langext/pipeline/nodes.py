@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from langext.context import Runtime, hosts
-from langext.errors import SECRET_NAME, ConfigError
+from langext.errors import SECRET_NAME, ConfigError, holds_secret
 
 PASSED = re.compile(
     r"(CUDA|DS|FI|GLIBC|GLOO|HF|LANGEXT|MALLOC|MKL|NCCL|OMP|PYTORCH|TENSORBOARD|TOKENIZERS|TORCH|TRITON|UCX|WANDB)_\w+"
@@ -89,7 +89,7 @@ def passed_on(env: Mapping[str, str]) -> dict[str, str]:
         name: value
         for name, value in sorted(env.items())
         # A secret would stand in a command line that everybody on the machine can list.
-        if PASSED.fullmatch(name) and not SECRET_NAME.fullmatch(name) and name not in not_these
+        if PASSED.fullmatch(name) and not SECRET_NAME.fullmatch(name) and not holds_secret(value) and name not in not_these
     }
 
 

@@ -61,7 +61,7 @@ def axis(text: str) -> tuple[str, list[Any]]:
     if not (equals and key and values.strip()):
         raise ConfigError(f"{where}: expected key=value,value, for example train.lr=1e-4,3e-4")
     choices = parse(f"[{values}]", where, "safe")
-    if len(choices) == 1 and isinstance(choices[0], list):  # written with brackets of its own: key=[a,b]
+    if len(choices) == 1 and isinstance(choices[0], list) and choices[0]:  # written with brackets of its own: key=[a,b]
         choices = choices[0]
     if len({json.dumps(value, sort_keys=True, default=str) for value in choices}) < len(choices):
         raise ConfigError(f"{where}: a value is there twice")

@@ -53,8 +53,9 @@ def measures(run: Run) -> dict[str, float]:
     others = run.model_scores.others if run.model_scores else {}
     values |= {f"{name}.kl": other.kl_to_base.value for name, other in others.items() if other.kl_to_base}
     for row in run.tasks:
-        task, metric = row.name.split(", ")
-        values[f"{task}.{metric}_drop"] = -row.difference.value if row.higher_is_better else row.difference.value
+        task, _, metric = row.name.rpartition(", ")
+        measure = "_".join(f"{task}.{metric}_drop".split())  # a condition has no spaces in its measure
+        values[measure] = -row.difference.value if row.higher_is_better else row.difference.value
     if found := standing.certified(run):
         values |= {f"certificate.{name}": value for name, value in found.measures().items()}
     return values

@@ -111,7 +111,7 @@ class Run:
         known = self.model_scores.task_languages if self.model_scores else {}
         by_task: dict[str, dict[str, Change]] = {}
         for row in self.tasks:
-            task, metric = row.name.split(", ")
+            task, _, metric = row.name.rpartition(", ")
             by_task.setdefault(task, {}).setdefault(metric.split("/")[0], row)  # of several filters, the first
         changes: dict[str, list[Change]] = {}
         for task, metrics in by_task.items():

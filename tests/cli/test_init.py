@@ -143,6 +143,15 @@ def nowhere(name):
     raise ConfigError(f"{name} is not on this machine yet")
 
 
+def test_fineweb_calls_some_languages_otherwise(tmp_path):
+    asked = first_pipeline.Asked(
+        "owner/model", None, HUNGARIAN, [languages.find("zh"), languages.find("de")], tmp_path / "x.yaml"
+    )
+    written = first_pipeline.write(asked, SMOLLM2, None, None, CPU).text
+    assert "language: zho_Hans, hub: HuggingFaceFW/fineweb-2, config: cmn_Hani" in written
+    assert "language: deu_Latn, hub: HuggingFaceFW/fineweb-2, config: deu_Latn" in written
+
+
 def test_the_commands_that_come_next_are_words_for_a_shell(tmp_path):
     file = tmp_path / "my'tex\"t #x" / "q $x.yaml"
     asked = first_pipeline.Asked("owner/model", None, HUNGARIAN, [languages.find("en")], file)

@@ -101,6 +101,8 @@ def test_few_changed_answers_are_no_evidence():
         assert change.verdict == ("noise" if p > 0.05 else "better")
     (both,) = significance.tasks(file(task=metric([0, 0])), file(task=metric([1, 1])))
     assert both.verdict == "noise" and both.difference.low < 0 < both.difference.high == 1
+    (none,) = significance.tasks(file(task=metric([0, 1, 1, 0])), file(task=metric([0, 1, 1, 0])))
+    assert none.difference.p == 1 and none.difference.high == -none.difference.low == pytest.approx(1.96 / 6)
 
 
 @pytest.mark.parametrize("share", [0.02, 0.1, 0.5])

@@ -72,8 +72,8 @@ def test_nobody_needs_a_home(two, monkeypatch):
         carriers.cache()
 
 
-def test_a_choice_of_gpus_of_this_machine_says_nothing_to_others():
-    env = {"CUDA_VISIBLE_DEVICES": "3", "NCCL_DEBUG": "INFO"}
+def test_what_is_secret_or_of_this_machine_alone_is_not_passed_on():
+    env = {"CUDA_VISIBLE_DEVICES": "3", "NCCL_DEBUG": "INFO", "HF_ENDPOINT": "https://me:secret@mirror"}
     assert nodes.passed_on(env) == {"NCCL_DEBUG": "INFO"}
 
 

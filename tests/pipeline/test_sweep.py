@@ -37,6 +37,7 @@ def file(tmp_path_factory: pytest.TempPathFactory, pico: Path) -> Path:
         ("extend.method=lora, full", ["lora", "full"]),
         ("extend.method={name: lora, rank: 8},{name: full}", [{"name": "lora", "rank": 8}, {"name": "full"}]),
         ("train.betas=[0.9, 0.95],[0.9, 0.99]", [[0.9, 0.95], [0.9, 0.99]]),
+        ("train.penalties=[]", [[]]),
     ],
 )
 def test_values_of_an_axis(text, values):

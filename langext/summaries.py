@@ -253,3 +253,5 @@ class TransplantSummary(Summary):
     method: str
     history: History
     """How the model came about in the run that gave it."""
+    contents: list[str] = []
+    """What the donor was, by its bytes."""

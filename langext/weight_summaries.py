@@ -35,6 +35,8 @@ class MergeSummary(Summary):
     of: Literal["merge"] = "merge"
     models: list[str]
     """Folders of the models."""
+    contents: list[str] = []
+    """What each of them was, by its bytes."""
     rule: str
     lines: bool
     scale: float

@@ -20,6 +20,7 @@ from langext.artifacts import (
     Manifest,
     Model,
     file_record,
+    fingerprint,
     finished,
     is_run,
     read_as,
@@ -158,6 +159,24 @@ def extended(base: str) -> Model | None:
 def trained_models(stages: Sequence[tuple[Path, Manifest]]) -> list[Model]:
     """The trained models among the results of a run's finished `stages`, in order."""
     return [Model(path) for path, manifest in stages if manifest.kind == Model.__name__ and manifest.trained]
+
+
+def content(model: Model) -> str:
+    """What a model is by its bytes: of a base those of its files, else those of the stage that made it."""
+    base = read_base(model.path.parent) if model.path.name == BASE else None
+    return base.content if base else fingerprint(model.manifest.hashes)
+
+
+def made_again(models: Sequence[str], contents: Sequence[str]) -> str:
+    """Which of these models of other runs has no longer the `content` that was recorded, in words; empty where none has.
+
+    A model that is gone has not changed.
+    """
+    for name, recorded in zip(models, contents, strict=False):
+        model = extended(name)
+        if model is not None and content(model) != recorded:
+            return f"{name} has been trained again since this stage read it"
+    return ""
 
 
 def earlier(base: str) -> "tuple[Earlier, ...]":

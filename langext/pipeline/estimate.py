@@ -111,6 +111,7 @@ def show(spec: Pipeline, root: Path, file: Path, overrides: Sequence[str]) -> bo
     steps = plan.plan(spec, root)
     todo, problem = [step for step in steps if step.state != "done"], ""
     try:
+        plan.check_inputs(steps)
         plan.check(spec, steps, todo)
     except ConfigError as error:
         problem = located(error, file, overrides)

@@ -3,7 +3,7 @@
 The one rule: nothing here runs a stage or downloads anything.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -188,6 +188,21 @@ def _wire(name: str, stage: AnyStage, made: list[tuple[str, type[Artifact], Path
         newest = candidates[-1]
         wired[arg] = (newest[0], newest[2], newest[3])
     return wired
+
+
+def check_inputs(steps: Sequence[Step], redone: Collection[Path] = ()) -> None:
+    """Raise ConfigError for a finished stage that has read what is no longer there: made again, it might be something else.
+
+    `redone` are the folders of stages that are to be done again.
+    """
+    names = {step.out: step.name for step in steps if not step.manifest}
+    for step in steps:
+        gone = next((path for _, path, _ in step.inputs.values() if path in names), None)
+        if gone and step.manifest and step.out not in redone:
+            raise ConfigError(
+                f"stage {step.name!r} is finished, and what it has read, {gone}, is not there: put it back, or make it again "
+                f"with all that depends on it: --redo {names[gone]}"
+            )
 
 
 def check(pipeline: Pipeline, steps: list[Step], todo: list[Step]) -> None:

@@ -18,7 +18,7 @@ from langext.errors import EXIT_BUG, EXIT_CONFIG, EXIT_RUN_FAILED, ConfigError, 
 from langext.models import bases
 from langext.pipeline import live, reuse, slurm_step, worker
 from langext.pipeline.launcher import check_alone, launch
-from langext.pipeline.plan import Pipeline, Step, check, plan
+from langext.pipeline.plan import Pipeline, Step, check, check_inputs, plan
 from langext.spec import near
 from langext.stages.base import Stage
 from langext.stages.train import Train
@@ -57,7 +57,7 @@ def run(
         for step in todo:
             if step.stage.runtime.in_step:
                 slurm_step.hosts(step.stage.runtime)  # before hours of other stages
-        for path in redone:
+        for path in reversed(redone):  # what depends on others first, so that nothing ever stands without what it has read
             _discard(path)
         bases.prepare(pipeline.base_model, pipeline.revision, root / BASE)
         if todo and not known:  # only now, when it is here, a base from the hub can be compared with the settings
@@ -76,16 +76,17 @@ def run(
     return steps
 
 
-def _unfinished(steps: Sequence[Step], redo: Collection[str]) -> tuple[list[Step], set[Path]]:
+def _unfinished(steps: Sequence[Step], redo: Collection[str]) -> tuple[list[Step], list[Path]]:
     """The steps to do, and the folders of those that start from the beginning.
 
-    Raises ConfigError for a step that was finished or interrupted with another recipe, or whose sources have changed.
+    Raises ConfigError for a step that was finished or interrupted with another recipe, whose sources have changed, or that has
+    read what is not there.
     """
     todo: list[Step] = []
-    redone: set[Path] = set()
+    redone: list[Path] = []
     for step in steps:
         if step.name in redo or any(path in redone for _, path, _ in step.inputs.values()):
-            redone.add(step.out)
+            redone.append(step.out)
             todo.append(step)
             continue
         if step.state == "failed" and step.stage.salvages:
@@ -94,13 +95,15 @@ def _unfinished(steps: Sequence[Step], redo: Collection[str]) -> tuple[list[Step
         earlier = step.manifest or step.job
         changed = earlier is not None and earlier.fingerprint != step.fingerprint
         if step.state == "failed" and not (step.out / CHECKPOINTS).exists() and (changed or step.job_failure == "config"):
-            redone.add(step.out)  # nothing of it holds: no checkpoint, and what it has is of another recipe or of wrong input
+            # nothing of it holds: no checkpoint, and what it has is of another recipe or of wrong input
+            redone.append(step.out)
         elif earlier and changed:
             raise ConfigError(_changed(step, earlier))
         if not step.manifest:
             todo.append(step)
         elif reason := step.stage.outdated(step.manifest):
             raise ConfigError(f"stage {step.name!r}: {reason}. Use --redo {step.name} to do it again.")
+    check_inputs(steps, redone)
     return todo, redone
 
 

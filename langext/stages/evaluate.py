@@ -22,6 +22,7 @@ from langext.console import duration, say
 from langext.context import Context
 from langext.errors import ConfigError, user_path
 from langext.evaluation import benchmarks, heldout, scores
+from langext.models import bases
 from langext.spec import Benchmarks
 from langext.stages.base import Stage
 from langext.summaries import EvaluateSummary, TaskFile
@@ -211,7 +212,7 @@ class Evaluate(Stage):
         kl, kl_by_set = heldout.distances(base(), live, kept, self.kl_bytes) if base and self.kl_bytes else ({}, {})
         bits = heldout.bits(live, ours | others, self.bpb_bytes)
         names = self._names(ctx)
-        tasks = self._tasks(ctx, live, model.path.name, list(names), by_language)
+        tasks = self._tasks(ctx, live, bases.content(model) if names else "", list(names), by_language)
         fits = partial(generation.fits, live.net, live.tokenizer)
         starts = {c: filter(fits, continuation.starts(texts)) for c, texts in by_language.items()}
         prompts = {c: self.prompts[c] if c in self.prompts else list(islice(starts[c], self.samples)) for c in starts}
@@ -253,7 +254,7 @@ class Evaluate(Stage):
     def _tasks(
         self, ctx: Context, live: "LiveModel", model: str, names: Sequence[str], texts: Mapping[str, list[str]]
     ) -> dict[str, dict[str, scores.Metric]]:
-        """Metrics by task: the continuation task in every language, and the tasks in `names`. `model` is its folder name."""
+        """Metrics by task: the continuation task in every language, and the tasks in `names`. `model` says which one it is."""
         from langext.evaluation import continuation, harness
 
         found: dict[str, dict[str, scores.Metric]] = {}

@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from langext.artifacts import JOB, BaseManifest, Corpus, Job, Model, read_as, read_base, sha256_file, write_json
+from langext.artifacts import JOB, BaseManifest, Corpus, Job, Manifest, Model, read_as, read_base, sha256_file, write_json
 from langext.console import say
 from langext.context import Context
 from langext.errors import ConfigError
@@ -41,6 +41,11 @@ class Merge(Stage):
         models = [bases.extended(name) for name in self.models]
         prints = [model.manifest.fingerprint if model else name for model, name in zip(models, self.models, strict=True)]
         return super().identity() | {"models": prints}
+
+    def outdated(self, manifest: Manifest) -> str:
+        """Which model has been trained again since; else an empty string."""
+        summary = manifest.summary_as(MergeSummary)
+        return bases.made_again(self.models, summary.contents if summary else [])
 
     def methods(self, given: tuple[Method, ...]) -> tuple[Method, ...]:
         """The method of the merged model: full, or the common method of all models if that method changes shapes."""
@@ -138,7 +143,8 @@ class Merge(Stage):
         loading.save_delta(ctx.out, delta(scale))
         ctx.report(
             MergeSummary(
-                models=[str(m.path) for m in models], rule=self.rule, lines=self.lines, scale=scale,
+                models=[str(m.path) for m in models], contents=[bases.content(m) for m in models], rule=self.rule,
+                lines=self.lines, scale=scale,
                 alpha=alpha if self.lines else None, curve=curve,
             )
         )  # fmt: skip

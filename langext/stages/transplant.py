@@ -6,7 +6,7 @@ The one rule: with the extension switched off, the result computes what the new 
 from pathlib import Path
 from typing import Any, Literal
 
-from langext.artifacts import JOB, Job, Model, read_as, read_base
+from langext.artifacts import JOB, Job, Manifest, Model, read_as, read_base
 from langext.console import say
 from langext.context import Context
 from langext.errors import ConfigError, user_path
@@ -28,6 +28,11 @@ class Transplant(Stage):
         """The deciding fields. The donor is named by its fingerprint, so that moving its folder changes nothing."""
         model = bases.extended(self.donor)
         return super().identity() | ({"donor": model.manifest.fingerprint} if model else {})
+
+    def outdated(self, manifest: Manifest) -> str:
+        """That the donor has been trained again since; else an empty string."""
+        summary = manifest.summary_as(TransplantSummary)
+        return bases.made_again([self.donor], summary.contents if summary else [])
 
     def methods(self, given: tuple[Method, ...]) -> tuple[Method, ...]:
         """The method of the donor."""
@@ -69,7 +74,7 @@ class Transplant(Stage):
         if own != base:
             moved = f"Trained on the base {names[0]} and put on {names[1]}, which has the same shapes, without further training"
             history = History(training=history.training, afterwards=[*history.afterwards, moved])
-        ctx.report(TransplantSummary(method=method.name, history=history))
+        ctx.report(TransplantSummary(method=method.name, history=history, contents=[bases.content(donor)]))
         say(f"  {method.name}: from {names[0]} to {names[1]}")
         return made
 

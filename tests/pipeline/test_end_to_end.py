@@ -161,7 +161,7 @@ def test_export_command(done, tmp_path):
 def test_a_stage_that_is_killed_is_not_done_and_is_done_again(done, overrides, tmp_path):
     run = tmp_path / "killed"
     shutil.copytree(done[0], run)
-    for name in ("05-evaluate", "06-export"):
+    for name in ("05-evaluate", "06-export", "07-certify"):
         (run / name / "manifest.json").unlink()
     process = start("run", "pipelines/add_language.yaml", "--out", str(run), *overrides)
     wait_for(process, "evaluate: going on")
@@ -178,7 +178,8 @@ def test_a_stage_that_is_killed_is_not_done_and_is_done_again(done, overrides, t
 def test_a_worker_ends_when_its_run_is_killed_and_the_same_command_goes_on(done, overrides, tmp_path):
     run = tmp_path / "orphan"
     shutil.copytree(done[0], run)
-    (run / "06-export" / "manifest.json").unlink()
+    for name in ("06-export", "07-certify"):
+        (run / name / "manifest.json").unlink()
     process = start("run", "pipelines/add_language.yaml", "--out", str(run), *overrides)
     wait_for(process, "export: going on")
     workers(run)

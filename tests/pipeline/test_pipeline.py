@@ -242,6 +242,24 @@ def test_several_stages_can_be_done_again_at_once(tmp_path, monkeypatch):
     assert again == ["one", "two"]
 
 
+def test_what_was_made_from_what_is_gone_does_not_pass_as_done(tmp_path, monkeypatch):
+    spec_ = make(FILTER, EXTEND, TRAIN)
+    monkeypatch.setattr(run, "check", lambda *_: None)
+    monkeypatch.setattr(run.bases, "prepare", lambda *_: None)
+    monkeypatch.setattr(run, "_do", lambda step, *_: done(step))
+    first, *_ = run.run(spec_, tmp_path)
+    shutil.rmtree(first.out)
+    with pytest.raises(
+        ConfigError, match="'train' is finished, and what it has read, .*01-filter, is not there: .*--redo filter"
+    ):
+        run.run(spec_, tmp_path)
+    assert not first.out.exists()
+    discarded = []
+    monkeypatch.setattr(run, "_discard", discarded.append)
+    run.run(spec_, tmp_path, redo=["filter"])
+    assert [path.name for path in discarded] == ["03-train", "01-filter"], "first what depends on others"
+
+
 def test_stages_of_another_layout_are_refused(tmp_path):
     (tmp_path / "07-train").mkdir()
     with pytest.raises(ConfigError, match="07-train: not a stage of this pipeline"):

@@ -138,5 +138,11 @@ def test_the_command_measures_and_exports_and_does_nothing_twice(tmp_path, pico,
     assert exported["loads_as"] == "Glm4MoeForCausalLM" and exported["greedy_equal"] == exported["texts"]
     again = langext(*command, "--redo", "export")
     assert again.returncode == 0 and "evaluate: done already" in again.stdout and "export: started" in again.stdout
+    manifest = next(run.glob("*-train")) / "manifest.json"
+    record = json.loads(manifest.read_text())
+    record["files"][0]["sha256"] = "0" * 64  # as if it had learnt something else
+    manifest.write_text(json.dumps(record))
+    other = langext(*command)
+    assert other.returncode == 2 and f"{run} has been trained again since" in other.stderr and "--redo" in other.stderr
     wide = langext("transplant", run, "--onto", tmp_path / "no-such", "--out", tmp_path / "x")
     assert wide.returncode == 2 and "no such file or folder" in wide.stderr

@@ -4,7 +4,7 @@ This file must not import anything from langext: a copy of it runs in the proces
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, Literal
 
 import torch
@@ -64,6 +64,18 @@ def widened(module: nn.Module, rounding: Rounding = none) -> Iterator[None]:
             parameter.data = data
 
 
+@contextmanager
+def float32(net: Any, blocks: Iterable[nn.Module]) -> Iterator[None]:
+    """In this context a model computes in float32, each of its blocks with weights that are widened only while it runs."""
+    with ExitStack() as stack:
+        for module in ends(net):
+            stack.enter_context(widened(module))
+        for block in blocks:
+            for hook in _widen_while_running(block, none):
+                stack.callback(hook.remove)
+        yield
+
+
 def in_float32(modules: Iterable[nn.Module], whole: bool, rounding: Rounding = none) -> None:
     """Make modules compute in float32, in place.
 
@@ -84,7 +96,8 @@ def _widen(module: nn.Module, rounding: Rounding) -> None:
         module.embed_scale = torch.tensor(module.scalar_embed_scale, dtype=torch.float32)
 
 
-def _widen_while_running(module: nn.Module, rounding: Rounding) -> None:
+def _widen_while_running(module: nn.Module, rounding: Rounding) -> list[Any]:
+    """Returns the hooks that do it."""
     running: list[Any] = []
 
     def start(*_: Any) -> None:
@@ -94,5 +107,5 @@ def _widen_while_running(module: nn.Module, rounding: Rounding) -> None:
     def stop(*_: Any) -> None:
         running.pop().__exit__(None, None, None)
 
-    module.register_forward_pre_hook(start)
-    module.register_forward_hook(stop, always_call=True)  # also after an error, or the float32 weights would stay in memory
+    # The second one also after an error, or the float32 weights would stay in memory.
+    return [module.register_forward_pre_hook(start), module.register_forward_hook(stop, always_call=True)]

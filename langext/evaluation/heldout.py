@@ -53,8 +53,10 @@ def distances(
     """KL between the model before its newest extension and the model now, in nats per token: of each group, and of each set.
 
     `texts` has the sets of each group, which share `total_bytes` evenly. A set without text is left out. `base` is the
-    `Reference` to the former model, see `langext.models.loading`.
+    `Reference` to the former model, see `langext.models.loading`. In float32, whatever the models are in: in bf16 two models
+    that hardly differ are 0.002 apart.
     """
+    from langext.architectures import families, precision
     from langext.evaluation import bpb
     from langext.evaluation.kl import BaseKL
 
@@ -66,9 +68,11 @@ def distances(
         passages = [passage for of_set in chosen.values() for passage in of_set]
         if not passages:
             continue
-        with base.as_itself():
+        with base.as_itself(), precision.float32(base.net, families.blocks(base.net)):
             kl = BaseKL(base.net, base.tokenizer, passages, label=f"{group}, KL to the base")
-        each, tokens = np.array(kl.each(live.net)), np.array([len(row) for row in kl.rows])
+        with precision.float32(live.net, families.blocks(live.net)):
+            each = np.array(kl.each(live.net))
+        tokens = np.array([len(row) for row in kl.rows])
         groups[group] = found = _distance(group, each, tokens)
         say(f"  {group}: KL to the base {shown(found.value, found.stderr)} nats per token")
         names = np.repeat(list(chosen), [len(of_set) for of_set in chosen.values()])

@@ -14,6 +14,9 @@ from langext.architectures import cross_entropy, families, vocabulary
 from langext.console import told
 from langext.data import documents
 
+ROWS = 16_384
+"""Rows of the output matrix that are widened to float32 at once."""
+
 
 class BaseKL:
     """Runs the base once, then measures any number of models against it."""
@@ -54,11 +57,11 @@ class BaseKL:
         for before, after in zip(self.hidden, self._hidden(net), strict=True):
             total = 0.0
             for at in range(0, len(before), size):
-                log_p = _log_probs(before[at : at + size].to(weight.device) @ base_weight.T, cap)
+                log_p = _log_probs(_logits(before[at : at + size].to(weight.device), base_weight), cap)
                 if len(parts) > 1:  # the ids between are none of p's
                     log_p -= torch.stack([log_p[:, part].logsumexp(-1) for part in parts]).logsumexp(0)[:, None]
                 # Normalised over all tokens before the cut, so that probability on new tokens is missing from q.
-                log_q = _log_probs(after[at : at + size] @ weight.T, cap)
+                log_q = _log_probs(_logits(after[at : at + size], weight), cap)
                 total += sum(float((log_p[:, part].exp() * (log_p[:, part] - log_q[:, part])).sum()) for part in parts)
             kl_each.append(total)
         return kl_each
@@ -87,7 +90,14 @@ def _shared(head: Any, end: int) -> list[slice]:
     return [part for part in parts if part.start < part.stop]
 
 
+def _logits(hidden_ND: Tensor, weight_VD: Tensor) -> Tensor:
+    """(N, V) in float32, whatever states and weights are in: logits that are rounded to bf16 alone give a KL of 0.001."""
+    logits_NV = torch.empty(len(hidden_ND), len(weight_VD), device=weight_VD.device)
+    for rows_VD, out_NV in zip(weight_VD.split(ROWS), logits_NV.split(ROWS, dim=1), strict=True):
+        out_NV.copy_(hidden_ND.float() @ rows_VD.float().T)
+    return logits_NV
+
+
 def _log_probs(logits: Tensor, cap: float | None) -> Tensor:
-    """Log probabilities in float32; `cap` is the final soft cap of the logits in Gemma 2, None in other families."""
-    logits = logits.float()
+    """Log probabilities; `cap` is the final soft cap of the logits in Gemma 2, None in other families."""
     return (cap * torch.tanh(logits / cap) if cap else logits).log_softmax(-1)

@@ -191,7 +191,6 @@ def reported(ctx: Context, net: Any, found: Calibrated, text: Pieces, closed: fl
 
 
 def widen(net: Any) -> None:
-    """On a CPU, where bf16 can be very slow, make the model compute in float32, each block widened only while it runs."""
-    if net.get_input_embeddings().weight.device.type == "cpu":
-        precision.in_float32(precision.ends(net), whole=True)
-        precision.in_float32(families.blocks(net), whole=False)
+    """Make the model compute in float32, each block widened only while it runs: gates and KL are finer than bf16."""
+    precision.in_float32(precision.ends(net), whole=True)
+    precision.in_float32(families.blocks(net), whole=False)

@@ -6,6 +6,7 @@ Many data sets that lm-eval uses are Python scripts. The datasets library has re
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from glob import glob
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,8 @@ class Source:
     path: str
     config: str | None
     data_files: Any = None
+    data_dir: Any = None
+    """A folder of files, beside or in place of `data_files`."""
 
 
 def check(sources: list[Source]) -> None:
@@ -68,16 +71,20 @@ def check(sources: list[Source]) -> None:
 
 
 def files(source: Source) -> list[Path]:
-    """The local files that a task names for its data, existing or not. File name patterns and URLs are left out.
-
-    Raises ConfigError for a text that can be no path.
+    """The local files of a task's data: those that it names, existing or not, those that fit a pattern, and those in a folder
+    that it names. URLs are left out. Raises ConfigError for a text that can be no path.
     """
     named = source.data_files.values() if isinstance(source.data_files, dict) else [source.data_files]
     every = [file for entry in named for file in (entry if isinstance(entry, list) else [entry]) if isinstance(file, str)]
-    local = [file for file in every if "://" not in file and not any(c in file for c in "*?[")]
+    local = [file for file in every if "://" not in file]
     for file in local:
         user_path(file, f"tasks: {source.task}: data_files")
-    return [Path(file) for file in local]
+    folders = [Path(path) for path in (source.path, source.data_dir) if isinstance(path, str) and Path(path).is_dir()]
+    found = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
+    for file in local:
+        pattern = any(c in file for c in "*?[")
+        found += [Path(path) for path in glob(file, recursive=True) if Path(path).is_file()] if pattern else [Path(file)]
+    return sorted(found)
 
 
 def _check_files(source: Source) -> None:

@@ -175,7 +175,7 @@ def _source(leaf: _Leaf) -> benchmarks.Source | None:
     name = leaf.config.get("dataset_name")
     if not (name is None or isinstance(name, str)):
         raise ConfigError(f"tasks: {leaf.name}: dataset_name must be a text (got {task_texts.shown(name)})")
-    return benchmarks.Source(leaf.name, path, name, options.get("data_files"))
+    return benchmarks.Source(leaf.name, path, name, options.get("data_files"), options.get("data_dir"))
 
 
 def members(task: str, include: Path | None) -> list[str]:

@@ -370,6 +370,18 @@ def test_tasks_of_ones_own_that_make_no_sense_are_refused_at_plan_time(group, ta
         harness.check_tasks(["odd"], group)
 
 
+def test_data_in_folders_and_by_patterns_are_files_of_a_task(group):
+    one = json.loads((group / "one.yaml").read_text())
+    data = group / "data" / "more.jsonl"
+    data.parent.mkdir()
+    data.write_text((group / "one.jsonl").read_text())
+    ways = ({"data_files": {"test": f"{data.parent}/*.jsonl"}}, {"data_dir": str(data.parent)}, None)
+    for number, kwargs in enumerate(ways):
+        task = one | {"task": f"way{number}"} | ({"dataset_kwargs": kwargs} if kwargs else {"dataset_path": str(data.parent)})
+        (group / f"way{number}.yaml").write_text(json.dumps(task))
+        assert data in harness.files([f"way{number}"], group)
+
+
 def test_code_of_ones_own_does_not_run_before_its_task(group):
     ran = group / "ran"
     (group / "code.py").write_text(f"open({str(ran)!r}, 'w').close()\ndef text(doc): return doc['query']\n")

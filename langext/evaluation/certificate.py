@@ -93,6 +93,8 @@ class MeasuredWith(Spec):
     """Most passages of a set that are continued."""
     new_tokens: int
     """Tokens of a continuation."""
+    earlier: int = 0
+    """Extensions that the base has already, whose gates are not counted."""
 
 
 class Certificate(Summary):

@@ -53,6 +53,8 @@ class Settings:
     """Most passages of each set whose first half is continued."""
     new_tokens: int = 32
     """Length of a greedy continuation."""
+    earlier: int = 0
+    """Extensions that the base has already. Their gates are not counted where `Subject.watch` is not given."""
 
 
 @dataclass
@@ -184,7 +186,8 @@ def _read_by_model(
     """Compare the model with what the base has left in the passages; return the model's continuations."""
     net = model.load()
     with model.as_itself():
-        head, opened = _ready(net, [p.of_model for batch in batches for p in batch]), (model.watch or gates)(net)
+        head = _ready(net, [p.of_model for batch in batches for p in batch])
+        opened = model.watch(net) if model.watch else gates(net, settings.earlier)
         for batch in batches:
             ids_BT = _ids(net, batch, [p.of_model for p in batch])
             hidden_BTD, open_LBT = _hidden(net, ids_BT), opened(*ids_BT.shape)

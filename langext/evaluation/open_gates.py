@@ -26,9 +26,10 @@ def as_base(open_LBT: Tensor) -> Tensor:
     return ~(reached_BT | open_LBT[-1])
 
 
-def gates(net: Any) -> Opened:
+def gates(net: Any, earlier: int = 0) -> Opened:
     """Find the gates in a checkpoint that transformers has loaded, and return the reader of those that are open.
 
+    The first `earlier` extensions, in blocks or experts, are left out: they belong to a base that was extended itself.
     Known are the blocks of langext's own modeling file, and mixtures of experts that choose between a block and an expert of
     zeros (Glm4Moe). Where every expert is chosen (GraniteMoeHybrid, Qwen2Moe), a gate never closes.
     """
@@ -43,11 +44,14 @@ def gates(net: Any) -> Opened:
             continue
         number, kind = int(layer[1]), getattr(module, "kind", None)
         if kind in getattr(code, "GATES", ()):
+            if int(name.rpartition(".")[2]) < earlier:
+                continue
             if kind not in getattr(code, "CLOSING", ()):
                 return never
             module.register_forward_pre_hook(_of_block(found, number, code.GATES[kind]))  # type: ignore[union-attr]
         elif hasattr(module, "experts"):
             does = _does_something(module.experts)
+            does[:earlier] = False
             if does.all() or net.config.num_experts_per_tok >= len(does):
                 return never
             router = module.gate if hasattr(module, "gate") else module.router

@@ -8,7 +8,7 @@ import json
 import re
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -43,6 +43,8 @@ class Pair:
     of_model: Measured
     positions: int | None
     """The most tokens that both can read."""
+    earlier: int
+    """Extensions that the base has already."""
 
 
 @dataclass
@@ -68,8 +70,7 @@ def of_live(model: Model, base: Model | None, device: str) -> Pair:
     record, started = loading.read_record(model), Model(model.path.parent / BASE)
     assert record.method is not None, "a trained model"
     method, before = record.method, base or started
-    earlier = loading.read_record(before)
-    extensions = len(earlier.earlier) + (earlier.method is not None)
+    earlier = _extensions(before)
     tokenizers = [loading.load_tokenizer(loading.tokenizer_folder(each)) for each in (before, model)]
     if base is None and method.reversible and len(loading.new_tokens(started)) == len(loading.new_tokens(model)):
         live = loading.load(model, torch.float32, device)  # both models are in one net
@@ -78,14 +79,14 @@ def of_live(model: Model, base: Model | None, device: str) -> Pair:
     else:
         first = Subject(tokenizers[0], lambda: loading.load(before, torch.float32, device).net)
         load = lambda: loading.load(model, torch.float32, device).net  # noqa: E731
-    second = Subject(tokenizers[1], load, watch=lambda net: gate_stats.opened(net, extensions))
+    second = Subject(tokenizers[1], load, watch=lambda net: gate_stats.opened(net, earlier))
     config = loading.load_config(record.base)
     of_model = Measured(
         name=bases.plain_name(str(model.path.parent)),
         architecture=f"{_architecture(record.base)} with {method.name}",
         files=_plain(model.manifest.files),
     )
-    return Pair(first, second, _of_base(before), of_model, getattr(config, "max_position_embeddings", None))
+    return Pair(first, second, _of_base(before), of_model, getattr(config, "max_position_embeddings", None), earlier)
 
 
 def of_export(folder: Path, base: Model, device: str, *, trust: bool) -> Pair:
@@ -101,7 +102,13 @@ def of_export(folder: Path, base: Model, device: str, *, trust: bool) -> Pair:
         name=bases.plain_name(str(place)), architecture=_architecture(folder),
         files=[file_record(path, folder) for path in [*base_files.read(folder), *code]],
     )  # fmt: skip
-    return Pair(first, second, _of_base(base), of_model, read_json(folder / "config.json").get("max_position_embeddings"))
+    positions = read_json(folder / "config.json").get("max_position_embeddings")
+    return Pair(first, second, _of_base(base), of_model, positions, _extensions(base))
+
+
+def _extensions(model: Model) -> int:
+    record = loading.read_record(model)
+    return len(record.earlier) + (record.method is not None)
 
 
 def _architecture(folder: Path) -> str:
@@ -134,7 +141,7 @@ def measure(
 
     Raises ConfigError for models that do not belong together, and RunFailed when a figure is not finite.
     """
-    started = time.monotonic()
+    started, settings = time.monotonic(), replace(settings, earlier=pair.earlier)
     sets, passage_bytes = {}, {}
     for name, texts in text.documents.items():
         sets[name], passage_bytes[name] = _passages(name, texts, total_bytes, pair)

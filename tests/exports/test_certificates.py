@@ -7,6 +7,7 @@ import pytest
 import torch
 from cases import method, stir
 from run_folders import certificate, manifest_of, stage
+from test_exports import CARD
 from toy import ENGLISH, GERMAN, sentences
 
 from langext.artifacts import Corpus, Model, write_json
@@ -14,7 +15,7 @@ from langext.errors import ConfigError, RunFailed
 from langext.evaluation.certificate import read_file
 from langext.evaluation.kl import BaseKL
 from langext.evaluation.neutrality import Settings
-from langext.exports import certificates
+from langext.exports import certificates, write
 from langext.methods import extended
 from langext.models import bases, loading
 from langext.text_summaries import FilterSummary, FunnelRow
@@ -71,6 +72,18 @@ def test_a_second_language_is_measured_against_the_first_or_against_the_base(tmp
     assert to_first.base.extended and not to_base.base.extended
 
 
+@pytest.mark.parametrize("form", ["native", "remote"])
+def test_an_export_of_a_second_language_is_measured_as_its_model_in_the_run(tmp_path, pico, form):
+    first = trained(tmp_path / "first", pico, RESIDUES)
+    second = trained(tmp_path / "second", first.path.parent, RESIDUES | {"width": 24})
+    write.write(second, tmp_path / "out", form, english().documents["eng_Latn/book"][:2], CARD)
+    live = certified(certificates.of_live(second, None, "cpu")).total
+    export = certificates.of_export(tmp_path / "out", Model(tmp_path / "second" / "base"), "cpu", trust=True)
+    found = certified(export)
+    assert (found.total.closed, found.total.as_base) == pytest.approx((live.closed, live.as_base))
+    assert 0 < found.total.closed < 1 and found.settings.earlier == 1
+
+
 def test_weights_that_overflow_are_a_failure(tmp_path, pico):
     model = trained(tmp_path, pico, {"name": "full"})
     net = loading.load(model, torch.float32)
@@ -84,7 +97,7 @@ def test_passages_are_shorter_where_a_model_has_few_positions(tmp_path, pico):
     texts = [" ".join(sentences(ENGLISH, 9, 4))]
     passages, most = certificates._passages("eng_Latn/a", texts, 3000, pair)
     assert most < 1000 and all(len(pair.base.tokenizer(text).input_ids) < 256 for text in passages)
-    few = certificates.Pair(pair.base, pair.model, pair.of_base, pair.of_model, positions=3)
+    few = certificates.Pair(pair.base, pair.model, pair.of_base, pair.of_model, positions=3, earlier=0)
     with pytest.raises(ConfigError, match="passages of 16 bytes are longer than the 3 positions"):
         certificates._passages("eng_Latn/a", texts, 3000, few)
 

@@ -144,9 +144,7 @@ def measure(
         tell(done, work)
 
     first, before = _read_by_base(base, batches, prompts, settings, worked)
-    sizes = len(base.tokenizer), len(model.tokenizer)
-    # Heads may have more rows than there are tokens. With new tokens, those rows mean something in the model alone.
-    shared = None if sizes[0] == sizes[1] else min(sizes)
+    shared = _shared(base.tokenizer, model.tokenizer)
     after = _read_by_model(model, batches, prompts, settings, worked, first, shared)
     same = {id(p): a == b for p, a, b in zip(prompts, before, after, strict=True)}
 
@@ -181,7 +179,7 @@ def _read_by_base(
 
 def _read_by_model(
     model: Subject, batches: Sequence[Sequence[Passage]], prompts: Sequence[Passage], settings: Settings, worked: Work,
-    first: Head, shared: int | None,
+    first: Head, shared: Tensor | None,
 ) -> list[str]:  # fmt: skip
     """Compare the model with what the base has left in the passages; return the model's continuations."""
     net = model.load()
@@ -225,22 +223,32 @@ def _ids(net: Any, batch: Sequence[Passage], rows: list[list[int]]) -> Tensor:
     return torch.tensor([row + [0] * (width - len(row)) for row in rows], device=_device(net))
 
 
-def _compare(p: Passage, after_TD: Tensor, first: Head, second: Head, shared: int | None) -> None:
+def _shared(base: Any, model: Any) -> Tensor | None:
+    """The ids that stand for the same token in both vocabularies; None where all do, those of rows without a token included."""
+    before, after = base.get_vocab(), model.get_vocab()
+    if before == after:
+        return None
+    # A row without a token in the base, or with a reserved one, may be that of a new token in the model.
+    return torch.tensor(sorted(i for token, i in before.items() if after.get(token) == i))
+
+
+def _compare(p: Passage, after_TD: Tensor, first: Head, second: Head, shared: Tensor | None) -> None:
     """Fill in `nats` and `per_token` of a passage. `after_TD` are the last hidden states of the model."""
     count, before_TD = p.compared, p.hidden.to(after_TD.device)
     found: dict[str, list[Tensor]] = {"kl": [], "logits": [], "difference": []}
     for at in range(0, max(len(before_TD), len(after_TD)), CHUNK_TOKENS):
         logits = [head(hidden[at : at + CHUNK_TOKENS]) for head, hidden in ((first, before_TD), (second, after_TD))]
-        size = min(shared or logits[0].shape[1], *(part.shape[1] for part in logits))
+        size = min(part.shape[1] for part in logits)
+        ids = torch.arange(size) if shared is None else shared[shared < size]
         log_p, log_q = (part.log_softmax(-1) for part in logits)  # over all ids, before the cut to shared ones
         for k, (log_probs, row) in enumerate(((log_p, p.of_base), (log_q, p.of_model))):
             following = torch.tensor(row[at + 1 : at + 1 + len(log_probs)], device=log_probs.device, dtype=torch.long)
             p.nats[k] -= float(log_probs[: len(following)].gather(1, following[:, None]).double().sum())
         n = max(0, min(count - at, CHUNK_TOKENS))
-        apart = (logits[0][:n, :size] - logits[1][:n, :size]).abs()
+        before, after, log_p, log_q = (part[:n].index_select(1, ids.to(part.device)) for part in (*logits, log_p, log_q))
+        apart = (before - after).abs()
         found["difference"].append(apart.amax(-1))
         found["logits"].append((apart == 0).all(-1))
-        log_p, log_q = log_p[:n, :size], log_q[:n, :size]
         found["kl"].append((log_p.exp() * (log_p - log_q)).sum(-1).double())
     p.per_token |= {name: torch.cat(parts).cpu() for name, parts in found.items()}
     p.per_token["hidden"] = (before_TD[:count] == after_TD[:count]).all(-1).cpu()

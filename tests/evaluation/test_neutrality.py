@@ -7,6 +7,7 @@ from functools import partial
 import pytest
 import torch
 from cases import calibrate, method, stir
+from tokenizers import Tokenizer
 from toy import ENGLISH, GERMAN, make_base, make_tokenizer, sentences
 
 from langext.architectures import vocabulary
@@ -139,6 +140,25 @@ def test_new_tokens_are_compared_up_to_where_ids_differ(base, pico):
     assert total["compared"] / total["tokens"] < total["same_ids"] < 1
     assert total["hidden_identical"] == 1.0 and 0 < total["kl"] < 0.1, "one more id in every softmax"
     assert total["closed"] is None
+
+
+def test_an_id_that_became_another_token_is_not_compared():
+    """As with `reuse_slots`: two reserved tokens of the base are new tokens of the model."""
+    tokenizer = make_tokenizer()
+    tokenizer.add_tokens([f"<|reserved_{i}|>" for i in range(4)], special_tokens=True)
+    renamed = copy.deepcopy(tokenizer)
+    text = tokenizer.backend_tokenizer.to_str().replace("<|reserved_2|>", "forêt").replace("<|reserved_3|>", "garçon")
+    renamed._tokenizer = Tokenizer.from_str(text)
+    first, count = make_base("llama", len(tokenizer)).float().eval(), len(tokenizer)
+    net = copy.deepcopy(first)
+    vocabulary.extend(net, count, 2, [count - 2, count - 1])
+    net.get_input_embeddings().new_weight.data.normal_(0, 0.1)
+    closed = Subject(renamed, lambda: net, watch=lambda _: lambda b, t: torch.zeros(4, b, t, dtype=torch.bool))
+    found = neutrality.measure(Subject(tokenizer, lambda: first), closed, {"eng_Latn/a": sentences(ENGLISH, 4, 3)}, QUICK)[
+        "total"
+    ]
+    assert found["as_base"] == found["hidden_identical"] == found["logits_identical"] == 1.0
+    assert found["as_base_logit_difference"] == 0.0
 
 
 def test_what_cannot_be_measured_is_said(base, pico):

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 
 from langext.artifacts import Corpus, Model, write_json
+from langext.console import warn
 from langext.errors import ConfigError, RunFailed, disk_problem
 from langext.export_summary import ExportSummary
 from langext.exports.formats import GGUF, Order
@@ -128,6 +129,12 @@ def _write(
 
     live, target = loading.on_disk(model), TARGETS[form]
     stock = live.methods[-1].fold(live.net) if target.folds else None
+    kept = loading.stored(loading.read_record(model).base)
+    if (stock or target.own_code) and kept != precision.WEIGHTS:
+        warn(
+            f"the base is stored in {str(kept).removeprefix('torch.')}, this export in bfloat16: rounding moves every token a "
+            "little, also where all gates are closed; export.json says how far"
+        )
     whole = fits(live.net, stock.shell() if stock else live.net)
     # In float32 a difference means a wrong mapping. In bfloat16 rounding alone would make differences.
     precision.in_float32(precision.parts(live.net), whole)

@@ -110,7 +110,7 @@ def test_a_model_that_does_not_fit_into_memory_is_exported_alike(tmp_path, pico,
 
 @pytest.mark.parametrize("family", ["qwen2", "gemma", "gemma3_text"])
 @pytest.mark.parametrize("available", [0, 1 << 40])
-def test_bases_of_other_precisions_widths_and_settings(tmp_path, monkeypatch, family, available):
+def test_bases_of_other_precisions_widths_and_settings(tmp_path, monkeypatch, capsys, family, available):
     """A float32 base as wide as no square of a bf16 number, that says bf16 of itself and whose texts are to be penalised."""
     monkeypatch.setattr(write, "available", lambda: available)
     tokenizer = make_tokenizer()
@@ -128,6 +128,7 @@ def test_bases_of_other_precisions_widths_and_settings(tmp_path, monkeypatch, fa
     )
     assert record.max_abs_difference < 1e-4 and record.greedy_equal == record.texts
     assert record.rounding.max_abs_difference > 1e-4  # of the base itself
+    assert "the base is stored in float32, this export in bfloat16" in "".join(capsys.readouterr())
     saved = json.loads((tmp_path / "out" / "generation_config.json").read_text())
     assert saved["repetition_penalty"] == 1.3 and saved["eos_token_id"] == [0, 5]
 

@@ -120,7 +120,11 @@ def ablations(data: Path, base: str) -> Iterator[Run]:
         yield _small(f"paper-p-{p:g}", data, base, PAPER | {"gate": "relu", **loss}, {"lr": 4e-3, "original_frac": p})
     for alpha in (0.0, 0.1, 1.0):
         yield _small(f"paper-alpha-{alpha:g}", data, base, PAPER | {"gate": "relu", "alpha": alpha}, {"lr": 4e-3})
-    yield _small("paper-init-he", data, base, PAPER | {"gate": "relu", "init": "he"}, {"lr": 4e-3})
+    for lr in (4e-3, 1.6e-2):
+        yield _small(f"paper-init-he-{lr:g}", data, base, PAPER | {"gate": "relu", "init": "he"}, {"lr": lr})
+        yield _small(f"adapter-he-{lr:g}", data, base, {"name": "adapter", "extra_params_frac": 0.2, "init": "he"}, {"lr": lr})
+    for p in (0.0, 0.3, 0.5):
+        yield _small(f"full-p-{p:g}", data, base, {"name": "full"}, {"lr": 3e-4, "original_frac": p})
     yield _small(
         "learns-hard_sigmoid-he", data, base, PAPER | {"gate": "hard_sigmoid", "init": "he", "alpha": 0.1}, {"lr": 4e-3}
     )

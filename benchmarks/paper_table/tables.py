@@ -7,7 +7,7 @@
     python benchmarks/paper_table/tables.py benchmarks/paper_table/results/small_cpu.json --show about
 
 `best` is each method at the rate at which it learned most, with the range over seeds, beside full fine-tuning at its own;
-`settings` is all runs by their names, in the order of the records;
+`front` is the runs that no other run beats; `settings` is all runs by their names, in the order of the records;
 `languages` is bits per byte of every language before and after, the mean over kinds of text that no run trains on; `tasks` the
 accuracy in each benchmark; `about` says on what, from what and for how long the runs were made.
 """
@@ -26,7 +26,9 @@ Records = dict[str, Any]
 COLUMNS = ("method", "rate", "trained", "French, trained kinds", "French, other kinds", "English lost, unseen kinds",
            "KL, unseen English", "gates all closed", "as by the base")  # fmt: skip
 BEST = ("method, at the best rate tried", "rate", "seeds", "French, other kinds", "of full's", "English lost", "of full's",
-        "KL, unseen English", "of full's", "unbeaten")  # fmt: skip
+        "KL, unseen English", "of full's")  # fmt: skip
+FRONT = ("run", "French, other kinds", "English lost, unseen kinds", "KL, unseen English", "KL, worst kind", "gates all closed",
+         "as by the base")  # fmt: skip
 
 
 def main() -> None:
@@ -35,7 +37,8 @@ def main() -> None:
     parser.add_argument("records", type=Path, nargs="+")
     parser.add_argument("--picture", type=Path)
     shown = {
-        "runs": table, "best": best, "settings": settings, "languages": by_language, "tasks": by_task, "about": about,
+        "runs": table, "best": best, "front": front, "settings": settings, "languages": by_language, "tasks": by_task,
+        "about": about,
     }  # fmt: skip
     parser.add_argument("--show", choices=list(shown), default="runs")
     parser.add_argument("--only", nargs="*", default=[""], help="beginnings of names of runs")
@@ -91,8 +94,7 @@ def best_rows(methods: dict[str, list[dict[str, Any]]]) -> Iterable[list[str]]:
             values = [row[key] for row in rows]
             spread = f" ({percent(min(values), form)} to {percent(max(values), form)})" if len(values) > 1 else ""
             cells += [percent(mean(values), form) + spread, percent(mean(values) / mean([row[key] for row in full]))]
-        others = [row for other, of_other in methods.items() if other != name for row in of_other]
-        yield [*cells, "" if any(beaten(row, others) for row in rows) else "yes"]
+        yield cells
 
 
 def at_best(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -101,9 +103,22 @@ def at_best(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [row for row in rows if row["train"]["lr"] == first["train"]["lr"]]
 
 
-def beaten(row: dict[str, Any], others: list[dict[str, Any]]) -> bool:
+def front(found: Records) -> Iterable[str]:
+    """A table of the runs of which none learned more and moved English less, from the one that moved it least."""
+    rows = sorted(comparable(found).items(), key=lambda item: item[1]["kl_unseen"])
+    return markdown(FRONT, (front_cells(name, row) for name, row in rows if not beaten(row, found.values())))
+
+
+def beaten(row: dict[str, Any], others: Iterable[dict[str, Any]]) -> bool:
     """Whether one of the other runs learned more and moved English less."""
     return any(o["learned_unseen"] > row["learned_unseen"] and o["kl_unseen"] < row["kl_unseen"] for o in others)
+
+
+def front_cells(name: str, row: dict[str, Any]) -> list[str]:
+    """The row of a run in `front`."""
+    _, french, lost, kl, *gates = run_cells(name, row)[3:]
+    worst, kind = max((value, kind.split(UNSEEN)[1]) for kind, (value, *_) in row["kl"].items() if UNSEEN in kind)
+    return [name, french, lost, kl, f"{worst:.3f} ({kind})", *gates]
 
 
 def table(found: Records) -> Iterable[str]:

@@ -95,7 +95,10 @@ def main(words: Sequence[str] | None = None) -> int:
 
 def _read(path: Path) -> Any:
     """The tokenizer in a folder. Raises ValueError when there is none that can be read."""
-    return folder.read(forms.checked(path))
+    found = folder.read(forms.checked(path))
+    if not hasattr(found, "backend_tokenizer"):
+        raise ValueError(f"{path}: {type(found).__name__} is no tokenizer of the tokenizers library, which these tools need")
+    return found
 
 
 def _by_language(pairs: Sequence[tuple[str, Path]]) -> dict[str, list[str]]:

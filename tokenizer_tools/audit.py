@@ -23,7 +23,7 @@ from tokenizer_tools.texts import GRAPHEMES_PER_WORD, encode, words
 SIZES = (1000, 2000, 4000, 8000, 16000)
 """Numbers of new tokens that are compared."""
 CLOSE = 1.6
-"""Up to so many times the fertility of the original languages a vocabulary is left alone."""
+"""Up to so many times the fertility of the original language that a base writes best its vocabulary is left alone."""
 WORTH = 0.04
 """Twice the tokens must save this share of the tokens of text, beside the share of parameters that they add."""
 OCCURRENCES = 100
@@ -276,10 +276,10 @@ def close(new: Use, originals: Sequence[Use]) -> Advice | None:
     """
     if not originals or new.lost_share > LOST:
         return None
-    usual = sum(each.fertility for each in originals) / len(originals)
+    usual = min(each.fertility for each in originals)  # code, and languages that the base writes badly, are no measure
     if new.fertility < CLOSE * usual:
         return Advice(
-            0, f"{new.fertility:.2f} tokens per word, {new.fertility / usual:.2f} x the {usual:.2f} of the original languages; "
+            0, f"{new.fertility:.2f} tokens per word, {new.fertility / usual:.2f} x the {usual:.2f} of what it writes best; "
             f"below {CLOSE} x, what new tokens save is small beside what their rows must learn"
         )  # fmt: skip
     return None

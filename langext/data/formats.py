@@ -94,9 +94,12 @@ def looks_like(data: bytes, tail: bytes = b"") -> str:
     if BZIP2.match(data):
         return "bzip2"
     found = next((name for mark, name in KINDS.items() if data.startswith(mark)), "")
-    return found or (ZERO if b"\0" in data and not wide(data) else "")
+    # A zero here and there, as programs that read PDF leave it, is the matter of its line.
+    return found or (ZERO if data.count(0) * MOST_ZEROS > len(data) and not wide(data) else "")
 
 
+MOST_ZEROS = 50
+"""Text has fewer zeros than one byte in so many; UTF-16 has them in every other byte, or beside every line feed."""
 ZERO = "UTF-16 without a byte order mark (then set encoding: utf-16-le), or no text at all, because it holds zero bytes"
 """What bytes look like in which a zero is."""
 

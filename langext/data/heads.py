@@ -158,7 +158,7 @@ def _check_table(place: Place, columns: Sequence[str]) -> bool:
         found = leaf(schema, column)
         if found is None:
             raise ConfigError(f"{where}: {fields.lacking(columns, _leaves(schema))}")
-        if not _is_text(found):
+        if not is_text(found):
             raise ConfigError(f"{where}: column {column!r} is {found!s:.60}, not text")
     return rows > 0
 
@@ -190,10 +190,11 @@ def _leaves(schema: Any) -> list[str]:
     return found[: fields.MOST_NAMES]
 
 
-def _is_text(column: Any) -> bool:
+def is_text(column: Any) -> bool:
+    """Whether a type of Arrow is one of text."""
     from pyarrow import types
 
     if types.is_dictionary(column):
-        return _is_text(column.value_type)
+        return is_text(column.value_type)
     # A column of nothing but nulls has no type of its own.
     return any(same(column) for same in (types.is_string, types.is_large_string, types.is_string_view, types.is_null))

@@ -88,7 +88,7 @@ def _coded_lines(source: Any, encoding: str, language: str) -> Iterator[tuple[st
                 unknown, found = encodings.not_utf8(bad, language), chain(following, found)
             text, why = raw.decode(encoding, "replace").rstrip("\r\n"), unknown or f"not {encoding} text"
         if "\0" in text:
-            why = f"not UTF-8 text: it looks like {formats.ZERO}" if encoding == UTF_8 else "holds zero bytes"
+            why = "holds zero bytes"
         yield text, why
 
 

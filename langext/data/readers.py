@@ -244,7 +244,7 @@ class TableReader(FileReader):
             with place.open("rb") as file, pyarrow.parquet.ParquetFile(file) as table:
                 schema = table.schema_arrow
                 wanted = {column for column in self.columns if heads.leaf(schema, column) is not None}
-                wanted |= {field.name for field in schema if _names_rows(field)}
+                wanted |= {"id"} if _names_rows(schema) else set()
                 for batch in table.iter_batches(_rows(table.metadata), columns=sorted(wanted)):
                     values = {column: _values(batch, column) for column in wanted}
                     for i in range(batch.num_rows):
@@ -266,10 +266,12 @@ def _rows(metadata: Any) -> int:
     return max(1, min(ROWS, BATCH // max(1, widest)))
 
 
-def _names_rows(field: Any) -> bool:
+def _names_rows(schema: Any) -> bool:
+    """Whether a table has one column of ids, of text or whole numbers."""
     from pyarrow import types
 
-    return field.name == "id" and (types.is_integer(field.type) or types.is_string(field.type))
+    found = schema.get_all_field_indices("id")
+    return len(found) == 1 and (types.is_integer(kind := schema.field(found[0]).type) or heads.is_text(kind))
 
 
 def _values(batch: Any, name: str) -> list[Any]:

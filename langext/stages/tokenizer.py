@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache, partial
 from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 CHECKED, CHECKED_CHARACTERS = 1000, 2000
 """Texts of each language, and characters of each, on which the written tokenizer is compared with the base's."""
-T = TypeVar("T")
 MANY_CUTS = 0.02
 """Share of the parts of words that begin with a combining mark, from which on it is told."""
 
@@ -218,15 +217,17 @@ def _starts(corpus: Corpus, codes: Sequence[str]) -> list[str]:
     return [text[:CHECKED_CHARACTERS] for sets in found for text in islice(chain.from_iterable(sets), CHECKED)]
 
 
-def _in_turns(iterators: Sequence[Iterator[T]]) -> Iterator[T]:
-    """One of each in turns, until all have ended."""
-    left = list(iterators)
-    while left:
-        for iterator in list(left):
-            try:
-                yield next(iterator)
-            except StopIteration:
-                left.remove(iterator)
+def _in_turns(sources: Sequence[Iterator[list[str]]]) -> Iterator[str]:
+    """The texts of all sources, each time the next one of that which has given the fewest bytes, until all have ended."""
+    texts = [chain.from_iterable(batches) for batches in sources]
+    given = dict.fromkeys(range(len(texts)), 0)
+    while given:
+        fewest = min(given, key=given.__getitem__)
+        if (text := next(texts[fewest], None)) is None:
+            del given[fewest]
+        else:
+            given[fewest] += len(text.encode())
+            yield text
 
 
 def _divided(batches: Iterator[list[str]]) -> Iterator[list[str]]:
@@ -269,12 +270,12 @@ def _tell_of_gains(gains: Mapping[str, VocabularyGain]) -> None:
         )
 
 
-def _first_bytes(batches: Iterable[list[str]], sample_bytes: int) -> Iterator[str]:
-    """Texts from the start, in whole batches, until they have at least `sample_bytes`."""
+def _first_bytes(texts: Iterable[str], sample_bytes: int) -> Iterator[str]:
+    """Texts from the start, until they have at least `sample_bytes`."""
     used = 0
-    for batch in batches:
-        yield from batch
-        used += sum(len(text.encode()) for text in batch)
+    for text in texts:
+        yield text
+        used += len(text.encode())
         if used >= sample_bytes:
             return
 

@@ -173,7 +173,7 @@ LATER_ON = {
     "number as text": (GOOD + '{"text": 5}', "line 2: 'text' is a number, not text"),
     "list as text": (GOOD + '{"text": ["secret"]}', "line 2: 'text' is a list, not text"),
     "another column": (GOOD + '{"texte": "secret"}', "line 2: no 'text'. Did you mean texte.*It has: texte.*text_column"),
-    "zero byte": (GOOD + '{"text": "secret\0"}', "line 2: not UTF-8 text: it looks like UTF-16.*zero bytes"),
+    "zero byte": (GOOD + '{"text": "secret\0"}', "line 2: holds zero bytes"),
     "Latin-1": ((GOOD + '{"text": "secreté"}').encode("latin-1"), "line 2: not UTF-8 text: it looks like cp1252; set encoding"),
     "surrogates in bytes": (GOOD.encode() + b'{"text": "secret\xed\xa0\xbd"}', "line 2: not UTF-8"),
 }
@@ -315,9 +315,25 @@ def test_what_stands_beside_the_text_may_be_anything(tmp_path):
 
 @pytest.mark.parametrize("kind", ["string", "large_string", "string_view", "dictionary<string>"])
 def test_every_column_of_text_is_read(tmp_path, kind):
-    column = pyarrow.array(["un", None, "deux"])
-    column = column.dictionary_encode() if kind.startswith("dictionary") else column.cast(kind)
-    assert texts(table(tmp_path / "x.parquet", text=column, other=[1, 2, 3])) == ["un", "", "deux"]
+    def column(*values):
+        plain = pyarrow.array(values)
+        return plain.dictionary_encode() if kind.startswith("dictionary") else plain.cast(kind)
+
+    path = table(tmp_path / "x.parquet", text=column("un", None, "deux"), id=column("a", "b", "c"), other=[1, 2, 3])
+    assert [(document.id, document.text) for document in reader(path).run()] == [("a", "un"), ("b", ""), ("c", "deux")]
+
+
+def test_two_columns_of_ids_are_none(tmp_path):
+    twice = pyarrow.table([pyarrow.array(["un"]), pyarrow.array(["a"]), pyarrow.array(["b"])], names=["text", "id", "id"])
+    pyarrow.parquet.write_table(twice, tmp_path / "x.parquet")
+    assert [document.id for document in reader(tmp_path / "x.parquet").run()] == ["x.parquet/0"]
+
+
+def test_a_zero_byte_near_the_start_is_the_matter_of_its_line(tmp_path):
+    path = put(tmp_path / "x.jsonl", GOOD * 3 + '{"text": "s\0cret"}\n' + GOOD * 30)
+    with pytest.raises(ConfigError, match="line 4: holds zero bytes"):
+        texts(path)
+    assert texts(path, max_bad_frac=0.5) == ["le chat"] * 33
 
 
 def test_a_limit_and_tasks_share_the_files_in_order(tmp_path):

@@ -1,6 +1,7 @@
 """Stage extend_tokenizer chooses the rows of new tokens, and every later stage starts from them."""
 
 import json
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from langext.evaluation import bpb
 from langext.evaluation.kl import BaseKL
 from langext.methods import extended
 from langext.models import bases, loading
-from langext.stages import new_rows
+from langext.stages import new_rows, tokenizer
 from langext.stages.extend import Extend
 from langext.stages.tokenizer import ExtendTokenizer
 from tokenizer_tools.start import STARTS, subtoken_mean
@@ -265,6 +266,10 @@ def test_a_few_books_are_enough_to_choose_a_size_and_a_start(tmp_path, books, mo
     parts = list(stage()._learnt_from(few, ["fra_Latn"], divided=True))
     assert len(parts) > 40 and "".join("".join(parts).split()) == "".join("".join(novels).split())
     assert list(stage()._learnt_from(few, ["fra_Latn"])) == novels
+    # sources take turns by their bytes: one of long documents does not use up what is learnt from
+    turns = tokenizer._in_turns([iter([["x" * 1000] * 9]), iter([["y" * 100] * 40])])
+    first = list(islice(turns, 22))
+    assert [first.count(c * size) for c, size in (("x", 1000), ("y", 100))] == [2, 20] and len(list(turns)) == 9 + 40 - 22
 
 
 def test_old_runs_are_the_same_recipe_and_a_budget_needs_a_shift():

@@ -95,7 +95,9 @@ def curve(*tokens: int) -> list[Point]:
 
 def test_a_base_that_writes_the_language_well_is_left_alone():
     near = audit.close(use(1500), [use(1000), use(1200)])
-    assert near is not None and near.new_tokens == 0 and "1.36 x the 1.10" in near.reason
+    assert near is not None and near.new_tokens == 0 and "1.50 x the 1.00" in near.reason
+    code = use(2300)  # and whatever a base writes badly
+    assert audit.close(use(1700), [use(1000), code]) is None
     assert audit.close(use(1800), [use(1000), use(1200)]) is None and audit.close(use(1500), []) is None
 
 

@@ -1,11 +1,14 @@
 """The command `langext init`: writes a commented pipeline for a language, a base and this machine."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from langext.cli import edge
+
+if TYPE_CHECKING:
+    from langext.languages import Language
 
 
 def init(
@@ -40,18 +43,10 @@ def init(
     Of a base on the hub only config and tokenizer are downloaded. A file that exists is only overwritten with --force.
     """
     with edge.clean():
-        from langext import languages
         from langext.cli import first_look, first_pipeline
         from langext.console import say, warn
-        from langext.errors import ConfigError
 
-        new, kept = languages.find(language), [languages.find(other) for other in original or ["eng_Latn"]]
-        if new in kept:
-            raise ConfigError(f"--original: {new.code} is the language to add")
-        if unknown := next((other for other in kept[bool(original_text) :] if other.iso1 is None), None):
-            raise ConfigError(
-                f"--original: langext knows no text of {unknown.name} on the hub; name it first, with --original-text"
-            )
+        new, kept = _spoken(language, original or ["eng_Latn"], given=int(bool(original_text)))
         of_new = first_look.AskedText("--text", text, encoding)
         of_original = first_look.AskedText("--original-text", original_text, original_encoding)
         file = out or Path(f"{first_pipeline.plain_name(base, new)}.yaml")
@@ -73,6 +68,21 @@ def init(
         say(f"wrote {file}: it says why it is as it is. Change what you know better, then:")
         for command in written.next:
             say(f"  {command}")
+
+
+def _spoken(language: str, originals: list[str], given: int) -> "tuple[Language, list[Language]]":
+    """The language to add and those to keep, of which all but the first `given` need text on the hub. Raises ConfigError."""
+    from langext import languages
+    from langext.errors import ConfigError
+
+    new, kept = languages.find(language), [languages.find(other) for other in originals]
+    if new in kept:
+        raise ConfigError(f"--original: {new.code} is the language to add")
+    if unknown := next((other for other in kept[given:] if other.iso1 is None), None):
+        raise ConfigError(
+            f"--original: langext knows no text of {unknown.name} on the hub; name it first, with --original-text"
+        )
+    return new, kept
 
 
 def _check_target(file: Path, force: bool) -> None:

@@ -17,22 +17,28 @@ from datatrove.pipeline.base import PipelineStep
 from datatrove.pipeline.writers.disk_base import DiskWriter
 
 from langext.data.density import letters
-from langext.data.split import GAP, PASSAGE, passages, text_hash, unit_hash
+from langext.data.split import GAP, PASSAGE, passages, sentences, text_hash, unit_hash
 
 LEAST = 60
 """Letters, with every run of white space as one; 20 characters of Chinese. Shorter parts, as headings, are in many texts."""
 START = 4
 """Words at the beginning of a text that are looked at first."""
-FORM = 2
+WIDE = 2 * LEAST
+"""Characters of a line or paragraph from which on its sentences are compared, too."""
+FORM = 3
 """Number of the form of `keys` and of what `Mark` writes. Raise it with any change: keys of another form match nothing."""
 REASON, PARTS = "held_out", "heldout_parts"
 """Reason to drop a paragraph; and the count of them."""
 
 
 def keys(text: str) -> set[int]:
-    """Numbers for a text, its passages, and the paragraphs and lines of it that are long enough; equal for equal ones."""
+    """Numbers for a text, its passages, and the paragraphs, lines and sentences of it that are long; equal for equal ones.
+
+    Paragraphs may be cut between their sentences elsewhere.
+    """
     wholes = {text, *(passage for passage, _ in _passages(text))}
     parts = {part for block in GAP.split(text) for part in (block, *block.split("\n"))}
+    parts |= {sentence for part in list(parts) if len(part) > WIDE for sentence in sentences(part)}
     return {_key(whole) for whole in wholes} | {_key(part) for part in parts if _is_long(part)}
 
 
@@ -80,7 +86,7 @@ def without(text: str, held: Held) -> tuple[str, list[str]]:
 
 
 def _without_parts(text: str, held: Held) -> tuple[str, list[str]]:
-    """The text without the long paragraphs and lines that are in `held`, and these."""
+    """The text without the long paragraphs, lines and sentences that are in `held`, and these."""
     rest, removed = "", list[str]()
     start, gap = 0, ""
     for match in [*GAP.finditer(text), None]:
@@ -89,14 +95,24 @@ def _without_parts(text: str, held: Held) -> tuple[str, list[str]]:
         if len(lines) > 1 and _goes(block, held):
             lines = [block]
         gone = [line for line in lines if _goes(line, held)]
-        kept = [line for line in lines if line not in gone]
-        removed += gone
+        cut = [_cut(line, held) for line in lines if line not in gone]
+        kept = [line for line, _ in cut if line]
+        removed += [*gone, *(sentence for _, of_line in cut for sentence in of_line)]
         if kept:
             rest += gap + "\n".join(kept)
             gap = ""
         if match:
             start, gap = match.end(), gap or match[0]
     return rest.strip("\n"), removed
+
+
+def _cut(line: str, held: Held) -> tuple[str, list[str]]:
+    """A line without the sentences that are in `held`, and these; as it is where it is not wide."""
+    if len(line) <= WIDE:
+        return line, []
+    every = list(sentences(line))
+    gone = [sentence for sentence in every if _goes(sentence, held)]
+    return ("".join(sentence for sentence in every if sentence not in gone).rstrip() if gone else line), gone
 
 
 def _goes(part: str, held: Held) -> bool:

@@ -64,6 +64,17 @@ def test_a_sentence_that_is_held_out_is_taken_out_in_every_script(name):
     )
 
 
+def test_a_passage_that_was_cut_out_of_a_paragraph_is_found_wherever_the_paragraph_stands():
+    """Cut at sentence ends, and not where the other text would be cut."""
+    every = [f"La phrase {number} dit que {'le chat dort dans la maison et ' * 2}rien de plus." for number in range(60)]
+    parts = [passage for passage, _ in passages(" ".join(every))]
+    assert len(parts) > 3 and not parts[1].startswith(every[0])
+    other = "Une autre phrase, qui déplace toutes les coupures de ce texte d'un seul paragraphe. " + " ".join(every)
+    rest, removed = heldout.without(other, heldout.Held(heldout.keys(parts[1])))
+    assert {text.strip() for text in removed} == {sentence for sentence in every if sentence in parts[1]}
+    assert rest.split(". ")[1:] == [text.removesuffix(".") for text in every[:-1] if text not in parts[1]] + [every[-1]]
+
+
 def test_a_whole_text_is_taken_out_however_short_it_is():
     assert heldout.without(" Un titre\n", heldout.Held(heldout.keys("Un titre"))) == ("", [" Un titre\n"])
 

@@ -65,12 +65,12 @@ def widened(module: nn.Module, rounding: Rounding = none) -> Iterator[None]:
 
 
 @contextmanager
-def float32(net: Any, blocks: Iterable[nn.Module]) -> Iterator[None]:
+def float32(net: Any) -> Iterator[None]:
     """In this context a model computes in float32, each of its blocks with weights that are widened only while it runs."""
     with ExitStack() as stack:
         for module in ends(net):
             stack.enter_context(widened(module))
-        for block in blocks:
+        for block in net.model.layers:
             for hook in _widen_while_running(block, none):
                 stack.callback(hook.remove)
         yield

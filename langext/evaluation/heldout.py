@@ -56,7 +56,7 @@ def distances(
     `Reference` to the former model, see `langext.models.loading`. In float32, whatever the models are in: in bf16 two models
     that hardly differ are 0.002 apart.
     """
-    from langext.architectures import families, precision
+    from langext.architectures import precision
     from langext.evaluation import bpb
     from langext.evaluation.kl import BaseKL
 
@@ -68,9 +68,9 @@ def distances(
         passages = [passage for of_set in chosen.values() for passage in of_set]
         if not passages:
             continue
-        with base.as_itself(), precision.float32(base.net, families.blocks(base.net)):
+        with base.as_itself(), precision.float32(base.net):
             kl = BaseKL(base.net, base.tokenizer, passages, label=f"{group}, KL to the base")
-        with precision.float32(live.net, families.blocks(live.net)):
+        with precision.float32(live.net):
             each = np.array(kl.each(live.net))
         tokens = np.array([len(row) for row in kl.rows])
         groups[group] = found = _distance(group, each, tokens)

@@ -239,13 +239,13 @@ def _compare(p: Passage, after_TD: Tensor, first: Head, second: Head, shared: Te
     for at in range(0, max(len(before_TD), len(after_TD)), CHUNK_TOKENS):
         logits = [head(hidden[at : at + CHUNK_TOKENS]) for head, hidden in ((first, before_TD), (second, after_TD))]
         size = min(part.shape[1] for part in logits)
-        ids = torch.arange(size) if shared is None else shared[shared < size]
+        ids = slice(size) if shared is None else shared[shared < size].to(after_TD.device)  # a slice is no copy of the logits
         log_p, log_q = (part.log_softmax(-1) for part in logits)  # over all ids, before the cut to shared ones
         for k, (log_probs, row) in enumerate(((log_p, p.of_base), (log_q, p.of_model))):
             following = torch.tensor(row[at + 1 : at + 1 + len(log_probs)], device=log_probs.device, dtype=torch.long)
             p.nats[k] -= float(log_probs[: len(following)].gather(1, following[:, None]).double().sum())
         n = max(0, min(count - at, CHUNK_TOKENS))
-        before, after, log_p, log_q = (part[:n].index_select(1, ids.to(part.device)) for part in (*logits, log_p, log_q))
+        before, after, log_p, log_q = (part[:n, ids] for part in (*logits, log_p, log_q))
         apart = (before - after).abs()
         found["difference"].append(apart.amax(-1))
         found["logits"].append((apart == 0).all(-1))

@@ -239,7 +239,7 @@ def _small(
         "uses": "train", "steps": 300, "sequence_length": 512, "batch_sequences": 16, "warmup_steps": 20, "original_frac": 0.1,
         "log_every": 20, "eval_every": 100, "eval_bytes": 10_000, "save_every": 300, "keep_checkpoints": 1, **more,
     }  # fmt: skip
-    measured = {"uses": "evaluate", "bpb_bytes": 40_000, "kl_bytes": 20_000, "continuation_items": 0, "samples": 0}
+    measured = {"uses": "evaluate", "bpb_bytes": 40_000, "kl_bytes": 360_000, "continuation_items": 0, "samples": 0}
     return _run(name, language, base, data, method, train, measured | {"precision": "fp32"}, lines)
 
 

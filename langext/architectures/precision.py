@@ -65,14 +65,15 @@ def widened(module: nn.Module, rounding: Rounding = none) -> Iterator[None]:
 
 
 @contextmanager
-def float32(net: Any) -> Iterator[None]:
-    """In this context a model computes in float32, each of its blocks with weights that are widened only while it runs."""
+def float32(*nets: Any) -> Iterator[None]:
+    """In this context models compute in float32, each of their blocks with weights that are widened only while it runs."""
     with ExitStack() as stack:
-        for module in ends(net):
-            stack.enter_context(widened(module))
-        for block in net.model.layers:
-            for hook in _widen_while_running(block, none):
-                stack.callback(hook.remove)
+        for net in {id(net): net for net in nets}.values():
+            for module in ends(net):
+                stack.enter_context(widened(module))
+            for block in net.model.layers:
+                for hook in _widen_while_running(block, none):
+                    stack.callback(hook.remove)
         yield
 
 

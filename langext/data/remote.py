@@ -23,6 +23,8 @@ VERSIONS = ("ETag", "etag", "md5Hash", "crc32c", "content_md5", "sha256", "blob_
 """Entries of a store's information on a file that are another when its bytes are."""
 TIMES = ("LastModified", "last_modified", "updated", "mtime", "modified", "created")
 """Those that say when it was written, for stores that have none of the others."""
+WEB = ("http://", "https://")
+"""How an address begins in which a question mark begins a query (`?download=true`), and is no pattern."""
 BLOCK_BYTES = 1 << 20
 """Bytes that are asked for at once, at the least."""
 
@@ -38,8 +40,8 @@ class Remote:
 
     @property
     def name(self) -> str:
-        """The last part of the address."""
-        return self.url.rsplit("/", 1)[-1]
+        """The last part of the address, without a query."""
+        return _divided(self.url)[0].rsplit("/", 1)[-1]
 
     def open(self, mode: str = "rb") -> IO[bytes]:
         """The bytes of the file. Opening and reading raise ConfigError or RunFailed when the store does not give them."""
@@ -56,7 +58,7 @@ class Remote:
             info = system.info(path)
         known = next((f"{key} {info[key]}" for key in (*VERSIONS, *TIMES) if info.get(key)), "")
         return SourceFile(
-            source=source, name=name, path=self.url, bytes=int(info.get("size") or 0), modified_ns=0, sha256="", etag=known
+            source=source, name=name, path=self.url, bytes=_size(self.url, info), modified_ns=0, sha256="", etag=known
         )
 
 
@@ -127,18 +129,44 @@ def check_address(path: str) -> None:
         raise ValueError("write no password into an address; the driver takes it from its own settings or the environment")
 
 
+def has_pattern(url: str) -> bool:
+    """True for an address with *, ? or [ in it, but for the query of a web address."""
+    return pattern(_divided(url)[0]) >= 0
+
+
+def _divided(url: str) -> tuple[str, str]:
+    """An address without the query of a web address, and this query with its question mark."""
+    address, mark, query = url.partition("?") if url.casefold().startswith(WEB) else (url, "", "")
+    return address, mark + query
+
+
+def _size(url: str, info: dict[str, Any]) -> int:
+    """Bytes of the file at `url`, from what its store says of it. Raises ConfigError when that is not among it."""
+    if info.get("size") is None:
+        raise ConfigError(
+            f"{one_line(url)}: the server does not say how many bytes this file has, so that a part of it could not be told "
+            "from all of it; download it, and give the path of the copy"
+        )
+    return int(info["size"])
+
+
 def listed(url: str) -> tuple[str, dict[str, int]]:
-    """The address that names are below, and the size in bytes of every file at `url`, a file, folder or glob, by its name."""
+    """The address that names are below, and the size in bytes of every file at `url`, a file, folder or glob, by its name.
+
+    Names end with the query of a web address. Raises ConfigError when a store does not say the size of a file.
+    """
     with asking(url):
         system, path = fsspec.url_to_fs(url)
         system.invalidate_cache()
-        if pattern(url) >= 0:
+        if has_pattern(url):
             found = {name: info for name, info in system.glob(path, detail=True).items() if info["type"] == "file"}
             base = path[: pattern(path)].rpartition("/")[0]
-        elif system.isfile(path):
-            found, base = {path: system.info(path)}, path.rpartition("/")[0]
+        elif not url.endswith("/") and system.isfile(path):  # for a web server, the page that lists a folder is a file too
+            found, base = {path: system.info(path)}, _divided(path)[0].rpartition("/")[0]
         else:
             found, base = system.find(path, detail=True), path.rstrip("/")
         address = system.unstrip_protocol(base)
-    names = {name.removeprefix(base).lstrip("/"): int(info.get("size") or 0) for name, info in found.items()}
+        # The pages by which web servers list a folder do not say sizes.
+        known = {name: info if info.get("size") is not None else system.info(name) for name, info in found.items()}
+    names = {name.removeprefix(base).lstrip("/"): _size(name, info) for name, info in known.items()}
     return address.rstrip("/"), names

@@ -104,13 +104,13 @@ def _in_store(url: str) -> Found:
     for name, size in sizes.items():
         place = Remote(f"{address}/{name}")
         hidden = any(part.startswith(".") for part in name.split("/"))
-        if hidden or not name.casefold().endswith(SUFFIXES):
+        if hidden or not place.name.casefold().endswith(SUFFIXES):
             unread.append(one_line(name))
         elif not size and kind(place) in LINED and not packing(place):
             unread.append(f"{one_line(name)} (empty)")
         else:
             files[name] = place
-    if not files and pattern(url) >= 0 and not unread:
+    if not files and remote.has_pattern(url) and not unread:
         _no_match(url, parts(url)[1], list(remote.listed(parts(url)[0])[1])[:LISTED])
     if not files:
         told = f" ({Found({}, unread).told()})" if unread else ""

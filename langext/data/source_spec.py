@@ -148,7 +148,8 @@ class SourceSpec(Spec):
     def domain(self) -> str:
         """`name`, or a name made from the path or dataset, with only letters, digits, `_` and `-`."""
         path = self.path or ""
-        ending = piped.NAME if self.piped else Path(path).name.lstrip(".").split(".")[0].removeprefix(assets.PREFIX)
+        last = remote.Remote(path.rstrip("/")).name if remote.is_remote(path) else Path(path).name
+        ending = piped.NAME if self.piped else last.lstrip(".").split(".")[0].removeprefix(assets.PREFIX)
         if formats.pattern(ending) >= 0:  # what is the same in all names, or else the folder
             ending = ending[: formats.pattern(ending)].strip("-_") or source_files.parts(path)[0].rstrip("/").split("/")[-1]
             ending = ending.lstrip(".").removesuffix(":")

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from langext import languages
-from langext.architectures import families, precision
+from langext.architectures import families
 from langext.artifacts import Corpus
 from langext.console import say
 from langext.context import Context
@@ -188,9 +188,3 @@ def reported(ctx: Context, net: Any, found: Calibrated, text: Pieces, closed: fl
     for layer, share in found.left_out.items():
         say(f"  layer {layer} gets no block: its gate would open for {share:.0%} of {ctx.language} only")
     return CalibrationRecord(closed=closed, layers=found.layers, left_out=found.left_out, heldout=shares)
-
-
-def widen(net: Any) -> None:
-    """Make the model compute in float32, each block widened only while it runs: gates and KL are finer than bf16."""
-    precision.in_float32(precision.ends(net), whole=True)
-    precision.in_float32(families.blocks(net), whole=False)

@@ -103,6 +103,7 @@ class Extend(Stage):
         self, ctx: Context, corpus: Corpus, live: "LiveModel", settings: "Calibrate"
     ) -> "tuple[Calibrated, CalibrationRecord]":
         """The gates of the blocks, fitted in the model that the blocks are going to be added to, and what they do."""
+        from langext.architectures import precision
         from langext.methods import layers, residue
         from langext.stages import calibrating
 
@@ -110,9 +111,9 @@ class Extend(Stage):
         live.net.to("cuda" if self.runtime.gpus else "cpu")
         asked = layers.chosen(self.method.layers, live.net.config)
         text = calibrating.pieces(ctx, corpus, live, settings)
-        calibrating.widen(live.net)
-        found = calibrating.fitted(live.net, asked, text, settings)
-        return found, calibrating.reported(ctx, live.net, found, text, settings.closed)
+        with precision.float32(live.net):  # gates are finer than bf16
+            found = calibrating.fitted(live.net, asked, text, settings)
+            return found, calibrating.reported(ctx, live.net, found, text, settings.closed)
 
 
 def _built(record: "Record", method: Method | None, new: Collection[int], tokenizer: Tokenizer | None) -> "LiveModel":

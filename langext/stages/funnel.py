@@ -101,8 +101,9 @@ def _tokens_per_byte(files: Sequence[Path], tokenizer: Any) -> float | None:
 
 
 def tell(row: FunnelRow) -> None:
-    """Print what became of a source. Raises ConfigError when nothing of it is left."""
-    demand_text(row, row.train_documents + row.valid_documents)
+    """Print what became of a source, and warn when other text of its language has all of it too."""
+    if not row.train_documents + row.valid_documents:
+        warn(f"source {row.domain}: {_nothing_left([row])}; the run goes on without it")
     say(f"  {row.domain} ({row.language}): {row.documents_read} documents read, {row.kept} kept; {row.used}")
     if row.mended:
         say(f"  {row.domain} ({row.language}): broken Unicode in {row.mended} document(s), mended with U+FFFD")
@@ -122,8 +123,14 @@ def tell(row: FunnelRow) -> None:
 def demand_text(row: FunnelRow, left: int) -> None:
     """Raise ConfigError when nothing of a source is left."""
     if not left:
-        reasons = ", ".join(f"{n} {reason}" for reason, n in row.dropped.items()) or "the source is empty"
-        raise ConfigError(f"source {row.domain}: nothing of {row.language} is left ({reasons})")
+        raise ConfigError(f"source {row.domain}: {_nothing_left([row])}")
+
+
+def _nothing_left(rows: Sequence[FunnelRow]) -> str:
+    """What is said of sources of one language when nothing of them is left, with the reasons."""
+    dropped = sum((Counter(row.dropped) for row in rows), Counter[str]())
+    reasons = ", ".join(f"{n} {reason}" for reason, n in dropped.most_common()) or "the source is empty"
+    return f"nothing of {rows[0].language} is left ({reasons})"
 
 
 def demand(code: str, rows: Sequence[FunnelRow], needed: bool) -> None:
@@ -136,7 +143,10 @@ def demand(code: str, rows: Sequence[FunnelRow], needed: bool) -> None:
     if not rows:
         warn(f"no source for the original language {code}: nothing replays it and nothing measures it")
         return
-    single = sum(row.train_documents + row.valid_documents for row in rows) == 1
+    left = sum(row.train_documents + row.valid_documents for row in rows)
+    if not left:
+        raise ConfigError(_nothing_left(rows))
+    single = left == 1
     if single and (needed or not any(row.valid_documents for row in rows)):
         what = f"what is left of the text of {code} is too short to be divided into text to train on and text to measure on"
         advice = f"give at least {SURELY_DIVIDED:,} characters"

@@ -70,6 +70,7 @@ class Recalibrate(Stage):
         import torch
         from safetensors.torch import load_file
 
+        from langext.architectures import precision
         from langext.methods import extended
         from langext.models import loading
         from langext.stages import calibrating
@@ -81,16 +82,15 @@ class Recalibrate(Stage):
         text = calibrating.pieces(ctx, corpus, live, settings)
         dial = self._carried(sum(map(len, [*text.fit_original, *text.tail_original])))
         reference = loading.reference(model, live)
-        for net in {id(net): net for net in (live.net, reference.net)}.values():
-            calibrating.widen(net)
-        with method.off(live.net):
-            gates = self._settings(ctx, live, text, dial)
-        base, curve = self._curve(ctx, corpus, live, reference, gates)
-        kept = max(curve, key=lambda point: point.score)
+        with precision.float32(live.net, reference.net):  # gates and KL are finer than bf16
+            with method.off(live.net):
+                gates = self._settings(ctx, live, text, dial)
+            base, curve = self._curve(ctx, corpus, live, reference, gates)
+            kept = max(curve, key=lambda point: point.score)
+            with method.off(live.net):
+                record = calibrating.reported(ctx, live.net, gates[kept.closed], text, kept.closed)
         if not kept.drift <= self.max_kl:
             warn(f"no setting keeps the drift within {self.max_kl:g} nats per token; the one that drifts least is kept")
-        with method.off(live.net):
-            record = calibrating.reported(ctx, live.net, gates[kept.closed], text, kept.closed)
         gates[kept.closed].put(live.net)
         moved = {n: t.to("cpu", torch.bfloat16).contiguous() for n, t in live.delta().items() if method.constant(n)}
         loading.save_delta(ctx.out, load_file(model.path / extended.DELTA) | moved)

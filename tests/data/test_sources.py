@@ -7,6 +7,9 @@ import json
 import lzma
 import random
 import sys
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
 
 import fsspec
@@ -399,6 +402,41 @@ def test_what_a_store_does_not_have_is_one_line(store, path, said):
     with pytest.raises(ConfigError, match=said) as raised:
         Source(language="fr", path=path).check()
     assert "\n" not in str(raised.value)
+
+
+@pytest.fixture
+def web(tmp_path):
+    """The address of a web server of the files in tmp_path/www, which hides the size of those in /cut/."""
+
+    class Handler(SimpleHTTPRequestHandler):
+        def send_header(self, keyword, value):
+            if keyword != "Content-Length" or not self.path.startswith("/cut/"):
+                super().send_header(keyword, value)
+
+        def log_message(self, *_):
+            pass
+
+    (tmp_path / "www" / "cut").mkdir(parents=True)
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=tmp_path / "www")) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+def test_a_web_server_is_read_like_a_folder_and_queries_are_no_patterns(web, tmp_path):
+    for name in ("a.jsonl.gz", "deep/b.jsonl.gz", "cut/c.jsonl.gz"):
+        path = tmp_path / "www" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(gzip.compress(json.dumps({"text": name[:-9]}).encode()))
+    assert texts(f"{web}/deep/") == texts(f"{web}/deep/*.gz") == ["deep/b"]
+    source = Source(language="fr", path=f"{web}/a.jsonl.gz?download=true&from=x/y")
+    (file,) = source.record().files
+    assert texts(source.path) == ["a"] and source.domain == "a" and file.path == source.path and file.bytes > 0
+    assert source.difference([file]) == ""
+    with pytest.raises(ConfigError, match="c.jsonl.gz: the server does not say how many bytes"):
+        Source(language="fr", path=f"{web}/cut/c.jsonl.gz").check()
 
 
 def test_a_store_that_fails_costs_nothing_that_is_finished(store, monkeypatch):

@@ -162,6 +162,15 @@ def test_a_source_that_is_mostly_something_else_is_named(tmp_path, lid, capsys):
     assert "% of a sample for fra_Latn (others: en 6" in " ".join(capsys.readouterr().err.split())
 
 
+def test_a_source_that_another_one_contains_adds_nothing_and_stops_nothing(tmp_path, lid, capsys):
+    french, english = two(tmp_path, write_jsonl(tmp_path / "fr.jsonl", FR))
+    again = french | {"path": str(write_jsonl(tmp_path / "again.jsonl", FR[:10]))}
+    corpus, summary = run(tmp_path, lid, [french, again, english])
+    assert [row.kept for row in summary.funnel] == [40, 0, 40] and corpus.files("train", "fra_Latn")
+    said = " ".join(capsys.readouterr().err.split())
+    assert "source again: nothing of fra_Latn is left (10 duplicate); the run goes on" in said
+
+
 def test_documents_with_the_same_id_stay_apart(tmp_path, lid):
     path = tmp_path / "same.jsonl"
     path.write_text("".join(json.dumps({"id": None, "text": text}) + "\n" for text in FR))

@@ -224,6 +224,10 @@ def dial(points: Sequence[tuple[float, float, str]], kept: int, budget: float | 
     return _svg(figure, "The dial: gain in the new language by drift on original text; the table below has the figures")
 
 
+NEAR, FAR = 0.01, 0.3
+"""Shares of bits per byte or of tasks, or nats per token, between which and beyond which forgetting is drawn logarithmically."""
+
+
 @dataclass(frozen=True)
 class Point:
     """One run in a plane of learning and forgetting, and the text to write beside it."""
@@ -241,7 +245,8 @@ def plane(
     """A figure with learning to the right, in percent, and forgetting upwards, `up` times as large, with 95 % intervals.
 
     `curves`: name -> points that are joined by a line. Curves whose names are in `reference` are grey. A wide line goes through
-    the runs that no other run beats; the base is at the origin. `x` and `y` are the titles of the axes.
+    the runs that no other run beats; the base is at the origin. `x` and `y` are the titles of the axes. A run that forgot more
+    than `FAR` makes the axis upwards logarithmic beyond `NEAR`, or it would press the others flat.
     """
     figure, (axis,) = _figure(9.5, 5.2 + 0.22 * len(curves), 1)
     axis.axhline(0, color=INK, linewidth=0.8)
@@ -264,6 +269,10 @@ def plane(
     axis.step(gained, lost, where="pre", color=INK, linewidth=4, marker="o", markersize=12, markeredgewidth=0, alpha=0.2,
               zorder=0, label="unbeaten")  # fmt: skip
     _label(axis, title, x)
+    if any(abs(p.forgot.value) > FAR for points in curves.values() for p in points):
+        axis.set_yscale("symlog", linthresh=up * NEAR)
+        axis.yaxis.set_major_formatter("{x:g}")
+        y += f" (logarithmic above {up * NEAR:g})"
     axis.set_ylabel(y, color=INK)
     _legend(axis, below=True)  # names say settings, and may be long
     return _svg(figure, f"Each run by {x} and {y}; the table below has the figures")

@@ -225,7 +225,7 @@ def dial(points: Sequence[tuple[float, float, str]], kept: int, budget: float | 
 
 
 NEAR, FAR = 0.01, 0.3
-"""Shares of bits per byte or of tasks, or nats per token, between which and beyond which forgetting is drawn logarithmically."""
+"""Shares of bits per byte or tasks, or nats per token, between which and beyond which forgetting is drawn logarithmically."""
 
 
 @dataclass(frozen=True)

@@ -263,6 +263,15 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def to_disk(path: Path) -> None:
+    """Return only when the content of the file is on the disk, not just in the cache of the system."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write beside and rename, so that a killed run never leaves half a file. `value` may be a Spec."""
     plain = value.model_dump(mode="json") if isinstance(value, Spec) else value

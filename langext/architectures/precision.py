@@ -4,7 +4,8 @@ This file must not import anything from langext: a copy of it runs in the proces
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -72,7 +73,7 @@ def float32(*nets: Any) -> Iterator[None]:
             for module in ends(net):
                 stack.enter_context(widened(module))
             for block in net.model.layers:
-                for hook in _widen_while_running(block, none):
+                for hook in while_running(block, widened):
                     stack.callback(hook.remove)
         yield
 
@@ -87,7 +88,7 @@ def in_float32(modules: Iterable[nn.Module], whole: bool, rounding: Rounding = n
         if whole:
             _widen(module, rounding)
         else:
-            _widen_while_running(module, rounding)
+            while_running(module, partial(widened, rounding=rounding))
 
 
 def _widen(module: nn.Module, rounding: Rounding) -> None:
@@ -97,16 +98,16 @@ def _widen(module: nn.Module, rounding: Rounding) -> None:
         module.embed_scale = torch.tensor(module.scalar_embed_scale, dtype=torch.float32)
 
 
-def _widen_while_running(module: nn.Module, rounding: Rounding) -> list[Any]:
-    """Returns the hooks that do it."""
+def while_running(module: nn.Module, context: Callable[[nn.Module], AbstractContextManager[None]]) -> list[Any]:
+    """Make a module run inside `context(module)` from now on. Returns the hooks that do it."""
     running: list[Any] = []
 
     def start(*_: Any) -> None:
-        running.append(widened(module, rounding))
+        running.append(context(module))
         running[-1].__enter__()
 
     def stop(*_: Any) -> None:
         running.pop().__exit__(None, None, None)
 
-    # The second one also after an error, or the float32 weights would stay in memory.
+    # The second one also after an error, or what the context has changed would stay so.
     return [module.register_forward_pre_hook(start), module.register_forward_hook(stop, always_call=True)]

@@ -127,9 +127,10 @@ def load_delta(live: LiveModel, path: Path) -> None:
     """
     saved, wanted = _read(path), live.held()
     # Only parameters of the base may be missing: stage extend leaves them out of its delta, because they have not changed yet.
-    odd = sorted((saved.keys() - wanted.keys()) | (wanted.keys() - saved.keys() - live.base_names))
-    if odd:
+    if odd := sorted(saved.keys() - wanted.keys()):
         raise ConfigError(f"{path}: holds other parameters than the method makes, for example {odd[0]}")
+    if lacking := sorted(wanted.keys() - saved.keys() - live.base_names):
+        raise ConfigError(f"{path}: lacks parameters that the method makes, for example {lacking[0]}")
     _put(live.net, wanted, saved, path)
 
 

@@ -97,11 +97,11 @@ class Residue(Extension):
         if torch.compiler.is_compiling() or (learns and x_BTD.device.type != "cpu"):
             return None
         rows_K = gate_BT1.flatten().nonzero()[:, 0]  # K open tokens
-        if not len(rows_K) and not learns:
+        if not len(rows_K) and not learns and not hasattr(self.down_proj.weight, "ds_id"):
             return torch.zeros_like(x_BTD)
         if learns and len(rows_K) > MOST_GATHERED * gate_BT1.numel():
             return None
-        # In training also for no token at all: under ZeRO 3 every process must use the same modules.
+        # Under ZeRO 3, whose weights have a `ds_id`, also for no token at all: every process must use the same modules.
         out_KD = gate_BT1.flatten(0, -2).index_select(0, rows_K) * self._block(x_BTD.flatten(0, -2).index_select(0, rows_K))
         return torch.zeros_like(x_BTD).flatten(0, -2).index_copy(0, rows_K, out_KD).view_as(x_BTD)
 

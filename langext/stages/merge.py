@@ -1,11 +1,23 @@
 """Stage merge: combines several extended models of one base into one model for all their languages."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from langext.artifacts import JOB, BaseManifest, Corpus, Job, Manifest, Model, read_as, read_base, sha256_file, write_json
+from langext.artifacts import (
+    JOB,
+    BaseManifest,
+    Corpus,
+    Job,
+    Manifest,
+    Model,
+    finished,
+    read_as,
+    read_base,
+    sha256_file,
+    write_json,
+)
 from langext.console import say
 from langext.context import Context
 from langext.errors import ConfigError
@@ -13,7 +25,11 @@ from langext.methods import Full
 from langext.methods.base import Method
 from langext.models import bases
 from langext.stages.base import Stage
+from langext.summaries import TrainSummary
 from langext.weight_summaries import MergeSummary
+
+if TYPE_CHECKING:
+    import torch
 
 
 class Merge(Stage):
@@ -121,7 +137,7 @@ class Merge(Stage):
 
         def delta(scale: float) -> dict[str, torch.Tensor]:
             by = {n: Lines(alpha, scale).factor(method.layer(n, config), n) if self.lines else scale for n in merged}
-            return {name: origin[name] + by[name] * tensor for name, tensor in merged.items()} | rows
+            return origin | {name: origin[name] + by[name] * tensor for name, tensor in merged.items()} | rows
 
         curve: list[dict[str, Any]] = []
         scale = self.scale
@@ -170,31 +186,46 @@ def _weights(model: Model) -> dict[str, str]:
 
 
 def _task_vectors(models: list[Model], method: Method) -> tuple[dict[str, Any], list[dict[str, Any]], dict[str, Any]]:
-    """(initial weights of all tensors that changed, one task vector per model, mean of the new vocabulary rows), in float32.
+    """(initial weights, one task vector per model, mean of the new vocabulary rows), in float32.
 
-    A task vector is the trained weights minus the initial weights, by name.
+    A task vector is the trained weights minus the initial weights, by name; it lacks those that did not change. The initial
+    weights are those of the first model, and where the base has them all, only what changed.
     """
     import torch
 
     from langext.architectures import families, vocabulary
+    from langext.methods import extended
     from langext.models import loading
 
-    if method.dense():
-        start = loading.load_base(loading.read_record(models[0]).base, torch.float32)
-        origin = {name: p.detach() for name, p in start.named_parameters()}
-    else:
-        origin = loading.load(models[0], torch.float32, trained=False).delta()
-    vectors, rows = [], []
+    origins, vectors, rows = list[dict[str, Any]](), list[dict[str, Any]](), list[dict[str, Any]]()
     for model in models:
-        live = loading.load(model, torch.float32)
+        began_in = _began_in(model)
+        live = loading.load(model, began_in, trained=False)
         assert live.method is not None, "checked before"
+        live.net.float()
+        if method.dense():
+            start = loading.load_base(loading.read_record(model).base, began_in).float()
+            origins.append({name: p.detach() for name, p in start.named_parameters()})
+        else:
+            origins.append({name: p.detach().clone() for name, p in live.delta().items()})
+        extended.load_delta(live, model.path / extended.DELTA)
         trained = {name: p.detach() for name, p in live.net.named_parameters()}
         if method.dense():
             folded = {name: tensor for layer in live.method.fold(live.net).layers() for name, tensor in layer.items()}
             trained = {name: p for name, p in trained.items() if not name.startswith(families.LAYERS)} | folded
         rows.append({name: t for name, t in trained.items() if name.endswith(vocabulary.NEW_ROWS)})
+        origin = origins[-1]
         changes = ((name, trained[name] - origin[name]) for name in origin if name in trained and name not in rows[-1])
         vectors.append({name: change for name, change in changes if change.any()})
-    changed = {name for vector in vectors for name in vector}
     mean = {name: torch.stack([r[name] for r in rows]).mean(0) for name in rows[0]}
-    return {name: origin[name] for name in changed}, vectors, mean
+    held = {name for vector in vectors for name in vector} if method.dense() else origins[0].keys() - rows[0].keys()
+    return {name: origins[0][name] for name in held}, vectors, mean
+
+
+def _began_in(model: Model) -> "torch.dtype":
+    """The precision of the last training of a model: in bf16 it began with a base that was rounded, which was not learnt."""
+    from langext.architectures import precision
+
+    trainings = (manifest.summary_as(TrainSummary) for path, manifest in finished(model.path.parent) if path <= model.path)
+    last = [training.precision for training in trainings if training]
+    return precision.DTYPES[last[-1] if last else "bf16"]

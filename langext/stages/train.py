@@ -14,6 +14,8 @@ from langext.training.settings import Settings
 
 WATCHING = {"eval_every", "eval_bytes", "log_every", "save_every", "keep_checkpoints"}
 """Keys that decide how often a training measures, logs and saves."""
+DECIDING = {"eval_every", "eval_bytes"}
+"""Those of them that decide which weights are kept, where the best ones are."""
 
 
 class Train(Settings, Stage):
@@ -64,7 +66,8 @@ class Train(Settings, Stage):
             if "warmup_steps" in self.model_fields_set:
                 raise ConfigError(problem, at=("warmup_steps",))
             warn(f"{self.name or self.uses}: {problem}; give a smaller warmup_steps")
-        if zero == 0 and self.computes_in() == "bf16":
+        # A training in float32 that was begun elsewhere goes on in it, whatever this machine would begin with.
+        if zero == 0 and self.computes_in() == "bf16" and not any((ctx.out / CHECKPOINTS).glob("step-*")):
             raise ConfigError(
                 f"{self.runtime.deepspeed}: ZeRO stage 0 keeps no float32 masters of bf16 weights; use stage 1, which on one "
                 "process does the same with them, or precision fp32",
@@ -78,6 +81,10 @@ class Train(Settings, Stage):
                     f"{penalty.name} needs ZeRO stage 0, 1 or 2; stage 3 shares out weights that it reads by itself",
                     at=("penalties", number),
                 )
+        if self.runtime.attention == "flash_attention_2" and self.precision == "fp32":
+            raise ConfigError(
+                "runtime.attention: flash_attention_2 computes in bf16 only; use sdpa", at=("runtime", "attention")
+            )
         if self.runtime.attention == "flash_attention_2" and self.runtime.micro_batch > 1:
             raise ConfigError(
                 "runtime.attention: with flash_attention_2 transformers keeps packed documents apart only when a batch is one "
@@ -86,8 +93,10 @@ class Train(Settings, Stage):
             )
 
     def choices(self) -> dict[str, Any]:
-        """The deciding fields, without the keys in `WATCHING`, which usually do not change what is learnt."""
-        return {key: value for key, value in super().choices().items() if key not in WATCHING}
+        """The deciding fields, without the keys in `WATCHING`; evaluations decide where the best one becomes the model."""
+        chooses = self.result == "best" or self.forgetting_budget is not None
+        left_out = WATCHING - DECIDING if chooses else WATCHING
+        return {key: value for key, value in super().choices().items() if key not in left_out}
 
     def prepare(self, ctx: Context, **inputs: Any) -> None:
         """Turn the training text into token ids, once for all trainings with this text and tokenizer."""

@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from torch import distributed
 
 from langext.architectures.precision import Precision
-from langext.artifacts import FileRecord, list_files, read_as, sha256_file, write_json
+from langext.artifacts import FileRecord, list_files, read_as, sha256_file, to_disk, write_json
 from langext.console import warn
 from langext.context import without_launcher
 from langext.errors import ConfigError, RunFailed, disk_problem
@@ -125,7 +125,7 @@ class Checkpoints:
             record = CheckpointRecord(world_size=distributed.get_world_size(), layout=layout, files=list_files(beside))
             # After a power cut a renamed folder could otherwise hold empty files: rename does not force data to disk.
             for file in record.files:
-                _to_disk(beside / file.name)
+                to_disk(beside / file.name)
             write_json(beside / FILES, record)
             os.replace(beside, target)
             for old in self.steps()[: -self.keep]:
@@ -258,12 +258,3 @@ def convert(checkpoint: Path, out: Path) -> None:
             f"{checkpoint}: cannot be converted to DeepSpeed's universal form ({free:.2f} GiB of disk are free): "
             f"{stopped if done.returncode < 0 else pickles.reason(done.stderr)}. Run the same command again to go on"
         )
-
-
-def _to_disk(path: Path) -> None:
-    """Return only when the content of the file is on the disk, not just in the cache of the system."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -4,8 +4,15 @@ from typing import Any
 
 from langext import ready
 from langext.artifacts import read_object
-from langext.errors import ConfigError
+from langext.errors import ConfigError, one_line
+from langext.spec import near
 
+ALLOWED = (
+    "zero_optimization", "zero_allow_untested_optimizer", "zero_force_ds_cpu_optimizer", "communication_data_type",
+    "prescale_gradients", "gradient_predivide_factor", "disable_allgather", "aio", "activation_checkpointing", "comms_logger",
+    "flops_profiler", "csv_monitor", "comet", "wall_clock_breakdown", "memory_breakdown", "dump_state",
+)  # fmt: skip
+"""Keys that may be in the file: how memory and communication are shared out, and what DeepSpeed tells of it."""
 OURS = (
     "train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping",
     "optimizer", "scheduler", "bf16", "fp16", "data_types", "checkpoint", "tensorboard", "wandb",
@@ -16,7 +23,8 @@ OURS = (
 def read(name: str) -> dict[str, Any]:
     """Read a DeepSpeed configuration: `name` is one that comes with langext, or a file.
 
-    Raises ConfigError for invalid JSON, for a key that the train stage sets itself (`OURS`), and for an unknown ZeRO stage.
+    Raises ConfigError for invalid JSON, for a key that the train stage sets itself (`OURS`) or that is not `ALLOWED`, since
+    DeepSpeed ignores what it does not know, and for an unknown ZeRO stage.
     """
     at = ("runtime", "deepspeed")
     path = ready.find("deepspeed", name, ".json", at)
@@ -26,6 +34,9 @@ def read(name: str) -> dict[str, Any]:
         raise ConfigError(str(error), at=at) from None
     if clash := [key for key in OURS if key in config]:
         raise ConfigError(f"{path}: {', '.join(clash)} must not be set here; the train stage decides it", at=at)
+    for key in config:
+        if key not in ALLOWED:
+            raise ConfigError(f"{path}: {one_line(key)} is not a key that may be set here.{near(key, ALLOWED)}", at=at)
     zero = config.get("zero_optimization", {})
     if not isinstance(zero, dict):
         raise ConfigError(f"{path}: zero_optimization must hold settings (got {zero!r:.40})", at=at)

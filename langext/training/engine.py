@@ -7,9 +7,8 @@ Everything else is done by langext.
 import logging
 import os
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import dataclass
 from datetime import timedelta
 from io import StringIO
 from pathlib import Path
@@ -21,10 +20,11 @@ from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, distributed
 
-from langext.architectures import vocabulary
+from langext.architectures import streaming, vocabulary
 from langext.artifacts import first_problem
 from langext.errors import ConfigError, RunFailed, reading
 from langext.training import checkpoints, deepspeed_file, pickles
+from langext.training.engine_settings import EngineSettings
 
 PATIENCE = timedelta(minutes=30)
 """How long processes wait for one another. Work that one process does alone, such as converting a checkpoint, takes less."""
@@ -71,58 +71,6 @@ def check_zero(file: str, config: dict[str, Any]) -> None:
         raise ConfigError(f"{file}: zero_optimization.{first_problem(error)}", at=("runtime", "deepspeed")) from None
 
 
-@dataclass(frozen=True)
-class EngineSettings:
-    """All settings of the engine."""
-
-    deepspeed: dict[str, Any]
-    """The DeepSpeed configuration, as `read_deepspeed` returns it."""
-    micro_batch: int
-    accumulate: int
-    """Micro-batches that each process computes in one optimizer step."""
-    clip: float
-    """Gradient norm above which gradients are scaled down."""
-    bf16: bool
-    betas: tuple[float, float]
-    weight_decay: float
-    """AdamW's weight decay, for matrices only, gates excepted: there is no reason to pull a gain or a gate towards zero."""
-    ema: float | None
-    """Decay per step of the running average of the weights; None keeps no average."""
-    monitor: Sequence[str]
-    """Where DeepSpeed's monitor reports to: tensorboard, wandb."""
-    out: Path
-    """Folder in which the monitor writes."""
-
-    @property
-    def layout(self) -> str:
-        """Name of the layout of a checkpoint, `CheckpointRecord.layout`."""
-        kind = "-fp32" if not self.bf16 else "-fp32-sums" if self.sums_in_fp32 else ""
-        return f"zero{deepspeed_file.zero_stage(self.deepspeed)}{kind}"
-
-    @property
-    def sums_in_fp32(self) -> bool:
-        """True when gradients of several micro-batches are summed in float32, because a sum in bf16 loses small gradients."""
-        return self.bf16 and self.accumulate > 1
-
-    def for_deepspeed(self, *, universal: bool) -> dict[str, Any]:
-        """The complete DeepSpeed configuration. `universal`: the checkpoint that will be loaded has the universal form."""
-        whole = self.deepspeed | {
-            "train_batch_size": self.micro_batch * self.accumulate * distributed.get_world_size(),
-            "train_micro_batch_size_per_gpu": self.micro_batch,
-            "gradient_accumulation_steps": self.accumulate,
-            # Under ZeRO 0 `Engine.step` clips, because it needs the norm anyway.
-            "gradient_clipping": self.clip if deepspeed_file.zero_stage(self.deepspeed) else 0.0,
-            "bf16": {"enabled": self.bf16},
-            "checkpoint": {"load_universal": universal},
-            "steps_per_print": 10**9,  # langext prints its own progress
-            "tensorboard": {
-                "enabled": "tensorboard" in self.monitor, "output_path": str(self.out), "job_name": "tensorboard",
-            },
-            "wandb": {"enabled": "wandb" in self.monitor, "project": "langext", "group": self.out.parent.name},
-        }  # fmt: skip
-        return whole | ({"data_types": {"grad_accum_dtype": "fp32"}} if self.sums_in_fp32 else {})
-
-
 class Engine:
     """A model under DeepSpeed, with AdamW on its trainable parameters."""
 
@@ -146,9 +94,12 @@ class Engine:
         whole = settings.for_deepspeed(universal=universal)
         try:
             with redirect_stdout(StringIO()):  # on a GPU it prints the use of memory after every step of its start
+                if self.zero_stage == 3:  # weight by weight; else DeepSpeed moves the whole model to the device before
+                    deepspeed.zero.Init(module=objective, config_dict_or_path=whole)
+                    streaming.move_buffers(objective, deepspeed.accelerator.get_accelerator().current_device_name())
                 self.deepspeed, *_ = deepspeed.initialize(model=objective, optimizer=optimizer, config=whole)
         except ValidationError as error:
-            raise ConfigError(f"{settings.deepspeed}: {first_problem(error)}", at=("runtime", "deepspeed")) from None
+            raise ConfigError(f"{settings.file}: {first_problem(error)}", at=("runtime", "deepspeed")) from None
         self.read_outside = [*vocabulary.head_parameters(net), *objective.method.read_outside(net)]
         """Weights that loss and measurements read without calling the module that has them."""
         if self.zero_stage == 3:

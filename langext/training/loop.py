@@ -101,7 +101,7 @@ class Loop:
         now, broken = measured.bits_per_byte, measured.broken
         if broken and self.start is None:
             raise RunFailed(f"{broken} before any training: the weights overflow; with precision fp32 they may not")
-        self.start, self.evaluation = self.start or now, measured
+        self.start, self.evaluation = self.start or now | self.session.base_bits, measured
         tokens = step * self.session.step_tokens
         self.log.evaluation(step, tokens, measured)
         self.engine.report(tokens, {f"bits_per_byte/{name}": value for name, value in now.items()})
@@ -250,7 +250,9 @@ class Loop:
             for batch, losses_BT in seen
             for index, row in zip(batch.indices, losses_BT, strict=True)
         ]
-        bad = [index for index, fine in rows if not fine] or [index for index, _ in rows]
+        bad = [index for index, fine in rows if not fine]
+        if not self.engine.agree(len(bad)):
+            bad = [index for index, _ in rows]
         named: dict[str, set[int]] = {}
         for part in self.engine.everywhere([self.session.mixture.documents(i) for i in bad]):
             for source, numbers in part:

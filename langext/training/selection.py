@@ -4,7 +4,6 @@ Holds the evaluations, the weights of the best evaluation, and the budget of wha
 """
 
 import os
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from math import isfinite, isnan
 from pathlib import Path
@@ -12,13 +11,17 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
-from langext.artifacts import read_as, write_json
+from langext.artifacts import to_disk
+from langext.errors import reading
 from langext.spec import Spec
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-WEIGHTS = "weights.safetensors"
+BEST = "best.safetensors"
+"""File among the checkpoints."""
+KEPT = "evaluation"
+"""Key of its metadata."""
 
 
 class SetEvaluation(Spec):
@@ -69,8 +72,8 @@ class ForgettingBudget(Spec):
     """What the original languages may lose. The model gets the weights of the best evaluation within this budget."""
 
     bpb: float | None = Field(None, gt=0)
-    """Largest increase of their bits per byte over the base, as a mean over the held-out sets: 0.5% or 0.005. Raise it to allow
-    more forgetting."""
+    """Largest increase of their bits per byte over the base of the run, as a mean over the held-out sets: 0.5% or 0.005. Raise
+    it to allow more forgetting."""
     kl: float | None = Field(None, gt=0)
     """Largest KL(base || model) on their held-out text, in nats per token. Raise it to allow more forgetting."""
     then: Literal["stop", "go_on"] = "stop"
@@ -122,7 +125,7 @@ def least_forgotten(rows: Sequence[Mapping[str, Any]], start: Mapping[str, float
 
 
 class Kept(Spec):
-    """Content of best.json: the best evaluation so far."""
+    """The best evaluation so far."""
 
     step: int
     score: float
@@ -131,12 +134,17 @@ class Kept(Spec):
 
 
 class BestWeights:
-    """The weights of the best evaluation so far, on disk: `best/weights.safetensors` with `best/best.json`."""
+    """The weights of the best evaluation so far, in one file, with that evaluation as its metadata: they belong together."""
 
     def __init__(self, folder: Path):
-        self.folder = folder / "best"
-        path = self.folder / "best.json"
-        self.kept: Kept | None = read_as(path, Kept) if path.is_file() else None
+        """Raises ConfigError when the file in `folder` is damaged."""
+        from safetensors import safe_open
+
+        self.path = folder / BEST
+        self.kept: Kept | None = None
+        if self.path.is_file():
+            with reading(self.path, "safetensors"), safe_open(self.path, "pt") as file:
+                self.kept = Kept.model_validate_json(file.metadata()[KEPT])
 
     def offer(
         self, step: int, score: float, evaluation: Evaluation, weights: Callable[[], dict[str, "Tensor"]], rank: int
@@ -153,17 +161,16 @@ class BestWeights:
         if rank == 0:
             from safetensors.torch import save_file
 
-            # Written to another folder and renamed, so that weights and best.json always belong together.
-            beside = self.folder.with_name("best.tmp")
-            shutil.rmtree(beside, ignore_errors=True)
-            beside.mkdir(parents=True)
-            save_file({name: tensor.contiguous() for name, tensor in gathered.items()}, beside / WEIGHTS)
-            write_json(beside / "best.json", self.kept)
-            shutil.rmtree(self.folder, ignore_errors=True)
-            os.replace(beside, self.folder)
+            # Renamed when it is complete and on the disk: a kill or a power cut leaves the former best or this one.
+            beside = self.path.with_name(f".{BEST}")
+            beside.parent.mkdir(parents=True, exist_ok=True)
+            tensors = {name: tensor.contiguous() for name, tensor in gathered.items()}
+            save_file(tensors, beside, metadata={KEPT: self.kept.model_dump_json()})
+            to_disk(beside)
+            os.replace(beside, self.path)
 
     def weights(self) -> dict[str, "Tensor"]:
         """The kept weights, by name, on the CPU."""
         from safetensors.torch import load_file
 
-        return load_file(self.folder / WEIGHTS)
+        return load_file(self.path)

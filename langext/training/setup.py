@@ -4,17 +4,18 @@ The one rule: the order in `set_up` matters; its comments say why.
 """
 
 import socket
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import distributed
 
-from langext.architectures import attention, families, precision, recompute
+from langext.architectures import attention, families, precision, recompute, streaming
 from langext.architectures.precision import Precision
-from langext.artifacts import CHECKPOINTS, TOKENS, Corpus, Model, read_base
+from langext.artifacts import BASE, CHECKPOINTS, TOKENS, Corpus, Model, read_base
 from langext.console import say, warn
 from langext.context import Context
 from langext.data import documents, mixture, tokens
@@ -27,7 +28,8 @@ from langext.methods.extended import LiveModel
 from langext.models import loading
 from langext.training import checkpoints, deepspeed_file, engine, flops, prefix
 from langext.training.checkpoints import Checkpoints
-from langext.training.engine import Engine, EngineSettings
+from langext.training.engine import Engine
+from langext.training.engine_settings import EngineSettings
 from langext.training.objective import Objective
 from langext.training.prefix import Prefix
 from langext.training.schedule import Schedule
@@ -55,6 +57,8 @@ class Session:
     """Optimizer steps; fewer than in the settings when the text ends before (`exhaustion: stop`)."""
     schedule: Schedule
     watch: Watch
+    base_bits: dict[str, float]
+    """Bits per byte of original text by the base, from which a forgetting budget counts; {} where there is none to count."""
     engine: Engine
     prefix: Prefix | None
     """What is read instead of computing the layers below the first one that learns; None when they are computed."""
@@ -87,22 +91,20 @@ def set_up(settings: Settings, ctx: Context, model: Model, corpus: Corpus) -> Se
     newest = kept.newest()
     computes_in = _precision(settings, newest)
     dtype = precision.DTYPES[computes_in]
-    # ZeRO 3 partitions each weight before it moves it to the device, where the whole model may not fit.
+    # The whole model may not fit on the device of a process: ZeRO 3 leaves each its part.
     home = "cpu" if deepspeed_file.zero_stage(deepspeed) == 3 else str(device)
     live, method = _live(settings, model, dtype, home)
     order, steps = _mixture(settings, ctx, corpus, live)
 
-    def base() -> Any:
-        return loading.load(model, dtype, str(device), trained=False).net.requires_grad_(False)
-
+    frozen = partial(_frozen, settings, dtype, home, device)
+    probes = _probes(settings, ctx, corpus)
+    # Measured before the engine takes memory, and only once: a checkpoint has it.
+    counts = settings.forgetting_budget and settings.forgetting_budget.bpb and not newest
+    base_bits = _base_bits(ctx, probes, frozen(Model(model.path.parent / BASE))) if counts else {}
     # Penalties look at the model as it was loaded, so they come before `_install` changes it.
-    terms = {p.name: (p.weight, p.attach(live.net, method, base)) for p in settings.penalties}
+    terms = {p.name: (p.weight, p.attach(live.net, method, lambda: frozen(model).net)) for p in settings.penalties}
     _install(settings, live, device)
-    engine_settings = EngineSettings(
-        deepspeed=deepspeed, micro_batch=settings.runtime.micro_batch, accumulate=settings.accumulate(), clip=settings.clip,
-        bf16=computes_in == "bf16", betas=settings.betas, weight_decay=settings.weight_decay, ema=settings.ema,
-        monitor=settings.runtime.monitor, out=ctx.out,
-    )  # fmt: skip
+    engine_settings = _engine_settings(settings, ctx, deepspeed, computes_in)
     # One process decides for all: on a shared disk they can see different things for a while.
     fits = newest is None or checkpoints.on_first(lambda: checkpoints.fits(newest, ctx.world_size, engine_settings.layout))
     source = newest if fits or newest is None else checkpoints.universal(newest)
@@ -119,13 +121,14 @@ def set_up(settings: Settings, ctx: Context, model: Model, corpus: Corpus) -> Se
     # After DeepSpeed has moved the model to its device, because the base runs there; before the weights of a checkpoint come.
     with runner.gathered():
         before = live.tokenizer if live.had_rows else loading.load_tokenizer(loading.read_record(model).base)
-        watch = _watch(settings, ctx, corpus, live, before, base)
+        watch = Watch(ctx, live, before, lambda: frozen(model).net, probes)
     state: dict[str, Any] = {"step": 0, "seconds": 0.0, "start": None}
     if newest is not None and source is not None:
         state = runner.load(newest, source)
     on_gpu = device.type == "cuda"
     return Session(
-        settings, ctx, corpus, live, method, device, computes_in, order, steps, settings.rates(steps), watch, runner,
+        settings, ctx, corpus, live, method, device, computes_in, order, steps, settings.rates(steps), watch,
+        runner.from_first(base_bits), runner,
         _prefix(settings, ctx, model, corpus, live, order, first, runner), kept,
         checkpoints.on_first(lambda: BestWeights(ctx.out / CHECKPOINTS)), state, cost,
         (flops.peak(torch.cuda.get_device_name()) or 0) * ctx.world_size if on_gpu else 0,
@@ -167,6 +170,23 @@ def _live(settings: Settings, model: Model, dtype: torch.dtype, device: str) -> 
     return live, method
 
 
+def _frozen(settings: Settings, dtype: torch.dtype, home: str, device: torch.device, model: Model) -> LiveModel:
+    """A model without what was trained of it, to compare with. One that lies elsewhere than on the device is streamed."""
+    found = loading.load(model, dtype, home, trained=False, attention=settings.runtime.attention)
+    found.net.requires_grad_(False)
+    if torch.device(home).type != device.type:
+        streaming.install(found.net, device)
+    return found
+
+
+def _engine_settings(settings: Settings, ctx: Context, deepspeed: dict[str, Any], computes_in: Precision) -> EngineSettings:
+    return EngineSettings(
+        file=settings.runtime.deepspeed, deepspeed=deepspeed, micro_batch=settings.runtime.micro_batch,
+        accumulate=settings.accumulate(), clip=settings.clip, bf16=computes_in == "bf16", betas=settings.betas,
+        weight_decay=settings.weight_decay, ema=settings.ema, monitor=settings.runtime.monitor, out=ctx.out,
+    )  # fmt: skip
+
+
 def _install(settings: Settings, live: LiveModel, device: torch.device) -> None:
     """Change how the model computes, to save memory or time; its results stay the same."""
     if settings.runtime.activation_checkpointing:
@@ -202,13 +222,19 @@ def _prefix(
     return Prefix(live.net, first, order, stores, runner.agree)
 
 
-def _watch(settings: Settings, ctx: Context, corpus: Corpus, live: LiveModel, tokenizer: Any, base: Callable[[], Any]) -> Watch:
-    """The measurements on held-out text. Raises ConfigError when something in the settings needs text that is not there."""
+def _probes(settings: Settings, ctx: Context, corpus: Corpus) -> dict[str, list[str]]:
+    """Held-out passages by `<language>/<domain>`. Raises ConfigError when the settings need some that are not there."""
     heldout = documents.heldout(corpus, ctx.languages)
     chosen = {name: bpb.passages(texts, 1000, settings.eval_bytes) for name, texts in heldout.items()}
     probes = {name: passages for name, passages in chosen.items() if passages}
     settings.check_heldout(ctx, probes)
-    return Watch(ctx, live, tokenizer, base, probes)
+    return probes
+
+
+def _base_bits(ctx: Context, probes: Mapping[str, Sequence[str]], base: LiveModel) -> dict[str, float]:
+    """Bits per byte of the passages in original languages, by the base of the run with its own vocabulary."""
+    original = {name: texts for name, texts in probes.items() if name.split("/")[0] in ctx.original_languages}
+    return {name: bpb.measure(base.net, base.tokenizer, texts).per_byte for name, texts in original.items()}
 
 
 def _mixture(settings: Settings, ctx: Context, corpus: Corpus, live: LiveModel) -> tuple[Mixture, int]:

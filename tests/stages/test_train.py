@@ -57,6 +57,8 @@ def test_what_cannot_run_is_refused_at_plan_time(tmp_path, monkeypatch, more, ex
     [
         '{"zero_optimization": {"stage": 4}}',
         '{"train_batch_size": 3}',
+        '{"zero_optimisation": {"stage": 2}}',
+        '{"torch_autocast": {"enabled": true, "dtype": "bfloat16"}}',
         '{"bf16": {"enabled": true}}',
         "{,}",
         '{"zero_optimization": 2}',

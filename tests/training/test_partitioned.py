@@ -22,6 +22,7 @@ from langext.models import bases, loading
 from langext.stages.train import Train
 from langext.training import checkpoints, engine, setup
 from langext.training.checkpoints import CheckpointRecord
+from langext.training.engine_settings import EngineSettings
 from langext.training.objective import Objective
 
 ZERO3 = {
@@ -38,8 +39,11 @@ def two_steps() -> None:
     method = SelectiveLora(name="selective_lora", rank=2, warmup_frac=0.0, sparsity=1.0, s_lr=0.01)
     live = extended.build(make_base("llama", 320).float(), make_tokenizer(), method)
     live.freeze()
-    settings = engine.EngineSettings(ZERO3, 2, 1, 1.0, False, (0.9, 0.95), 0.0, None, (), Path("run/train"))
-    runner = engine.Engine(Objective(live.net, method, {}), live.net, settings, lambda name: method.peak_lr(name, 0.01))
+    settings = EngineSettings("zero3", ZERO3, 2, 1, 1.0, False, (0.9, 0.95), 0.0, None, (), Path("run/train"))
+    objective, whole = Objective(live.net, method, {}), []
+    objective.to = lambda *_: whole.append(True)  # all of it at once, which a device need not hold
+    runner = engine.Engine(objective, live.net, settings, lambda name: method.peak_lr(name, 0.01))
+    assert not whole
     ids, seen = torch.randint(0, 320, (2, 16)), []
     for step in range(2):
         micro_batch = MicroBatch(torch.zeros(2, 16, dtype=torch.bool), 0, 32, step / 2)

@@ -27,6 +27,7 @@ from langext.methods.penalties.ldifs import LDIFS
 from langext.pipeline import estimate
 from langext.stages.train import Train
 from langext.training import engine, prefix, setup
+from langext.training.engine_settings import EngineSettings
 from langext.training.objective import Objective
 from langext.training.settings import Settings
 
@@ -191,7 +192,7 @@ def two_steps() -> None:
     live = upper()
     for block in live.method.extensions(live.net):
         torch.nn.init.zeros_(block.router.weight)
-    settings = engine.EngineSettings(ZERO3, 2, 1, 1.0, False, (0.9, 0.95), 0.0, None, (), Path("run/train"))
+    settings = EngineSettings("zero3", ZERO3, 2, 1, 1.0, False, (0.9, 0.95), 0.0, None, (), Path("run/train"))
     runner = engine.Engine(Objective(live.net, live.method, {}, 2), live.net, settings, lambda name: 0.01)
     torch.manual_seed(1)
     ids, positions, seen = torch.randint(0, 320, (2, 16)), torch.arange(16).expand(2, 16), []

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from langext.context import Context
 from langext.errors import ConfigError, RunFailed
 from langext.stages.train import Train
+from langext.training import selection
 from langext.training.loop import Loop
 from langext.training.metrics import Log
 from langext.training.selection import BestWeights, Evaluation, ForgettingBudget, SetEvaluation, mean_ratio
@@ -37,6 +38,16 @@ def test_a_score_that_is_no_number_never_becomes_best(tmp_path, first, then):
     again = BestWeights(tmp_path)
     again.offer(2, 0.8001, evaluation(1.0, 1.0), lambda: weights, 0)  # made again after a resume, and not quite the same
     assert again.kept == best.kept and again.weights()["w"].tolist() == [2.0, 2.0]
+
+
+def test_a_kill_while_the_best_weights_are_written_leaves_the_former_ones(tmp_path, monkeypatch):
+    best = BestWeights(tmp_path)
+    best.offer(1, 0.9, evaluation(1.0, 1.0), lambda: {"w": torch.ones(2)}, 0)
+    monkeypatch.setattr(selection.os, "replace", lambda *_: pytest.fail("killed"))
+    with pytest.raises(pytest.fail.Exception, match="killed"):
+        best.offer(2, 0.8, evaluation(1.0, 1.0), lambda: {"w": torch.zeros(2)}, 0)
+    again = BestWeights(tmp_path)
+    assert again.kept is not None and again.kept.step == 1 and again.weights()["w"].tolist() == [1.0, 1.0]
 
 
 def test_a_budget_that_allows_everything_is_refused():
@@ -81,15 +92,20 @@ class Alone:
         return value
 
 
-def run(tmp_path, found, **settings):
-    """A training that makes no steps, with one evaluation for each of `found`; all its evaluations have been made."""
+def run(tmp_path, found, base=None, **settings):
+    """A training that makes no steps, with one evaluation for each of `found`; all its evaluations have been made.
+
+    `base` has bits per byte of original text by the base, where these are not those of the first evaluation.
+    """
     stage = Train(**{"uses": "train", "steps": 9, "lr": 1.0, **settings})
     tmp_path.mkdir(exist_ok=True)
     ctx, loop = Context(tmp_path, 1, "fra_Latn", ("eng_Latn",)), Loop.__new__(Loop)
     checkpoints = SimpleNamespace(steps=lambda: [4])
     loop.settings, loop.ctx, loop.engine, loop.start, loop.evaluating = stage, ctx, Alone(), None, 0.0
     loop.log, loop.last, best = Log(ctx, 0), stage.steps, BestWeights(tmp_path)
-    loop.session = SimpleNamespace(watch=Watched(found), step_tokens=10, best=best, checkpoints=checkpoints)
+    loop.session = SimpleNamespace(
+        watch=Watched(found), step_tokens=10, best=best, checkpoints=checkpoints, base_bits=base or {}
+    )
     for step in range(len(found)):
         loop._evaluate(step)
         if step == loop.last:
@@ -102,6 +118,12 @@ def test_the_best_evaluation_within_the_budget_becomes_the_model(tmp_path, capsy
     loop = run(tmp_path, found, forgetting_budget={"bpb": "0.5%"})
     assert loop._chosen().step == 1 and loop.last == 2
     assert "that of step 1, the best evaluation within the forgetting budget" in capsys.readouterr().out
+
+
+def test_what_new_tokens_cost_before_any_training_counts_against_the_budget(tmp_path):
+    found = [evaluation(2.0, 1.02), evaluation(1.8, 1.01), evaluation(1.5, 1.03)]
+    loop = run(tmp_path, found, {"eng_Latn/book": 1.0}, forgetting_budget={"bpb": "1.5%", "then": "go_on"})
+    assert loop._chosen().step == 1
 
 
 def test_the_untrained_model_is_called_that(tmp_path, capsys):

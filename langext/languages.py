@@ -92,6 +92,19 @@ _SCRIPTS = (("Hani", "Hans", "Hant"), ("Jpan", "Hrkt", "Kana", "Hira"), ("Kore",
 """ISO 15924: the first script of a group contains the others, so its label stands for text in any of them, and the reverse."""
 _RIGHT_TO_LEFT = {"Arab", "Hebr", "Thaa", "Syrc", "Nkoo"}
 _CODE = re.compile(r"[a-z]{3}_[A-Z][a-z]{3}")
+_TAG = re.compile(r"([a-z]{2,3})_([a-z]{4})")
+_IN_SCRIPT = {"ku_Arab": "ckb_Arab", "az_Arab": "azb_Arab", "pa_Arab": "pnb_Arab"}
+"""Code of a macrolanguage with a script -> the language of it that is written so, where another one is usual without."""
+_ALSO = {
+    "kurdish": "kmr_Latn", "kurmanji": "kmr_Latn", "sorani": "ckb_Arab", "chinese": "zho_Hans", "mandarin": "zho_Hans",
+    "farsi": "pes_Arab", "filipino": "tgl_Latn", "azeri": "azj_Latn", "sinhalese": "sin_Sinh", "norwegian": "nob_Latn",
+    "kirundi": "run_Latn", "chichewa": "nya_Latn", "setswana": "tsn_Latn", "sesotho": "sot_Latn", "sepedi": "nso_Latn",
+    "isizulu": "zul_Latn", "isixhosa": "xho_Latn", "kiswahili": "swh_Latn", "luganda": "lug_Latn", "oriya": "ory_Orya",
+    "uighur": "uig_Arab", "uyghur": "uig_Arab", "flemish": "nld_Latn", "castilian": "spa_Latn", "bangla": "ben_Beng",
+    "fula": "fuv_Latn", "fulani": "fuv_Latn", "myanmar": "mya_Mymr", "yakut": "sah_Cyrl", "sakha": "sah_Cyrl",
+    "maldivian": "div_Thaa", "sami": "sme_Latn", "saami": "sme_Latn", "greenlandic": "kal_Latn",
+}  # fmt: skip
+"""Other names that people write, in small letters."""
 
 
 MUL, ZXX = "mul_Zyyy", "zxx_Zyyy"
@@ -140,23 +153,33 @@ _NOT_ONE = (Language(MUL, None, "Many languages"), Language(ZXX, None, "Code"))
 
 
 def find(code: str) -> Language:
-    """The language for a code or an English name. A well-formed code (xxx_Scrp) that is not in the table is accepted unchanged.
+    """The language for a code, a BCP 47 tag of language and script (zh-Hant), or an English name.
 
-    Raises ConfigError, with similar names, for anything else.
+    A well-formed code (xxx_Scrp) that is not in the table is accepted unchanged. Raises ConfigError, with similar names, for
+    anything else.
     """
+    code = code.strip().replace("-", "_") if _TAG.fullmatch(code.strip().replace("-", "_").lower()) else code
     if code in LANGUAGES:
         return LANGUAGES[code]
     wanted = code.strip().lower()
+    if wanted in _ALSO:
+        return LANGUAGES[_ALSO[wanted]]
     for language in (*LANGUAGES.values(), *_NOT_ONE):  # one ISO code can stand for several scripts; the first in the table wins
         if wanted in (language.iso1, language.iso3, language.name.lower(), language.code.lower()):
             return language
     if _CODE.fullmatch(code):
         return Language(code, None, code)
+    if (tag := _TAG.fullmatch(wanted)) and len(tag[1]) == 2:
+        spelled = f"{tag[1]}_{tag[2].title()}"
+        return find(_IN_SCRIPT.get(spelled) or f"{find(tag[1]).iso3}_{tag[2].title()}")
     for other in same(wanted)[1:]:
         if row := next((row for row in LANGUAGES.values() if row.iso3 == other), None):
             return row
-    names = {w for row in LANGUAGES.values() for w in (row.code, row.iso3, row.name.lower()) if w}
-    raise ConfigError(f"unknown language {code!r:.60}.{near(wanted, names)} Write fra_Latn (FLORES-200), fr, fra or French.")
+    names = {w for row in LANGUAGES.values() for w in (row.code, row.iso3, row.name.lower()) if w} | _ALSO.keys()
+    raise ConfigError(
+        f"unknown language {code!r:.60}.{near(wanted, names)} Write fra_Latn (FLORES-200), fr, fra or French, or any code of "
+        "ISO 639-3 with its script (ISO 15924), such as quz_Latn."
+    )
 
 
 def same(iso3: str) -> tuple[str, ...]:

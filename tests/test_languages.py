@@ -9,6 +9,18 @@ def test_every_spelling_is_the_same_language(code):
     assert languages.find(code).code == "fra_Latn"
 
 
+@pytest.mark.parametrize(
+    ("written", "code"),
+    [
+        ("zh-Hant", "zho_Hant"), ("wo_Latn", "wol_Latn"), ("kmr-Latn", "kmr_Latn"), ("ku_Arab", "ckb_Arab"),
+        ("fr_Arab", "fra_Arab"), ("quz_Latn", "quz_Latn"), ("Kurmanji", "kmr_Latn"),
+        ("Farsi", "pes_Arab"), ("filipino", "tgl_Latn"),
+    ],
+)  # fmt: skip
+def test_tags_and_other_names_that_people_write(written, code):
+    assert languages.find(written).code == code
+
+
 def test_codes_are_unique_and_well_formed():
     codes = list(languages.LANGUAGES)
     assert len(codes) == len(set(codes)) > 204

@@ -36,6 +36,13 @@ def run(
     overrides: edge.Set = None,
     out: edge.Out = None,
     redo: edge.Redo = None,
+    until: Annotated[
+        str | None,
+        typer.Option(
+            metavar="STAGE",
+            help="Stop after this stage. Only what runs is checked, so that a machine without GPUs can filter: --until filter.",
+        ),
+    ] = None,
     reuse: Annotated[
         list[Path] | None,
         typer.Option(
@@ -59,7 +66,7 @@ def run(
         from langext.report import page
 
         spec, root = edge.load(file, overrides, out)
-        run.run(spec, root, redo=redo or [], others=reuse or [], tokens=tokens)
+        run.run(spec, root, redo=redo or [], others=reuse or [], tokens=tokens, until=until)
         written = page.build(root)
         typer.echo("\n" + page.headline(root, written))
 

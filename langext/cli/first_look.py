@@ -53,16 +53,17 @@ class AskedText:
     option: str
     path: str | None
     encoding: str | None
+    column: str | None = None
 
-    @property
-    def encoding_option(self) -> str:
-        """The option that names the encoding of this text."""
-        return self.option.replace("text", "encoding")
+    def beside(self, what: str) -> str:
+        """The option that names the encoding or the column of this text."""
+        return self.option.replace("text", what)
 
     def __post_init__(self) -> None:
-        """Raise ConfigError for an encoding of no text."""
-        if self.encoding is not None and not self.path:
-            raise ConfigError(f"{self.encoding_option}: is of text that {self.option} names; give that, too")
+        """Raise ConfigError for an encoding or a column of no text."""
+        for what, given in (("encoding", self.encoding), ("column", self.column)):
+            if given is not None and not self.path:
+                raise ConfigError(f"{self.beside(what)}: is of text that {self.option} names; give that, too")
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,8 @@ class Text:
     """As the source of a pipeline has it; None for UTF-8."""
     doubt: str = ""
     """What speaks against its being in the language; empty when nothing does."""
+    column: str | None = None
+    """The field that holds it; None for `text`."""
 
     @property
     def tokens(self) -> int | None:
@@ -99,6 +102,7 @@ class Machine:
     """Memory of the smallest GPU; 0 without one."""
     cores: int
     memory_bytes: int
+    """Both are 0 of another machine, of which nobody has said it."""
     nodes: int = 1
     """Machines like this one that train together."""
 
@@ -146,7 +150,8 @@ def text(asked: AskedText, language: Language, tokenizer: Any) -> Text:
     """A file, a folder or a pattern of text. Raises ConfigError when there is none to read."""
     path, option = asked.path or "", asked.option
     try:
-        source = Source.model_validate({"language": language.code, "path": path, "encoding": asked.encoding})
+        more = {"text_column": asked.column} if asked.column else {}
+        source = Source.model_validate({"language": language.code, "path": path, "encoding": asked.encoding, **more})
     except ValidationError as error:
         raise ConfigError(f"{option}: {path}: {first_problem(error)}") from None
     if source.piped:
@@ -155,10 +160,13 @@ def text(asked: AskedText, language: Language, tokenizer: Any) -> Text:
         source.check()
         texts, size, bound = _sample(source)
     except ConfigError as error:  # it names the key of a pipeline, which is an option here
-        raise ConfigError(str(error).replace("set encoding: ", f"give {asked.encoding_option} ")) from None
+        said = str(error).replace("set encoding: ", f"give {asked.beside('encoding')} ")
+        raise ConfigError(said.replace("with text_column", f"with {asked.beside('column')}")) from None
     use = audit.use(tokenizer, _thinned(texts)) if tokenizer is not None else None
     doubt = first_language.doubt(list(_thinned(texts)), language)
-    return Text(_from_anywhere(path), size, bound, use, source.encoding, doubt and f"{option}: {one_line(path)}: {doubt}")
+    return Text(
+        _from_anywhere(path), size, bound, use, source.encoding, doubt and f"{option}: {one_line(path)}: {doubt}", asked.column
+    )
 
 
 def _sample(source: Source) -> tuple[list[str], int, str]:
@@ -252,7 +260,8 @@ def machine(gpus: int | None = None, gpu_gib: float | None = None, nodes: int = 
     if gpu_gib is None and not here.gpus:
         raise ConfigError("--gpus: there is none here to ask; give --gpu-memory, the GiB of each, as well")
     memory = here.gpu_bytes if gpu_gib is None else round(gpu_gib * 2**30)
-    return replace(here, gpus=gpus, gpu=here.gpu if gpu_gib is None else "GPU", gpu_bytes=memory, nodes=nodes)
+    known = here if gpus == here.gpus and gpu_gib is None else replace(here, cores=0, memory_bytes=0)
+    return replace(known, gpus=gpus, gpu=here.gpu if gpu_gib is None else "GPU", gpu_bytes=memory, nodes=nodes)
 
 
 def _this_machine() -> Machine:

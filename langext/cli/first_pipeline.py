@@ -11,7 +11,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from langext.artifacts import first_problem
-from langext.cli import first_look, first_settings
+from langext.cli import first_look, first_settings, hub_names
 from langext.cli.first_language import LID_176, model_for
 from langext.cli.first_look import Base, Machine, Text
 from langext.data import assets
@@ -20,8 +20,6 @@ from langext.languages import Language
 from langext.pipeline.plan import Pipeline, lineage, plan
 from langext.spec import parse
 
-FINEWEB = {"zho_Hans": "cmn_Hani", "zho_Hant": "cmn_Hani", "est_Latn": "ekk_Latn", "pes_Arab": "fas_Arab"}
-"""Languages that FineWeb-2 calls otherwise, https://huggingface.co/datasets/HuggingFaceFW/fineweb-2."""
 NEEDED = ("python-reference", "everything-else")
 """Assets that every such pipeline reads."""
 
@@ -58,6 +56,7 @@ def write(asked: Asked, base: Base, text: Text | None, original: Text | None, ma
     new = text.use if text else None
     doubts = [given.doubt for given in (text, original) if given and given.doubt]
     found = [
+        f"language: {asked.language.name}, {asked.language.code}",
         _of_base(base),
         _of_text(text, new, kept, original),
         _of_machine(machine),
@@ -74,7 +73,7 @@ def write(asked: Asked, base: Base, text: Text | None, original: Text | None, ma
         heldout=f"{first_settings.heldout(text, documents):g}",
         heldout_why=f": about {first_settings.HELDOUT_BYTES // 1000} kB, if there is so much" if text else "",
         text=text, original_text=original, documents=documents, calibrating=400_000 if calibrates_fully else 20_000,
-        workers=min(16, machine.cores),
+        workers=min(16, machine.cores or 16),
         gpus=machine.gpus, vocabulary=first_settings.vocabulary(asked.language, text, kept, budget),
         amount=first_settings.amount(text),
         extra=f"{base.size.trainable / 1e6:.1f} M parameters learn" if base.size else "of the parameters of the base",
@@ -83,8 +82,18 @@ def write(asked: Asked, base: Base, text: Text | None, original: Text | None, ma
     )  # fmt: skip
     _check(filled, asked)
     missing = [name for name in (lid.removeprefix(assets.PREFIX), *NEEDED) if not assets.here(name)]
-    commands = [*(f"langext fetch {name}" for name in missing), f"langext plan {file}", f"langext run {file}"]
-    return Written(filled, found, commands, doubts)
+    return Written(filled, found, [*(f"langext fetch {name}" for name in missing), *_commands(file, machine)], doubts)
+
+
+def _commands(file: str, machine: Machine) -> list[str]:
+    """What runs the pipeline; of several machines the first command needs none of them, and the second is one of Slurm."""
+    if machine.nodes == 1:
+        return [f"langext plan {file}", f"langext run {file}"]
+    shared = f"{file} --out /shared/runs/{shlex.quote(Path(shlex.split(file)[0]).stem)}"
+    return [
+        f"langext run {shared} --until filter",
+        f"sbatch --nodes={machine.nodes} configs/slurm/train.sbatch {shared}",
+    ]
 
 
 def _compares(asked: Asked, base: Base) -> bool:
@@ -124,7 +133,8 @@ def _of_text(text: Text | None, new: Any, kept: Any, original: Text | None) -> s
 def _of_machine(machine: Machine) -> str:
     gpus = f"{machine.gpus} x {one_line(machine.gpu)} of {machine.gpu_bytes / 2**30:.0f} GiB" if machine.gpus else "no GPU"
     each = f"{machine.nodes} machines, each with " if machine.nodes > 1 else "machine: "
-    return f"{each}{gpus}, {machine.cores} CPU cores, {machine.memory_bytes / 2**30:.0f} GiB of memory"
+    rest = f", {machine.cores} CPU cores, {machine.memory_bytes / 2**30:.0f} GiB of memory" if machine.cores else ""
+    return each + gpus + rest
 
 
 def _check(text: str, asked: Asked) -> None:
@@ -144,6 +154,7 @@ def _template() -> Any:
         keep_trailing_newline=True,
     )  # fmt: skip
     env.filters["one_line"] = one_line  # for comments
-    env.filters["fineweb"] = lambda code: FINEWEB.get(code, code)
+    env.filters["fineweb"] = hub_names.fineweb
+    env.filters["wikipedia"] = hub_names.wikipedia
     env.filters["quoted"] = lambda value: json.dumps(value, ensure_ascii=False)  # JSON is YAML
     return env.get_template("pipeline.yaml.j2")

@@ -11,13 +11,12 @@ from typing import Any
 from langext.architectures import families
 from langext.cli import first_look
 from langext.cli.first_look import Base, Machine, Text
+from langext.data.mixture import MOST_READINGS
 from langext.languages import Language
 from langext.pipeline import estimate
 from langext.stages.train import Train
 from tokenizer_tools import audit
 
-EPOCHS = 4
-"""Up to so many readings of a text teach about as much as new text would: https://arxiv.org/abs/2305.16264"""
 CPU_TOKENS = 225_280
 """Tokens of the quickstart, which is what a CPU is good for."""
 GPU_FLOPS = 6 * 1.1e9 * 1.25e9
@@ -124,8 +123,11 @@ def budget(base: Base, text: Text | None, machine: Machine) -> Budget:
     if machine.gpus:
         each = f"each of {machine.all_gpus} GPU(s)"
         why = f"the compute of pipelines/add_language.yaml for {each}, for {size / 1e9:.2g} G parameters"
-    if text is not None and text.tokens is not None and (all_of_it := EPOCHS * text.tokens * (1 - heldout(text))) < most:
-        most, why = all_of_it, f"all of the text {EPOCHS} times; more readings teach little (https://arxiv.org/abs/2305.16264)"
+    if text is not None and text.tokens is not None and (all_of_it := MOST_READINGS * text.tokens * (1 - heldout(text))) < most:
+        most, why = (
+            all_of_it,
+            f"all of the text {MOST_READINGS} times; more readings teach little (https://arxiv.org/abs/2305.16264)",
+        )
     few = most <= FEW_TOKENS
     length = min(512 if few else 2048, families.positions(base.config) or 2048)
     step = min(LARGE_STEP, max(SMALL_STEP, 1 << max(1, int(most / STEPS)).bit_length() - 1))
@@ -133,7 +135,7 @@ def budget(base: Base, text: Text | None, machine: Machine) -> Budget:
     sequences = -(-max(1, step // length) // processes) * processes
     steps = max(LEAST_STEPS, int(most / (sequences * length)))
     if steps * sequences * length > most:
-        why = f"the least that teaches anything, though it reads the little text more than {EPOCHS} times"
+        why = f"the least that teaches anything, though it reads the little text more than {MOST_READINGS} times"
     return Budget(steps, length, sequences, rate(int(most), size), why, short=few)
 
 

@@ -19,6 +19,7 @@ def init(
         str | None, typer.Option(help="Text of the language: a file, a folder or a pattern. Default: text on the hub.")
     ] = None,
     encoding: Annotated[str | None, typer.Option(help="Encoding of --text that is not UTF-8, as cp1250.")] = None,
+    column: Annotated[str | None, typer.Option(help="Field of --text that holds the text, of tables. Default: text.")] = None,
     original: Annotated[
         list[str] | None, typer.Option(help="A language that the base must not lose. Repeatable. Default: eng_Latn.")
     ] = None,
@@ -28,6 +29,7 @@ def init(
     original_encoding: Annotated[
         str | None, typer.Option(help="Encoding of --original-text that is not UTF-8, as cp1252.")
     ] = None,
+    original_column: Annotated[str | None, typer.Option(help="The same of --original-text.")] = None,
     gpus: Annotated[int | None, typer.Option(min=0, help="GPUs of each machine that will train. Default: those here.")] = None,
     gpu_memory: Annotated[
         float | None, typer.Option(min=1, max=10_000, help="Memory of each of these GPUs, in GiB. Default: that of a GPU here.")
@@ -47,8 +49,8 @@ def init(
         from langext.console import say, warn
 
         new, kept = _spoken(language, original or ["eng_Latn"], given=int(bool(original_text)))
-        of_new = first_look.AskedText("--text", text, encoding)
-        of_original = first_look.AskedText("--original-text", original_text, original_encoding)
+        of_new = first_look.AskedText("--text", text, encoding, column)
+        of_original = first_look.AskedText("--original-text", original_text, original_encoding, original_column)
         file = out or Path(f"{first_pipeline.plain_name(base, new)}.yaml")
         _check_target(file, force)
         asked = first_pipeline.Asked(base, revision, new, kept, file)
@@ -73,12 +75,13 @@ def init(
 def _spoken(language: str, originals: list[str], given: int) -> "tuple[Language, list[Language]]":
     """The language to add and those to keep, of which all but the first `given` need text on the hub. Raises ConfigError."""
     from langext import languages
+    from langext.cli import hub_names
     from langext.errors import ConfigError
 
     new, kept = languages.find(language), [languages.find(other) for other in originals]
     if new in kept:
         raise ConfigError(f"--original: {new.code} is the language to add")
-    if unknown := next((other for other in kept[given:] if other.iso1 is None), None):
+    if unknown := next((other for other in kept[given:] if hub_names.wikipedia(other) is None), None):
         raise ConfigError(
             f"--original: langext knows no text of {unknown.name} on the hub; name it first, with --original-text"
         )

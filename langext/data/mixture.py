@@ -16,6 +16,8 @@ from langext.data.tokens import Packed, TokenFile
 from langext.errors import ConfigError
 from langext.spec import near
 
+MOST_READINGS = 4
+"""Up to so many readings of a text teach about as much as new text would: https://arxiv.org/abs/2305.16264"""
 BYTES_PER_SEQUENCE = 48
 """Memory that planning the order takes at its peak, measured with several sources."""
 

@@ -150,7 +150,8 @@ def load_config(folder: Path) -> Any:
     with reading(path, "the config of a model"):
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     if names and not any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in names):
-        raise ConfigError(f"{folder}: {', '.join(names)} is not a causal language model")
+        seen = " It reads pictures or sound too; langext takes models of text alone" if hasattr(config, "text_config") else ""
+        raise ConfigError(f"{folder}: {', '.join(names)} is not a causal language model.{seen}".rstrip("."))
     return config
 
 

@@ -15,7 +15,7 @@ from langext.errors import ConfigError
 from langext.exports import targets
 from langext.methods.base import Method
 from langext.models import bases
-from langext.pipeline import plan
+from langext.pipeline import doubts, plan
 from langext.pipeline.plan import Pipeline, Step
 from langext.spec import located
 from langext.stages import makes, sizing
@@ -125,7 +125,7 @@ def show(spec: Pipeline, root: Path, file: Path, overrides: Sequence[str]) -> bo
     for step in steps:
         if isinstance(step.stage, Filter):
             _show_text(step.name, step.stage)
-    _show_models(spec, steps, todo)
+    _show_models(spec, root, steps, todo)
     if unseen := _unseen(spec, steps):
         console.say(f"Not looked at, since they are on the hub and nothing is downloaded here: {', '.join(unseen)}")
     console.say(
@@ -134,7 +134,7 @@ def show(spec: Pipeline, root: Path, file: Path, overrides: Sequence[str]) -> bo
     return not problem
 
 
-def _show_models(spec: Pipeline, steps: list[Step], todo: list[Step]) -> None:
+def _show_models(spec: Pipeline, root: Path, steps: list[Step], todo: list[Step]) -> None:
     """What the trainings take, and which exports are possible, as far as the base is known."""
     config, models = None, dict[str, tuple[Method, ...]]()
     with suppress(ConfigError):  # it is among the problems. Sizes are those of a model that is built, if it can be
@@ -145,12 +145,15 @@ def _show_models(spec: Pipeline, steps: list[Step], todo: list[Step]) -> None:
         console.say(
             "The base's config is not on this machine, so parameters, FLOPs and memory are unknown until the first run."
         )
+    new_text = doubts.new_text(spec, root, steps)
     new_tokens = sum(sizing.most(step.stage.new_tokens) for step in steps if isinstance(step.stage, ExtendTokenizer))
     for step in steps:
         methods = models.get(step.inputs["model"][0], ()) if "model" in step.inputs else ()
         with suppress(ConfigError):
             if isinstance(step.stage, Train):
-                _show_training(step.name, step.stage, config, methods, new_tokens)
+                cost = _show_training(step.name, step.stage, config, methods, new_tokens)
+                for doubt in doubts.of_training(step.stage, cost.get("memory", 0), cost.get("disk", 0), root, new_text):
+                    console.say(f"{step.name}: warning: {doubt}")
             if isinstance(step.stage, Export) and methods:
                 _show_export(step.name, step.stage.format, config, methods)
 
@@ -173,11 +176,12 @@ def _show_text(name: str, text: Filter) -> None:
     console.table(f"text of {name}", ("source", "language", "from", "what it is"), rows)
 
 
-def _show_training(name: str, train: Train, config: Any, methods: Sequence[Method], new_tokens: int) -> None:
+def _show_training(name: str, train: Train, config: Any, methods: Sequence[Method], new_tokens: int) -> dict[str, float]:
+    """Print what a training takes, and return it, as `training` does; {} where the base is not known."""
     tokens = train.steps * train.batch_sequences * train.sequence_length
     if config is None or not methods:
         console.say(f"{name}: {tokens:,} tokens in {train.steps} steps")
-        return
+        return {}
     numbers = size(config, methods, new_tokens)
     cost = training(config, numbers, train)
     console.say(
@@ -193,6 +197,7 @@ def _show_training(name: str, train: Train, config: Any, methods: Sequence[Metho
             f"{name}: no backward pass below layer {numbers.first}; up to {cost['prefix'] / GiB:.2f} GiB of disk for the "
             "states that enter it, if text is read more than once (runtime.prefix_cache)"
         )
+    return cost
 
 
 def _show_export(name: str, form: str, config: Any, methods: Sequence[Method]) -> None:

@@ -25,9 +25,10 @@ from langext.stages.train import Train
 
 
 def run(
-    pipeline: Pipeline, root: Path, *, redo: Collection[str] = (), others: Sequence[Path] = (), tokens: Path | None = None
-) -> list[Step]:
-    """Run every unfinished step in order. Returns all steps.
+    pipeline: Pipeline, root: Path, *, redo: Collection[str] = (), others: Sequence[Path] = (), tokens: Path | None = None,
+    until: str | None = None,
+) -> list[Step]:  # fmt: skip
+    """Run every unfinished step in order, up to the one called `until` if that is given. Returns all steps.
 
     `redo` names stages that run again, with all stages that depend on them. Steps that one of the runs `others` finished by the
     same recipe are copied from there. `tokens` is the folder for text as token ids, which several runs can share; by default it
@@ -38,8 +39,10 @@ def run(
     reuse.check(others)
     steps = plan(pipeline, root)
     names = [step.name for step in steps]
-    if unknown := next((name for name in redo if name not in names), None):
-        raise ConfigError(f"--redo {unknown}: no such stage.{near(unknown, names)} Stages: {', '.join(names)}.")
+    for option, asked in [*(("--redo", name) for name in redo), *([("--until", until)] if until else [])]:
+        if asked not in names:
+            raise ConfigError(f"{option} {asked}: no such stage.{near(asked, names)} Stages: {', '.join(names)}.")
+    last = names.index(until) + 1 if until else len(steps)
     with hold(root) as held:
         bases.check_same(root, pipeline.base_model, pipeline.revision)
         stray = sorted(set(root.glob("[0-9][0-9]-*")) - {step.out for step in steps})
@@ -50,7 +53,7 @@ def run(
         if tokens is None:
             reuse.tokens(root, others)
         taken = _taken(todo, redone, others, pipeline.tasks)
-        todo = [step for step in todo if step.out not in taken]
+        todo = [step for step in todo if step.out not in taken and step in steps[:last]]
         known = bases.place_if_here(pipeline.base_model, pipeline.revision) is not None
         if todo:
             check(pipeline, steps, todo)
@@ -62,7 +65,7 @@ def run(
         bases.prepare(pipeline.base_model, pipeline.revision, root / BASE)
         if todo and not known:  # only now, when it is here, a base from the hub can be compared with the settings
             check(pipeline, steps, todo)
-        for number, step in enumerate(steps, 1):
+        for number, step in enumerate(steps[:last], 1):
             label = f"[{number}/{len(steps)}] {step.name}"
             if step.out in taken:
                 say(f"{label}: taken from {taken[step.out]}")

@@ -228,4 +228,4 @@ def _began_in(model: Model) -> "torch.dtype":
 
     trainings = (manifest.summary_as(TrainSummary) for path, manifest in finished(model.path.parent) if path <= model.path)
     last = [training.precision for training in trainings if training]
-    return precision.DTYPES[last[-1] if last else "bf16"]
+    return precision.DTYPES[last[-1]] if last else precision.WEIGHTS

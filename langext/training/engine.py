@@ -96,7 +96,8 @@ class Engine:
             with redirect_stdout(StringIO()):  # on a GPU it prints the use of memory after every step of its start
                 if self.zero_stage == 3:  # weight by weight; else DeepSpeed moves the whole model to the device before
                     deepspeed.zero.Init(module=objective, config_dict_or_path=whole)
-                    streaming.move_buffers(objective, deepspeed.accelerator.get_accelerator().current_device_name())
+                    accelerator: Any = deepspeed.accelerator.get_accelerator()
+                    streaming.move_buffers(objective, accelerator.current_device_name())
                 self.deepspeed, *_ = deepspeed.initialize(model=objective, optimizer=optimizer, config=whole)
         except ValidationError as error:
             raise ConfigError(f"{settings.file}: {first_problem(error)}", at=("runtime", "deepspeed")) from None

@@ -275,7 +275,19 @@ def _mixture(settings: Settings, ctx: Context, corpus: Corpus, live: LiveModel) 
                 say(f"  warning: warmup_steps is {settings.warmup_steps}, so the learning rate does not reach its peak")
         order = order.cut(steps * batch)
     if ctx.rank == 0:
-        epochs, part = order.epochs(), order.shares()
-        shown = ", ".join(f"{name} {part[name]:.0%} ({epochs[name]:.2f} epochs)" for name in sizes)
-        say(f"  {len(order) * length:,} tokens: {shown}")
+        _tell(ctx, order, sizes)
     return order, steps
+
+
+def _tell(ctx: Context, order: Mixture, sizes: Mapping[str, int]) -> None:
+    """Print how much of which source is read, and warn when the new language is read too often."""
+    epochs, part, total = order.epochs(), order.shares(), len(order)
+    shown = ", ".join(f"{name} {part[name]:.0%} ({epochs[name]:.2f} epochs)" for name in sizes)
+    say(f"  {total * order.length:,} tokens: {shown}")
+    new = [name for name in sizes if name.split("/")[0] == ctx.language]
+    readings = total * sum(part[name] for name in new) / sum(sizes[name] for name in new)
+    if readings > mixture.MOST_READINGS:
+        warn(
+            f"all text of {ctx.language} is read {readings:.0f} times; more than {mixture.MOST_READINGS} readings teach little "
+            "(https://arxiv.org/abs/2305.16264)"
+        )

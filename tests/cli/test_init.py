@@ -11,7 +11,7 @@ from toy import ENGLISH, FRENCH, documents, write_jsonl
 from typer.testing import CliRunner
 
 from langext import languages
-from langext.cli import app, first_look, first_pipeline, first_settings
+from langext.cli import app, first_look, first_pipeline, first_settings, hub_names
 from langext.cli.first_look import Base, Machine, Text
 from langext.data import assets
 from langext.errors import ConfigError
@@ -76,7 +76,8 @@ def test_what_it_writes_passes_plan(tmp_path, pico, lid, monkeypatch):
         (["--language", "klingonish"], "unknown language 'klingonish'"),
         (["--base", "./none"], "./none: no such file or folder"),
         (["--text", "none"], "none: no such file"),
-        (["--original", "ace"], "--original: langext knows no text of Acehnese"),
+        (["--original", "acm"], "--original: langext knows no text of Mesopotamian Arabic"),
+        (["--column", "line"], "--column: is of text that --text names"),
         (["--original", "hu"], "--original: hun_Latn is the language to add"),
         (["--out", "no/where.yaml"], "no: no such folder"),
         (["--encoding", "cp1250"], "--encoding: is of text that --text names"),
@@ -267,3 +268,35 @@ def test_little_text_gets_the_settings_of_little_text(megabytes, level, result, 
 def test_billions_of_tokens_on_a_large_base_take_a_lower_rate():
     assert first_settings.budget(SMOLLM2, None, NODE).rate.lr == "1e-3"
     assert first_settings.rate(10**9, 135e6).lr == first_settings.rate(10**7, 7e9).lr == "4e-3"
+
+
+@pytest.mark.parametrize(
+    ("code", "fineweb", "wikipedia"),
+    [
+        ("tgl_Latn", "fil_Latn", "tl"), ("ckb_Arab", "ckb_Arab", "ckb"), ("nob_Latn", "nob_Latn", "no"),
+        ("acm_Arab", "acm_Arab", None),
+        ("zho_Hant", "cmn_Hani", "zh"), ("hun_Latn", "hun_Latn", "hu"),
+        ("mah_Latn", "mah_Latn", None),
+    ],
+)  # fmt: skip
+def test_what_the_collections_on_the_hub_call_a_language(code, fineweb, wikipedia):
+    assert (hub_names.fineweb(code), hub_names.wikipedia(languages.find(code))) == (fineweb, wikipedia)
+
+
+def test_text_in_another_field_is_named_as_in_a_pipeline(pico, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_jsonl(tmp_path / "hu.jsonl", ["A macska a kanapén alszik, a kutya pedig a konyhában eszik."] * 50, "line")
+    result = langext("init", "--language", "hu", "--base", pico, "--text", "hu.jsonl")
+    assert result.exit_code == 2 and "--column" in result.output
+    result = langext("init", "--language", "hu", "--base", pico, "--text", "hu.jsonl", "--column", "line", "--out", "hu.yaml")
+    assert result.exit_code == 0, result.output
+    assert 'text_column: "line"' in Path("hu.yaml").read_text() and "language: Hungarian, hun_Latn" in result.output
+
+
+def test_for_several_machines_text_is_filtered_before_the_job(pico, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    cluster = ["--gpus", "8", "--gpu-memory", "80", "--nodes", "2", "--out", "hu.yaml"]
+    result = langext("init", "--language", "hu", "--base", pico, *cluster)
+    said = result.output
+    assert "langext run hu.yaml --out /shared/runs/hu --until filter" in said and "sbatch --nodes=2" in said
+    assert "2 machines, each with 8 x GPU of 80 GiB\n" in said and "CPU cores" not in said

@@ -161,9 +161,20 @@ def test_an_export_that_cannot_be_exact_is_refused_before_anything_runs(tmp_path
         plan.check(spec_, steps, steps[3:])
 
 
-def test_unknown_redo(tmp_path):
-    with pytest.raises(ConfigError, match="no such stage. Did you mean train"):
-        run.run(make(FILTER, EXTEND, TRAIN), tmp_path, redo=["trian"])
+@pytest.mark.parametrize("asked", [{"redo": ["trian"]}, {"until": "trian"}])
+def test_a_stage_that_is_not_in_the_pipeline_is_named(tmp_path, asked):
+    with pytest.raises(ConfigError, match=f"--{next(iter(asked))} trian: no such stage. Did you mean train"):
+        run.run(make(FILTER, EXTEND, TRAIN), tmp_path, **asked)
+
+
+def test_a_run_until_a_stage_needs_nothing_of_what_follows(tmp_path, pico, lid, texts):
+    french, english = ({"language": code, "path": str(texts / f"{code}.jsonl.gz")} for code in ("fr", "en"))
+    stage = {"uses": "filter", "lid_model": str(lid), "heldout_frac": 0.2, "sources": [french, english]}
+    spec_ = make(stage, EXTEND, TRAIN | {"runtime": {"gpus": 64}}, base_model=str(pico))
+    with pytest.raises(ConfigError, match="64 asked for"):
+        run.run(spec_, tmp_path / "run")
+    steps = run.run(spec_, tmp_path / "run", until="filter")
+    assert [step.state for step in steps] == ["done", "to do", "to do"]
 
 
 def test_an_interrupted_stage_of_another_recipe_is_refused(tmp_path):

@@ -256,4 +256,7 @@ def label_of(language: Language, labels: Iterable[str]) -> str:
             return known[fits[0]]
     others = [name for name in known if name.split("_")[0] in (*codes, *short)]
     hint = f" It has: {', '.join(others[:5])}." if others else near(language.code, known) or near(language.iso3, known)
-    raise ConfigError(f"the language-ID model has no label for {language.code} ({language.name}).{hint}")
+    raise ConfigError(
+        f"the language-ID model has no label for {language.code} ({language.name}).{hint} asset:glotlid has 2,102; if no model "
+        "has one, identify: false at its sources keeps all of their text"
+    )

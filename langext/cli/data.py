@@ -123,11 +123,11 @@ def _of_pipeline(file: str, name: str | None) -> list[Asked]:
     found: list[Asked] = []
     for stage in spec.stages:
         if isinstance(stage, Filter):
-            run = (spec.language, *spec.original_languages)
+            run = tuple(stage.identified((spec.language, *spec.original_languages)))
             for source in stage.sources:
-                one = languages.find(source.language).single
+                one = languages.find(source.language).single and source.identify
                 level = "document" if source.language == languages.ZXX else stage.level
-                unwanted = spec.language if source.language == languages.MUL else None
+                unwanted = spec.language if source.language == languages.MUL and spec.language in run else None
                 expected = Expected(source.language if one else None, stage.threshold, level, unwanted, run)
                 found.append(Asked(source, _model(stage.lid_model, stage.lid_text), expected, source.key))
     if not found:

@@ -51,6 +51,9 @@ class SourceSpec(Spec):
     measure_only: Annotated[bool, LATER] = False
     """Only measure what happens to this text; nothing is trained or calibrated on it. For languages that are not of the run:
     they are not protected."""
+    identify: Annotated[bool, LATER] = True
+    """Whether language identification judges the text. false keeps all of it: for a language that no model has a label for, or
+    text that is surely in it."""
     quality: Annotated[Literal["web", "off"], LATER] = "off"
     """web: keep only running text, by the rules of Gopher, C4 and FineWeb. For pages as they came from the web; of manuals,
     laws and lists these rules drop much."""

@@ -7,7 +7,7 @@ text once it is read and in the right language is in `passes`.
 import contextlib
 import shutil
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
@@ -157,7 +157,14 @@ class Filter(Stage):
         """The label of every language. Raises ConfigError when the model has none for one of them, or one for two."""
         from langext.data import rules
 
-        return rules.labels_of([*ctx.languages, *(source.language for source in self.sources)], lid.labels())
+        return rules.labels_of(self.identified(ctx.languages), lid.labels())
+
+    def identified(self, run: Sequence[str]) -> list[str]:
+        """The languages of the `run` and of sources that text is judged by: all but those of which no source is."""
+        every = [*run, *(source.language for source in self.sources)]
+        known = {source.language for source in self.sources if source.identify}
+        taken = {source.language for source in self.sources} - known
+        return [code for code in dict.fromkeys(every) if code not in taken]
 
     def run(self, ctx: Context) -> Corpus:
         """Write documents/<split>/<language>/<domain>.NNNNN.jsonl.gz and rejects/<language>/<domain>.NNNNN.jsonl.gz.
@@ -253,7 +260,8 @@ class Filter(Stage):
         log = log_of(ctx, source)
         rejects = Writer(ctx.out / "rejects", f"{source.key}.${{rank}}.jsonl.gz")
         broken = Writer(ctx.out / "rejects", f"{source.key}.broken.${{rank}}.jsonl.gz")
-        unwanted = rules.own(ctx.language, lid.labels()) if source.language == languages.MUL else frozenset()
+        judges_new = source.language == languages.MUL and ctx.language in labels
+        unwanted = rules.own(ctx.language, lid.labels()) if judges_new else frozenset()
         with _forgetting(ctx, source):
             rule = self._rule(ctx, source, record, lid, labels)
         code = source.language == languages.ZXX
@@ -281,10 +289,10 @@ class Filter(Stage):
     def _rule(
         self, ctx: Context, source: Source, record: SourceRecord, lid: "LanguageId", labels: dict[str, str]
     ) -> "Rule | None":
-        """What text of a source must be like, by the cut that is found in it; None of text in many languages and in none."""
+        """What text of a source must be like, by the cut that is found in it; None of text that is kept whatever it is."""
         from langext.data import cuts, rules
 
-        if source.language not in labels:
+        if source.language not in labels or not source.identify:
             return None
         rule = rules.rule_of(source.language, labels, lid.labels(), ctx.languages)
         asked = cuts.Asked(self.threshold, self.level, self.min_kept)

@@ -867,3 +867,18 @@ def test_a_dataset_in_one_file_is_streamed_once(tmp_path):
     write_jsonl(tmp_path / "data" / "train.jsonl", FR)
     assert Source(language="fr", hub="./data").record().tasks == 1
     assert Source(language="fr", hub="./data").record().files[0].name == "train.jsonl"
+
+
+def test_a_language_that_no_model_knows_is_added_from_text_that_nothing_judges(tmp_path, lid):
+    """Here the model has labels for English and French alone."""
+    known = write_jsonl(tmp_path / "quz.jsonl", FR)  # whatever it seems to be
+    _, english = two(tmp_path, known)
+    source = {"language": "quz_Latn", "path": str(known)}
+    ctx = Context(tmp_path / "out", 1, "quz_Latn", ("eng_Latn",))
+    ctx.out.mkdir()
+    with pytest.raises(ConfigError, match="no label for quz_Latn.*identify: false"):
+        Filter(uses="filter", sources=[source, english], lid_model=str(lid), heldout_frac=0.2).check(ctx)
+    stage = Filter(uses="filter", sources=[source | {"identify": False}, english], lid_model=str(lid), heldout_frac=0.2)
+    stage.check(ctx)
+    stage.run(ctx)
+    assert [row.kept for row in ctx.summary[-1].funnel] == [40, 40]

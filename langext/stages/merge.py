@@ -227,5 +227,5 @@ def _began_in(model: Model) -> "torch.dtype":
     from langext.architectures import precision
 
     trainings = (manifest.summary_as(TrainSummary) for path, manifest in finished(model.path.parent) if path <= model.path)
-    last = [training.precision for training in trainings if training]
-    return precision.DTYPES[last[-1]] if last else precision.WEIGHTS
+    began_in = [precision.DTYPES[training.precision] for training in trainings if training]
+    return began_in[-1] if began_in else precision.WEIGHTS

@@ -75,6 +75,7 @@ class FunnelRow(Spec):
     """Documents that were in another Unicode form and are now in NFC."""
     marks: int = 0
     """Byte order marks that were removed, at the beginning of lines and within texts, where they are spaces without width."""
+    lost_files: int = 0
     lost_bytes: int = 0
     """Bytes of damaged archives, among others, of which nothing could be read."""
     undivided: int = 0

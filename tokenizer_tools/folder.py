@@ -85,9 +85,17 @@ def write(tokenizer: Any, out: Path) -> None:
 
 
 def misread(tokenizer: Any, folder: Path) -> str:
-    """Which id of a token tokenizer_config.json of its folder gives in another way than it is read; empty when none."""
-    for number, token in settings(folder).get("added_tokens_decoder", {}).items():
-        if (found := tokenizer.convert_tokens_to_ids(token["content"])) != int(number):
-            name = type(tokenizer).__name__
-            return f"{CONFIG} says that {token['content']!r} is {number}, and {name} reads it as {found}; correct the file"
+    """Which id of a token a file in its folder gives in another way than it is read; empty when none.
+
+    tokenizers numbers added tokens by the size of the vocabulary, whatever the file says, so that a hole in the ids moves them.
+    """
+    named = [(CONFIG, token["content"], number) for number, token in settings(folder).get("added_tokens_decoder", {}).items()]
+    if (path := folder / FILES[0]).is_file():
+        added = json.loads(path.read_text(encoding="utf-8")).get("added_tokens", [])
+        named += [(FILES[0], token["content"], token["id"]) for token in added]
+    for name, text, number in named:
+        if (found := tokenizer.convert_tokens_to_ids(text)) != int(number):
+            return (
+                f"{name} says that {text!r} is {number}, and {type(tokenizer).__name__} reads it as {found}; correct the file"
+            )
     return ""

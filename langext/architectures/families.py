@@ -78,8 +78,21 @@ def of(config: Any) -> Family:
 
 
 def positions(config: Any) -> int | None:
-    """Number of tokens that a model with this transformers config can see at once; None if the config does not say."""
-    return getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
+    """Number of tokens that a model with this transformers config can see at once; None if the config does not say.
+
+    Of linear and dynamic scaling the config has the positions before it, as of YaRN, where it may name them once more; of other
+    kinds those after it.
+    """
+    count = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
+    rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    kind, factor = rope.get("rope_type", rope.get("type")), rope.get("factor")
+    if count is None or not isinstance(factor, int | float):
+        return count
+    if kind in ("linear", "dynamic"):
+        return int(count * factor)
+    if kind == "yarn":
+        return max(count, int((rope.get("original_max_position_embeddings") or count) * factor))
+    return count
 
 
 def blocks(model: Any) -> "nn.ModuleList":

@@ -20,6 +20,7 @@ from datatrove.data import Document
 from datatrove.pipeline.filters.base_filter import BaseFilter
 from datatrove.pipeline.writers.disk_base import DiskWriter
 
+from langext.data.halves import mend
 from langext.data.split import sentences
 from langext.data.word_units import WordUnits, ordered_runs, runs, runs_of, simplified
 from langext.errors import ConfigError, one_line
@@ -58,9 +59,9 @@ def file_items(path: Path) -> list[tuple[str, ...]]:
 
 
 def _texts(value: Any) -> list[str]:
-    """All texts in a value of JSON."""
+    """All texts in a value of JSON. Half a character becomes U+FFFD."""
     if isinstance(value, str):
-        return [value]
+        return [mend(value)]
     inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
     return [text for part in inner for text in _texts(part)]
 

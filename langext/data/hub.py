@@ -5,6 +5,7 @@ The one rule: the commit that a dataset stands at when it is begun is the commit
 
 import logging
 import os
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from langext.data import formats, remote
 from langext.data.readers import Reader
 from langext.data.source_files import Place
 from langext.errors import ConfigError, RunFailed, one_line
+from langext.spec import near
 
 KNOWN = (DatasetsError, HfHubHTTPError, HTTPError, OSError, ValueError, RuntimeError, YAMLError)
 """What the libraries raise for a dataset that is not there or cannot be read."""
@@ -41,6 +43,8 @@ WRONG = (
 LONGEST = 400
 """Letters of a library's message that are shown."""
 
+LISTED = 10
+"""Most configurations that a message names."""
 NAMED = 3
 """Most files that a message names."""
 
@@ -148,6 +152,18 @@ def _builder_files(dataset: str, options: dict[str, Any]) -> tuple[Any, list[str
     return builder, list(map(str, (builder.config.data_files or {}).get(options["split"], [])))
 
 
+def _some(reason: str) -> str:
+    """A message about configurations with the first of them alone, where it lists more than `LISTED`."""
+    before, bracket, rest = reason.partition("[")
+    names, closed, _ = rest.partition("]")
+    listed = names.split(", ")
+    if not closed or len(listed) <= LISTED:
+        return reason
+    asked = re.search(r"BuilderConfig '([^']*)' not found", before)
+    close = near(asked[1], [name.strip("'") for name in listed]) if asked else ""
+    return f"{before}{bracket}{', '.join(listed[:LISTED])} and {len(listed) - LISTED} more].{close}"
+
+
 def problem(error: Exception, dataset: str, at: str = "") -> ConfigError | RunFailed:
     """The error of a library about a dataset, in one line; what a second try may mend is a RunFailed.
 
@@ -155,9 +171,11 @@ def problem(error: Exception, dataset: str, at: str = "") -> ConfigError | RunFa
     """
     # The list of what there is stands in later lines of the message, and an example of code after it.
     words = [str(error), *([f"({error.__cause__})"] if isinstance(error.__cause__, KNOWN) else [])]
-    reason = " ".join(" ".join(words).split()).split(" Example of usage")[0][:LONGEST] or type(error).__name__
+    reason = " ".join(" ".join(words).split()).split(" Example of usage")[0] or type(error).__name__
     if "onfig name is missing" in reason or "BuilderConfig" in reason:
-        reason = f"{reason.rstrip('.')}. Name one with the key config"
+        said = _some(reason).rstrip(".")
+        reason = f"{said}{'' if said.endswith('?') else '.'} Name one with the key config"
+    reason = reason if len(reason) <= LONGEST else f"{reason[:LONGEST]}..."
     said = f"hub dataset {one_line(dataset)}: {at}{reason.rstrip('.')}"
     lost = isinstance(error, HfHubHTTPError | HTTPError | OfflineModeIsEnabled | OSError)
     missing = isinstance(error, FileNotFoundError) and Path(dataset).exists()  # a local folder that lacks a file

@@ -3,8 +3,12 @@
 Rule: `<|im_start|>` or `<s>` in a text become the tokens of their letters, never the special token of that name.
 """
 
+import re
 from collections.abc import Sequence
 from typing import Any
+
+BYTE = re.compile("<0x[0-9A-F]{2}>")
+"""Name of the token for a byte, of vocabularies that write unknown letters in bytes."""
 
 
 def own_start(tokenizer: Any) -> list[int]:
@@ -26,10 +30,11 @@ def encode_text(tokenizer: Any, texts: Sequence[str], special: set[int] | None =
 
 
 def special_ids(tokenizer: Any) -> set[int]:
-    """Ids of the tokens that steer a model (start, end, turns of a chat). The token for unknown text is not one of them."""
+    """Ids of the tokens that steer a model (start, end, turns of a chat); not those for unknown text and for bytes."""
     added = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
     named = {i: tokenizer.convert_ids_to_tokens(i) for i in (added | set(tokenizer.all_special_ids)) - {tokenizer.unk_token_id}}
-    return {i for i, name in named.items() if len(name) > 1}  # a single letter is text wherever it stands
+    # Single letters and bytes are text wherever they stand, also where a tokenizer flags them as special.
+    return {i for i, name in named.items() if len(name) > 1 and not BYTE.fullmatch(name)}
 
 
 def _spelled_out(tokenizer: Any, row: Sequence[int], special: set[int]) -> list[int]:

@@ -33,7 +33,7 @@ ROWS, BATCH = 1000, 16 << 20
 """Rows of a Parquet file, and bytes of them, that are read together."""
 MENDED, COMPOSED, UNDIVIDED = "mended", "composed", "undivided"
 """Counts: documents with broken Unicode, documents brought into form NFC, and .txt files without a blank line."""
-MARKS, LOST_BYTES = "marks", "lost_bytes"
+MARKS, LOST_FILES, LOST_BYTES = "marks", "lost_files", "lost_bytes"
 """Counts: byte order marks that were removed, and bytes of archives of which nothing can be read."""
 _LINE_END = re.compile(r"\r\n?")
 
@@ -205,9 +205,10 @@ class TextReader(FileReader):
         lost, whole = self.sizes[name], sum(self.sizes.values())
         if len(self.files) == 1:
             raise ConfigError(f"{where}: {why}")
-        if self.unread.most and lost > self.unread.most * whole:
+        if self.unread.most and unread.borne(lost, whole, self.unread.most) > self.unread.most:
             raise ConfigError(f"{where}: {why}{unread.too_large(lost / whole, self.unread.most)}")
         self.refuse(where, f"{name}/rest", why, "")
+        self.stat_update(LOST_FILES)
         self.stat_update(LOST_BYTES, value=lost)
 
     def _marks_counted(self, found: Iterator[Line]) -> Iterator[Line]:

@@ -151,10 +151,9 @@ class Source(SourceSpec):
         if not most_bad or all_are:
             raise ConfigError(f"{what}; mend or remove it{'' if all_are else ' (max_bad_frac is 0)'}")
         lost, whole = (sum(map(source_files.size, places)) for places in (damaged, found.files.values()))
-        lost_frac = lost / max(1, whole)
-        if lost_frac > most_bad:
-            raise ConfigError(f"{what}{unread.too_large(lost_frac, most_bad)}; mend or remove it")
-        warn(f"source {self.domain}: {what}; its {lost_frac:.2%} of the source's bytes are lost")
+        if unread.borne(lost, whole, most_bad) > most_bad:
+            raise ConfigError(f"{what}{unread.too_large(lost / whole, most_bad)}; mend or remove it")
+        warn(f"source {self.domain}: {what}; its {lost / max(1, whole):.2%} of the source's bytes are lost")
 
     def commit(self) -> str:
         """The commit that the dataset on the hub stands at now. Raises ConfigError or RunFailed when it is not said."""

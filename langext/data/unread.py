@@ -17,6 +17,8 @@ from langext.errors import ConfigError
 
 BROKEN = "broken"
 """The reason that rejects and the funnel have for it."""
+SMALL = 1 << 16
+"""Bytes of damaged archives that are borne beside others, whatever share of a small source they are."""
 SHOWN = 5
 """Most places in a message."""
 JUDGED = 1000
@@ -91,11 +93,13 @@ class Unread:
             raise ConfigError(self.lacking)
 
 
-def check(source: str, broken: int, entries: int, most: float, files: Sequence[Path], lost_frac: float = 0.0) -> None:
+def check(
+    source: str, broken: int, entries: int, most: float, files: Sequence[Path], lost_files: int = 0, lost_frac: float = 0.0
+) -> None:
     """Say how many of the `entries` of a finished source are `broken`, and where; `files` are their rejects.
 
-    Raises ConfigError when they are more than the share `most`, together with the share `lost_frac` of the source's bytes of
-    which nothing can be read.
+    `lost_files` of them are files of which nothing can be read, with the share `lost_frac` of the source's bytes. Raises
+    ConfigError when the others are more than the share `most` of the entries, or `lost_frac` is more than that.
     """
     if not broken:
         return
@@ -105,11 +109,16 @@ def check(source: str, broken: int, entries: int, most: float, files: Sequence[P
             if len(places) == SHOWN:
                 break
             places.append(f"{document['metadata']['where']}: {document['metadata']['why']}")
-    if broken > most * entries:
+    if broken - lost_files > most * entries:
         raise ConfigError(too_many(broken, entries, most, places))
     if lost_frac > most:
         raise ConfigError(f"{'; '.join(places)}{too_large(lost_frac, most)}")
     say(f"  {source}: {broken} of {entries} entries cannot be read and are left out; {places[0]}")
+
+
+def borne(lost_bytes: int, whole_bytes: int, most: float) -> float:
+    """The share of a source's bytes that is lost in damaged archives; 0 where so little is lost that it is borne."""
+    return lost_bytes / max(1, whole_bytes) if lost_bytes > SMALL or not most else 0.0
 
 
 def too_large(lost_frac: float, most: float) -> str:

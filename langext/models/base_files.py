@@ -81,10 +81,10 @@ def decides(name: str) -> bool:
 
 def weight_files(folder: Path) -> list[Path]:
     """The safetensors files of a model, which are all there. Raises ConfigError when one is missing or is a placeholder."""
-    if (folder / INDEX).is_file():
-        names = sorted(set(_index(folder / INDEX).values()))
-    elif (folder / SINGLE).is_file():
+    if (folder / SINGLE).is_file():  # transformers takes it, also where there is an index
         names = [SINGLE]
+    elif (folder / INDEX).is_file():
+        names = sorted(set(_index(folder / INDEX).values()))
     else:
         raise ConfigError(f"{folder}: {_no_weights(folder)}")
     for name in names:
@@ -291,7 +291,9 @@ def _by(shape: tuple[int, ...]) -> str:
 
 
 def _rows(folder: Path, config: Any, tokenizer: Any, rows: int) -> None:
-    """Every id that a tokenizer or a config names must have a row in the embedding matrix."""
+    """Every id that a tokenizer or a config names must have a row in the embedding matrix, and be read as the files say."""
+    if wrong := tokenizer_files.misread(tokenizer, folder):
+        raise ConfigError(f"{folder}: {wrong}")
     ids = {text: i for text, i in tokenizer.get_vocab().items() if text not in families.of(config).without_row}
     last = max(ids.values(), default=0)
     if last >= rows:

@@ -280,8 +280,9 @@ class Filter(Stage):
             most = self.max_bad_frac if source.max_bad_frac is None else source.max_bad_frac
             files = sorted((ctx.out / "rejects").glob(f"{source.key}.broken.*"))
             size = sum(file.bytes for file in record.files)  # 0 of a dataset on the hub, of which each file is judged alone
-            lost = row.lost_bytes / size if size else 0.0
-            unread.check(source.domain, row.dropped.get(unread.BROKEN, 0), row.documents_read, most, files, lost)
+            lost = unread.borne(row.lost_bytes, size, most) if size else 0.0
+            broken = row.dropped.get(unread.BROKEN, 0)
+            unread.check(source.domain, broken, row.documents_read, most, files, row.lost_files, lost)
             if row.cut and row.right_bytes:
                 cuts.demand(row.domain, row.language, row.cut, row.right_kept_bytes / row.right_bytes, self.min_kept)
             funnel.demand_text(row, row.steps[-1].documents)

@@ -52,7 +52,7 @@ def count(source: Source, record: SourceRecord, log: Path) -> FunnelRow:
     total = totals(log)
     names = ("judged", "bytes_read", "train_documents", "train_bytes", "valid_documents", "valid_bytes",
              "mended", "composed", "undivided", "right_bytes", "right_kept_bytes", "repaired", "heldout_parts",
-             "benchmark_parts", "marks", "lost_bytes")  # fmt: skip
+             "benchmark_parts", "marks", "lost_files", "lost_bytes")  # fmt: skip
     counts: dict[str, Any] = {name: total[name] for name in names}
     revision = record.commit or source.revision
     return FunnelRow(

@@ -124,10 +124,7 @@ class Settings(Spec):
         return self.runtime.prefix_cache == "auto" and between and not watched and not random
 
     def check_length(self, config: Any) -> None:
-        """Raise ConfigError when sequences are longer than a base with this transformers config has positions.
-
-        The config of a base whose rotary embedding is scaled counts the positions after scaling.
-        """
+        """Raise ConfigError when sequences are longer than a base with this transformers config has positions."""
         positions = families.positions(config)
         if positions is not None and self.sequence_length > positions:
             raise ConfigError(

@@ -142,6 +142,11 @@ def test_files_of_ones_own(tmp_path, name):
     assert file_items(path) == ([("un",), ("deux",)] if name == "a.txt" else [("un", "a", "b")])
 
 
+def test_half_a_character_in_an_item_is_mended(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"q": "un \\ud83d"}\n')
+    assert file_items(tmp_path / "a.jsonl") == [("un \ufffd",)]
+
+
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [("a.csv", b"", "write .jsonl or .txt"), ("a.jsonl", b"{", "no lines of JSON"), ("a.txt", b"\xff\xfe", "no UTF-8"),

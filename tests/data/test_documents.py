@@ -87,3 +87,12 @@ def test_unknown_letters_and_tokens_that_are_not_special_stay():
     for text in ("aßa", "a <tool>"):
         assert [neutrality.encode(tokenizer, text)] == encode(tokenizer, [text])
     assert encode_text(tokenizer, ["a <tool>"])[0][-1] == tokenizer.convert_tokens_to_ids("<tool>")
+
+
+def test_bytes_that_a_tokenizer_flags_as_special_stay_bytes():
+    names = ["<unk>", "<s>", "</s>", "▁", "a", *(f"<0x{byte:02X}>" for byte in range(256))]
+    model = models.BPE({name: number for number, name in enumerate(names)}, [], unk_token="<unk>", byte_fallback=True)
+    tokenizer = wrapped(model)
+    wanted = tokenizer("aé", add_special_tokens=False).input_ids
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<0xC3>", "<0xA9>"]})
+    assert encode_text(tokenizer, ["aé"]) == [wanted] and names.index("<0xC3>") in wanted

@@ -297,7 +297,8 @@ def test_a_share_is_of_the_source_and_its_first_places_are_said(tmp_path, capsys
     with pytest.raises(ConfigError, match=r"9 of 8999 .*\(0.001\) allows: x: line 0: no; .*x: line 4: no; ...$"):
         unread.check("fr", 9, 8999, 0.001, rejects)
     with pytest.raises(ConfigError, match="; 2.00% of the source's bytes are in what is so damaged"):
-        unread.check("fr", 9, 9000, 0.01, rejects, 0.02)
+        unread.check("fr", 9, 9000, 0.01, rejects, 1, 0.02)
+    unread.check("fr", 1, 100, 0.001, rejects, 1)  # one small archive of several
 
 
 def test_long_lines_are_read_or_left_out(tmp_path, monkeypatch):
@@ -546,8 +547,11 @@ def test_a_look_takes_the_beginning_of_many_files(tmp_path):
 
 
 @pytest.mark.parametrize("end", [".gz", ".zst", ".xz"])
-def test_of_a_folder_what_cannot_be_opened_at_all_counts_as_broken(tmp_path, end, capsys):
-    """It is named when planning, kept among the rejects, and refused when it is more of the source than max_bad_frac allows."""
+def test_of_a_folder_what_cannot_be_opened_at_all_counts_as_broken(tmp_path, end, capsys, monkeypatch):
+    """It is named when planning, kept among the rejects, and refused when it is more of the source than max_bad_frac allows.
+
+    A few bytes are borne, whatever share of a small source they are.
+    """
     whole = PACK[end](b'{"text": "un"}\n' * 9 + (json.dumps({"text": random.Random(1).randbytes(999).hex()}) + "\n").encode())
     put(tmp_path / "x" / f"a.jsonl{end}", whole)
     bad = put(tmp_path / "x" / f"b.jsonl{end}", whole[:6] + bytes(50))
@@ -562,6 +566,9 @@ def test_of_a_folder_what_cannot_be_opened_at_all_counts_as_broken(tmp_path, end
     assert counted(step, LOST_BYTES) == 56
     (kept,) = documents.read(tmp_path / "00001.jsonl.gz")
     assert kept["metadata"]["filter_reason"] == "broken" and "after line 0: damaged" in kept["metadata"]["why"]
+    source.check(0.02)
+    assert len(list(source.reader(record, Writer(tmp_path, "again.${rank}.jsonl.gz"), 0.02).run(None, 0, 1))) == 10
+    monkeypatch.setattr(unread, "SMALL", 50)
     for refusing in (lambda: source.check(0.02), lambda: list(source.reader(record, None, 0.02).run())):
         with pytest.raises(ConfigError, match=rf"b.jsonl{end}: .*damaged.*; [3-6]\.\d\d% of the source's bytes .* allows 0.02"):
             refusing()

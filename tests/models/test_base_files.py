@@ -277,3 +277,12 @@ def test_files_that_decide_nothing_do_not_belong_to_a_base(base, tmp_path):
     edit(base, rms_norm_eps=1e-3)
     with pytest.raises(ConfigError, match="config.json has changed"):
         bases.check_same(tmp_path / "run", str(base), None)
+
+
+def test_of_two_copies_of_the_weights_that_one_is_taken_which_transformers_reads(tmp_path):
+    net = make_base("llama", 320)
+    net.save_pretrained(tmp_path, max_shard_size="100KB")
+    assert len(base_files.weight_files(tmp_path)) > 1
+    net.save_pretrained(tmp_path / "whole")
+    shutil.copy(tmp_path / "whole" / "model.safetensors", tmp_path)
+    assert base_files.weight_files(tmp_path) == [tmp_path / "model.safetensors"]

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 from pydantic import ValidationError
 
+from langext.architectures import families
 from langext.context import Context
 from langext.errors import ConfigError
 from langext.methods import Full
@@ -80,6 +81,19 @@ def test_sequences_are_no_longer_than_the_base_has_positions(config):
     with pytest.raises(ConfigError, match="sequence_length is 33, and the base has 32 positions") as caught:
         train(sequence_length=33).check_model(given, config)
     assert caught.value.at == ("sequence_length",)
+
+
+@pytest.mark.parametrize(
+    ("rope", "positions"),
+    [
+        ({"rope_type": "linear", "factor": 4.0}, 128), ({"type": "dynamic", "factor": 2.0}, 64),
+        ({"rope_type": "yarn", "factor": 4.0}, 128),
+        ({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 8}, 32),
+        ({"rope_type": "llama3", "factor": 8.0, "original_max_position_embeddings": 8}, 32), ({"rope_type": "default"}, 32),
+    ],
+)  # fmt: skip
+def test_a_scaled_rope_has_more_positions(rope, positions):
+    assert families.positions(SimpleNamespace(max_position_embeddings=32, rope_scaling=rope)) == positions
 
 
 def test_a_warmup_is_no_longer_than_the_training(tmp_path, capsys):

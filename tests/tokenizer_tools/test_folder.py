@@ -83,6 +83,19 @@ def test_a_token_that_is_declared_with_another_id_is_refused(tmp_path):
     assert folder.misread(AutoTokenizer.from_pretrained(spm.write(tmp_path / "spm", "llama2")), tmp_path / "spm") == ""
 
 
+def test_an_added_token_that_a_hole_in_the_ids_moves_is_named(tmp_path):
+    make_tokenizer().save_pretrained(tmp_path)
+    path = tmp_path / "tokenizer.json"
+    said = json.loads(path.read_text())
+    last = max(said["model"]["vocab"].values())
+    name = next(text for text, i in said["model"]["vocab"].items() if i == 300)
+    del said["model"]["vocab"][name]
+    said["model"]["merges"] = [pair for pair in said["model"]["merges"] if name not in ("".join(pair), *pair)]
+    said["added_tokens"].append({**said["added_tokens"][0], "id": last + 1, "content": "<end>"})
+    path.write_text(json.dumps(said))
+    assert f"tokenizer.json says that '<end>' is {last + 1}, and " in folder.misread(folder.read(tmp_path), tmp_path)
+
+
 @pytest.mark.parametrize("prefix", [True, False])
 def test_two_files_that_disagree_on_every_text_are_refused_with_the_cure(prefix, tmp_path):
     path = configured(spm.write(tmp_path, "llama2", add_dummy_prefix=prefix), add_prefix_space=not prefix)

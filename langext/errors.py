@@ -270,6 +270,12 @@ def is_lfs_pointer(path: Path) -> bool:
         return file.read(len(LFS)) == LFS
 
 
+def cause(error: BaseException) -> str:
+    """The class of an error of a library and what it says, and so of the one that caused it, which often says more."""
+    said = [f"{type(one).__name__}: {one_line(one)}" for one in (error, error.__cause__) if one is not None]
+    return ", from ".join(said)
+
+
 def reason(error: BaseException) -> str:
     """What an error of a library says, on one line; the name of its class when it says nothing."""
     return one_line(" ".join(str(getattr(error, "strerror", None) or error).split())) or type(error).__name__

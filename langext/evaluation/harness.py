@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, TextIO
 from langext import languages
 from langext.architectures import families
 from langext.console import Lines, say
-from langext.errors import ConfigError, RunFailed, machine_problem, one_line, read_text, reading
+from langext.errors import ConfigError, RunFailed, cause, machine_problem, read_text, reading
 from langext.evaluation import benchmarks, metrics, task_texts
 from langext.evaluation.scores import Metric
 from langext.evaluation.text_alone import TextAlone
@@ -207,7 +207,7 @@ def items(task: str, include: Path | None) -> dict[str, list[tuple[str, ...]]]:
         except Exception as error:
             if _is_own(error):
                 raise
-            raise ConfigError(f"{task}: lm-eval cannot load it: {type(error).__name__}: {one_line(error)}") from error
+            raise ConfigError(f"{task}: lm-eval cannot load it: {cause(error)}") from error
 
 
 def auto_tasks(codes: Sequence[str], include: Path | None) -> list[str]:
@@ -259,7 +259,7 @@ class Harness:
                     raise RunFailed(problem) from error
                 if _is_own(error):
                     raise
-                raise ConfigError(f"{name}: lm-eval cannot measure it: {type(error).__name__}: {one_line(error)}") from error
+                raise ConfigError(f"{name}: lm-eval cannot measure it: {cause(error)}") from error
         return metrics.of_output(output)
 
     def _run(self, name: str, wanted: Any, manager: Any, terminal: TextIO, **options: Any) -> dict[str, Any]:

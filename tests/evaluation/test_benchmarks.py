@@ -48,6 +48,10 @@ def test_files_of_ones_own_must_be_there(tmp_path):
     data = tmp_path / "items.jsonl"
     task = {"include": str(FORMATS / "_pairs.yaml"), "task": "mine", "dataset_kwargs": {"data_files": {"test": str(data)}}}
     (tmp_path / "mine.yaml").write_text(json.dumps(task))
+    data.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    with pytest.raises(ConfigError, match=f"tasks: mine: {data}: this is a Git LFS pointer"):
+        harness.check_tasks(["mine"], tmp_path)
+    data.unlink()
     with pytest.raises(ConfigError, match=f"tasks: mine: {data}: no such file"):
         harness.check_tasks(["mine"], tmp_path)
     data.write_text('{"good": "a b", "bad": "b a"}\n')

@@ -47,6 +47,10 @@ def obstacle(tokenizer: Tokenizer) -> str:
     return ""
 
 
+JOINERS = "\u200c\u200d"
+"""Signs without width within a word, at which its letters are joined or kept apart."""
+
+
 def word_counts(tokenizer: Tokenizer, texts: Iterable[str], thin: bool = False) -> Counter[str]:
     """`words.counted`, keyed by byte-level characters. Raises ValueError if the tokenizer is not a byte-level BPE tokenizer."""
     if reason := obstacle(tokenizer):
@@ -55,13 +59,14 @@ def word_counts(tokenizer: Tokenizer, texts: Iterable[str], thin: bool = False) 
 
 
 def cut_before_marks(words: Counter[str]) -> float:
-    """The share of pre-tokens, as counted by `word_counts`, that begin with a combining mark: parts of words that were cut.
+    """The share of pre-tokens, as counted by `word_counts`, that begin with a combining mark or a joiner: parts of cut words.
 
-    Scripts of India write most vowels as such marks (category M of https://www.unicode.org/reports/tr44/), and a pre-tokenizer
-    that takes only letters for parts of words cuts before each of them.
+    Scripts of India write most vowels as such marks (category M of https://www.unicode.org/reports/tr44/), Persian divides
+    parts of a word by the joiner U+200C, and a pre-tokenizer that takes only letters for parts of words cuts before each.
     """
     decoder = ByteLevel()
-    cut = sum(count for word, count in words.items() if unicodedata.category(decoder.decode([word])[:1] or " ")[0] == "M")
+    first = ((decoder.decode([word])[:1] or " ", count) for word, count in words.items())
+    cut = sum(count for letter, count in first if letter in JOINERS or unicodedata.category(letter)[0] == "M")
     return cut / max(1, words.total())
 
 

@@ -30,7 +30,7 @@ class Kind:
     extended: Callable[..., Any]
     """(base, new tokens, their ids if they are not those behind the base's last) -> the tokenizer with them."""
     cuts: Callable[[Counter[Any]], float] = lambda words: 0.0
-    """The share of words that begin with a combining mark, because the base's rules for words cut there."""
+    """The share of words that begin with a combining mark or a joiner, because the base's rules for words cut there."""
     in_model_file: bool = True
     """Whether a tokenizer.model of such a base holds the same pieces."""
     coarser: bool = True

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 CHECKED, CHECKED_CHARACTERS = 1000, 2000
 """Texts of each language, and characters of each, on which the written tokenizer is compared with the base's."""
 MANY_CUTS = 0.02
-"""Share of the parts of words that begin with a combining mark, from which on it is told."""
+"""Share of the parts of words that begin with a combining mark or a joiner, from which on it is told."""
 
 
 class ExtendTokenizer(Stage):
@@ -257,8 +257,8 @@ def _without_row(tokenizer: Any, rows: int) -> dict[int, list[int]]:
 def _tell_of_cuts(share: float) -> None:
     if share > MANY_CUTS:
         say(
-            f"  the base's pre-tokenizer cuts words of this script: {share:.0%} of the parts begin with a combining mark (a "
-            "vowel sign, for example), and no new token crosses such a cut"
+            f"  the base's pre-tokenizer cuts words of this script: {share:.0%} of the parts begin with a combining mark "
+            "(a vowel sign, for example) or a joiner, and no new token crosses such a cut"
         )
 
 

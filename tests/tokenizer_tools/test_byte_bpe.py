@@ -131,6 +131,7 @@ def test_parts_of_words_that_begin_with_a_vowel_sign_are_counted():
     backend.pre_tokenizer = pre_tokenizers.Sequence([letters, pre_tokenizers.ByteLevel(False, use_regex=False)])
     assert cut_before_marks(word_counts(backend, ["हिन्दी में किताब"])) > 0.2
     assert cut_before_marks(word_counts(backend, ["a forêt in summer"])) == 0
+    assert cut_before_marks(word_counts(backend, ["می\u200cروم کتاب\u200cها"])) > 0.2
     whole = make_tokenizer().backend_tokenizer
     assert obstacle(whole) == "" and "not byte-level" in obstacle(Tokenizer(models.BPE()))
 

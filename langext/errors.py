@@ -19,10 +19,15 @@ Loc = tuple[str | int, ...]
 """Keys and list indices from the top of a file to a value."""
 MAX_TEXT_BYTES = 10_000_000
 """Largest file of settings that is read."""
-LFS = b"version https://git-lfs.github.com/spec/"
-"""Beginning of a file that Git LFS has put in place of a large one: https://github.com/git-lfs/git-lfs/blob/main/docs/spec.md"""
-LFS_SAID = "this is a Git LFS pointer, not the file itself; fetch the file with: git lfs pull"
-"""What is said of such a file."""
+_LFS_SAID = "this is a Git LFS pointer, not the file itself; fetch the file with: git lfs pull"
+PLACEHOLDERS = {
+    b"version https://git-lfs.github.com/spec/": _LFS_SAID,
+    b"version https://hawser.github.com/spec/": _LFS_SAID,
+    b"/annex/objects/": "this is a pointer of git-annex, not the file itself; fetch the file with: git annex get",
+    b"# xet version": "this is a pointer of Xet, not the file itself; fetch the file with: git xet, or hf download",
+}
+"""Beginning of a file that a program has put in place of a large one -> what is said of it. See
+https://github.com/git-lfs/git-lfs/blob/main/docs/spec.md and https://git-annex.branchable.com/internals/pointer_file/."""
 SECRET_NAME = re.compile(r"\w+_(TOKEN|KEY|SECRET|PASSWORD)")
 """Names of environment variables that hold what nobody else may read."""
 SECRETS = (
@@ -246,8 +251,8 @@ def reading(path: Path, what: str) -> Iterator[None]:
 
 def _unreadable(path: Path, what: str, error: Exception) -> str:
     """Why a file that is there cannot be read."""
-    if is_lfs_pointer(path):
-        return LFS_SAID
+    if said := placeholder(path):
+        return said
     if isinstance(error, json.JSONDecodeError):
         if error.doc.startswith("\ufeff"):
             return "begins with a byte order mark, and JSON has none; save it as UTF-8 without it"
@@ -262,12 +267,17 @@ def _unreadable(path: Path, what: str, error: Exception) -> str:
     return f"cannot be read as {what}: {why}"
 
 
-def is_lfs_pointer(path: Path) -> bool:
-    """Whether the file is a placeholder of Git LFS: its content was not downloaded."""
+def placeholder(path: Path) -> str:
+    """What is said of a file that stands for another one, which was not downloaded; empty of any other."""
     if not path.is_file():
-        return False
+        return ""
     with path.open("rb") as file:
-        return file.read(len(LFS)) == LFS
+        return placeholder_of(file.read(max(map(len, PLACEHOLDERS))))
+
+
+def placeholder_of(head: bytes) -> str:
+    """The same of the first bytes of a file."""
+    return next((said for beginning, said in PLACEHOLDERS.items() if head.startswith(beginning)), "")
 
 
 def cause(error: BaseException) -> str:

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from langext.errors import LFS, LFS_SAID, ConfigError, one_line
+from langext.errors import ConfigError, one_line, placeholder_of
 
 MAGIC, VERSIONS = 793712314, (11, 12)
 SUPERVISED = 3
@@ -95,8 +95,8 @@ def _labels(path: Path, size: int, _modified_ns: int) -> tuple[str, ...]:
     if not size:
         raise _Damaged("the file is empty")
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        if data[: len(LFS)] == LFS:
-            raise _Damaged(LFS_SAID)
+        if said := placeholder_of(data[:100]):
+            raise _Damaged(said)
         return _read(_Bytes(data))
 
 

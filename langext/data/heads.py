@@ -15,7 +15,7 @@ from langext.data import entries, formats
 from langext.data.formats import CSV, JSONL, PARQUET, PARQUET_MARK, TSV, TXT, UTF_8, kind, packing
 from langext.data.lines import Line, lines
 from langext.data.source_files import Place
-from langext.errors import LFS, LFS_SAID, ConfigError, one_line
+from langext.errors import ConfigError, one_line, placeholder_of
 
 HEAD = 1 << 16
 """Bytes at the start of a file from which it is told what it is."""
@@ -68,8 +68,8 @@ def check(
         _check_encoding(where, whole, head)
     _check_fields(where, kind(place), whole, columns)
     filled = [bool(line.text.strip()) for line in whole]
-    # Blank lines at the end divide nothing.
-    body = filled[: len(filled) - filled[::-1].index(True)] if True in filled else []
+    # Blank lines at the beginning and the end divide nothing.
+    body = filled[filled.index(True) : len(filled) - filled[::-1].index(True)] if True in filled else []
     return Head(undivided=kind(place) == TXT and len(body) > 1 and all(body))
 
 
@@ -107,8 +107,8 @@ def _ends(place: Place) -> tuple[bytes, bytes]:
 
 
 def _check_pointer(place: Place, head: bytes) -> None:
-    if head.startswith(LFS):
-        raise ConfigError(f"{one_line(place)}: {LFS_SAID}")
+    if said := placeholder_of(head):
+        raise ConfigError(f"{one_line(place)}: {said}")
 
 
 def _check_encoding(where: str, found: Sequence[Line], head: bytes) -> None:

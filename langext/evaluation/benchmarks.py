@@ -10,7 +10,7 @@ from glob import glob
 from pathlib import Path
 from typing import Any
 
-from langext.errors import LFS_SAID, ConfigError, is_lfs_pointer, user_path
+from langext.errors import ConfigError, placeholder, user_path
 from langext.languages import Language, find
 
 SCRIPTS = {
@@ -90,8 +90,8 @@ def files(source: Source) -> list[Path]:
 def _check_files(source: Source) -> None:
     if missing := next((path for path in files(source) if not path.is_file()), None):
         raise ConfigError(f"tasks: {source.task}: {missing}: no such file")
-    if pointer := next((path for path in files(source) if is_lfs_pointer(path)), None):
-        raise ConfigError(f"tasks: {source.task}: {pointer}: {LFS_SAID}")
+    if pointer := next((path for path in files(source) if placeholder(path)), None):
+        raise ConfigError(f"tasks: {source.task}: {pointer}: {placeholder(pointer)}")
 
 
 def _script(source: Source) -> str:

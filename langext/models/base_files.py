@@ -13,7 +13,7 @@ from typing import Any
 
 from langext.architectures import families
 from langext.artifacts import read_object
-from langext.errors import LFS_SAID, ConfigError, is_lfs_pointer, reading
+from langext.errors import ConfigError, placeholder, reading
 from langext.spec import near
 from tokenizer_tools import folder as tokenizer_files
 from tokenizer_tools import forms
@@ -91,8 +91,8 @@ def weight_files(folder: Path) -> list[Path]:
         path = folder / name
         if not path.is_file():
             raise ConfigError(f"{path}: no such file, and {INDEX} names it; fetch or copy the model again")
-        if is_lfs_pointer(path):
-            raise ConfigError(f"{path}: {LFS_SAID}")
+        if said := placeholder(path):
+            raise ConfigError(f"{path}: {said}")
     return [folder / name for name in names]
 
 
@@ -103,8 +103,8 @@ def tokenizer_file(folder: Path) -> Path:
         found = f"no tokenizer here (looked for {', '.join(TOKENIZERS)})"
         other = forms.named(folder)
         raise ConfigError(f"{folder}: {found}{f'; {other}' if other else ''}")
-    if is_lfs_pointer(path):
-        raise ConfigError(f"{path}: {LFS_SAID}")
+    if said := placeholder(path):
+        raise ConfigError(f"{path}: {said}")
     if not path.stat().st_size:
         raise ConfigError(f"{path}: is empty; fetch or copy the model again")
     if other := forms.inside(path):

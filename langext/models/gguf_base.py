@@ -11,7 +11,7 @@ from typing import Any
 
 from langext.artifacts import sha256_file, write_json
 from langext.console import told
-from langext.errors import LFS_SAID, ConfigError, is_lfs_pointer, reading
+from langext.errors import ConfigError, placeholder, reading
 
 
 def convert(path: Path, out: Path) -> Path:
@@ -54,7 +54,7 @@ def check(path: Path) -> None:
     with reading(path, "GGUF"):
         with path.open("rb") as file:
             if file.read(4) != b"GGUF":
-                raise ConfigError(f"base_model: {path}: {LFS_SAID if is_lfs_pointer(path) else 'not a GGUF file'}")
+                raise ConfigError(f"base_model: {path}: {placeholder(path) or 'not a GGUF file'}")
             _version, num_tensors = struct.unpack("<IQ", file.read(12))
         if not num_tensors:
             raise ConfigError(f"base_model: {path}: a GGUF file without weights")

@@ -119,6 +119,8 @@ BAD_FILES = {
     "LFS parquet": (lambda d: put(d / "x.parquet", POINTER), "x.parquet: this is a Git LFS pointer.*git lfs pull"),
     "LFS text": (lambda d: put(d / "x.txt", POINTER), "Git LFS pointer"),
     "LFS gzip": (lambda d: put(d / "x.jsonl.gz", POINTER), "Git LFS pointer"),
+    "git-annex text": (lambda d: put(d / "x.txt", "/annex/objects/SHA256E-s9--0.txt\n"), "pointer of git-annex.*git annex get"),
+    "Xet text": (lambda d: put(d / "x.txt", "# xet version 0\n"), "pointer of Xet"),
     "half a table": (lambda d: cut(d / "x.parquet"), "not a Parquet file, or only a part"),
     "empty table": (lambda d: put(d / "x.parquet", ""), "not a Parquet file.*it is empty"),
     "marks alone": (lambda d: put(d / "x.parquet", b"PAR1 and more PAR1"), "damaged Parquet"),

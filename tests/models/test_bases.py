@@ -8,7 +8,7 @@ import pytest
 import torch
 from toy import make_llama
 
-from langext.errors import LFS, ConfigError
+from langext.errors import ConfigError
 from langext.models import bases, loading
 
 
@@ -77,7 +77,7 @@ def test_another_file_is_no_base(tmp_path):
     (tmp_path / "model.bin").write_text("x")
     with pytest.raises(ConfigError, match=r"expected a Hugging Face folder or a \.gguf file"):
         bases.check(str(tmp_path / "model.bin"))
-    (tmp_path / "model.gguf").write_bytes(LFS)
+    (tmp_path / "model.gguf").write_bytes(b"version https://git-lfs.github.com/spec/v1")
     with pytest.raises(ConfigError, match="model.gguf: this is a Git LFS pointer"):
         bases.check(str(tmp_path / "model.gguf"))
     (tmp_path / "model.gguf").write_text("not gguf")

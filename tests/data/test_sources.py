@@ -526,7 +526,7 @@ def test_keys_that_do_not_fit_are_refused(more, said):
 
 def test_a_text_without_a_blank_line_is_named_when_planning(tmp_path, capsys):
     put(tmp_path / "a.txt", "un\ndeux\n")
-    put(tmp_path / "b.txt", "un\ndeux\n\n")
+    put(tmp_path / "b.txt", "\nun\ndeux\n\n")
     put(tmp_path / "c.txt", "un\n\ndeux\n")
     Source(language="fr", path=str(tmp_path)).check()
     said = capsys.readouterr().err

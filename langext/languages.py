@@ -158,7 +158,8 @@ def find(code: str) -> Language:
     A well-formed code (xxx_Scrp) that is not in the table is accepted unchanged. Raises ConfigError, with similar names, for
     anything else.
     """
-    code = code.strip().replace("-", "_") if _TAG.fullmatch(code.strip().replace("-", "_").lower()) else code
+    tag = code.strip().replace("-", "_")
+    code = tag if _TAG.fullmatch(tag.lower()) else code
     if code in LANGUAGES:
         return LANGUAGES[code]
     wanted = code.strip().lower()
@@ -169,9 +170,9 @@ def find(code: str) -> Language:
             return language
     if _CODE.fullmatch(code):
         return Language(code, None, code)
-    if (tag := _TAG.fullmatch(wanted)) and len(tag[1]) == 2:
-        spelled = f"{tag[1]}_{tag[2].title()}"
-        return find(_IN_SCRIPT.get(spelled) or f"{find(tag[1]).iso3}_{tag[2].title()}")
+    if (parts := _TAG.fullmatch(wanted)) and len(parts[1]) == 2:
+        short, script = parts[1], parts[2].title()
+        return find(_IN_SCRIPT.get(f"{short}_{script}") or f"{find(short).iso3}_{script}")
     for other in same(wanted)[1:]:
         if row := next((row for row in LANGUAGES.values() if row.iso3 == other), None):
             return row

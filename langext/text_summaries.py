@@ -76,8 +76,9 @@ class FunnelRow(Spec):
     marks: int = 0
     """Byte order marks that were removed, at the beginning of lines and within texts, where they are spaces without width."""
     lost_files: int = 0
+    """Damaged archives, among others, of which nothing could be read."""
     lost_bytes: int = 0
-    """Bytes of damaged archives, among others, of which nothing could be read."""
+    """Their bytes."""
     undivided: int = 0
     """.txt files of several lines that are one document each, because they have no blank line."""
     unread: list[str] = []

@@ -54,15 +54,22 @@ def none(parameter: nn.Parameter) -> bool:
 
 
 @contextmanager
-def widened(module: nn.Module, rounding: Rounding = none) -> Iterator[None]:
-    """In this context the weights of a module are in float32; when it ends, the stored weights are back."""
+def given_back(module: nn.Module) -> Iterator[None]:
+    """When this context ends, the weights that a module had at its beginning are back."""
     stored = [(p, p.data) for p in module.parameters()]
-    _widen(module, rounding)
     try:
         yield
     finally:
         for parameter, data in stored:
             parameter.data = data
+
+
+@contextmanager
+def widened(module: nn.Module, rounding: Rounding = none) -> Iterator[None]:
+    """In this context the weights of a module are in float32; when it ends, the stored weights are back."""
+    with given_back(module):
+        _widen(module, rounding)
+        yield
 
 
 @contextmanager

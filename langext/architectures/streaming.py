@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,11 +11,8 @@ from torch import nn
 from langext.architectures import families, precision
 
 
-def install(net: Any, device: torch.device) -> Any:
-    """Make `net` compute on `device`. All but its blocks is moved there now; the weights of a block only while it runs.
-
-    Returns `net`.
-    """
+def install(net: Any, device: torch.device) -> None:
+    """Make `net` compute on `device`. All but its blocks is moved there now; the weights of a block only while it runs."""
     inside = {id(module) for block in families.blocks(net) for module in block.modules()}
     for module in net.modules():
         if id(module) not in inside:
@@ -22,8 +20,7 @@ def install(net: Any, device: torch.device) -> Any:
                 parameter.data = parameter.data.to(device)
     move_buffers(net, device)
     for block in families.blocks(net):
-        precision.while_running(block, lambda moved: _on(moved, device))
-    return net
+        precision.while_running(block, partial(_on, device=device))
 
 
 def move_buffers(net: nn.Module, device: torch.device | str) -> None:
@@ -36,11 +33,7 @@ def move_buffers(net: nn.Module, device: torch.device | str) -> None:
 @contextmanager
 def _on(block: nn.Module, device: torch.device) -> Iterator[None]:
     """In this context the weights of a block are on the device; when it ends, those in the machine's memory are back."""
-    stored = [(parameter, parameter.data) for parameter in block.parameters()]
-    for parameter, data in stored:
-        parameter.data = data.to(device)
-    try:
+    with precision.given_back(block):
+        for parameter in block.parameters():
+            parameter.data = parameter.data.to(device)
         yield
-    finally:
-        for parameter, data in stored:
-            parameter.data = data

@@ -268,6 +268,6 @@ def _this_machine() -> Machine:
     import psutil
     import torch
 
-    found = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
-    memory = min((properties.total_memory for properties in found), default=0)
-    return Machine(len(found), found[0].name if found else "", memory, launcher.cores(), psutil.virtual_memory().total)
+    count = torch.cuda.device_count()
+    name = torch.cuda.get_device_name(0) if count else ""
+    return Machine(count, name, launcher.gpu_memory(), launcher.cores(), psutil.virtual_memory().total)

@@ -82,18 +82,16 @@ def write(asked: Asked, base: Base, text: Text | None, original: Text | None, ma
     )  # fmt: skip
     _check(filled, asked)
     missing = [name for name in (lid.removeprefix(assets.PREFIX), *NEEDED) if not assets.here(name)]
-    return Written(filled, found, [*(f"langext fetch {name}" for name in missing), *_commands(file, machine)], doubts)
+    return Written(filled, found, [*(f"langext fetch {name}" for name in missing), *_commands(asked.file, machine)], doubts)
 
 
-def _commands(file: str, machine: Machine) -> list[str]:
+def _commands(path: Path, machine: Machine) -> list[str]:
     """What runs the pipeline; of several machines the first command needs none of them, and the second is one of Slurm."""
+    file = shlex.quote(str(path))
     if machine.nodes == 1:
         return [f"langext plan {file}", f"langext run {file}"]
-    shared = f"{file} --out /shared/runs/{shlex.quote(Path(shlex.split(file)[0]).stem)}"
-    return [
-        f"langext run {shared} --until filter",
-        f"sbatch --nodes={machine.nodes} configs/slurm/train.sbatch {shared}",
-    ]
+    shared = f"{file} --out /shared/runs/{shlex.quote(path.stem)}"
+    return [f"langext run {shared} --until filter", f"sbatch --nodes={machine.nodes} configs/slurm/train.sbatch {shared}"]
 
 
 def _compares(asked: Asked, base: Base) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 from langext.architectures import families
 from langext.cli import first_look
 from langext.cli.first_look import Base, Machine, Text
-from langext.data.mixture import MOST_READINGS
+from langext.data.mixture import MOST_READINGS, TOO_MANY
 from langext.languages import Language
 from langext.pipeline import estimate
 from langext.stages.train import Train
@@ -124,10 +124,7 @@ def budget(base: Base, text: Text | None, machine: Machine) -> Budget:
         each = f"each of {machine.all_gpus} GPU(s)"
         why = f"the compute of pipelines/add_language.yaml for {each}, for {size / 1e9:.2g} G parameters"
     if text is not None and text.tokens is not None and (all_of_it := MOST_READINGS * text.tokens * (1 - heldout(text))) < most:
-        most, why = (
-            all_of_it,
-            f"all of the text {MOST_READINGS} times; more readings teach little (https://arxiv.org/abs/2305.16264)",
-        )
+        most, why = all_of_it, f"all of the text {MOST_READINGS} times; {TOO_MANY}"
     few = most <= FEW_TOKENS
     length = min(512 if few else 2048, families.positions(base.config) or 2048)
     step = min(LARGE_STEP, max(SMALL_STEP, 1 << max(1, int(most / STEPS)).bit_length() - 1))

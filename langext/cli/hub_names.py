@@ -6,22 +6,14 @@ _FINEWEB = {
     "zho_Hans": "cmn_Hani", "zho_Hant": "cmn_Hani", "est_Latn": "ekk_Latn", "pes_Arab": "fas_Arab", "tgl_Latn": "fil_Latn",
     "grn_Latn": "gug_Latn", "kom_Cyrl": "kpv_Cyrl", "kon_Latn": "kng_Latn", "aka_Latn": "twi_Latn",
 }  # fmt: skip
-_OTHERWISE = {
-    "nob": "no",
-    "zho": "zh",
-    "yue": "zh-yue",
-    "gsw": "als",
-    "cbk": "cbk-zam",
-    "bho": "bh",
-    "zsm": "ms",
-    "arb": "ar",
-    "twi": "tw",
-}
+_OTHERWISE = {"nob": "no", "zho": "zh", "yue": "zh-yue", "gsw": "als", "cbk": "cbk-zam", "bho": "bh"}
+"""Code of ISO 639-3 -> that of the Wikipedia, where neither this nor the code of two letters is that."""
 _BY_ISO3 = frozenset(
     "ace arz ary ast awa azb ban bar bcl bjn bpy bug bxr ceb ckb crh diq dsb dty eml frr fur gom hif hsb ilo jbo kab kbp krc "
     "lez lij lmo ltg mai mhr min mni mrj mwl myv mzn nah nap nds new nso pag pam pap pfl pms pnb rue sah sat scn sco shn szl "
     "tpi tum tyv vec vep vls war wuu xal xmf".split()
 )
+"""Codes of ISO 639-3 that are those of Wikipedias."""
 _NONE = frozenset("aa ae cr ho hz ii kj kr lu mh nd ng nr oj".split())
 """Codes of two letters without a Wikipedia, or with one that was closed."""
 

@@ -17,7 +17,9 @@ from langext.errors import ConfigError
 from langext.spec import near
 
 MOST_READINGS = 4
-"""Up to so many readings of a text teach about as much as new text would: https://arxiv.org/abs/2305.16264"""
+"""Up to so many readings of a text teach about as much as new text would."""
+TOO_MANY = f"more than {MOST_READINGS} readings teach little (https://arxiv.org/abs/2305.16264)"
+"""What is said of more."""
 BYTES_PER_SEQUENCE = 48
 """Memory that planning the order takes at its peak, measured with several sources."""
 

@@ -41,7 +41,7 @@ class Remote:
     @property
     def name(self) -> str:
         """The last part of the address, without a query."""
-        return _divided(self.url)[0].rsplit("/", 1)[-1]
+        return _without_query(self.url).rsplit("/", 1)[-1]
 
     def open(self, mode: str = "rb") -> IO[bytes]:
         """The bytes of the file. Opening and reading raise ConfigError or RunFailed when the store does not give them."""
@@ -56,9 +56,14 @@ class Remote:
             system, path = fsspec.url_to_fs(self.url)
             system.invalidate_cache()
             info = system.info(path)
+        if info.get("size") is None:
+            raise ConfigError(
+                f"{one_line(self.url)}: the server does not say how many bytes this file has, so that a part of it could not "
+                "be told from all of it; download it, and give the path of the copy"
+            )
         known = next((f"{key} {info[key]}" for key in (*VERSIONS, *TIMES) if info.get(key)), "")
         return SourceFile(
-            source=source, name=name, path=self.url, bytes=_size(self.url, info), modified_ns=0, sha256="", etag=known
+            source=source, name=name, path=self.url, bytes=int(info["size"]), modified_ns=0, sha256="", etag=known
         )
 
 
@@ -131,29 +136,18 @@ def check_address(path: str) -> None:
 
 def has_pattern(url: str) -> bool:
     """True for an address with *, ? or [ in it, but for the query of a web address."""
-    return pattern(_divided(url)[0]) >= 0
+    return pattern(_without_query(url)) >= 0
 
 
-def _divided(url: str) -> tuple[str, str]:
-    """An address without the query of a web address, and this query with its question mark."""
-    address, mark, query = url.partition("?") if url.casefold().startswith(WEB) else (url, "", "")
-    return address, mark + query
+def _without_query(url: str) -> str:
+    """An address without the query of a web address."""
+    return url.partition("?")[0] if url.casefold().startswith(WEB) else url
 
 
-def _size(url: str, info: dict[str, Any]) -> int:
-    """Bytes of the file at `url`, from what its store says of it. Raises ConfigError when that is not among it."""
-    if info.get("size") is None:
-        raise ConfigError(
-            f"{one_line(url)}: the server does not say how many bytes this file has, so that a part of it could not be told "
-            "from all of it; download it, and give the path of the copy"
-        )
-    return int(info["size"])
-
-
-def listed(url: str) -> tuple[str, dict[str, int]]:
+def listed(url: str) -> tuple[str, dict[str, int | None]]:
     """The address that names are below, and the size in bytes of every file at `url`, a file, folder or glob, by its name.
 
-    Names end with the query of a web address. Raises ConfigError when a store does not say the size of a file.
+    Names end with the query of a web address. None where the list does not say a size, as the pages of web servers.
     """
     with asking(url):
         system, path = fsspec.url_to_fs(url)
@@ -162,11 +156,9 @@ def listed(url: str) -> tuple[str, dict[str, int]]:
             found = {name: info for name, info in system.glob(path, detail=True).items() if info["type"] == "file"}
             base = path[: pattern(path)].rpartition("/")[0]
         elif not url.endswith("/") and system.isfile(path):  # for a web server, the page that lists a folder is a file too
-            found, base = {path: system.info(path)}, _divided(path)[0].rpartition("/")[0]
+            found, base = {path: system.info(path)}, _without_query(path).rpartition("/")[0]
         else:
             found, base = system.find(path, detail=True), path.rstrip("/")
         address = system.unstrip_protocol(base)
-        # The pages by which web servers list a folder do not say sizes.
-        known = {name: info if info.get("size") is not None else system.info(name) for name, info in found.items()}
-    names = {name.removeprefix(base).lstrip("/"): _size(name, info) for name, info in known.items()}
+    names = {name.removeprefix(base).lstrip("/"): info.get("size") for name, info in found.items()}
     return address.rstrip("/"), names

@@ -101,12 +101,12 @@ def _in_store(url: str) -> Found:
     address, sizes = remote.listed(url)
     files: dict[str, Place] = {}
     unread: list[str] = []
-    for name, size in sizes.items():
+    for name, said in sizes.items():
         place = Remote(f"{address}/{name}")
         hidden = any(part.startswith(".") for part in name.split("/"))
         if hidden or not place.name.casefold().endswith(SUFFIXES):
             unread.append(one_line(name))
-        elif not size and kind(place) in LINED and not packing(place):
+        elif not (size(place) if said is None else said) and kind(place) in LINED and not packing(place):
             unread.append(f"{one_line(name)} (empty)")
         else:
             files[name] = place

@@ -88,10 +88,10 @@ def files(source: Source) -> list[Path]:
 
 
 def _check_files(source: Source) -> None:
-    if missing := next((path for path in files(source) if not path.is_file()), None):
-        raise ConfigError(f"tasks: {source.task}: {missing}: no such file")
-    if pointer := next((path for path in files(source) if placeholder(path)), None):
-        raise ConfigError(f"tasks: {source.task}: {pointer}: {placeholder(pointer)}")
+    for path in files(source):
+        wrong = placeholder(path) if path.is_file() else "no such file"
+        if wrong:
+            raise ConfigError(f"tasks: {source.task}: {path}: {wrong}")
 
 
 def _script(source: Source) -> str:

@@ -7,7 +7,8 @@ from pathlib import Path
 import psutil
 
 from langext.artifacts import read_base
-from langext.data.mixture import MOST_READINGS
+from langext.data.mixture import MOST_READINGS, TOO_MANY
+from langext.pipeline import launcher
 from langext.pipeline.plan import Pipeline, Step
 from langext.stages.train import Train
 from langext.text_summaries import FilterSummary
@@ -18,12 +19,12 @@ GiB = 2**30
 def of_training(train: Train, memory: float, disk: float, root: Path, new_text: int) -> Iterator[str]:
     """What speaks against it, in words: it needs so many bytes of `memory` in each process, and of `disk`.
 
-    `root` is the run folder, `new_text` tokens of the new language to train on, as `new_tokens` counts them.
+    `root` is the run folder, `new_text` tokens of the new language to train on, as `tokens_to_learn` counts them.
     """
     here, whole = train.runtime.each, psutil.virtual_memory().total
     if not train.runtime.gpus and memory * here > whole:
         yield f"this machine has {whole / GiB:.1f} GiB of memory, and its {here} process(es) need {memory * here / GiB:.1f} GiB"
-    if train.runtime.gpus and (least := _gpu_memory()) and memory > least:
+    if train.runtime.gpus and (least := launcher.gpu_memory()) and memory > least:
         yield f"a GPU of this machine has {least / GiB:.1f} GiB of memory, and each process needs {memory / GiB:.1f} GiB"
     at = next(folder for folder in (root.resolve(), *root.resolve().parents) if folder.is_dir())
     if disk > (free := shutil.disk_usage(at).free):
@@ -31,25 +32,13 @@ def of_training(train: Train, memory: float, disk: float, root: Path, new_text: 
     new = train.steps * train.batch_sequences * train.sequence_length * (1 - train.original_frac)
     if new_text and new > MOST_READINGS * new_text:
         enough = max(1, round(train.steps * MOST_READINGS * new_text / new))
-        times, paper = round(new / new_text), "https://arxiv.org/abs/2305.16264"
-        yield (
-            f"it reads about {new_text:,} tokens of new text {times:,} times, and more than {MOST_READINGS} readings teach "
-            f"little ({paper}): {enough:,} steps are enough"
-        )
+        times = round(new / new_text)
+        yield f"it reads about {new_text:,} tokens of new text {times:,} times, and {TOO_MANY}: {enough:,} steps are enough"
 
 
-def _gpu_memory() -> int:
-    """Bytes of memory of the smallest GPU of this machine; 0 without one."""
-    import torch
-
-    count = torch.cuda.device_count()
-    return min((torch.cuda.get_device_properties(i).total_memory for i in range(count)), default=0)
-
-
-def new_text(spec: Pipeline, root: Path, steps: Sequence[Step]) -> int:
+def tokens_to_learn(spec: Pipeline, root: Path, steps: Sequence[Step]) -> int:
     """About how many tokens of the base there are of text in the new language to train on; 0 until stage filter has run."""
     base = read_base(root)
     found = [step.manifest.summary_as(FilterSummary) for step in steps if step.manifest]
-    rows = [row for summary in found if summary for row in summary.funnel if row.role == "train"]
-    rows = [row for row in rows if row.language == spec.language]
-    return sum(row.tokens(row.train_bytes, base.content) or 0 for row in rows) if base else 0
+    rows = [row for summary in found if summary for row in summary.funnel if row.language == spec.language]
+    return sum(row.tokens(row.train_bytes, base.content) or 0 for row in rows if row.role == "train") if base else 0

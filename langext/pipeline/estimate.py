@@ -145,7 +145,7 @@ def _show_models(spec: Pipeline, root: Path, steps: list[Step], todo: list[Step]
         console.say(
             "The base's config is not on this machine, so parameters, FLOPs and memory are unknown until the first run."
         )
-    new_text = doubts.new_text(spec, root, steps)
+    new_text = doubts.tokens_to_learn(spec, root, steps)
     new_tokens = sum(sizing.most(step.stage.new_tokens) for step in steps if isinstance(step.stage, ExtendTokenizer))
     for step in steps:
         methods = models.get(step.inputs["model"][0], ()) if "model" in step.inputs else ()

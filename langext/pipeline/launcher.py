@@ -131,6 +131,13 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def gpu_memory() -> int:
+    """Bytes of memory of the smallest GPU of this machine; 0 without one."""
+    import torch
+
+    return min((torch.cuda.get_device_properties(i).total_memory for i in range(torch.cuda.device_count())), default=0)
+
+
 def command(module: str, arguments: list[str], runtime: Runtime) -> list[str]:
     """The command that runs a module of langext in every process of `runtime`, with the address of this `langext run`."""
     told = [module, lifeline.OPTION, lifeline.address(), *arguments]

@@ -39,10 +39,11 @@ def run(
     reuse.check(others)
     steps = plan(pipeline, root)
     names = [step.name for step in steps]
-    for option, asked in [*(("--redo", name) for name in redo), *([("--until", until)] if until else [])]:
-        if asked not in names:
-            raise ConfigError(f"{option} {asked}: no such stage.{near(asked, names)} Stages: {', '.join(names)}.")
-    last = names.index(until) + 1 if until else len(steps)
+    for name in redo:
+        _check_named("--redo", name, names)
+    if until is not None:
+        _check_named("--until", until, names)
+    wanted = steps[: names.index(until) + 1] if until else steps
     with hold(root) as held:
         bases.check_same(root, pipeline.base_model, pipeline.revision)
         stray = sorted(set(root.glob("[0-9][0-9]-*")) - {step.out for step in steps})
@@ -53,7 +54,7 @@ def run(
         if tokens is None:
             reuse.tokens(root, others)
         taken = _taken(todo, redone, others, pipeline.tasks)
-        todo = [step for step in todo if step.out not in taken and step in steps[:last]]
+        todo = [step for step in todo if step.out not in taken and step in wanted]
         known = bases.place_if_here(pipeline.base_model, pipeline.revision) is not None
         if todo:
             check(pipeline, steps, todo)
@@ -65,7 +66,7 @@ def run(
         bases.prepare(pipeline.base_model, pipeline.revision, root / BASE)
         if todo and not known:  # only now, when it is here, a base from the hub can be compared with the settings
             check(pipeline, steps, todo)
-        for number, step in enumerate(steps[:last], 1):
+        for number, step in enumerate(wanted, 1):
             label = f"[{number}/{len(steps)}] {step.name}"
             if step.out in taken:
                 say(f"{label}: taken from {taken[step.out]}")
@@ -77,6 +78,12 @@ def run(
             _do(step, pipeline, (tokens or root / TOKENS).resolve(), held)
             say(f"{label}: finished in {duration(step.finished().seconds)}")
     return steps
+
+
+def _check_named(option: str, name: str, names: Sequence[str]) -> None:
+    """Raise ConfigError when the stage that an option names is not in the pipeline."""
+    if name not in names:
+        raise ConfigError(f"{option} {name}: no such stage.{near(name, names)} Stages: {', '.join(names)}.")
 
 
 def _unfinished(steps: Sequence[Step], redo: Collection[str]) -> tuple[list[Step], list[Path]]:

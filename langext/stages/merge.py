@@ -189,7 +189,8 @@ def _task_vectors(models: list[Model], method: Method) -> tuple[dict[str, Any], 
     """(initial weights, one task vector per model, mean of the new vocabulary rows), in float32.
 
     A task vector is the trained weights minus the initial weights, by name; it lacks those that did not change. The initial
-    weights are those of the first model, and where the base has them all, only what changed.
+    weights are those of the first model, and where the base has them all, only what changed. In another precision they are
+    others: a training in bf16 began with a base that was rounded, which was not learnt.
     """
     import torch
 
@@ -197,33 +198,35 @@ def _task_vectors(models: list[Model], method: Method) -> tuple[dict[str, Any], 
     from langext.methods import extended
     from langext.models import loading
 
-    origins, vectors, rows = list[dict[str, Any]](), list[dict[str, Any]](), list[dict[str, Any]]()
+    origins = dict[torch.dtype, dict[str, Any]]()
+    vectors, rows = list[dict[str, Any]](), list[dict[str, Any]]()
     for model in models:
         began_in = _began_in(model)
         live = loading.load(model, began_in, trained=False)
         assert live.method is not None, "checked before"
         live.net.float()
-        if method.dense():
+        if began_in not in origins and method.dense():
             start = loading.load_base(loading.read_record(model).base, began_in).float()
-            origins.append({name: p.detach() for name, p in start.named_parameters()})
-        else:
-            origins.append({name: p.detach().clone() for name, p in live.delta().items()})
+            origins[began_in] = {name: p.detach() for name, p in start.named_parameters()}
+        elif began_in not in origins:
+            origins[began_in] = {name: p.detach().clone() for name, p in live.delta().items()}
         extended.load_delta(live, model.path / extended.DELTA)
         trained = {name: p.detach() for name, p in live.net.named_parameters()}
         if method.dense():
             folded = {name: tensor for layer in live.method.fold(live.net).layers() for name, tensor in layer.items()}
             trained = {name: p for name, p in trained.items() if not name.startswith(families.LAYERS)} | folded
         rows.append({name: t for name, t in trained.items() if name.endswith(vocabulary.NEW_ROWS)})
-        origin = origins[-1]
+        origin = origins[began_in]
         changes = ((name, trained[name] - origin[name]) for name in origin if name in trained and name not in rows[-1])
         vectors.append({name: change for name, change in changes if change.any()})
     mean = {name: torch.stack([r[name] for r in rows]).mean(0) for name in rows[0]}
-    held = {name for vector in vectors for name in vector} if method.dense() else origins[0].keys() - rows[0].keys()
-    return {name: origins[0][name] for name in held}, vectors, mean
+    first = next(iter(origins.values()))
+    held = {name for vector in vectors for name in vector} if method.dense() else first.keys() - rows[0].keys()
+    return {name: first[name] for name in held}, vectors, mean
 
 
 def _began_in(model: Model) -> "torch.dtype":
-    """The precision of the last training of a model: in bf16 it began with a base that was rounded, which was not learnt."""
+    """The precision of the last training of a model."""
     from langext.architectures import precision
 
     trainings = (manifest.summary_as(TrainSummary) for path, manifest in finished(model.path.parent) if path <= model.path)

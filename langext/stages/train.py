@@ -52,6 +52,7 @@ class Train(Settings, Stage):
         """Raise ConfigError when the settings do not fit each other, the DeepSpeed file, or the memory of this machine."""
         from langext.data import mixture
         from langext.training import deepspeed_file
+        from langext.training.checkpoints import Checkpoints
 
         config = deepspeed_file.read(self.runtime.deepspeed)
         zero = deepspeed_file.zero_stage(config)
@@ -67,7 +68,7 @@ class Train(Settings, Stage):
                 raise ConfigError(problem, at=("warmup_steps",))
             warn(f"{self.name or self.uses}: {problem}; give a smaller warmup_steps")
         # A training in float32 that was begun elsewhere goes on in it, whatever this machine would begin with.
-        if zero == 0 and self.computes_in() == "bf16" and not any((ctx.out / CHECKPOINTS).glob("step-*")):
+        if zero == 0 and self.computes_in() == "bf16" and not Checkpoints(ctx.out / CHECKPOINTS, 1).steps():
             raise ConfigError(
                 f"{self.runtime.deepspeed}: ZeRO stage 0 keeps no float32 masters of bf16 weights; use stage 1, which on one "
                 "process does the same with them, or precision fp32",

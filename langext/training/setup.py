@@ -287,7 +287,4 @@ def _tell(ctx: Context, order: Mixture, sizes: Mapping[str, int]) -> None:
     new = [name for name in sizes if name.split("/")[0] == ctx.language]
     readings = total * sum(part[name] for name in new) / sum(sizes[name] for name in new)
     if readings > mixture.MOST_READINGS:
-        warn(
-            f"all text of {ctx.language} is read {readings:.0f} times; more than {mixture.MOST_READINGS} readings teach little "
-            "(https://arxiv.org/abs/2305.16264)"
-        )
+        warn(f"all text of {ctx.language} is read {readings:.0f} times; {mixture.TOO_MANY}")

@@ -22,7 +22,7 @@ def machine(monkeypatch):
     """One with 16 GiB of memory, 10 GiB of free disk and two GPUs, the smaller of 8 GiB."""
     monkeypatch.setattr(doubts.psutil, "virtual_memory", lambda: SimpleNamespace(total=16 * GiB))
     monkeypatch.setattr(doubts.shutil, "disk_usage", lambda _: SimpleNamespace(free=10 * GiB))
-    monkeypatch.setattr(doubts, "_gpu_memory", lambda: 8 * GiB)
+    monkeypatch.setattr(doubts.launcher, "gpu_memory", lambda: 8 * GiB)
 
 
 def test_what_fits_raises_no_doubt(tmp_path):

@@ -7,7 +7,7 @@ from typing import Any
 
 import sentencepiece
 from tokenizers import Tokenizer
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, LlamaTokenizer, PreTrainedTokenizerFast
 
 FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 """Files that hold a tokenizer; the first one that is there is read."""
@@ -21,6 +21,8 @@ PROBES = (
 )
 """Text in which the rules of usual tokenizers differ: digits, contractions, blanks, marks of letters, scripts."""
 
+WORDS = "In 1984 there were cats"
+
 
 def file(folder: Path) -> Path | None:
     """The file that holds the tokenizer of a folder; None when there is none."""
@@ -31,13 +33,25 @@ def load(path: Path) -> Any:
     """The tokenizer in the folder of `path`, which is its `file`. Raises errors of many classes for what cannot be read.
 
     The class that tokenizer_config.json names may build another tokenizer than tokenizer.json holds: GPT2Tokenizer, which that
-    of SmolLM2 names, knows nothing of the rule there that divides digits. Then the file is right.
+    of SmolLM2 names, knows nothing of the rule there that divides digits. Then the file is right. So is a tokenizer.model for
+    which no class is named: what transformers makes of it puts no blank before a text, and LlamaTokenizer does.
     """
+    pieces = sentencepiece.SentencePieceProcessor()
     if path.suffix == ".model":  # else transformers takes it for one of tiktoken
-        sentencepiece.SentencePieceProcessor().Load(str(path))
+        pieces.Load(str(path))
     here = {"pretrained_model_name_or_path": path.parent, "local_files_only": True}
     tokenizer = AutoTokenizer.from_pretrained(**here, trust_remote_code=False)
-    return PreTrainedTokenizerFast.from_pretrained(**here) if _is_another(tokenizer, path) else tokenizer
+    if path.suffix != ".model":
+        return PreTrainedTokenizerFast.from_pretrained(**here) if _is_another(tokenizer, path) else tokenizer
+    if _reads_as(pieces, tokenizer):
+        return tokenizer
+    llama = LlamaTokenizer.from_pretrained(**here)
+    return llama if _reads_as(pieces, llama) else tokenizer
+
+
+def _reads_as(pieces: sentencepiece.SentencePieceProcessor, tokenizer: Any) -> bool:
+    """Whether a tokenizer encodes words with single blanks between them as SentencePiece does."""
+    return tokenizer(WORDS, add_special_tokens=False).input_ids == pieces.EncodeAsIds(WORDS)
 
 
 def _is_another(tokenizer: Any, path: Path) -> bool:

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import sentencepiece
 import spm
 from sentencepiece import sentencepiece_model_pb2
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -64,6 +65,23 @@ def test_a_file_is_read_as_it_is_where_the_class_that_is_named_builds_another_to
         folder.write(base, tmp_path / f"{name}+")
         again = AutoTokenizer.from_pretrained(tmp_path / f"{name}+")
         assert [again(text).input_ids for text in texts] == wanted
+
+
+@pytest.mark.parametrize("config", [None, {}, {"tokenizer_class": "PreTrainedTokenizerFast"}])
+def test_a_model_of_sentencepiece_beside_which_no_class_is_named_is_read_as_it_says(config, tmp_path):
+    path = spm.write(tmp_path / "base", "llama2")
+    pieces = sentencepiece.SentencePieceProcessor(model_file=str(path / "tokenizer.model"))
+    (path / "tokenizer_config.json").unlink()
+    if config is not None:
+        (path / "tokenizer_config.json").write_text(json.dumps(config))
+    (path / "config.json").write_text('{"model_type": "llama"}')
+    base = folder.read(path)
+    wanted = [pieces.EncodeAsIds(text) for text in ("The cats sleep.", "été\nun", " a")]
+    assert [base(text, add_special_tokens=False).input_ids for text in ("The cats sleep.", "été\nun", " a")] == wanted
+    folder.write(base, tmp_path / "out")
+    again = AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert again("The cats sleep.", add_special_tokens=False).input_ids == wanted[0]
+    assert (again.bos_token_id, again.eos_token_id) == (pieces.bos_id(), pieces.eos_id())
 
 
 def test_a_token_that_is_declared_with_another_id_is_refused(tmp_path):

@@ -28,6 +28,10 @@ PLACEHOLDERS = {
 }
 """Beginning of a file that a program has put in place of a large one -> what is said of it. See
 https://github.com/git-lfs/git-lfs/blob/main/docs/spec.md and https://git-annex.branchable.com/internals/pointer_file/."""
+_WEB_PAGES = (b"<!doctype html", b"<html")
+_WEB_PAGE_SAID = "this is a web page, not the file itself: one that shows the file, asks to log in or says what failed"
+_HEAD = 100
+"""Bytes that tell a placeholder."""
 SECRET_NAME = re.compile(r"\w+_(TOKEN|KEY|SECRET|PASSWORD)")
 """Names of environment variables that hold what nobody else may read."""
 SECRETS = (
@@ -272,11 +276,13 @@ def placeholder(path: Path) -> str:
     if not path.is_file():
         return ""
     with path.open("rb") as file:
-        return placeholder_of(file.read(max(map(len, PLACEHOLDERS))))
+        return placeholder_of(file.read(_HEAD))
 
 
 def placeholder_of(head: bytes) -> str:
     """The same of the first bytes of a file."""
+    if head.removeprefix(b"\xef\xbb\xbf").lstrip().lower().startswith(_WEB_PAGES):
+        return _WEB_PAGE_SAID
     return next((said for beginning, said in PLACEHOLDERS.items() if head.startswith(beginning)), "")
 
 

@@ -121,6 +121,8 @@ BAD_FILES = {
     "LFS gzip": (lambda d: put(d / "x.jsonl.gz", POINTER), "Git LFS pointer"),
     "git-annex text": (lambda d: put(d / "x.txt", "/annex/objects/SHA256E-s9--0.txt\n"), "pointer of git-annex.*git annex get"),
     "Xet text": (lambda d: put(d / "x.txt", "# xet version 0\n"), "pointer of Xet"),
+    "a web page": (lambda d: put(d / "x.txt", "\n<!DOCTYPE html>\n<html>Log in</html>"), "x.txt: this is a web page.*log in"),
+    "a web page for JSON lines": (lambda d: put(d / "x.jsonl.zst", "<HTML><head>"), "x.jsonl.zst: this is a web page"),
     "half a table": (lambda d: cut(d / "x.parquet"), "not a Parquet file, or only a part"),
     "empty table": (lambda d: put(d / "x.parquet", ""), "not a Parquet file.*it is empty"),
     "marks alone": (lambda d: put(d / "x.parquet", b"PAR1 and more PAR1"), "damaged Parquet"),

@@ -139,6 +139,7 @@ WRONG = {
     "UTF-16": (lambda d: (d / "config.json").write_text("{}", encoding="utf-16"), "not UTF-8 text"),
     "a wrong type": (lambda d: edit(d, hidden_size="many"), "config.json"),
     "another tokenizer": (lambda d: edit(d, "tokenizer.json", model={"type": "Newer"}), "cannot be read as a tokenizer by"),
+    "a page": (lambda d: (d / "model.safetensors").write_text("<!doctype html>"), "model.safetensors: this is a web page"),
     "a pointer for its config": (lambda d: (d / "config.json").write_text(LFS), "config.json: this is a Git LFS pointer"),
     "a pointer for its tokenizer": (lambda d: (d / "tokenizer.json").write_text(LFS), "tokenizer.json: this is a Git LFS"),
     "a pointer for a model of SentencePiece": (

@@ -131,6 +131,8 @@ def scores(
         else:
             for name, value in values.items():
                 typer.echo(f"{name + ' ':.<52} {value:+.6f}")
+        if not values:
+            typer.echo(f"{root}: no evaluation of this run has finished, so nothing has been measured", err=True)
         edge.fail(true)
 
 

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import shutil
 
 import pytest
 from run_folders import bits, change
@@ -70,6 +71,13 @@ def test_conditions_that_cannot_be_read_are_told(measured, tmp_path):
     with pytest.raises(ConfigError, match="have not both been measured"):
         conditions.met(["original.kl > 1"], {})
     assert langext("scores", measured, "--fail-if", "x").exit_code == 2
+
+
+def test_a_run_that_has_not_measured_says_so(measured):
+    for stage in measured.glob("*evaluate*"):
+        shutil.rmtree(stage)
+    done = langext("scores", measured)
+    assert done.exit_code == 0 and not done.stdout and "no evaluation of this run has finished" in done.stderr
 
 
 def test_what_is_no_number_does_not_pass():

@@ -84,4 +84,6 @@ def cross_entropy(
     A token with a negative label has the loss zero. `softcap` is the value of `families.softcap`. The scalar has gradients for
     `x_ND` and `weight_VD`, where they require them; the losses of single tokens have none.
     """
+    if not torch.is_grad_enabled():  # a weight that requires gradients would get them worked out for nothing
+        weight_VD = weight_VD.detach()
     return _ChunkedCrossEntropy.apply(x_ND, weight_VD, labels_N, scale, softcap)  # type: ignore[return-value]

@@ -1,6 +1,7 @@
 import pytest
 import torch
 from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 from langext.architectures import cross_entropy, stock, vocabulary
 from langext.methods import NeutralResidues, extended
@@ -55,6 +56,16 @@ def test_a_frozen_head_gets_no_gradient():
     weight = torch.randn(10, 8)
     cross_entropy.cross_entropy(x, weight, torch.tensor([1, 2, 3, 4]), 1.0)[0].backward()
     assert x.grad is not None and weight.grad is None
+
+
+def test_scoring_works_out_no_gradient_of_a_head_that_learns():
+    flops = []
+    for learns in (False, True):
+        weight = torch.randn(10, 8, requires_grad=learns)
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            cross_entropy.cross_entropy(torch.randn(4, 8), weight, torch.tensor([1, 2, 3, 4]), 1.0)
+        flops.append(counter.get_total_flops())
+    assert flops == [2 * 4 * 8 * 10] * 2
 
 
 def test_the_loss_does_not_depend_on_how_a_batch_is_cut(pico):

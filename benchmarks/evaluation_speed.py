@@ -1,7 +1,7 @@
 """How long the tasks of stage evaluate take beside lm-eval's own command line, and whether both find the same.
 
     python benchmarks/evaluation_speed.py runs/quickstart/base/model                # tasks made of the quickstart's texts
-    python benchmarks/evaluation_speed.py runs/quickstart/base/model --include my_tasks --tasks fra_arc eng_arc --limit 200
+    python benchmarks/evaluation_speed.py runs/quickstart/base/model --include my_tasks --tasks fra_arc eng_arc
 
 Both are whole processes on the same model folder, in bf16 with the same batch size, one after the other in every round; the
 ratio is that of the medians. `langext fetch quickstart` brings the texts.
@@ -25,14 +25,14 @@ import torch
 from langext.evaluation import harness
 from langext.methods.extended import LiveModel
 from langext.models import loading
-folder, include, tasks, limit, batch, device, out = json.loads(sys.argv[1])
+folder, include, tasks, batch, device, out = json.loads(sys.argv[1])
 from pathlib import Path
 net = loading.load_base(Path(folder), torch.bfloat16).to(device)
 live = LiveModel(net, loading.load_tokenizer(Path(folder)), ())
 measure = harness.Harness(live, batch)
 found = {}
 for task in tasks:
-    found |= measure.task(task, limit=limit, include=Path(include))
+    found |= measure.task(task, include=Path(include))
 Path(out).write_text(json.dumps({t: {m: f.value for m, f in metrics.items()} for t, metrics in found.items()}))
 """
 
@@ -42,7 +42,7 @@ def main() -> None:
     parser.add_argument("model", type=Path, help="a Hugging Face folder")
     parser.add_argument("--include", type=Path, help="folder of lm-eval task files")
     parser.add_argument("--tasks", nargs="+", default=[])
-    parser.add_argument("--limit", type=int, default=100)
+    parser.add_argument("--limit", type=int, default=100, help="items of each task that is made; tasks of yours are run whole")
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
@@ -85,7 +85,7 @@ def make_tasks(include: Path, limit: int) -> list[str]:
 
 def run(name: str, asked: argparse.Namespace, include: Path, tasks: list[str], out: Path) -> None:
     if name == "langext":
-        given = [str(asked.model), str(include), tasks, asked.limit, asked.batch_size, asked.device, str(out)]
+        given = [str(asked.model), str(include), tasks, asked.batch_size, asked.device, str(out)]
         command = [sys.executable, "-c", OURS, json.dumps(given)]
     else:
         command = [
@@ -96,9 +96,9 @@ def run(name: str, asked: argparse.Namespace, include: Path, tasks: list[str], o
             "--model",
             "hf",
             "--model_args",
-            f"pretrained={asked.model},dtype=bfloat16",
+            f"pretrained={asked.model},dtype=bfloat16,softmax_dtype=float32",
         ]
-        command += ["--tasks", *tasks, "--include_path", str(include), "--limit", str(asked.limit), "--device", asked.device]
+        command += ["--tasks", *tasks, "--include_path", str(include), "--device", asked.device]
         command += ["--batch_size", str(asked.batch_size), "--output_path", str(out)]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"TOKENIZERS_PARALLELISM": "true"})
     if done.returncode:

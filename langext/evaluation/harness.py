@@ -231,29 +231,29 @@ class Harness:
             lm: Any = type("Model", (TextAlone, HFLM), {})
             self.length = min(families.positions(live.net.config) or MAX_LENGTH, MAX_LENGTH)
             """Most tokens of an item. A longer query loses its beginning, and a longer choice cannot be measured."""
-            batch = _batch(batch_size, live.net)
-            self.model = lm(pretrained=live.net, tokenizer=live.tokenizer, batch_size=batch, max_length=self.length)
+            sizes = {"batch_size": _batch(batch_size, live.net), "max_length": self.length}
+            self.model = lm(pretrained=live.net, tokenizer=live.tokenizer, softmax_dtype="float32", **sizes)
 
     def items(self, name: str, items: list[dict[str, Any]]) -> dict[str, Metric]:
         """Metric name -> result of a multiple-choice task that consists of `items`."""
         with _quiet() as terminal:
             from lm_eval.tasks import TaskManager
 
-            # the task is made here, so lm-eval's own index, which takes ten seconds to read, is not needed
-            manager = TaskManager(include_defaults=False)
+            manager = TaskManager(include_defaults=False)  # without lm-eval's own index, which takes ten seconds to read
             return metrics.of_output(self._run(name, _task(name, items), manager, terminal))[name]
 
     def task(
         self, name: str, *, num_fewshot: int | None = None, limit: int | None = None, include: Path | None = None
     ) -> dict[str, dict[str, Metric]]:
-        """Task -> metric -> result, for a task that lm-eval knows, or for a group and everything in it.
+        """Task -> metric -> result, for a task that lm-eval knows, or for a group and everything in it; of `limit` items each.
 
         Raises ConfigError when lm-eval fails, and RunFailed when the machine does.
         """
         manager = _manager([name], include)
         with _quiet() as terminal:
             try:  # nothing but lm-eval: tasks have their own data and code, which can raise any exception
-                output = self._run(name, name, manager, terminal, num_fewshot=num_fewshot, limit=limit)
+                some = limit and task_texts.some(manager.load([name])["tasks"], limit)
+                output = self._run(name, name, manager, terminal, num_fewshot=num_fewshot, samples=some)
             except Exception as error:
                 if problem := machine_problem(error):
                     raise RunFailed(problem) from error

@@ -1,5 +1,7 @@
 """Texts out of lm-eval's tasks: values of their files for messages, and items as a model reads them."""
 
+import random
+from collections.abc import Mapping
 from typing import Any
 
 from langext.errors import one_line
@@ -18,6 +20,15 @@ def shown(value: Any) -> str:
             return repr(value)
         case _:
             return f"a value of type {type(value).__name__}"
+
+
+def some(tasks: Mapping[str, Any], most: int) -> dict[str, list[int]]:
+    """Task -> numbers of at most `most` of its items: chance, but always the same.
+
+    The first ones would be of one kind where the file of a task is sorted, as many are.
+    """
+    counts = {name: len(task.eval_docs) for name, task in tasks.items()}
+    return {name: sorted(random.Random(0).sample(range(count), min(most, count))) for name, count in counts.items()}
 
 
 def of_item(task: Any, doc: Any) -> tuple[str, ...]:

@@ -1,10 +1,13 @@
-"""How lm-eval's models read text here: as all of langext does. Rule: text that spells a special token stays text."""
+"""How lm-eval's models read text here: as all of langext does.
+
+The rules: text that spells a special token stays text, and what has nothing before it stands after the start token alone.
+"""
 
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
-from langext.data import plain_text
+from langext.data import documents, plain_text
 
 
 class TextAlone:
@@ -30,6 +33,19 @@ class TextAlone:
         rows = [self.tok_encode(text, left_truncate_len=left_truncate_len) for text in strings]
         padded = self.tokenizer.pad({"input_ids": rows}, padding_side=padding_side, return_tensors="pt")
         return padded["input_ids"], padded["attention_mask"]
+
+    def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
+        """Log-likelihood of whole texts. lm-eval puts a start token before each, so the tokenizer does not."""
+        kept, self.add_bos_token = self.add_bos_token, False
+        try:
+            return super().loglikelihood_rolling(requests, disable_tqdm)  # type: ignore[misc]
+        finally:
+            self.add_bos_token = kept
+
+    @cached_property
+    def prefix_token_id(self) -> int:
+        """The token that lm-eval puts before a text that has no context. Its own is one of chat in some tokenizers."""
+        return documents.start_token(self.tokenizer)
 
     @cached_property
     def special(self) -> set[int]:

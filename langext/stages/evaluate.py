@@ -8,6 +8,7 @@ import shutil
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
+from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
@@ -61,7 +62,7 @@ class Evaluate(Stage):
     num_fewshot: int | None = Field(None, ge=0)
     """Examples before each item of `tasks`; the default of each task when not given. A task that sets 0 itself keeps 0."""
     limit: int | None = Field(None, ge=1)
-    """Number of items to measure of each of `tasks`; all when not given."""
+    """Number of items to measure of each of `tasks`, a random choice that is always the same; all when not given."""
     batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = 8
     """Sequences in one forward pass of lm-eval; auto takes as many as fit into the memory of a GPU. More need more memory."""
     samples: int = Field(2, ge=0)
@@ -242,7 +243,8 @@ class Evaluate(Stage):
         from langext.architectures import precision
 
         shown = self.include_path and str(self.include_path)
-        return {
+        by = {"lm_eval": version("lm_eval")} if self.tasks or self.continuation_items else {}
+        return by | {
             "num_fewshot": self.num_fewshot, "limit": self.limit, "include_path": shown,
             "precision": precision.chosen(self.precision, self.runtime.gpus),
         }  # fmt: skip

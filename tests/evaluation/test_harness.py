@@ -5,6 +5,7 @@ import os
 import random
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import regex
@@ -14,7 +15,7 @@ from toy import ENGLISH, FRENCH, documents
 
 from langext.data import documents as corpus
 from langext.errors import ConfigError, RunFailed
-from langext.evaluation import continuation, harness
+from langext.evaluation import continuation, harness, task_texts
 from langext.evaluation.text_alone import TextAlone
 from langext.evaluation.words import Words
 from langext.methods.extended import LiveModel
@@ -211,6 +212,43 @@ def test_a_group_is_paired_by_the_items_of_all_its_tasks(pico, group):
     assert len({figure.items_hash for figure in (whole, *parts)}) == 3
     shots = harness.Harness(live, 4).task("both", include=group, num_fewshot=2)["both"]["acc"]
     assert shots.shots == 2 and shots.items_hash != whole.items_hash
+
+
+def test_fewer_items_are_a_choice_by_chance_that_stays(pico, group):
+    live = LiveModel(loading.load_base(pico, torch.float32), loading.load_tokenizer(pico), None)
+    whole = harness.Harness(live, 4).task("both", include=group)
+    found = [harness.Harness(live, 4).task("both", include=group, limit=5) for _ in range(2)]
+    assert found[0] == found[1] and found[0]["one"] == whole["one"] and found[0]["both"]["acc"].items == 9
+    chosen = task_texts.some({"two": SimpleNamespace(eval_docs=[0] * 13)}, 5)["two"]
+    assert chosen == sorted(set(chosen)) and len(chosen) == 5 and chosen[-1] >= 5
+    assert found[0]["two"]["acc"].each == [whole["two"]["acc"].each[i] for i in chosen]
+
+
+@pytest.mark.parametrize("own", [False, True], ids=["a mark of chat", "put there by the tokenizer"])
+def test_a_text_alone_stands_after_one_start_token(own, pico, tmp_path):
+    tokenizer = loading.load_tokenizer(pico)
+    mark = tokenizer.eos_token_id if own else 300
+    tokenizer.bos_token = tokenizer.convert_ids_to_tokens(mark)
+    if own:
+        rule = processors.TemplateProcessing(single=f"{tokenizer.bos_token} $A", special_tokens=[(tokenizer.bos_token, mark)])
+        tokenizer.backend_tokenizer.post_processor = rule
+    live = LiveModel(loading.load_base(pico, torch.float32), tokenizer, None)
+    (tmp_path / "x.jsonl").write_text(json.dumps({"text": "the small cat", "good": "a cat", "bad": "cat a"}) + "\n")
+    formats = Path(__file__).parent.parent.parent / "configs" / "lm_eval"
+    for name in ("bits_per_byte", "pairs"):
+        task = {"include": str(formats / f"_{name}.yaml"), "task": f"my_{name}"}
+        (tmp_path / f"{name}.yaml").write_text(
+            json.dumps(task | {"dataset_kwargs": {"data_files": {"test": str(tmp_path / "x.jsonl")}}})
+        )
+    measure, asked = harness.Harness(live, 2), []
+    plain = measure.model._loglikelihood_tokens
+    measure.model._loglikelihood_tokens = lambda requests, **o: (asked.extend(requests), plain(requests, **o))[1]
+    for name in ("my_bits_per_byte", "my_pairs"):
+        measure.task(name, include=tmp_path)
+    text = tokenizer("the small cat", add_special_tokens=False).input_ids
+    assert [len(request[2]) for request in asked][0] == len(text)
+    assert {tuple(request[1]) for request in asked} == {(tokenizer.eos_token_id,)}
+    assert measure.model.softmax_dtype is torch.float32
 
 
 def test_examples_are_never_the_item_itself(pico, group, monkeypatch):

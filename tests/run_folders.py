@@ -90,7 +90,7 @@ def compared(root: Path, method: str, lr: float, french: float, english: float, 
 def certificate(kl: float, text: str = "", closed: float | None = 0.99, compared: int = 30, **more: Any) -> Certificate:
     """A certificate of one set of English that has this KL everywhere."""
     row = {
-        "passages": 2, "bytes": 100, "tokens": 30, "compared": compared, "same_ids": 1.0, "closed": closed, "as_base": closed,
+        "passages": 200, "bytes": 100, "tokens": 30, "compared": compared, "same_ids": 1.0, "closed": closed, "as_base": closed,
         "hidden_identical": 0.9, "logits_identical": 0.9, "as_base_logit_difference": 0.0, "kl": kl, "kl_error": kl / 4,
         "kl_p99": kl, "worst_kl": kl, "worst_text": text, "bits_per_byte_of_base": 1.0, "bits_per_byte": 1.0,
         "continuations": 2, "continuations_identical": 0.5,

@@ -12,7 +12,8 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from langext.artifacts import METRICS, read_json, read_metrics, write_json
+from langext.artifacts import METRICS, Scores, read_json, read_metrics, write_json
+from langext.evaluation import scores, significance
 
 UNSEEN = "unseen-"
 
@@ -50,10 +51,10 @@ def summary(run: Path) -> dict[str, Any] | None:
         "learned": fall(bits, new, False), "learned_unseen": fall(bits, new, True),
         "forgot_unseen": None if (lost := fall(bits, "eng_Latn", True)) is None else -lost,
         "kl_unseen": mean([value for value, *_ in of_unseen(kl)]),
-        "kl_unseen_error": (sum((error or 0.0) ** 2 for _, error, _ in of_unseen(kl)) ** 0.5) / max(1, len(of_unseen(kl))),
+        "kl_unseen_error": error_of_mean([error for _, error, _ in of_unseen(kl)]),
         "closed_unseen": mean([of["closed"] for of in of_unseen(gates)]),
         "as_base_unseen": mean([of["as_base"] for of in of_unseen(gates) if of["as_base"] is not None]),
-        "tasks": tasks(before, after), "seconds": {folder_of(m): m["seconds"] for m in manifests},
+        "tasks": tasks(folders[0], folders[-1]), "seconds": {folder_of(m): m["seconds"] for m in manifests},
         "seed": manifests[0]["seed"], "device": manifests[-1]["device"], "versions": manifests[-1]["versions"],
         "base": read_json(run / "base" / "manifest.json").get("files"), "text": text(manifests[0]),
         **(training(run, trained) if trained else {}),
@@ -109,13 +110,18 @@ def fall(bits: dict[str, list[float]], code: str, unseen: bool) -> float | None:
                  if name.startswith(f"{code}/") and (f"/{UNSEEN}" in name) == unseen])  # fmt: skip
 
 
-def tasks(before: dict[str, Any], after: dict[str, Any]) -> dict[str, list[float]]:
-    """Accuracy of each task, before and after, with its standard error after."""
-    found = {}
-    for name, metrics in after["tasks"].items():
-        if name in before["tasks"] and "acc" in metrics:
-            found[name] = [before["tasks"][name]["acc"]["value"], metrics["acc"]["value"], metrics["acc"].get("stderr")]
-    return found
+def error_of_mean(errors: list[float | None]) -> float | None:
+    """Standard error of the mean of independent values; None when one of theirs is not known."""
+    known = [error for error in errors if error is not None]
+    return sum(error**2 for error in known) ** 0.5 / len(known) if known and len(known) == len(errors) else None
+
+
+def tasks(before: Path, after: Path) -> dict[str, list[float]]:
+    """Accuracy of each task, before and after, and the p-value of the change, item by item."""
+    rows = significance.tasks(*(scores.read(Scores(folder)) for folder in (before, after)))
+    return {
+        row.name.removesuffix(", acc"): [row.before, row.after, row.difference.p] for row in rows if row.name.endswith(", acc")
+    }
 
 
 def curve(run: Path) -> list[dict[str, Any]]:

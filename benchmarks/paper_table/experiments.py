@@ -36,6 +36,8 @@ TASKS = {
     "swh_Latn": ("sw.xcopa", "sw.masakhanews-topic"),
 }
 CAPS = {"cia-factbook": 100, "debian-manuals": 500, "canada-acts": 20}
+KL_BYTES = 40_000
+"""Text of each kind of English on which the KL of small models is measured."""
 EXPORTED = "06-export/checkpoint"
 """Of a run of `chain`."""
 CALIBRATED = {"name": "neutral_residues", "gate": "threshold"}
@@ -226,8 +228,11 @@ def on_gpu(run: Run, micro_batch: int) -> Run:
 
 
 def _more_english(run: Run, data: Path) -> Run:
-    """The same run with more kinds of English that calibrate its gates."""
+    """The same run with more kinds of English that calibrate its gates. KL is measured on as much text of each kind."""
     run["stages"][0]["sources"] += replayed(data, MORE_ENGLISH)
+    for stage in run["stages"]:
+        if "kl_bytes" in stage:
+            stage["kl_bytes"] += len(MORE_ENGLISH) * KL_BYTES
     return run
 
 
@@ -239,7 +244,10 @@ def _small(
         "uses": "train", "steps": 300, "sequence_length": 512, "batch_sequences": 16, "warmup_steps": 20, "original_frac": 0.1,
         "log_every": 20, "eval_every": 100, "eval_bytes": 10_000, "save_every": 300, "keep_checkpoints": 1, **more,
     }  # fmt: skip
-    measured = {"uses": "evaluate", "bpb_bytes": 40_000, "kl_bytes": 360_000, "continuation_items": 0, "samples": 0}
+    kinds = len(ENGLISH) + len(UNSEEN_ENGLISH)
+    measured = {
+        "uses": "evaluate", "bpb_bytes": 40_000, "kl_bytes": kinds * KL_BYTES, "continuation_items": 0, "samples": 0,
+    }  # fmt: skip
     return _run(name, language, base, data, method, train, measured | {"precision": "fp32"}, lines)
 
 
@@ -250,7 +258,7 @@ def _real(name: str, data: Path, tasks: Path, language: str, method: dict[str, A
     }  # fmt: skip
     named = {code: [task.replace(".", "_") for task in TASKS[code]] for code in ("eng_Latn", language)}
     measured = {
-        "uses": "evaluate", "bpb_bytes": 30_000, "kl_bytes": 15_000, "continuation_items": 0, "samples": 0,
+        "uses": "evaluate", "bpb_bytes": 30_000, "kl_bytes": 135_000, "continuation_items": 0, "samples": 0,
         "tasks": named, "include_path": str(tasks), "limit": 500, "batch_size": 32, "precision": "fp32",
     }  # fmt: skip
     return _run(name, language, "asset:smollm2-135m", data, method, train, measured, False)

@@ -19,7 +19,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from collect import UNSEEN, mean, method_of
+from collect import UNSEEN, mean, method_of, of_unseen
+
+from langext.evaluation import significance
 
 Records = dict[str, Any]
 """Name of a run -> its record."""
@@ -104,14 +106,12 @@ def at_best(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def front(found: Records) -> Iterable[str]:
-    """A table of the runs of which none learned more and moved English less, from the one that moved it least."""
+    """A table of the runs that no other beats, from the one that moved English least. Ends the program for unlike text."""
     rows = sorted(comparable(found).items(), key=lambda item: item[1]["kl_unseen"])
-    return markdown(FRONT, (front_cells(name, row) for name, row in rows if not beaten(row, found.values())))
-
-
-def beaten(row: dict[str, Any], others: Iterable[dict[str, Any]]) -> bool:
-    """Whether one of the other runs learned more and moved English less."""
-    return any(o["learned_unseen"] > row["learned_unseen"] and o["kl_unseen"] < row["kl_unseen"] for o in others)
+    if len({tuple(tokens for _, _, tokens in of_unseen(row["kl"])) for _, row in rows}) > 1:
+        sys.exit("--show front: KL was not measured on the same text in all runs")
+    best = significance.unbeaten([(row["learned_unseen"], row["kl_unseen"]) for _, row in rows])
+    return markdown(FRONT, (front_cells(*rows[number]) for number in best))
 
 
 def front_cells(name: str, row: dict[str, Any]) -> list[str]:
@@ -137,7 +137,7 @@ def run_cells(name: str, row: dict[str, Any]) -> list[str]:
         name + (f", seed {row['seed']}" if row["seed"] != 17 else ""), f"{row['train']['lr']:g}",
         percent(row["trainable_parameters"] / row["base_parameters"], ".0%"),
         percent(row["learned"]), percent(row["learned_unseen"]), percent(row["forgot_unseen"], "+.1%"),
-        f"{row['kl_unseen']:.4f}" + (f" ± {1.96 * row['kl_unseen_error']:.4f}" if "kl_unseen_error" in row else ""),
+        f"{row['kl_unseen']:.4f}" + (f" ± {1.96 * error:.4f}" if (error := row.get("kl_unseen_error")) is not None else ""),
         *("" if (share := row.get(key)) is None else percent(share) for key in ("closed_unseen", "as_base_unseen")),
     ]  # fmt: skip
 
@@ -157,17 +157,17 @@ def moved(bits: dict[str, list[float]], code: str) -> str:
 
 
 def by_task(found: Records) -> Iterable[str]:
-    """A table of all benchmarks: accuracy of the base, and of each run with the 95 % interval over its items."""
+    """A table of all benchmarks: accuracy of the base, and of each run with the p-value of the change."""
     names = dict.fromkeys(name for row in found.values() for name in row["tasks"])
     rows = ([name, *accuracies([row["tasks"].get(name) for row in found.values()])] for name in names)
     return markdown(["benchmark", "base", *found], rows)
 
 
-def accuracies(runs: Sequence[tuple[float, float, float | None] | None]) -> Iterable[str]:
-    """The cells of a benchmark from (accuracy before, after, standard error) of each run; empty where it was not measured."""
+def accuracies(runs: Sequence[tuple[float, float, float] | None]) -> Iterable[str]:
+    """The cells of a benchmark from (accuracy before, after, p) of each run; empty where it was not measured."""
     yield percent(next(before for before, *_ in filter(None, runs)))
     for run in runs:
-        yield "" if run is None else percent(run[1]) + ("" if run[2] is None else f" ± {1.96 * 100 * run[2]:.1f}")
+        yield "" if run is None else f"{percent(run[1])} ({run[2]:.2f})"
 
 
 def about(found: Records) -> Iterable[str]:

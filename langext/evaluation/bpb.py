@@ -24,6 +24,7 @@ from langext.context import Context
 from langext.data import documents
 from langext.data.tokens import IGNORE
 from langext.errors import ConfigError, RunFailed
+from langext.evaluation import ratio
 
 BREAKS = ("\n\n", "\n", ". ", "\u3002", "\u0964", "\u104b", "\u0f0d", " ")
 """Ends of a paragraph, a line, a sentence (with the marks of Chinese, Hindi, Burmese and Tibetan) and a word, in this order."""
@@ -41,12 +42,9 @@ class PassageBits:
         """Bits per byte over all passages."""
         return float(self.bits.sum() / self.num_bytes.sum())
 
-    def stderr(self, resamples: int = 1000, seed: int = 0) -> float:
-        """Standard error of `per_byte`, by bootstrap over passages; nan for a single passage."""
-        if len(self.bits) < 2:
-            return float("nan")
-        picks = np.random.default_rng(seed).integers(len(self.bits), size=(resamples, len(self.bits)))
-        return float((self.bits[picks].sum(1) / self.num_bytes[picks].sum(1)).std(ddof=1))
+    def stderr(self) -> float:
+        """Standard error of `per_byte` over passages; nan for a single passage."""
+        return ratio.error(self.bits, self.num_bytes)
 
 
 def passages(texts: Iterable[str], passage_bytes: int, total_bytes: int, *, last: bool = False) -> list[str]:

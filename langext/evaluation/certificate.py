@@ -30,7 +30,7 @@ class Row(Spec):
     compared: int
     """Tokens that have the same ids as in the model, and so have all before them. All shares below are of these."""
     same_ids: float
-    """Share of the tokens that are tokens of the model's tokenizer too, at the same place."""
+    """Share of the tokens that are tokens of the model's tokenizer too, in the same order."""
     closed: float | None
     """Share whose own gates are all closed; None for models whose gates never close, or that have none."""
     as_base: float | None

@@ -85,7 +85,7 @@ def _distance(name: str, each: "np.ndarray", tokens: "np.ndarray") -> scores.KL:
 
     spread = bpb.PassageBits(each, tokens)
     require_finite(f"{name}: KL to the base", spread.per_byte)
-    return scores.KL(value=spread.per_byte, stderr=_known(spread.stderr()), tokens=int(tokens.sum()))
+    return scores.KL(value=spread.per_byte, stderr=_known(spread.stderr()), passages=len(each), tokens=int(tokens.sum()))
 
 
 def shown(value: float, stderr: float | None, digits: int = 4) -> str:

@@ -21,7 +21,7 @@ class BpbScore(Spec):
     value: float
     """Bits per byte over all passages together; lower is better."""
     stderr: float | None = None
-    """Standard error by bootstrap over passages; absent for a single passage."""
+    """Standard error over passages; absent for a single passage."""
     bytes: int
     """UTF-8 bytes of all passages."""
     passages: int
@@ -68,6 +68,8 @@ class KL(Spec):
     """KL(base || model), nats per token."""
     stderr: float | None = None
     """Standard error over passages; absent for a single passage."""
+    passages: int | None = None
+    """Number of passages; absent in files of former versions."""
     tokens: int
 
 

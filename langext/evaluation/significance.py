@@ -3,7 +3,7 @@
 Rule: measurements on the same passages or items are compared in pairs. Errors that are unknown are nan, never guessed.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import erfc, inf, isfinite, isnan, nan, sqrt
 
@@ -11,7 +11,8 @@ import numpy as np
 from scipy.stats import binom, binomtest
 from scipy.stats import t as student
 
-from langext.evaluation.scores import BpbScore, Metric, ScoresFile
+from langext.evaluation import ratio
+from langext.evaluation.scores import KL, BpbScore, Metric, ScoresFile
 
 RESAMPLES = 5000
 FEW = 20
@@ -148,10 +149,20 @@ def largest(values: Sequence[float]) -> float:
     return max(values, key=unknown_last)
 
 
-def interval(value: float, stderr: float | None) -> Mean:
-    """A measured value with its 95 % interval by the normal distribution; unknown (nan) without a standard error."""
-    half = nan if stderr is None else 1.96 * stderr
+def interval(value: float, stderr: float | None, passages: int | None) -> Mean:
+    """A value measured over passages with its 95 % interval; unknown (nan) without a standard error."""
+    half = nan if stderr is None else ratio.half(stderr, passages)
     return Mean(value, value - half, value + half)
+
+
+def farthest(languages: Sequence[str], found: Mapping[str, KL]) -> Mean | None:
+    """The largest KL of any of these languages with its interval: nan when one was not measured, None when none was."""
+    if not found:
+        return None
+    if not set(languages) <= set(found):
+        return Mean(nan, nan, nan)
+    worst = max(found.values(), key=lambda kl: unknown_last(kl.value))
+    return interval(worst.value, worst.stderr, worst.passages)
 
 
 def surely_worse(rows: Sequence[Change]) -> list[Change]:
@@ -245,16 +256,12 @@ def _paired(more: np.ndarray, weight: np.ndarray, seed: int = 0) -> Difference:
 
 
 def _few(value: float, more: np.ndarray, weight: np.ndarray) -> Difference:
-    """Student's t with the linearised variance of a ratio of sums (Cochran, Sampling Techniques, 1977, section 6.4).
-
-    When all changes are equal, the variance is zero and says nothing about other items: the error is then unknown.
-    """
-    count = len(more)
-    stderr = sqrt(count / (count - 1) * float(((more - value * weight) ** 2).sum())) / float(weight.sum())
+    """Student's t. When all changes are equal, their variance says nothing about other items: the error is then unknown."""
+    stderr = ratio.error(more, weight)
     if stderr < 1e-9:
         return _unknown(value, paired=True) if value else _none(paired=True)
-    half = float(student.ppf(0.975, count - 1)) * stderr
-    p = 2 * float(student.sf(abs(value) / stderr, count - 1))
+    half = ratio.half(stderr, len(more))
+    p = 2 * float(student.sf(abs(value) / stderr, len(more) - 1))
     return Difference(value, stderr, value - half, value + half, p, paired=True)
 
 

@@ -79,10 +79,7 @@ class Entry:
     def drift(self) -> Mean | None:
         """The largest KL(base || model) of any original language, in nats per token; None where it was not measured."""
         by_language = self.run.model_scores.kl_to_base if self.run.model_scores else {}
-        if not by_language:
-            return None
-        worst = max(by_language.values(), key=lambda kl: significance.unknown_last(kl.value))
-        return significance.interval(worst.value, worst.stderr)
+        return significance.farthest([language.code for language in self.run.originals], by_language)
 
 
 @dataclass(frozen=True)
@@ -257,12 +254,13 @@ def _pair(run: Run) -> str:
 def _measured(run: Run) -> tuple[Any, ...]:
     """On what and how a run was measured; equal for two runs whose results can be compared.
 
-    The passages are known by their sizes in bytes, for the base and the model. Then come the settings of the evaluations, and
-    those in which the evaluations of base and model differ.
+    The passages are known by their sizes in bytes, for the base and the model, and those of KL by their tokens. Then come the
+    settings of the evaluations, and those in which the evaluations of base and model differ.
     """
     evaluations = [evaluation for evaluation in (run.base_scores, run.model_scores) if evaluation]
     sizes = sorted((name, bits.bytes_each) for evaluation in evaluations for name, bits in evaluation.bits_per_byte.items())
-    return sizes, run.measuring, run.measured_differently
+    tokens = sorted((name, kl.tokens) for name, kl in run.model_scores.kl_by_set.items()) if run.model_scores else []
+    return sizes, tokens, run.measuring, run.measured_differently
 
 
 def _differing(runs: Sequence[Run]) -> list[str]:

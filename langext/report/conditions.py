@@ -10,7 +10,8 @@ The one rule: every measure is better when it is smaller, and a measure that is 
 - `<task>.<metric>_drop`: loss in a task, in the unit of the metric.
 - `certificate.<measure>`: of a run that was certified, the measures of `langext certify`, like `certificate.total.kl`.
 
-While an original language has no held-out text, `original.bpb_increase` and `original.worst_bpb_increase` are nan.
+While an original language has no held-out text, `original.bpb_increase`, `original.worst_bpb_increase` and `original.kl` are
+nan.
 """
 
 import operator
@@ -49,7 +50,8 @@ def measures(run: Run) -> dict[str, float]:
         values |= {"original.bpb_increase": nan, "original.worst_bpb_increase": nan}
     if run.model_scores and run.model_scores.kl_to_base:
         values |= {f"{code}.kl": kl.value for code, kl in run.model_scores.kl_to_base.items()}
-        values["original.kl"] = significance.largest([kl.value for kl in run.model_scores.kl_to_base.values()])
+        most = significance.farthest([language.code for language in run.originals], run.model_scores.kl_to_base)
+        values["original.kl"] = most.value if most else nan
     others = run.model_scores.others if run.model_scores else {}
     values |= {f"{name}.kl": other.kl_to_base.value for name, other in others.items() if other.kl_to_base}
     for row in run.tasks:

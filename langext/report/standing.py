@@ -17,7 +17,7 @@ KEPT, MOVED, FORGOTTEN, WORSE_IN_TASKS, NO_KL = "kept", "moved", "forgotten", "w
 NO_TASKS = "kept, tasks not measured"
 """Of a language that is kept as far as KL and bits per byte say."""
 UNSURE = "kept, but KL not for certain"
-"""Of a language whose KL is within the bound, and the end of its 95 % interval is not."""
+"""Of a language whose KL is within the bound, and the end of its 95 % interval is not, or is not known."""
 NOTHING_LOST = (KEPT, NO_TASKS, UNSURE)
 """Of languages that nothing was seen to be lost of."""
 NO_WORSE = "no worse"
@@ -49,18 +49,30 @@ def most_kl(run: Run) -> float:
 def kl(run: Run, code: str) -> Mean | None:
     """KL(base || model) on text of a language, in nats per token, with its 95 % interval; None if not measured.
 
-    As certified, of the domain where it is largest; or else as evaluated, over the text of all its domains.
+    As certified, of the domain where it is farthest; or else as evaluated, over the text of all its domains.
     """
     found = certified(run)
     if found and code in found.languages:
-        row = max(_by_domain(found, code).values(), key=lambda row: row.kl)
-        return significance.interval(row.kl, row.kl_error)
+        return _of_domain(_by_domain(found, code)[_farthest(found, code)])
     measured = run.model_scores.kl_to_base if run.model_scores else {}
-    return significance.interval(measured[code].value, measured[code].stderr) if code in measured else None
+    return significance.farthest([code], {code: measured[code]} if code in measured else {})
 
 
 def _by_domain(found: Certificate, code: str) -> dict[str, Row]:
     return {name: row for name, row in found.sets.items() if name.split("/")[0] == code}
+
+
+def _of_domain(row: Row) -> Mean:
+    return significance.interval(row.kl, row.kl_error, row.passages)
+
+
+def _farthest(found: Certificate, code: str) -> str:
+    """The domain whose KL is largest, if that is above the bound; or else the one whose interval reaches farthest."""
+    domains = {name: _of_domain(row) for name, row in _by_domain(found, code).items()}
+    far = max(domains, key=lambda name: domains[name].value)
+    if domains[far].value > found.kept_kl:
+        return far
+    return max(domains, key=lambda name: significance.unknown_last(domains[name].high))
 
 
 def of(run: Run, code: str) -> str:
@@ -68,8 +80,7 @@ def of(run: Run, code: str) -> str:
     one of `NOT_KNOWN`.
 
     It was kept when bits per byte are no worse beyond their interval in any set, tasks were measured and none is surely worse
-    (see `significance.surely_worse`), and KL to the base, up to the end of its interval where that is known, is at most
-    `most_kl`.
+    (see `significance.surely_worse`), and KL to the base, up to the end of its interval, is at most `most_kl`.
     """
     tasks = run.tasks_by_language().get(code, [])
     rows = [row for row in run.bits if row.name.split("/")[0] == code]
@@ -84,7 +95,7 @@ def of(run: Run, code: str) -> str:
         return NO_KL
     if distance.value > most_kl(run):
         return MOVED
-    if distance.high > most_kl(run):
+    if not distance.high <= most_kl(run):  # nor is an end that is not known
         return UNSURE
     return KEPT if any(row.verdict not in NOT_KNOWN for row in tasks) else NO_TASKS
 
@@ -110,8 +121,8 @@ def distance(run: Run, code: str) -> str:
     if value is None:
         return "KL to the base not measured"
     found = certified(run)
-    domains = _by_domain(found, code) if found else {}
-    where = f" in {max(domains, key=lambda name: domains[name].kl)}, where it is largest" if len(domains) > 1 else ""
+    many = found is not None and len(_by_domain(found, code)) > 1
+    where = f" in {_farthest(found, code)}, where it is farthest" if found and many else ""
     sure = "" if isnan(value.high) else f"95 %: at most {value.high:.4f}; "
     words = f"KL to the base {value.value:.4f} nats per token{where} ({sure}kept up to {most_kl(run):g})"
     row = found.languages.get(code) if found else None

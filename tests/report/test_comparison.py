@@ -59,6 +59,13 @@ def test_forgetting_is_the_distance_to_the_base_where_every_run_has_it(runs):
     assert compare_page.build(found, runs).read_text().count('role="img"') == 1
 
 
+def test_a_distance_on_other_text_is_told(runs):
+    for name, tokens in zip("abcde", (500, 500, 900, 500, 500), strict=True):
+        path = runs / name / "05-evaluate" / "scores.json"
+        write_json(path, read_json(path) | {"kl_by_set": {"eng_Latn/news": {"value": 0.1, "tokens": tokens}}})
+    assert [entry.name for entry in comparison.gather([runs]).entries if not entry.alike] == ["c"]
+
+
 def test_a_method_that_is_best_at_the_end_of_its_rates_is_told(runs):
     found = comparison.gather([runs])
     assert found.open_ended == [

@@ -92,6 +92,7 @@ def test_languages_that_nobody_measured_are_not_kept(measured):
         change(path, original_languages=["eng_Latn", "deu_Latn"])
     found = conditions.measures(run_folder.gather(measured))
     assert math.isnan(found["original.bpb_increase"]) and math.isnan(found["original.worst_bpb_increase"])
+    assert math.isnan(found["original.kl"]) and found["eng_Latn.kl"] == 0.02
     (line,) = conditions.met(["original.bpb_increase > 50%"], found)
     assert line == "original.bpb_increase > 50%: it is not known"
     html = page.build(measured).read_text()

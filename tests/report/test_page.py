@@ -28,7 +28,11 @@ def run(tmp_path):
     stage(tmp_path, 1, "filter", "Corpus", summary=FilterSummary(funnel=[row], source_files=[], lid_sha256=""))
     for number, name, model, french, english in ((2, "evaluate_base", "base", 2.0, 1.0), (4, "evaluate", "train", 1.5, 1.0001)):
         samples = [{"language": "fra_Latn", "prompt": EVIL, "text": f"{name} {EVIL}"}]
-        kl = {} if model == "base" else {"kl_to_base": {"eng_Latn": {"value": 0.001, "tokens": 9}}}
+        kl = (
+            {}
+            if model == "base"
+            else {"kl_to_base": {"eng_Latn": {"value": 0.001, "stderr": 0.0001, "passages": 3, "tokens": 9}}}
+        )
         evaluation(tmp_path, number, name, model, french, english, samples=samples, **kl)
     train = TrainSummary(
         precision="bf16",
@@ -71,12 +75,14 @@ def test_what_moved_far_from_the_base_is_not_called_kept(run):
     scores = json.loads(path.read_text())
     for kl, said, figure in (
         ({"eng_Latn": {"value": 0.0051, "tokens": 9}}, "moved", "moved"),
+        ({"eng_Latn": {"value": 0.0002, "tokens": 9}}, "kept, but KL not for certain", "KL not for certain"),
         ({}, "KL not measured", "KL not measured"),
     ):
         path.write_text(json.dumps(scores | {"kl_to_base": kl}))
         lines, html = page.headline(run, page.build(run)), (run / "report.html").read_text()
         assert f"{said}: English, news" in lines and "kept: English" not in lines
-        assert f'<strong class="bad">{figure}</strong>' in html and "nothing beyond noise" not in html
+        assert ("nothing beyond noise" in html) == ("certain" in said)
+        assert figure in html if "certain" in said else f'<strong class="bad">{figure}</strong>' in html
     assert re.search(r"^distance: English \.+ KL to the base not measured$", lines, re.M)
 
 
@@ -101,9 +107,22 @@ def test_the_domain_that_moved_most_decides(run):
     lines = page.headline(run, run)
     assert "moved: English, news" in lines
     assert (
-        "KL to the base 0.0051 nats per token in eng_Latn/code, where it is largest (95 %: at most 0.0066; kept up to 0.005)"
+        "KL to the base 0.0051 nats per token in eng_Latn/code, where it is farthest (95 %: at most 0.0066; kept up to 0.005)"
         in lines
     )
+
+
+def test_a_domain_of_few_passages_leaves_it_open(run):
+    found = certificate(0.001)
+    few = found.total.model_copy(update={"kl": 0.0009, "passages": 2})
+    rows = {"eng_Latn/news": found.total, "eng_Latn/code": few}
+    stage(run, 5, "certify", "Neutrality", {"model": "train"}, found.model_copy(update={"sets": rows}))
+    distance = standing.kl(gather(run), "eng_Latn")
+    assert distance.value == 0.0009 and distance.high == pytest.approx(0.0009 * 1 + 12.706 * 0.00025, rel=1e-3)
+    assert standing.of(gather(run), "eng_Latn") == "kept, tasks not measured"
+    rows["eng_Latn/code"] = few.model_copy(update={"kl_error": None})
+    stage(run, 6, "certify2", "Neutrality", {"model": "train"}, found.model_copy(update={"sets": rows}))
+    assert standing.of(gather(run), "eng_Latn") == "kept, but KL not for certain"
 
 
 def test_kept_needs_the_whole_interval_within_the_bound(run):

@@ -10,6 +10,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from langext import ready
 from langext.artifacts import first_problem
 from langext.cli import first_look, first_settings, hub_names
 from langext.cli.first_language import LID_176, model_for
@@ -91,7 +92,9 @@ def _commands(path: Path, machine: Machine) -> list[str]:
     if machine.nodes == 1:
         return [f"langext plan {file}", f"langext run {file}"]
     shared = f"{file} --out /shared/runs/{shlex.quote(path.stem)}"
-    return [f"langext run {shared} --until filter", f"sbatch --nodes={machine.nodes} configs/slurm/train.sbatch {shared}"]
+    size = f"--nodes={machine.nodes} --gpus-per-node={machine.gpus} --ntasks-per-node={machine.gpus}"
+    script = shlex.quote(str(ready.find("slurm", "train", ".sbatch")))
+    return [f"langext run {shared} --until filter", f"sbatch {size} {script} {shared}"]
 
 
 def _compares(asked: Asked, base: Base) -> bool:

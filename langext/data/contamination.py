@@ -8,6 +8,7 @@ drops all of such a text, a law or a novel for one quotation.
 
 import gzip
 import json
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from datatrove.pipeline.writers.disk_base import DiskWriter
 from langext.data.halves import mend
 from langext.data.split import sentences
 from langext.data.word_units import WordUnits, ordered_runs, runs, runs_of, simplified
-from langext.errors import ConfigError, one_line
+from langext.errors import ConfigError, one_line, placeholder
 
 COMMON = 0.1
 """A run that more than this share of a task's items has, and at least FEWEST of them, is its wording, not its content."""
@@ -49,11 +50,13 @@ def file_items(path: Path) -> list[tuple[str, ...]]:
     kind = path.name.casefold().removesuffix(".gz").rsplit(".", 1)[-1]
     if kind not in ("jsonl", "txt"):
         raise ConfigError(f"contamination: {where}: write .jsonl or .txt, plain or .gz")
+    if said := placeholder(path):
+        raise ConfigError(f"contamination: {where}: {said}")
     try:
         with (gzip.open if path.name.casefold().endswith(".gz") else open)(path, "rt", encoding="utf-8-sig") as file:
             lines = [line.rstrip("\n") for line in file if line.strip()]
         return [tuple(_texts(json.loads(line))) if kind == "jsonl" else (line,) for line in lines]
-    except (OSError, EOFError, ValueError) as error:
+    except (OSError, EOFError, ValueError, zlib.error) as error:
         reason = error.strerror or error if isinstance(error, OSError) else "no lines of JSON, or no UTF-8"
         raise ConfigError(f"contamination: {where}: cannot be read: {reason}") from None
 

@@ -82,8 +82,8 @@ def likely(lines: Sequence[bytes], language: str = languages.MUL) -> str:
 def not_utf8(lines: Sequence[bytes], language: str = languages.MUL) -> str:
     """What is wrong with lines that are not UTF-8, and what to do."""
     found = likely(lines, language)
-    advice = f"it looks like {found}; set encoding: {found}, or convert it to UTF-8" if found else "convert it to UTF-8"
-    return f"not UTF-8 text: {advice}"
+    named = f"it looks like {found}; set encoding: {found}, if all of the source is, or " if found else ""
+    return f"not UTF-8 text: {named}convert it to UTF-8"
 
 
 def _usual(language: languages.Language) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 The one rule: what shows here about a whole file is refused here; a single entry that cannot be read is not judged here.
 """
 
+import codecs
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,14 +14,17 @@ from langext import languages
 from langext.data import columns as fields
 from langext.data import entries, formats
 from langext.data.formats import CSV, JSONL, PARQUET, PARQUET_MARK, TSV, TXT, UTF_8, kind, packing
-from langext.data.lines import Line, lines
+from langext.data.lines import Line, Unreadable, lines
 from langext.data.source_files import Place
-from langext.errors import ConfigError, one_line, placeholder_of
+from langext.errors import ConfigError, one_line, placeholder_of, web_page
 
 HEAD = 1 << 16
 """Bytes at the start of a file from which it is told what it is."""
 FEWEST_BAD = 3
 """Lines at the start of a file that must be no UTF-8 before all of it is said to be in another encoding."""
+
+FEWEST_LETTERS = 5
+"""Letters that are not ASCII from which bytes in another encoding can no more be UTF-8 by chance."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,8 @@ def check(
             raise ConfigError(f"{where}: {what}; mend or remove it")
         return Head(rows=False, closed=True)
     head, tail = _ends(place)
-    _check_pointer(place, head)
+    if said := placeholder_of(head) or ("" if language == languages.ZXX else web_page(head)):
+        raise ConfigError(f"{where}: {said}")
     if kind(place) == PARQUET:
         if head[:4] != PARQUET_MARK or tail != PARQUET_MARK:
             raise ConfigError(f"{where}: not a Parquet file, or only a part of one{': it is empty' if not head else ''}")
@@ -61,12 +66,21 @@ def check(
         complete = len(head) < HEAD and complete
     if encoding == UTF_8 and (found := formats.looks_like(head, tail)):
         raise ConfigError(f"{where}: not UTF-8 text: it looks like {found}")
-    whole = list(lines(io.BytesIO(head), encoding, language))
+    try:
+        whole = list(lines(io.BytesIO(head), encoding, language))
+    except Unreadable as error:
+        raise ConfigError(f"{where}: {error}") from None
     if not complete and whole:  # the last line is cut
         del whole[-1]
     if encoding == UTF_8:
         _check_encoding(where, whole, head)
-    _check_fields(where, kind(place), whole, columns)
+    elif _is_utf8(head):
+        advice = f"put the files that are in {encoding} into a source of their own"
+        raise ConfigError(f"{where}: this file is UTF-8, and encoding is {encoding}; {advice}")
+    try:
+        _check_fields(where, kind(place), whole, columns)
+    except Unreadable as error:
+        raise ConfigError(f"{where}: {error}") from None
     filled = [bool(line.text.strip()) for line in whole]
     # Blank lines at the beginning and the end divide nothing.
     body = filled[filled.index(True) : len(filled) - filled[::-1].index(True)] if True in filled else []
@@ -75,7 +89,8 @@ def check(
 
 def check_pointer(place: Place) -> None:
     """Raise ConfigError for a file that stands for another one, which Git LFS has not fetched."""
-    _check_pointer(place, _ends(place)[0])
+    if said := placeholder_of(_ends(place)[0]):
+        raise ConfigError(f"{one_line(place)}: {said}")
 
 
 def opens(place: Place) -> bool:
@@ -106,9 +121,13 @@ def _ends(place: Place) -> tuple[bytes, bytes]:
         raise ConfigError(f"{one_line(place)}: cannot be read: {error.strerror}") from None
 
 
-def _check_pointer(place: Place, head: bytes) -> None:
-    if said := placeholder_of(head):
-        raise ConfigError(f"{one_line(place)}: {said}")
+def _is_utf8(head: bytes) -> bool:
+    """Whether bytes, of which the last may be a part of a letter, are UTF-8, with enough letters that this is no chance."""
+    try:
+        text = codecs.getincrementaldecoder(UTF_8)().decode(head)
+    except UnicodeDecodeError:
+        return False
+    return sum(not letter.isascii() for letter in text) >= FEWEST_LETTERS
 
 
 def _check_encoding(where: str, found: Sequence[Line], head: bytes) -> None:

@@ -33,8 +33,8 @@ from langext.data.source_files import Place
 from langext.errors import ConfigError, RunFailed, one_line
 from langext.spec import near
 
-KNOWN = (DatasetsError, HfHubHTTPError, HTTPError, OSError, ValueError, RuntimeError, YAMLError)
-"""What the libraries raise for a dataset that is not there or cannot be read."""
+KNOWN = (DatasetsError, HfHubHTTPError, HTTPError, OSError, TypeError, ValueError, RuntimeError, YAMLError)
+"""What the libraries raise for a dataset that is not there or cannot be read; TypeError where its files have unlike columns."""
 WRONG = (
     EmptyDatasetError, FileNotFoundDatasetsError, GatedRepoError, HFValidationError, RepositoryNotFoundError,
     RevisionNotFoundError,

@@ -65,6 +65,8 @@ def lines(stream: IO[bytes], encoding: str = UTF_8, language: str = languages.MU
 def _damaged(line: int, error: Exception) -> Unreadable:
     if isinstance(error, UnicodeDecodeError):
         return Unreadable(f"after line {line}: not {error.encoding} text: {error.reason}")
+    if isinstance(error, UnicodeError):  # of UTF-16 or UTF-32 without a byte order mark
+        return Unreadable(f"after line {line}: {error}; name the order of its bytes: utf-16-le or utf-16-be")
     return Unreadable(f"after line {line}: damaged: {str(error).rstrip('.')}")
 
 
@@ -135,7 +137,7 @@ def _wide_lines(source: Any, encoding: str) -> Iterator[tuple[str, str]]:
         while True:
             try:
                 line = text.readline(MOST_BYTES)
-            except (*formats.DAMAGED, UnicodeDecodeError) as error:
+            except (*formats.DAMAGED, UnicodeError) as error:
                 raise _damaged(number, error) from None
             if not line:
                 return

@@ -16,7 +16,7 @@ from fsspec.implementations.local import LocalFileSystem
 from langext.console import Progress
 from langext.context import Ray
 from langext.data.tasks import interruptible, killed, silenced, telling
-from langext.errors import ConfigError, RunFailed, one_line, reason
+from langext.errors import RunFailed, one_line, reason
 
 CANCEL_SECONDS = 30.0
 """Most time that cancelled tasks may take to end."""
@@ -44,7 +44,7 @@ class RayExecutor(RayPipelineExecutor):
             try:
                 ray.init(address=self.address, log_to_driver=False, logging_level="ERROR", include_dashboard=False)
             except (ConnectionError, ValueError, RuntimeError) as error:
-                raise ConfigError(f"runtime.ray.address: {one_line(self.address)}: {reason(error)}") from None
+                raise RunFailed(f"runtime.ray.address: {one_line(self.address)}: {reason(error)}") from None
             try:
                 self._share(ray, ranks)
             finally:
@@ -53,7 +53,7 @@ class RayExecutor(RayPipelineExecutor):
     def _share(self, ray: Any, ranks: list[int]) -> None:
         needs = {"num_cpus": 1, "memory": int(self.mem_per_cpu_gb * 2**30)}
         if not any(node["Resources"].get("memory", 0) >= needs["memory"] for node in ray.nodes() if node["Alive"]):
-            raise ConfigError(f"runtime.ray.memory_gb: no machine of the Ray cluster has {self.mem_per_cpu_gb:g} GiB to give")
+            raise RunFailed(f"runtime.ray.memory_gb: no machine of the Ray cluster has {self.mem_per_cpu_gb:g} GiB to give")
         task, me, waiting = ray.remote(max_retries=0, **needs)(_run), ray.put(self), iter(ranks)
         running = [task.remote(me, rank, os.getcwd()) for rank in islice(waiting, self.workers)]
         progress, finished = Progress(f"{self.log.name}: Ray", self.tasks, every=30.0), self.tasks - len(ranks)

@@ -91,7 +91,7 @@ class SlurmExecutor(SlurmPipelineExecutor):
                 self.launch_job()
             except subprocess.CalledProcessError:
                 refused = " ".join(line for line in said().splitlines() if line.startswith("sbatch:"))
-                raise ConfigError(f"runtime.slurm: {one_line(refused.replace('sbatch: error: ', ''))}") from None
+                raise RunFailed(f"runtime.slurm: {one_line(refused.replace('sbatch: error: ', ''))}") from None
 
     def launch_merge_stats(self) -> None:
         """Nothing: the stage adds up the counts itself."""

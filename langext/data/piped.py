@@ -1,6 +1,7 @@
 """Text from standard input. Rule: it comes only once, so all of it is kept in the stage's folder before any of it is read."""
 
 import os
+import re
 import shutil
 import sys
 from collections.abc import Iterator
@@ -10,7 +11,7 @@ from typing import BinaryIO
 
 from langext.console import say
 from langext.data import formats, heads
-from langext.data.formats import JSONL, PARQUET, PARQUET_MARK, TXT
+from langext.data.formats import JSONL, MARK, PARQUET, PARQUET_MARK, TXT, UTF_8
 from langext.errors import ConfigError
 
 STDIN = "-"
@@ -41,7 +42,7 @@ def copy(folder: Path, name: str, kind: str | None) -> Path:
     if not part.stat().st_size:
         part.unlink()
         raise ConfigError("path: -: nothing comes from standard input")
-    with part.open("rb") as file:
+    with discarding(part), part.open("rb") as file:
         end = ending(file, kind)
     final = part.rename(folder / f"{name}{end}")
     say(f"  {name}: {final.stat().st_size / 1e6:.2f} MB from standard input, kept as {end.lstrip('.')} in {final.parent.name}")
@@ -53,9 +54,11 @@ def ending(file: BinaryIO, kind: str | None) -> str:
     head = file.read(heads.HEAD)
     packed = next((end for mark, end in formats.PACKED.items() if head.startswith(mark)), "")
     if kind is None:
-        text = formats.check_packed(head, packed, "path: -", heads.HEAD) if packed else head
-        jsonl = text.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"{")
-        kind = PARQUET if head.startswith(PARQUET_MARK) else JSONL if jsonl else TXT
+        data = formats.check_packed(head, packed, "path: -", heads.HEAD) if packed else head
+        text = data.decode(formats.wide(data[:4]) or UTF_8, "replace").removeprefix(MARK).lstrip()
+        if re.match(r"\[\s*[{\"]", text):
+            raise ConfigError("path: -: this is one array of JSON; write one object on each line: jq -c '.[]' file.json")
+        kind = PARQUET if head.startswith(PARQUET_MARK) else JSONL if text.startswith("{") else TXT
     return f".{kind}{packed}"
 
 

@@ -77,7 +77,7 @@ class _Stream(io.RawIOBase):
         return True
 
     def seekable(self) -> bool:
-        return bool(self.file.seekable())
+        return bool(self.file.seekable()) and getattr(self.file, "size", None) is not None
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         return self.file.seek(offset, whence)
@@ -86,8 +86,11 @@ class _Stream(io.RawIOBase):
         return self.file.tell()
 
     def readinto(self, buffer: Any) -> int:
-        with asking(self.url):
-            data = self.file.read(len(buffer))
+        try:
+            with asking(self.url):
+                data = self.file.read(len(buffer))
+        except ConfigError as error:  # it was right when it was opened: a permission that has ended, for one
+            raise RunFailed(f"{error}; run the same command again to go on") from None
         buffer[: len(data)] = data
         return len(data)
 

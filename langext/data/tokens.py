@@ -48,7 +48,7 @@ class TokenFile:
         """Write documents of token ids to `folder` and open the result. `done.json` marks the folder as complete."""
         folder.mkdir(parents=True, exist_ok=True)
         # done.json goes first and comes back last: an interrupted run never leaves a folder that looks complete.
-        for name in (DONE, "tokens.bin"):  # not overwritten: another run may hold hard links of them
+        for name in (DONE, "tokens.bin", "starts.npy"):  # not overwritten: another run may hold hard links of them
             (folder / name).unlink(missing_ok=True)
         starts, at = [], 0
         with (folder / "tokens.bin").open("wb") as file:
@@ -60,7 +60,10 @@ class TokenFile:
             os.fsync(file.fileno())
         content = io.BytesIO()  # numpy itself does not say why a disk takes no more
         np.save(content, np.asarray(starts, dtype=np.int64))
-        (folder / "starts.npy").write_bytes(content.getvalue())
+        with (folder / "starts.npy").open("wb") as file:
+            file.write(content.getvalue())
+            file.flush()
+            os.fsync(file.fileno())
         write_json(folder / DONE, {"tokens": at, "documents": len(starts)})
         return TokenFile.open(folder)
 

@@ -32,6 +32,7 @@ from langext.console import bars, say, told
 from langext.data import assets
 from langext.errors import ConfigError, user_path
 from langext.models import base_files, gguf_base
+from tokenizer_tools import folder as tokenizer_files
 
 if TYPE_CHECKING:
     from langext.methods.base import Method
@@ -276,7 +277,7 @@ def plain_name(base: str) -> str:
 
 
 def place_if_here(base: str, revision: str | None) -> Path | None:
-    """The local file or folder of a base; None when its config would have to be downloaded."""
+    """The local file or folder of a base; None when its config or its tokenizer would have to be downloaded."""
     try:
         path = _local(base)
     except ConfigError:  # an asset that has not been fetched
@@ -286,6 +287,8 @@ def place_if_here(base: str, revision: str | None) -> Path | None:
 
         cached = try_to_load_from_cache(base, "config.json", revision=revision)
         path = Path(cached).parent if isinstance(cached, str) else None
+        if path and tokenizer_files.file(path) is None:  # a download that was stopped, or of the config alone
+            path = None
     return path if path is not None and path.exists() else None
 
 

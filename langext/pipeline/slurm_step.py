@@ -26,7 +26,7 @@ def hosts(runtime: Runtime) -> list[str]:
     if not listed:
         raise ConfigError(
             "runtime.launcher: srun starts the processes as a step of the Slurm job that langext runs in, and this is none "
-            "(SLURM_JOB_NODELIST is not set); submit it with configs/slurm/train.sbatch, or leave runtime.launcher out",
+            "(SLURM_JOB_NODELIST is not set); submit it as docs/many-machines.md says, or leave runtime.launcher out",
             at=("runtime", "launcher"),
         )
     try:

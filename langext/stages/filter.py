@@ -285,7 +285,7 @@ class Filter(Stage):
             unread.check(source.domain, broken, row.documents_read, most, files, row.lost_files, lost)
             if row.cut and row.right_bytes:
                 cuts.demand(row.domain, row.language, row.cut, row.right_kept_bytes / row.right_bytes, self.min_kept)
-            funnel.demand_text(row, row.steps[-1].documents)
+            funnel.demand_text(row, next(step.documents for step in row.steps if step.name == "language"))
 
     def _rule(
         self, ctx: Context, source: Source, record: SourceRecord, lid: "LanguageId", labels: dict[str, str]

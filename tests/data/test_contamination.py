@@ -11,6 +11,7 @@ from langext.data import contamination
 from langext.data.contamination import Decontaminate, file_items, index, write_index
 from langext.data.word_units import WordUnits
 from langext.errors import ConfigError
+from tokenizer_tools import texts as audited
 
 UNITS = WordUnits("fra_Latn")
 ITEM = "Quel est le plus grand des chats qui dorment sous la pluie de la ville ?"
@@ -158,3 +159,16 @@ def test_files_that_cannot_be_read(tmp_path, name, content, said):
     with pytest.raises(ConfigError, match=f"contamination: .*{said}") as raised:
         contamination.file_items(tmp_path / name)
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "data", [gzip.compress(b"un\n" * 900)[:20] + b"\xff" * 30, b"version https://git-lfs.github.com/spec/v1\n"]
+)
+def test_a_file_of_items_that_is_damaged_or_a_placeholder_is_refused(tmp_path, data):
+    path = tmp_path / ("x.txt.gz" if data[0] == 0x1F else "x.txt")
+    path.write_bytes(data)
+    with pytest.raises(ConfigError, match=r"contamination: .*x.txt.*(cannot be read|Git LFS pointer)"):
+        contamination.file_items(path)
+    if data[0] == 0x1F:
+        with pytest.raises(ValueError, match="x.txt.gz: cannot be read"):
+            list(audited.read(path))

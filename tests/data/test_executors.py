@@ -101,8 +101,9 @@ def test_a_slurm_task_that_is_killed_ends_the_run(tmp_path, slurm):
 
 def test_what_sbatch_refuses_is_told_in_its_words(tmp_path, slurm):
     wrong = Slurm(partition="nowhere")
-    for ask in (wrong.check, SlurmExecutor([Count()], 2, 2, tmp_path / "log", wrong).run):
-        with pytest.raises(ConfigError, match=r"^runtime.slurm: .*invalid partition specified: nowhere$"):
+    later = SlurmExecutor([Count()], 2, 2, tmp_path / "log", wrong).run  # what is finished is kept then
+    for ask, error in ((wrong.check, ConfigError), (later, RunFailed)):
+        with pytest.raises(error, match=r"^runtime.slurm: .*invalid partition specified: nowhere$"):
             ask()
     SLURM.check()
 

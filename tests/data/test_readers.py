@@ -139,6 +139,8 @@ BAD_FILES = {
     "UTF-16 without a mark": (lambda d: put(d / "x.txt", "un\n".encode("utf-16-le")), "UTF-16.*utf-16-le.*zero bytes"),
     "Latin-1": (lambda d: put(d / "x.txt", LATIN), "x.txt: line 1: not UTF-8 text: it looks like cp1252; set encoding: cp1252"),
     "Cyrillic": (lambda d: put(d / "x.jsonl", RUSSIAN), "line 2: not UTF-8 text: it looks like cp1251; set encoding: cp1251"),
+    "an open quote": (lambda d: put(d / "x.csv", '"id,text\n1,un\n'), "x.csv: line 1: a quotation mark is opened"),
+    "half of UTF-16": (lambda d: put(d / "x.txt", "un\n".encode("utf-16") + b"a"), "after line 1: not utf-16.* truncated data"),
     "no xz": (lambda d: put(d / "x.txt.xz", "un"), "not a xz file, but its name ends in .xz"),
     "no Zstandard": (lambda d: put(d / "x.csv.zst", "un"), "not a Zstandard file"),
     "marks of Zstandard alone": (lambda d: put(d / "x.txt.zst", b"\x28\xb5\x2f\xfd" + b"0" * 50), "damaged Zstandard file: "),
@@ -159,6 +161,29 @@ def test_a_file_that_is_not_what_its_name_says_is_refused_when_planning(tmp_path
     with pytest.raises(ConfigError, match=said) as raised:
         Source(language="fr", path=str(make(tmp_path))).check()
     assert "x." in str(raised.value) and "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "cp1256", "gb18030"])
+def test_a_file_of_utf_8_is_never_read_in_the_encoding_that_others_need(tmp_path, encoding):
+    path = put(tmp_path / "x.txt", "Ça alors, l'été à Orléans, où l'on se plaît.\n")
+    with pytest.raises(ConfigError, match=f"x.txt: this file is UTF-8, and encoding is {encoding}; put the files"):
+        Source(language="fr", path=str(path), encoding=encoding).check()
+    Source(language="fr", path=str(put(tmp_path / "y.txt", LATIN)), encoding="cp1252").check()
+
+
+def test_utf_16_without_the_order_of_its_bytes_is_told(tmp_path):
+    path = put(tmp_path / "x.txt", "un deux\n".encode("utf-16-be"))
+    with pytest.raises(ConfigError, match="after line 0: UTF-16 stream does not start with BOM; name the order"):
+        Source(language="fr", path=str(path), encoding="utf-16").check()
+
+
+def test_web_pages_are_text_of_code_and_may_lie_beside_a_dataset(tmp_path):
+    page = put(tmp_path / "page.txt", "<!DOCTYPE html>\n<p>un</p>\n")
+    Source(language="zxx", path=str(page), protect=True).check()
+    (tmp_path / "set").mkdir()
+    put(tmp_path / "set" / "index.html", page.read_bytes())
+    table(tmp_path / "set" / "train.parquet", text=["un"])
+    Source(language="fr", hub=str(tmp_path / "set")).check()
 
 
 @pytest.mark.parametrize("text", ["BZh is a group", "%PDF is how it begins", "PAR1 and no more", "PK\nun"])

@@ -95,7 +95,7 @@ def test_csv_is_that_of_rfc_4180_and_its_rows_are_located_by_line(tmp_path):
     assert [place.removeprefix(f"{tmp_path}/x.csv: ") for place in step.unread.places] == [
         "line 5: 3 fields, where the header has 2",
         "line 6: not CSV: ',' expected after '\"'",
-        "line 10: not UTF-8 text: it looks like cp1252; set encoding: cp1252, or convert it to UTF-8",
+        "line 10: not UTF-8 text: it looks like cp1252; set encoding: cp1252, if all of the source is, or convert it to UTF-8",
         "line 12: a quotation mark is opened here and never closed",
     ]
     assert (step.unread.entries, step.unread.broken) == (8, 5) and counted(
@@ -407,12 +407,19 @@ def test_what_a_store_does_not_have_is_one_line(store, path, said):
 
 @pytest.fixture
 def web(tmp_path):
-    """The address of a web server of the files in tmp_path/www, which hides the size of those in /cut/."""
+    """The address of a web server of the files in tmp_path/www, which hides the size of those in /cut/, and gives no parts of
+    those in /whole/.
+    """
 
     class Handler(SimpleHTTPRequestHandler):
         def send_header(self, keyword, value):
             if keyword != "Content-Length" or not self.path.startswith("/cut/"):
                 super().send_header(keyword, value)
+
+        def end_headers(self):
+            if self.path.startswith("/whole/"):
+                self.send_header("Accept-Ranges", "none")
+            super().end_headers()
 
         def log_message(self, *_):
             pass
@@ -427,7 +434,7 @@ def web(tmp_path):
 
 
 def test_a_web_server_is_read_like_a_folder_and_queries_are_no_patterns(web, tmp_path):
-    for name in ("a.jsonl.gz", "deep/b.jsonl.gz", "cut/c.jsonl.gz"):
+    for name in ("a.jsonl.gz", "deep/b.jsonl.gz", "cut/c.jsonl.gz", "whole/d.jsonl.gz"):
         path = tmp_path / "www" / name
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(gzip.compress(json.dumps({"text": name[:-9]}).encode()))
@@ -436,6 +443,8 @@ def test_a_web_server_is_read_like_a_folder_and_queries_are_no_patterns(web, tmp
     (file,) = source.record().files
     assert texts(source.path) == ["a"] and source.domain == "a" and file.path == source.path and file.bytes > 0
     assert source.difference([file]) == ""
+    Source(language="fr", path=f"{web}/whole/d.jsonl.gz").check()
+    assert texts(f"{web}/whole/d.jsonl.gz") == ["whole/d"]
     with pytest.raises(ConfigError, match="c.jsonl.gz: the server does not say how many bytes"):
         Source(language="fr", path=f"{web}/cut/c.jsonl.gz").check()
 
@@ -479,6 +488,7 @@ def pipe(monkeypatch, data):
         (b"un\n\ndeux\n", None, "stdin.txt"),
         (b'\n{"text": "un"}\n{"text": "deux"}\n', None, "stdin.jsonl"),
         (gzip.compress(b'{"text": "un"}\n{"text": "deux"}\n', mtime=0), None, "stdin.jsonl.gz"),
+        ('{"text": "un"}\n{"text": "deux"}\n'.encode("utf-16"), None, "stdin.jsonl"),
         (b"text\nun\ndeux\n", "csv", "stdin.csv"),
         (zstd.compress(b"text\tid\nun\t1\ndeux\t2\n"), "tsv", "stdin.tsv.zst"),
     ],
@@ -499,7 +509,8 @@ def test_standard_input_is_kept_and_read_from_there(tmp_path, monkeypatch, data,
 @pytest.mark.parametrize(
     ("data", "said"),
     [(b"", "nothing comes"), (None, "nothing is piped"),
-        (b'{"texte": "un"}\n', "Did you mean texte"), (b"PK\x03\x04", "zip archive")],
+        (b'{"texte": "un"}\n', "Did you mean texte"), (b"PK\x03\x04", "zip archive"),
+        (b'[\n {"text": "un"}]', "one array of JSON.* jq")],
 )  # fmt: skip
 def test_what_comes_from_standard_input_and_is_no_text_is_not_kept(tmp_path, monkeypatch, data, said):
     pipe(monkeypatch, data or b"")

@@ -171,6 +171,17 @@ def test_a_source_that_another_one_contains_adds_nothing_and_stops_nothing(tmp_p
     assert "source again: nothing of fra_Latn is left (10 duplicate); the run goes on" in said
 
 
+def test_a_stage_that_was_stopped_after_its_comparison_goes_on(tmp_path, lid):
+    french, english = two(tmp_path, write_jsonl(tmp_path / "fr.jsonl", FR))
+    again = french | {"path": str(write_jsonl(tmp_path / "again.jsonl", FR[:10]))}
+    stage = Filter(uses="filter", sources=[french, again, english], lid_model=str(lid), heldout_frac=0.2)
+    ctx = Context(tmp_path / "out", 1, "fra_Latn", ("eng_Latn",))
+    ctx.out.mkdir()
+    for _ in range(2):
+        stage.run(ctx)
+        assert [row.kept for row in ctx.summary[-1].funnel] == [40, 0, 40]
+
+
 def test_documents_with_the_same_id_stay_apart(tmp_path, lid):
     path = tmp_path / "same.jsonl"
     path.write_text("".join(json.dumps({"id": None, "text": text}) + "\n" for text in FR))

@@ -184,6 +184,13 @@ class Runtime(Spec):
             if self.gpus > torch.cuda.device_count():
                 here = torch.cuda.device_count()
                 raise ConfigError(f"runtime.gpus: {self.gpus} asked for, {here} on this machine", at=("runtime", "gpus"))
+            given = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+            if self.gpus > 1 and (odd := next((one for one in given if one and not one.strip().isdigit()), "")):
+                raise ConfigError(
+                    f"CUDA_VISIBLE_DEVICES has {odd}, and what starts several processes knows GPUs by their numbers "
+                    "alone; write those that nvidia-smi -L shows",
+                    at=("runtime", "gpus"),
+                )
 
     def _check_srun(self) -> None:
         """Raise ConfigError unless srun can start processes, as far as it can be seen before there is a job."""

@@ -82,3 +82,13 @@ def test_compiling_for_a_cpu_needs_a_compiler(programs, monkeypatch):
     os.symlink(programs / "ssh", compiler)
     monkeypatch.setenv("CXX", "my-c++")
     Runtime(compile=True).check()
+
+
+def test_gpus_that_are_named_by_other_than_numbers_are_refused(monkeypatch):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-8f1a,GPU-77b0")
+    with pytest.raises(ConfigError, match="CUDA_VISIBLE_DEVICES has GPU-8f1a"):
+        Runtime(gpus=2).check()
+    Runtime(gpus=1).check()
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1, 0")
+    Runtime(gpus=2).check()

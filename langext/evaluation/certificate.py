@@ -50,7 +50,7 @@ class Row(Spec):
     worst_kl: float
     """KL in nats per token of the passage where it is largest."""
     worst_text: str
-    """The beginning of that passage, at most 300 characters; what does not print is escaped."""
+    """The beginning of that passage, at most 300 characters; what does not print is escaped. Empty where text is kept back."""
     bits_per_byte_of_base: float
     bits_per_byte: float
     continuations: int

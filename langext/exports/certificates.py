@@ -21,7 +21,7 @@ from langext.console import Progress, say
 from langext.data import assets, documents, plain_text
 from langext.errors import ConfigError, RunFailed
 from langext.evaluation import bpb, certify, gate_stats, neutrality, open_gates
-from langext.evaluation.certificate import Certificate, Measured, MeasuredWith, TextFile
+from langext.evaluation.certificate import Certificate, Measured, MeasuredWith, Row, TextFile
 from langext.evaluation.neutrality import Mismatch, Settings, Subject
 from langext.exports.modelcard import in_markdown
 from langext.models import base_files, bases, exported, loading
@@ -228,11 +228,13 @@ def lay(folder: Path, certificate: Certificate, passages: str | None, *, export:
     """Write neutrality.json into `folder`, and neutrality.jsonl unless `passages` is None. An export also gets the script and
     a section of its model card.
 
-    The record is written last: after a kill, an older one does not match the passages beside it, and certify.py says so.
+    Without passages, no text of theirs is written anywhere. The record is written last: after a kill, an older one does not
+    match the passages beside it, and certify.py says so.
     """
     if passages is not None:
         write_text(folder / certify.PASSAGES, passages)
     else:
+        certificate = _without_text(certificate)
         (folder / certify.PASSAGES).unlink(missing_ok=True)
     if export:
         write_text(folder / certify.SCRIPT, script())
@@ -242,6 +244,16 @@ def lay(folder: Path, certificate: Certificate, passages: str | None, *, export:
         new = section(certificate, passages is not None, bool(exported.own_code(folder)))
         write_text(card, f"{rest.rstrip()}\n\n{new}\n".lstrip())
     write_json(folder / certify.RECORD, certificate)
+
+
+def _without_text(found: Certificate) -> Certificate:
+    """The same figures, without the beginnings of the passages that moved most."""
+
+    def blank(row: Row) -> Row:
+        return row.model_copy(update={"worst_text": ""})
+
+    rows = {name: {key: blank(row) for key, row in getattr(found, name).items()} for name in ("sets", "languages")}
+    return found.model_copy(update=rows | {"total": blank(found.total)})
 
 
 def section(certificate: Certificate, with_passages: bool, own_code: bool) -> str:

@@ -147,7 +147,8 @@ def _write(
     else:
         again = loading.on_disk(model)
         # A delta does not hold the base's weights, so only the learnt ones are rounded there.
-        learnt = {parameter for name, parameter in again.net.named_parameters() if name in loading.learnt(model)}
+        names = loading.learnt(model)
+        learnt = {parameter for name, parameter in again.net.named_parameters() if name in names}
         rounded = again.net
         precision.in_float32(precision.parts(rounded), whole, lambda parameter: target.own_code or parameter in learnt)
     expected = verify.expect(rounded, live.tokenizer, texts, scratch / "rounded")

@@ -288,8 +288,8 @@ def place_if_here(base: str, revision: str | None) -> Path | None:
         cached = try_to_load_from_cache(base, "config.json", revision=revision)
         path = Path(cached).parent if isinstance(cached, str) else None
         if path and tokenizer_files.file(path) is None:  # a download that was stopped, or of the config alone
-            path = None
-    return path if path is not None and path.exists() else None
+            return None
+    return path if path and path.exists() else None
 
 
 def config_if_here(base: str, revision: str | None) -> Any:
@@ -335,7 +335,8 @@ def _from_hub(repo: str, revision: str | None) -> Path:
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
     try:
-        return Path(snapshot_download(repo, revision=revision, allow_patterns=HUB_FILES, tqdm_class=bars()))
+        files = {"allow_patterns": HUB_FILES, "ignore_patterns": "consolidated*"}  # a copy of the weights that Mistral's have
+        return Path(snapshot_download(repo, revision=revision, tqdm_class=bars(), **files))
     except GatedRepoError:
         raise ConfigError(
             f"base_model: {repo} is gated; accept its licence on the hub and log in with `hf auth login`"

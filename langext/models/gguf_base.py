@@ -58,7 +58,13 @@ def check(path: Path) -> None:
             _version, num_tensors = struct.unpack("<IQ", file.read(12))
         if not num_tensors:
             raise ConfigError(f"base_model: {path}: a GGUF file without weights")
-    load_config(path)
+        scaled = _scaled_rope(path, path.stat().st_mtime_ns, path.stat().st_size)
+    rope = getattr(load_config(path), "rope_parameters", None) or {}
+    if scaled and rope.get("rope_type", "default") == "default":
+        raise ConfigError(
+            f"base_model: {path}: its rope is scaled ({scaled}), which transformers does not read from GGUF, so it would "
+            "be another model; give the Hugging Face folder or hub id of this model"
+        )
 
 
 def load_config(path: Path) -> Any:
@@ -83,6 +89,21 @@ def _config(path: Path, _modified_ns: int, _size: int) -> Any:
     from transformers import AutoConfig
 
     return AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
+
+
+@functools.cache
+def _scaled_rope(path: Path, _modified_ns: int, _size: int) -> str:
+    """What says that a model's rotary positions are scaled: a kind of scaling, or a tensor of factors; empty when nothing does.
+
+    Llama 3 has factors: https://github.com/ggml-org/llama.cpp/blob/master/conversion/llama.py
+    """
+    from gguf import GGUFReader
+
+    reader = GGUFReader(str(path))
+    for name, field in reader.fields.items():
+        if name.endswith(".rope.scaling.type") and field.contents() != "none":
+            return f"{name}: {field.contents()}"
+    return next((tensor.name for tensor in reader.tensors if tensor.name.startswith("rope_f")), "")
 
 
 def _split_digits(tokenizer_json: Path, gguf: Path) -> None:

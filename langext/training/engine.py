@@ -205,8 +205,9 @@ class Engine:
             weights.copy_(average)
             average.copy_(kept)
         if self.zero_stage:  # the forward pass uses the model's own copy, which DeepSpeed renews only in an optimizer step
+            learning = self._learning()
             for name, master in self._masters():
-                self._learning()[name].copy_(master)
+                learning[name].copy_(master)
 
     def masters(self) -> dict[str, Tensor]:
         """On rank 0: trainable parameters by name, whole, on the CPU, float32 where DeepSpeed keeps masters. Elsewhere: {}."""

@@ -143,6 +143,9 @@ def test_files_of_ones_own_and_another_base(export, bench, tmp_path):
         {"set": "deu_Latn/book", "name": text.name, "bytes": text.stat().st_size, "sha256": sha256_file(text)}
     ]
     assert not (export / "neutrality.jsonl").exists()
+    sentences = {line for document in documents(GERMAN, 4, 9) for line in document.split(". ") if len(line) > 10}
+    for path in export.glob("*.*"):
+        assert path.suffix == ".safetensors" or not any(line in path.read_text() for line in sentences), path
     card = (export / "README.md").read_text()
     assert card.count("## Neutrality") == 1 and "--passages path/to/neutrality.jsonl" in card and "deu_Latn/book" in card
 

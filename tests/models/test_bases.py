@@ -140,6 +140,19 @@ def test_gguf_is_dequantised_to_the_same_model(tmp_path):
     writer.write_tensors_to_file()
     writer.close()
 
+    for name in ("a kind of scaling", "factors"):
+        scaled = gguf.GGUFWriter(str(tmp_path / f"{name}.gguf"), "llama")
+        if name == "factors":
+            scaled.add_tensor("rope_freqs.weight", torch.ones(8).numpy())
+        else:
+            scaled.add_rope_scaling_type(gguf.RopeScalingType.YARN)
+            scaled.add_tensor("output_norm.weight", torch.ones(8).numpy())
+        scaled.write_header_to_file()
+        scaled.write_kv_data_to_file()
+        scaled.write_tensors_to_file()
+        scaled.close()
+        with pytest.raises(ConfigError, match="its rope is scaled .*give the Hugging Face folder"):
+            bases.check(str(tmp_path / f"{name}.gguf"))
     model = bases.prepare(str(path), None, tmp_path / "base")
     folder = loading.read_record(model).base
     again = loading.load_base(folder, torch.float32)

@@ -163,13 +163,14 @@ class Ruler:
     """Measures different models or settings on the same passages."""
 
     def __init__(self, ctx: Context, corpus: Corpus, num_bytes: int):
-        """Choose passages of about `num_bytes` bytes per language and domain.
+        """Choose passages of about `num_bytes` bytes per language and domain: others than an evaluation reads, as far as there
+        are enough, so that it does not judge a setting by the text that it was chosen on.
 
         Raises ConfigError when a language has no held-out text.
         """
         self.language = ctx.language
         heldout = documents.heldout(corpus, ctx.languages)
-        chosen = {name: passages(texts, 1000, num_bytes) for name, texts in heldout.items()}
+        chosen = {name: passages(texts, 1000, num_bytes, last=True) for name, texts in heldout.items()}
         self.passages = {name: found for name, found in chosen.items() if found}
         missing = [code for code in ctx.languages if not any(name.startswith(f"{code}/") for name in self.passages)]
         if missing:

@@ -223,9 +223,11 @@ def _prefix(
 
 
 def _probes(settings: Settings, ctx: Context, corpus: Corpus) -> dict[str, list[str]]:
-    """Held-out passages by `<language>/<domain>`. Raises ConfigError when the settings need some that are not there."""
+    """Held-out passages by `<language>/<domain>`: others than an evaluation reads, as far as there are enough, because a result
+    may be chosen by them. Raises ConfigError when the settings need some that are not there.
+    """
     heldout = documents.heldout(corpus, ctx.languages)
-    chosen = {name: bpb.passages(texts, 1000, settings.eval_bytes) for name, texts in heldout.items()}
+    chosen = {name: bpb.passages(texts, 1000, settings.eval_bytes, last=True) for name, texts in heldout.items()}
     probes = {name: passages for name, passages in chosen.items() if passages}
     settings.check_heldout(ctx, probes)
     return probes

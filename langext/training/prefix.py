@@ -156,12 +156,12 @@ class Prefix:
         return states_BTD
 
 
-def key(base: BaseManifest, net: Any, first: int, length: int) -> str:
-    """Name of the folder of states, which depend on all of this: base, layer, length, precision, attention, device."""
+def key(base: BaseManifest, net: Any, first: int, shape_BT: tuple[int, int]) -> str:
+    """Name of the folder of states, which depend on all of this: base, layer, micro-batch, precision, attention, device."""
     device = net.device
     kind = torch.cuda.get_device_name(device) if device.type == "cuda" else torch.backends.cpu.get_cpu_capability()
     made = {
-        "files": {file.name: file.sha256 for file in base.files}, "layer": first, "length": length,
+        "files": {file.name: file.sha256 for file in base.files}, "layer": first, "shape": shape_BT,
         "precision": str(net.dtype), "attention": net.config._attn_implementation, "device": f"{device.type} {kind}",
         "torch": torch.__version__, "transformers": transformers.__version__,
     }  # fmt: skip

@@ -211,7 +211,8 @@ def _prefix(
     manifest = read_base(model.path.parent)
     if manifest is None or not settings.keeps_prefix(first, live.net.config):
         return None
-    folder = tokens.folder_of(ctx.tokens, corpus, live.tokenizer) / prefix.key(manifest, live.net, first, order.length)
+    shape_BT = (settings.runtime.micro_batch, order.length)
+    folder = tokens.folder_of(ctx.tokens, corpus, live.tokenizer) / prefix.key(manifest, live.net, first, shape_BT)
     shape = order.length, live.net.config.hidden_size
     row_bytes = shape[0] * shape[1] * live.net.dtype.itemsize
     shared = ctx.tokens.resolve() != (ctx.out.parent / TOKENS).resolve()

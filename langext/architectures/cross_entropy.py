@@ -23,12 +23,14 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x_ND: Tensor, weight_VD: Tensor, labels_N: Tensor, scale: float, softcap: float | None
-    ) -> tuple[Tensor, Tensor]:
+        ctx: Any, x_ND: Tensor, weight_VD: Tensor, labels_N: Tensor, scale: float, softcap: float | None,
+        new_MD: Tensor | None, new_ids_M: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
         needs_x, needs_weight = ctx.needs_input_grad[:2]
         dx_ND = torch.empty_like(x_ND) if needs_x else None
         # In float32, because every chunk adds to it: in bf16 the small terms of later chunks would be lost.
         dweight_VD = torch.zeros_like(weight_VD, dtype=torch.float32) if needs_weight else None
+        dnew_MD = torch.zeros_like(new_MD, dtype=torch.float32) if new_MD is not None and ctx.needs_input_grad[5] else None
         losses_N = torch.empty(x_ND.shape[0], dtype=torch.float32, device=x_ND.device)
         one = x_ND.dtype == torch.float32
         size = max(1, min(CHUNK_TOKENS.get(x_ND.device.type, 4096) * (1 + one), x_ND.shape[0]))
@@ -47,7 +49,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             picked_C1 = labels_C.clamp(min=0)[:, None]  # gather needs a valid index also where the label is ignored
             counts_C1 = (labels_C >= 0)[:, None]
             losses_N[at : at + size] = ((lse_C1 - logits_CV.gather(1, picked_C1)) * counts_C1)[:, 0]
-            if not (needs_x or needs_weight):
+            if not (needs_x or needs_weight or dnew_MD is not None):
                 continue
             # In place, because a third (C, V) buffer would cost as much as the logits. The logits are not needed any more.
             dlogits_CV = logits_CV.sub_(lse_C1).exp_()
@@ -61,29 +63,32 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                 dx_ND[at : at + size] = (d_CV @ weight_VD).float() * (counts_C1 * scale)
             if dweight_VD is not None:
                 dweight_VD += (d_CV.T @ (x_CD * counts_C1)).float()
-        if dweight_VD is not None:
-            dweight_VD *= scale
-        ctx.save_for_backward(dx_ND, dweight_VD.to(weight_VD.dtype) if dweight_VD is not None else None)
+            if dnew_MD is not None and new_ids_M is not None:
+                dnew_MD += (d_CV[:, new_ids_M].T @ (x_CD * counts_C1)).float()
+        pairs = ((dweight_VD, weight_VD), (dnew_MD, new_MD))
+        rows = [None if d is None or of is None else (d * scale).to(of.dtype) for d, of in pairs]
+        ctx.save_for_backward(dx_ND, *rows)
         ctx.mark_non_differentiable(losses_N)
         return losses_N.sum() * scale, losses_N
 
     @staticmethod
-    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, Tensor | None, None, None, None]:
-        dx_ND, dweight_VD = ctx.saved_tensors
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
         up = grads[0]
-        dx = dx_ND * up.to(dx_ND.dtype) if dx_ND is not None else None
-        dw = dweight_VD * up.to(dweight_VD.dtype) if dweight_VD is not None else None
-        return dx, dw, None, None, None
+        dx, dweight, dnew = (None if saved is None else saved * up.to(saved.dtype) for saved in ctx.saved_tensors)
+        return dx, dweight, None, None, None, dnew, None
 
 
 def cross_entropy(
-    x_ND: Tensor, weight_VD: Tensor, labels_N: Tensor, scale: float, softcap: float | None = None
-) -> tuple[Tensor, Tensor]:
+    x_ND: Tensor, weight_VD: Tensor, labels_N: Tensor, scale: float, softcap: float | None = None,
+    new: tuple[Tensor, Tensor] | None = None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """`scale` * the summed cross-entropy of a linear head (a scalar), and the loss of each token, (N,) in nats.
 
     A token with a negative label has the loss zero. `softcap` is the value of `families.softcap`. The scalar has gradients for
-    `x_ND` and `weight_VD`, where they require them; the losses of single tokens have none.
+    `x_ND` and `weight_VD`, where they require them; the losses of single tokens have none. `new` are rows of `weight_VD` that
+    learn while all others are frozen, (M, D), and their ids (M,): then these get gradients, and `weight_VD` gets none.
     """
-    if not torch.is_grad_enabled():  # a weight that requires gradients would get them worked out for nothing
+    if not torch.is_grad_enabled() or new is not None:  # nothing is worked out that nobody needs
         weight_VD = weight_VD.detach()
-    return _ChunkedCrossEntropy.apply(x_ND, weight_VD, labels_N, scale, softcap)  # type: ignore[return-value]
+    new_MD, new_ids_M = new if new is not None else (None, None)
+    return _ChunkedCrossEntropy.apply(x_ND, weight_VD, labels_N, scale, softcap, new_MD, new_ids_M)  # type: ignore[return-value]

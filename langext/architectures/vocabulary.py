@@ -60,6 +60,7 @@ class ExtendedHead(nn.Module):
         super().__init__()
         self.weight, self.first_new, self.slots, self.num_rows = base.weight, first_new, tuple(slots), num_rows
         self.new_weight = new
+        self.new_ids = [*slots, *range(first_new, first_new + len(new) - len(slots))]
         self.bias = None  # for code that expects the attributes of nn.Linear
 
     def forward(self, x: Tensor) -> Tensor:
@@ -72,6 +73,13 @@ def head_weight(head: Any) -> Tensor:
     if isinstance(head, ExtendedHead):
         return placed(head.weight, head.new_weight, head.first_new, head.slots, head.num_rows)
     return head.weight
+
+
+def learning_rows(head: Any) -> tuple[Tensor, Tensor] | None:
+    """(new rows, their ids) of a head of which these rows alone learn; None for any other."""
+    if not isinstance(head, ExtendedHead) or head.weight.requires_grad or not head.new_weight.requires_grad:
+        return None
+    return head.new_weight, torch.tensor(head.new_ids, device=head.new_weight.device)
 
 
 def placed(weight_VD: Tensor, new_ND: Tensor, first_new: int, slots: Sequence[int], num_rows: int) -> Tensor:

@@ -68,7 +68,8 @@ class Blank:
         weight_VD = vocabulary.placed(head.weight, rows_ND, self.first, head.slots, head.num_rows)
         labels_N = ids_BT[:, 1:].flatten().to(self.device)
         flat_ND = hidden_BTD.reshape(-1, hidden_BTD.shape[-1])
-        return cross_entropy.cross_entropy(flat_ND, weight_VD, labels_N, 1 / len(labels_N), self.cap)[0]
+        new = (rows_ND, torch.tensor(head.new_ids, device=self.device))
+        return cross_entropy.cross_entropy(flat_ND, weight_VD, labels_N, 1 / len(labels_N), self.cap, new)[0]
 
 
 @dataclass(frozen=True)

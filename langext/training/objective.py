@@ -43,13 +43,14 @@ class Objective(nn.Module):
         start = {"input_ids": input_ids_BT} if states_BTD is None else {"inputs_embeds": states_BTD}
         with skipped(self.net, range(0 if states_BTD is None else self.first)):
             hidden_BTD = self.net.base_model(**start, position_ids=position_ids_BT, use_cache=False).last_hidden_state
-        weight_VD = vocabulary.head_weight(self.net.get_output_embeddings())
+        head = self.net.get_output_embeddings()
         total, losses_N = cross_entropy(
             hidden_BTD.flatten(0, 1),
-            weight_VD,
+            vocabulary.head_weight(head),
             labels_BT.flatten(),
             1 / micro_batch.num_tokens,
             families.softcap(self.net.config),
+            vocabulary.learning_rows(head),
         )
         penalties = self.method.penalty(self.net, micro_batch)
         for name, (weight, term) in self.terms.items():

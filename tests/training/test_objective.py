@@ -58,6 +58,27 @@ def test_a_frozen_head_gets_no_gradient():
     assert x.grad is not None and weight.grad is None
 
 
+def test_rows_of_new_tokens_get_their_gradients_without_those_of_the_frozen_ones():
+    torch.manual_seed(0)
+    head = vocabulary.ExtendedHead(torch.nn.Linear(8, 50, bias=False), 40, torch.nn.Parameter(torch.randn(6, 8)), (7, 3), 50)
+    head.weight.requires_grad_(False)
+    x, labels = torch.randn(300, 8, requires_grad=True), torch.randint(50, (300,))
+    labels[::7] = -100
+    plain = F.cross_entropy(head(x), labels, reduction="sum") / 100
+    plain.backward()
+    wanted = x.grad.clone(), head.new_weight.grad.clone()
+    x.grad = head.new_weight.grad = None
+    with FlopCounterMode(display=False) as counter:
+        whole, new = vocabulary.head_weight(head), vocabulary.learning_rows(head)
+        total, _ = cross_entropy.cross_entropy(x, whole, labels, 1 / 100, new=new)
+        total.backward()
+    assert total.item() == pytest.approx(plain.item(), rel=1e-5)
+    assert torch.allclose(x.grad, wanted[0], atol=1e-6) and torch.allclose(head.new_weight.grad, wanted[1], atol=1e-6)
+    assert counter.get_total_flops() == 2 * 300 * 8 * (50 + 50 + 6)
+    head.weight.requires_grad_(True)
+    assert vocabulary.learning_rows(head) is None
+
+
 def test_scoring_works_out_no_gradient_of_a_head_that_learns():
     flops = []
     for learns in (False, True):

@@ -4,7 +4,7 @@ To save memory, the base's last hidden states (N tokens x D) are kept instead of
 logits are computed again from them, chunk by chunk.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -14,6 +14,8 @@ from langext.architectures import cross_entropy, families, vocabulary
 from langext.console import told
 from langext.data import documents
 
+BATCH_TOKENS = 4096
+"""About how many tokens one forward pass has."""
 ROWS = 16_384
 """Rows of the output matrix that are widened to float32 at once."""
 
@@ -21,18 +23,16 @@ ROWS = 16_384
 class BaseKL:
     """Runs the base once, then measures any number of models against it."""
 
-    def __init__(
-        self, base: Any, tokenizer: Any, texts: Sequence[str], window: int = 512, label: str = "", *, own_rows: bool = True
-    ):
-        """Run `base` on the first `window` tokens of each text, or as many as it has positions. `tokenizer` is the base's.
+    def __init__(self, base: Any, tokenizer: Any, texts: Sequence[str], label: str = "", *, own_rows: bool = True):
+        """Run `base` on each text, or as much of it as it has positions for. `tokenizer` is the base's.
 
         With a `label`, lines of progress are printed where it takes long.
 
         `base` may be an extended model whose extension is switched off during this call. New rows of its vocabulary are its
         own, left by an earlier language; without `own_rows` they came with the extension, and are none of the base's.
         """
-        window, self.label = min(window, families.positions(base.config) or window), label
-        self.rows = [row[:window] for row in documents.encode(tokenizer, texts)]
+        self.label = label
+        self.rows = [row[: families.positions(base.config)] for row in documents.encode(tokenizer, texts)]
         head = base.get_output_embeddings()
         self.whole = own_rows and isinstance(head, vocabulary.ExtendedHead)
         weight = vocabulary.head_weight(head).detach() if self.whole else head.weight.detach()
@@ -71,11 +71,25 @@ class BaseKL:
         """Last hidden states of each text, (tokens, D), on the device of the model."""
         net.eval()
         device = net.get_input_embeddings().weight.device
-        hidden = []
-        for row in told(self.label, self.rows) if self.label else self.rows:
-            ids_BT = torch.tensor([row], device=device)
-            hidden.append(net.base_model(input_ids=ids_BT, use_cache=False).last_hidden_state[0])
+        hidden: list[Tensor] = [torch.empty(0)] * len(self.rows)
+        batches = list(_batches(self.rows))
+        for numbers in told(self.label, batches) if self.label else batches:
+            ids_BT = torch.zeros(len(numbers), len(self.rows[numbers[0]]), dtype=torch.long)
+            for k, number in enumerate(numbers):  # padded on the right, where attention does not look
+                ids_BT[k, : len(self.rows[number])] = torch.tensor(self.rows[number])
+            hidden_BTD = net.base_model(input_ids=ids_BT.to(device), use_cache=False).last_hidden_state
+            for k, number in enumerate(numbers):
+                hidden[number] = hidden_BTD[k, : len(self.rows[number])]
         return hidden
+
+
+def _batches(rows: Sequence[Sequence[int]]) -> Iterator[list[int]]:
+    """The numbers of all rows in batches of about `BATCH_TOKENS`, rows of like lengths together, the longest first."""
+    waiting = sorted(range(len(rows)), key=lambda number: -len(rows[number]))
+    while waiting:
+        take = max(1, BATCH_TOKENS // len(rows[waiting[0]]))
+        yield waiting[:take]
+        waiting = waiting[take:]
 
 
 def _shared(head: Any, end: int) -> list[slice]:

@@ -11,7 +11,8 @@ The one rule: every measure is better when it is smaller, and a measure that is 
 - `certificate.<measure>`: of a run that was certified, the measures of `langext certify`, like `certificate.total.kl`.
 
 While an original language has no held-out text, `original.bpb_increase`, `original.worst_bpb_increase` and `original.kl` are
-nan.
+nan. So is each increase where base and model were measured in different precision, and each drop where they were with any
+other setting that differs.
 """
 
 import operator
@@ -36,6 +37,7 @@ def measures(run: Run) -> dict[str, float]:
     """All measures of a run by name; {} until both the base and the trained model have been evaluated."""
     values: dict[str, float] = {}
     groups: dict[str, list[float]] = {}
+    odd = set(run.measured_differently) - {"include_path"}  # that the items are the same is known by their hash
     for row in run.bits:
         code = row.name.split("/")[0]
         for name in (row.name, code, "new" if code == run.new.code else "original"):
@@ -46,6 +48,8 @@ def measures(run: Run) -> dict[str, float]:
     values |= {name: sum(group) / len(group) for name, group in groups.items()}
     if worst := significance.worst([row for row in run.bits if not run.is_new(row)]):
         values["original.worst_bpb_increase"] = worst.relative
+    if "precision" in odd:  # what rounding alone makes is no forgetting
+        values = dict.fromkeys(values, nan)
     if run.bits and run.unmeasured:  # a language that nobody measured must not pass as kept
         values |= {"original.bpb_increase": nan, "original.worst_bpb_increase": nan}
     if run.model_scores and run.model_scores.kl_to_base:
@@ -57,7 +61,8 @@ def measures(run: Run) -> dict[str, float]:
     for row in run.tasks:
         task, _, metric = row.name.rpartition(", ")
         measure = "_".join(f"{task}.{metric}_drop".split())  # a condition has no spaces in its measure
-        values[measure] = -row.difference.value if row.higher_is_better else row.difference.value
+        lost = -row.difference.value if row.higher_is_better else row.difference.value
+        values[measure] = nan if odd else lost
     if found := standing.certified(run):
         values |= {f"certificate.{name}": value for name, value in found.measures().items()}
     return values

@@ -99,6 +99,17 @@ def test_languages_that_nobody_measured_are_not_kept(measured):
     assert "German: forgot" in html and "not measured" in html and "English, German: forgot" not in html
 
 
+@pytest.mark.parametrize(("setting", "known"), [("precision", False), ("limit", True), ("include_path", True)])
+def test_what_was_measured_in_two_ways_is_not_known(measured, setting, known):
+    path = measured / "04-evaluate" / "manifest.json"
+    change(path, summary={"measured_with": read_json(path)["summary"]["measured_with"] | {setting: "other"}})
+    found = conditions.measures(run_folder.gather(measured))
+    assert math.isfinite(found["original.bpb_increase"]) == math.isfinite(found["new.bpb_increase"]) == known
+    assert (
+        math.isfinite(found["continuation_fra_Latn.acc_drop"]) == (setting == "include_path") and found["original.kl"] == 0.02
+    )
+
+
 def test_figures_of_several_filters_have_names_without_spaces(measured):
     for name, value in (("02-evaluate_base", 0.5), ("04-evaluate", 0.25)):
         path = measured / name / "scores.json"

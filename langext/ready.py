@@ -1,4 +1,5 @@
-"""What comes with langext as files and is found by name: pipelines, DeepSpeed configurations, formats of lm-eval tasks.
+"""What comes with langext as files and is found by name: pipelines, DeepSpeed configurations, formats of lm-eval tasks, and
+the script of Slurm.
 
 They are the folders `pipelines` and `configs` of the repository: `langext/ready_files` links to them, and a wheel holds the
 files themselves in place of the links. So they are found wherever langext is installed and whatever the working directory is.

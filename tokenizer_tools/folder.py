@@ -33,8 +33,8 @@ def load(path: Path) -> Any:
     """The tokenizer in the folder of `path`, which is its `file`. Raises errors of many classes for what cannot be read.
 
     The class that tokenizer_config.json names may build another tokenizer than tokenizer.json holds: GPT2Tokenizer, which that
-    of SmolLM2 names, knows nothing of the rule there that divides digits. Then the file is right. So is a tokenizer.model for
-    which no class is named: what transformers makes of it puts no blank before a text, and LlamaTokenizer does.
+    of SmolLM2 names, knows nothing of the rule there that divides digits. Then the file is right. So is a tokenizer.model that
+    is read as SentencePiece reads it by LlamaTokenizer alone: where no class is named, no blank is put before a text.
     """
     pieces = sentencepiece.SentencePieceProcessor()
     if path.suffix == ".model":  # else transformers takes it for one of tiktoken

@@ -116,12 +116,11 @@ def error_of_mean(errors: list[float | None]) -> float | None:
     return sum(error**2 for error in known) ** 0.5 / len(known) if known and len(known) == len(errors) else None
 
 
-def tasks(before: Path, after: Path) -> dict[str, list[float]]:
+def tasks(before: Path, after: Path) -> dict[str, dict[str, float]]:
     """Accuracy of each task, before and after, and the p-value of the change, item by item."""
     rows = significance.tasks(*(scores.read(Scores(folder)) for folder in (before, after)))
-    return {
-        row.name.removesuffix(", acc"): [row.before, row.after, row.difference.p] for row in rows if row.name.endswith(", acc")
-    }
+    named = {row.name.removesuffix(", acc"): row for row in rows if row.name.endswith(", acc")}
+    return {name: {"before": row.before, "after": row.after, "p": row.difference.p} for name, row in named.items()}
 
 
 def curve(run: Path) -> list[dict[str, Any]]:

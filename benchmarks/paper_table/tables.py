@@ -163,11 +163,11 @@ def by_task(found: Records) -> Iterable[str]:
     return markdown(["benchmark", "base", *found], rows)
 
 
-def accuracies(runs: Sequence[tuple[float, float, float] | None]) -> Iterable[str]:
-    """The cells of a benchmark from (accuracy before, after, p) of each run; empty where it was not measured."""
-    yield percent(next(before for before, *_ in filter(None, runs)))
+def accuracies(runs: Sequence[dict[str, float] | None]) -> Iterable[str]:
+    """The cells of a benchmark from its accuracies in each run; empty where it was not measured."""
+    yield percent(next(run["before"] for run in runs if run))
     for run in runs:
-        yield "" if run is None else f"{percent(run[1])} ({run[2]:.2f})"
+        yield "" if run is None else f"{percent(run['after'])} ({run['p']:.2f})"
 
 
 def about(found: Records) -> Iterable[str]:

@@ -88,7 +88,8 @@ def cross_entropy(
     `x_ND` and `weight_VD`, where they require them; the losses of single tokens have none. `new` are rows of `weight_VD` that
     learn while all others are frozen, (M, D), and their ids (M,): then these get gradients, and `weight_VD` gets none.
     """
-    if not torch.is_grad_enabled() or new is not None:  # nothing is worked out that nobody needs
+    learn = torch.is_grad_enabled()  # nothing is worked out that nobody needs
+    new_MD, new_ids_M = new if new is not None and learn else (None, None)
+    if not learn or new is not None:
         weight_VD = weight_VD.detach()
-    new_MD, new_ids_M = new if new is not None else (None, None)
     return _ChunkedCrossEntropy.apply(x_ND, weight_VD, labels_N, scale, softcap, new_MD, new_ids_M)  # type: ignore[return-value]

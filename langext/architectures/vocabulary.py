@@ -30,7 +30,7 @@ class ExtendedEmbedding(nn.Module):
         super().__init__()
         self.weight, self.first_new, self.slots = base.weight, first_new, tuple(slots)
         self.new_weight = new
-        self.new_ids = [*slots, *range(first_new, first_new + len(new) - len(slots))]
+        self.new_ids = ids_of(new, first_new, slots)
         # The row of each id among the new ones; -1 for those of the base. No buffer: models are also built without memory.
         rows = max(base.num_embeddings, first_new + len(new) - len(slots))
         self.place = torch.full((rows,), -1, device="cpu")
@@ -60,12 +60,17 @@ class ExtendedHead(nn.Module):
         super().__init__()
         self.weight, self.first_new, self.slots, self.num_rows = base.weight, first_new, tuple(slots), num_rows
         self.new_weight = new
-        self.new_ids = [*slots, *range(first_new, first_new + len(new) - len(slots))]
+        self.new_ids = ids_of(new, first_new, slots)
         self.bias = None  # for code that expects the attributes of nn.Linear
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., D) -> (..., V) logits."""
         return F.linear(x, head_weight(self))
+
+
+def ids_of(new_ND: Tensor, first_new: int, slots: Sequence[int]) -> list[int]:
+    """The id of each new row: the slots, and then those from `first_new` on."""
+    return [*slots, *range(first_new, first_new + len(new_ND) - len(slots))]
 
 
 def head_weight(head: Any) -> Tensor:

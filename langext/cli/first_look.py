@@ -19,7 +19,7 @@ from langext.data.sources import Source
 from langext.errors import ConfigError, one_line
 from langext.languages import Language
 from langext.methods import AnyMethod
-from langext.models import bases
+from langext.models import base_files, bases
 from langext.pipeline import estimate, launcher
 from langext.pipeline.estimate import Size
 from tokenizer_tools import audit
@@ -122,6 +122,8 @@ def base(name: str, revision: str | None) -> Base:
         assets.resolve(name)  # says how to fetch it
     if bases.place_if_here(name, revision) is None and not _download(name, revision):
         return Base()
+    if bases.place_if_here(name, revision) is None:
+        raise ConfigError(f"{name}: its repository has no tokenizer that langext reads ({', '.join(base_files.TOKENIZERS)})")
     from langext.architectures import families
 
     config = bases.config_if_here(name, revision)

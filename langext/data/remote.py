@@ -77,7 +77,7 @@ class _Stream(io.RawIOBase):
         return True
 
     def seekable(self) -> bool:
-        return bool(self.file.seekable()) and getattr(self.file, "size", None) is not None
+        return bool(self.file.seekable()) and getattr(self.file, "size", 0) is not None
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         return self.file.seek(offset, whence)

@@ -69,7 +69,9 @@ def lines(figures: Mapping[str, Any]) -> list[str]:
     for key, shape in SHOWN.items():
         cells = ("–" if row[key] is None else shape.format(row[key]) for row in rows.values())
         table.append(f"{key:24}" + "  ".join(f"{cell:>{of}}" for cell, of in zip(cells, width.values(), strict=True)))
-    return [*table, f"worst passage, {figures['total']['worst_kl']:.6f} nats per token: {figures['total']['worst_text']}"]
+    total = figures["total"]
+    text = f": {total['worst_text']}" if total["worst_text"] else ""
+    return [*table, f"worst passage, {total['worst_kl']:.6f} nats per token{text}"]
 
 
 def read_passages(path: Path) -> tuple[dict[str, list[str]], str]:

@@ -234,7 +234,7 @@ def lay(folder: Path, certificate: Certificate, passages: str | None, *, export:
     if passages is not None:
         write_text(folder / certify.PASSAGES, passages)
     else:
-        certificate = _without_text(certificate)
+        certificate = without_text(certificate)
         (folder / certify.PASSAGES).unlink(missing_ok=True)
     if export:
         write_text(folder / certify.SCRIPT, script())
@@ -246,7 +246,7 @@ def lay(folder: Path, certificate: Certificate, passages: str | None, *, export:
     write_json(folder / certify.RECORD, certificate)
 
 
-def _without_text(found: Certificate) -> Certificate:
+def without_text(found: Certificate) -> Certificate:
     """The same figures, without the beginnings of the passages that moved most."""
 
     def blank(row: Row) -> Row:

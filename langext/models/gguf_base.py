@@ -101,7 +101,8 @@ def _scaled_rope(path: Path, _modified_ns: int, _size: int) -> str:
 
     reader = GGUFReader(str(path))
     for name, field in reader.fields.items():
-        if name.endswith(".rope.scaling.type") and field.contents() != "none":
+        plain = {"type": ("none",), "factor": (0.0, 1.0), "scale_linear": (0.0, 1.0)}.get(name.rpartition(".")[2])
+        if ".rope.scal" in name and plain and field.contents() not in plain:
             return f"{name}: {field.contents()}"
     return next((tensor.name for tensor in reader.tensors if tensor.name.startswith("rope_f")), "")
 

@@ -143,7 +143,7 @@ def _show_models(spec: Pipeline, root: Path, steps: list[Step], todo: list[Step]
         config = bases.config_if_here(spec.base_model, spec.revision)
     if bases.place_if_here(spec.base_model, spec.revision) is None:
         console.say(
-            "The base's config is not on this machine, so parameters, FLOPs and memory are unknown until the first run."
+            "Config and tokenizer of the base are not on this machine: parameters, FLOPs and memory are unknown until a run."
         )
     new_text = doubts.tokens_to_learn(spec, root, steps)
     new_tokens = sum(sizing.most(step.stage.new_tokens) for step in steps if isinstance(step.stage, ExtendTokenizer))

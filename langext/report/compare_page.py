@@ -101,8 +101,8 @@ def share(mean: Mean | None, digits: int = 1) -> str:
 
 
 def nats(mean: Mean | None) -> str:
-    """Format a KL in nats per token with half the width of its 95 % interval, like 0.0035 ± 0.0011; a dash for None."""
-    if mean is None:
+    """Format a KL in nats per token with half the width of its 95 % interval, like 0.0035 ± 0.0011; a dash for None or nan."""
+    if mean is None or not isfinite(mean.value):
         return "–"
     half = (mean.high - mean.low) / 2
     return f"{mean.value:.4f}" + (f" ± {half:.4f}" if isfinite(half) else "")

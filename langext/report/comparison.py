@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from io import StringIO
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from langext.errors import ConfigError
 from langext.evaluation import significance
 from langext.evaluation.significance import Mean
 from langext.report import run_folder
+from langext.report.alike import alike
 from langext.report.run_folder import Run
 
 FULL = "full"
@@ -77,7 +79,9 @@ class Entry:
 
     @property
     def drift(self) -> Mean | None:
-        """The largest KL(base || model) of any original language, in nats per token; None where it was not measured."""
+        """The largest KL(base || model) of any original language, in nats per token; None where it was not measured, nan where
+        one language has none.
+        """
         by_language = self.run.model_scores.kl_to_base if self.run.model_scores else {}
         return significance.farthest([language.code for language in self.run.originals], by_language)
 
@@ -115,7 +119,7 @@ class Comparison:
         text. KL cannot: it is zero for the base alone.
         """
         counting = [entry for entry in self.entries if entry.alike and entry.learned]
-        return bool(counting) and all(entry.drift for entry in counting)
+        return bool(counting) and all(entry.drift and isfinite(entry.drift.value) for entry in counting)
 
     def lost(self, entry: Entry) -> Mean | None:
         """What a run forgot, in the unit of the comparison: nats per token if `by_drift`, else a share of the bits per byte."""
@@ -243,24 +247,12 @@ def _entry(run: Run, name: str, first: Run, keys: Sequence[str], wanted: set[str
         forgot_in=forgot.name if forgot else "",
         tasks_learned=significance.gain(by_language.get(True, [])),
         tasks_forgot=-lost if lost else None,
-        alike=_measured(run) == _measured(first),
+        alike=alike(run, first),
     )
 
 
 def _pair(run: Run) -> str:
     return f"{run.new.code} and keeps {', '.join(language.code for language in run.originals)}"
-
-
-def _measured(run: Run) -> tuple[Any, ...]:
-    """On what and how a run was measured; equal for two runs whose results can be compared.
-
-    The passages are known by their sizes in bytes, for the base and the model, and those of KL by their tokens. Then come the
-    settings of the evaluations, and those in which the evaluations of base and model differ.
-    """
-    evaluations = [evaluation for evaluation in (run.base_scores, run.model_scores) if evaluation]
-    sizes = sorted((name, bits.bytes_each) for evaluation in evaluations for name, bits in evaluation.bits_per_byte.items())
-    tokens = sorted((name, kl.tokens) for name, kl in run.model_scores.kl_by_set.items()) if run.model_scores else []
-    return sizes, tokens, run.measuring, run.measured_differently
 
 
 def _differing(runs: Sequence[Run]) -> list[str]:

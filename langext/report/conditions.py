@@ -55,7 +55,8 @@ def measures(run: Run) -> dict[str, float]:
     if run.model_scores and run.model_scores.kl_to_base:
         values |= {f"{code}.kl": kl.value for code, kl in run.model_scores.kl_to_base.items()}
         most = significance.farthest([language.code for language in run.originals], run.model_scores.kl_to_base)
-        values["original.kl"] = most.value if most else nan
+        assert most is not None, "there is a KL"
+        values["original.kl"] = most.value
     others = run.model_scores.others if run.model_scores else {}
     values |= {f"{name}.kl": other.kl_to_base.value for name, other in others.items() if other.kl_to_base}
     for row in run.tasks:

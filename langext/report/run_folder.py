@@ -279,7 +279,7 @@ def gather(root: Path) -> Run:
         base_scores=_together([path for path, _ in of_base]),
         model_scores=_together([path for path, _ in last]),
         measuring=measuring,
-        measured_differently=[key for key, values in measuring.items() if of_base and base_measuring.get(key) != values],
+        measured_differently=[key for key, values in measuring.items() if base_measuring.get(key, values) != values],
     )
 
 
@@ -318,5 +318,5 @@ def _flat(key: str, value: Any) -> dict[str, Any]:
 def _measuring(evaluations: list[tuple[Path, Manifest]]) -> dict[str, list[str]]:
     """Setting of an evaluation -> its different values in these evaluations, sorted."""
     summaries = [summary for _, manifest in evaluations if (summary := manifest.summary_as(EvaluateSummary))]
-    keys = summaries[0].measured_with if summaries else {}
-    return {key: sorted({summary.measured_with.get(key, "") for summary in summaries}) for key in keys}
+    keys = dict.fromkeys(key for summary in summaries for key in summary.measured_with)
+    return {key: sorted({s.measured_with[key] for s in summaries if key in s.measured_with}) for key in keys}

@@ -82,6 +82,8 @@ def of(run: Run, code: str) -> str:
     It was kept when bits per byte are no worse beyond their interval in any set, tasks were measured and none is surely worse
     (see `significance.surely_worse`), and KL to the base, up to the end of its interval, is at most `most_kl`.
     """
+    if "precision" in run.measured_differently:  # rounding alone makes a difference then
+        return NOT_KNOWN[0]
     tasks = run.tasks_by_language().get(code, [])
     rows = [row for row in run.bits if row.name.split("/")[0] == code]
     if any(row.verdict == "worse" for row in rows):

@@ -64,6 +64,7 @@ class Certify(Stage):
             pair = certificates.of_live(model, None, device)
         settings = Settings(self.batch, self.continuations, self.new_tokens)
         found, passages = certificates.measure(pair, text, settings, self.bytes, self.kept_kl, device)
+        found = found if self.keep_text else certificates.without_text(found)
         for place in (ctx.out, *([folder] if folder else [])):
             certificates.lay(place, found, passages if self.keep_text else None, export=place is folder)
         ctx.report(found)

@@ -64,7 +64,8 @@ class Evaluate(Stage):
     limit: int | None = Field(None, ge=1)
     """Number of items to measure of each of `tasks`, a random choice that is always the same; all when not given."""
     batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = 8
-    """Sequences in one forward pass of lm-eval; auto takes as many as fit into the memory of a GPU. More need more memory."""
+    """Sequences in one forward pass of lm-eval; auto takes as many as fit into the memory of a GPU. More need more memory: for
+    each token the probabilities of all tokens in float32."""
     samples: int = Field(2, ge=0)
     """Texts to generate per language, each from the start of a paragraph of a different held-out document. The base generates
     them too, so that the speeds can be compared."""
@@ -141,7 +142,8 @@ class Evaluate(Stage):
             summary = manifest.summary_as(EvaluateSummary)
         except ConfigError:  # it has other keys, so another version wrote it
             summary = None
-        if summary is None or summary.scores != scores.FORMAT:
+        with_tasks = bool(self.tasks or self.continuation_items)
+        if summary is None or summary.scores != scores.FORMAT or with_tasks > ("lm_eval" in summary.measured_with):
             return "another version of langext measured this"
         for file in summary.task_files:
             path = Path(file.path)

@@ -298,5 +298,8 @@ def test_for_several_machines_text_is_filtered_before_the_job(pico, tmp_path, mo
     cluster = ["--gpus", "8", "--gpu-memory", "80", "--nodes", "2", "--out", "hu.yaml"]
     result = langext("init", "--language", "hu", "--base", pico, *cluster)
     said = result.output
-    assert "langext run hu.yaml --out /shared/runs/hu --until filter" in said and "sbatch --nodes=2" in said
+    assert "langext run hu.yaml --out /shared/runs/hu --until filter" in said
+    job = next(line for line in said.splitlines() if "sbatch" in line).split()
+    assert job[1:4] == ["--nodes=2", "--gpus-per-node=8", "--ntasks-per-node=8"] and Path(job[4]).name == "train.sbatch"
+    assert Path(job[4]).is_file()
     assert "2 machines, each with 8 x GPU of 80 GiB\n" in said and "CPU cores" not in said

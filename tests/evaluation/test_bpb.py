@@ -1,12 +1,17 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import regex
 import torch
 
+from langext.context import Context
+from langext.data import documents
 from langext.errors import ConfigError, RunFailed
-from langext.evaluation import bpb, generation
+from langext.evaluation import bpb, generation, kl
 from langext.evaluation.kl import BaseKL
 from langext.models import loading
+from langext.training import setup
 
 
 def test_bits_per_byte_equals_the_definition(pico):
@@ -87,6 +92,31 @@ def test_no_window_is_longer_than_the_model_has_positions(pico):
         generation.refuse_long(net, tokenizer, {"eng_Latn": ["The cat", text]})
     assert generation.generate(net, tokenizer, "The cat", 100).tokens < 24
     assert generation.fits(net, tokenizer, "The cat") and not generation.fits(net, tokenizer, text)
+
+
+def test_kl_of_a_text_is_the_same_in_any_batch_and_reads_it_whole(pico, monkeypatch):
+    net, other = loading.load_base(pico, torch.float32), loading.load_base(pico, torch.float32)
+    for parameter in other.parameters():
+        parameter.data += 0.02 * torch.randn(parameter.shape)
+    tokenizer = loading.load_tokenizer(pico)
+    for one in (net, other):
+        one.config.max_position_embeddings = 1024
+    texts = ["The cat. ", "The cat sees the dog in the street. " * 3, "A pupil speaks with the boy. " * 80, "x"]
+    alone = [BaseKL(net, tokenizer, [text]) for text in texts]
+    assert len(alone[2].rows[0]) > 512
+    monkeypatch.setattr(kl, "BATCH_TOKENS", 150)
+    together = BaseKL(net, tokenizer, texts)
+    assert together.each(other) == pytest.approx([one.each(other)[0] for one in alone], rel=1e-4)
+
+
+def test_a_setting_is_not_judged_by_the_passages_it_was_chosen_on(tmp_path, monkeypatch):
+    domains = {f"{code}/book": [f"{code} {number}. " * 150 for number in range(20)] for code in ("fra_Latn", "eng_Latn")}
+    monkeypatch.setattr(documents, "heldout", lambda *_: domains)
+    ctx = Context(tmp_path, 1, "fra_Latn", ("eng_Latn",))
+    settings = SimpleNamespace(eval_bytes=5000, check_heldout=lambda *_: None)
+    for chosen in (bpb.Ruler(ctx, None, 5000).passages, setup._probes(settings, ctx, None)):
+        for name, texts in domains.items():
+            assert len(chosen[name]) >= 5 and not set(chosen[name]) & set(bpb.passages(texts, 1000, 5000))
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])

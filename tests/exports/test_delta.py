@@ -235,7 +235,7 @@ def test_files_that_are_not_those_of_the_record_are_refused_or_left(bench: Bench
     link.symlink_to(delta / "vocabulary" / "new_tokens.json")
     assert "no plain file" in apply(tmp_path / "link")
     (changed("page") / "delta.json").write_text("<html>404</html>")
-    assert "delta.json: line 1, column 1: not valid JSON: Expecting value" in apply(tmp_path / "page")
+    assert "delta.json: this is a web page, not the file itself" in apply(tmp_path / "page")
     (changed("more") / "checkpoints").mkdir()
     (tmp_path / "more" / "checkpoints" / "evil.pt").write_text("")
     langext("apply", tmp_path / "more", "--to", tmp_path / "x", "--base", bench.pico)

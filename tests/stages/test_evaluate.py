@@ -131,12 +131,11 @@ def test_changed_tasks_of_ones_own_are_noticed(own):
     assert [path.name for path in files] == ["mine.yaml", "_pairs.yaml", "items.jsonl"]
     assert harness.files(["arc_easy"], own) == []
     told = [TaskFile(path=str(path), sha256=sha256_file(path)) for path in files]
-    summary = EvaluateSummary(bits_per_byte={}, scores=FORMAT, task_files=told, measured_with={})
+    summary = EvaluateSummary(bits_per_byte={}, scores=FORMAT, task_files=told, measured_with={"lm_eval": "0"})
     manifest = manifest_of(summary)
     assert stage.outdated(manifest) == ""
-    assert "another version of langext" in stage.outdated(
-        manifest_of(summary.model_copy(update={"scores": "langext scores 1"}))
-    )
+    for change in ({"scores": "langext scores 1"}, {"measured_with": {}}):  # the second: tasks as they were read before
+        assert "another version of langext" in stage.outdated(manifest_of(summary.model_copy(update=change)))
     (own / "items.jsonl").write_text('{"good": "a", "bad": "b"}\n')
     assert "items.jsonl has changed since it was measured with" in stage.outdated(manifest)
     (own / "items.jsonl").unlink()
@@ -249,7 +248,7 @@ def test_what_is_no_number_ends_the_evaluation():
 def test_scores_of_other_items_are_not_taken(own):
     stage = Evaluate(uses="evaluate", include_path=own, tasks=["mine"])
     files = evaluate._hashes(harness.files(["mine"], own))
-    summary = EvaluateSummary(bits_per_byte={}, scores=FORMAT, task_files=files, measured_with={})
+    summary = EvaluateSummary(bits_per_byte={}, scores=FORMAT, task_files=files, measured_with={"lm_eval": "0"})
     assert stage.same_sources(manifest_of(summary))
     elsewhere = [file.model_copy(update={"path": f"/other{file.path}"}) for file in files]
     assert not stage.same_sources(manifest_of(summary.model_copy(update={"task_files": elsewhere})))

@@ -276,19 +276,14 @@ def placeholder(path: Path) -> str:
     if not path.is_file():
         return ""
     with path.open("rb") as file:
-        head = file.read(_HEAD)
-        return placeholder_of(head) or web_page(head)
+        return placeholder_of(file.read(_HEAD))
 
 
-def placeholder_of(head: bytes) -> str:
-    """The same of the first bytes of a file, but for a web page."""
+def placeholder_of(head: bytes, *, pages: bool = True) -> str:
+    """The same of the first bytes of a file. Without `pages` a web page is a file like others."""
+    if pages and head.removeprefix(b"\xef\xbb\xbf").lstrip().lower().startswith(_WEB_PAGES):
+        return _WEB_PAGE_SAID
     return next((said for beginning, said in PLACEHOLDERS.items() if head.startswith(beginning)), "")
-
-
-def web_page(head: bytes) -> str:
-    """What is said of a web page that was saved in place of a file, by its first bytes; empty of any other."""
-    begins = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower().startswith(_WEB_PAGES)
-    return _WEB_PAGE_SAID if begins else ""
 
 
 def cause(error: BaseException) -> str:

@@ -20,8 +20,8 @@ PROBES = (
     "сорок два שלום مرحبا \U0001f642",
 )
 """Text in which the rules of usual tokenizers differ: digits, contractions, blanks, marks of letters, scripts."""
-
 WORDS = "In 1984 there were cats"
+"""Text that no rule of SentencePiece for several blanks changes."""
 
 
 def file(folder: Path) -> Path | None:

@@ -69,9 +69,9 @@ def likely(lines: Sequence[bytes], language: str = languages.MUL) -> str:
     single = languages.find(language)
     usual = _usual(single)
     if sum(byte > 127 for byte in data) < FEW:
-        return next((name for name in usual or (COMMON,) if _decoded(data, name) is not None), "")
+        return next((name for name in usual or (COMMON,) if decoded(data, name) is not None), "")
     guess = _guessed(data)
-    found = {name: text for name in dict.fromkeys((*usual, guess)) if name and (text := _decoded(data, name))}
+    found = {name: text for name in dict.fromkeys((*usual, guess)) if name and (text := decoded(data, name))}
     wrong = {name: _odd_frac(text, single) for name, text in found.items()} if usual else {}
     best = min(wrong, key=lambda name: wrong[name], default="")  # of equal ones the commoner
     if best and wrong[best] <= MOST_ODD:
@@ -104,7 +104,7 @@ def _guessed(data: bytes) -> str:
     return READ_AS.get(found, found)
 
 
-def _decoded(data: bytes, encoding: str) -> str | None:
+def decoded(data: bytes, encoding: str) -> str | None:
     """The text of bytes, of which the last may be a part of a letter; None when they are not in this encoding."""
     try:
         return codecs.getincrementaldecoder(encoding)().decode(data)

@@ -3,7 +3,6 @@
 The one rule: what shows here about a whole file is refused here; a single entry that cannot be read is not judged here.
 """
 
-import codecs
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,17 +11,16 @@ from typing import Any
 
 from langext import languages
 from langext.data import columns as fields
-from langext.data import entries, formats
+from langext.data import encodings, entries, formats
 from langext.data.formats import CSV, JSONL, PARQUET, PARQUET_MARK, TSV, TXT, UTF_8, kind, packing
 from langext.data.lines import Line, Unreadable, lines
 from langext.data.source_files import Place
-from langext.errors import ConfigError, one_line, placeholder_of, web_page
+from langext.errors import ConfigError, one_line, placeholder_of
 
 HEAD = 1 << 16
 """Bytes at the start of a file from which it is told what it is."""
 FEWEST_BAD = 3
 """Lines at the start of a file that must be no UTF-8 before all of it is said to be in another encoding."""
-
 FEWEST_LETTERS = 5
 """Letters that are not ASCII from which bytes in another encoding can no more be UTF-8 by chance."""
 
@@ -54,7 +52,7 @@ def check(
             raise ConfigError(f"{where}: {what}; mend or remove it")
         return Head(rows=False, closed=True)
     head, tail = _ends(place)
-    if said := placeholder_of(head) or ("" if language == languages.ZXX else web_page(head)):
+    if said := placeholder_of(head, pages=language != languages.ZXX):
         raise ConfigError(f"{where}: {said}")
     if kind(place) == PARQUET:
         if head[:4] != PARQUET_MARK or tail != PARQUET_MARK:
@@ -68,16 +66,13 @@ def check(
         raise ConfigError(f"{where}: not UTF-8 text: it looks like {found}")
     try:
         whole = list(lines(io.BytesIO(head), encoding, language))
-    except Unreadable as error:
-        raise ConfigError(f"{where}: {error}") from None
-    if not complete and whole:  # the last line is cut
-        del whole[-1]
-    if encoding == UTF_8:
-        _check_encoding(where, whole, head)
-    elif _is_utf8(head):
-        advice = f"put the files that are in {encoding} into a source of their own"
-        raise ConfigError(f"{where}: this file is UTF-8, and encoding is {encoding}; {advice}")
-    try:
+        if not complete and whole:  # the last line is cut
+            del whole[-1]
+        if encoding == UTF_8:
+            _check_encoding(where, whole, head)
+        elif _is_utf8(head):
+            advice = f"put the files that are in {encoding} into a source of their own"
+            raise ConfigError(f"{where}: this file is UTF-8, and encoding is {encoding}; {advice}")
         _check_fields(where, kind(place), whole, columns)
     except Unreadable as error:
         raise ConfigError(f"{where}: {error}") from None
@@ -89,7 +84,7 @@ def check(
 
 def check_pointer(place: Place) -> None:
     """Raise ConfigError for a file that stands for another one, which Git LFS has not fetched."""
-    if said := placeholder_of(_ends(place)[0]):
+    if said := placeholder_of(_ends(place)[0], pages=False):
         raise ConfigError(f"{one_line(place)}: {said}")
 
 
@@ -123,10 +118,7 @@ def _ends(place: Place) -> tuple[bytes, bytes]:
 
 def _is_utf8(head: bytes) -> bool:
     """Whether bytes, of which the last may be a part of a letter, are UTF-8, with enough letters that this is no chance."""
-    try:
-        text = codecs.getincrementaldecoder(UTF_8)().decode(head)
-    except UnicodeDecodeError:
-        return False
+    text = encodings.decoded(head, UTF_8) or ""
     return sum(not letter.isascii() for letter in text) >= FEWEST_LETTERS
 
 

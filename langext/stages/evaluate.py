@@ -142,8 +142,9 @@ class Evaluate(Stage):
             summary = manifest.summary_as(EvaluateSummary)
         except ConfigError:  # it has other keys, so another version wrote it
             summary = None
-        with_tasks = bool(self.tasks or self.continuation_items)
-        if summary is None or summary.scores != scores.FORMAT or with_tasks > ("lm_eval" in summary.measured_with):
+        if summary is None or summary.scores != scores.FORMAT:
+            return "another version of langext measured this"
+        if self._with_lm_eval and "lm_eval" not in summary.measured_with:
             return "another version of langext measured this"
         for file in summary.task_files:
             path = Path(file.path)
@@ -240,12 +241,17 @@ class Evaluate(Stage):
         )
         return Scores(ctx.out)
 
+    @property
+    def _with_lm_eval(self) -> bool:
+        """Whether anything is measured by lm-eval."""
+        return bool(self.tasks or self.continuation_items)
+
     def _measuring(self) -> dict[str, Any]:
         """What changes how tasks are measured; scores can be compared only when all of it is equal."""
         from langext.architectures import precision
 
         shown = self.include_path and str(self.include_path)
-        by = {"lm_eval": version("lm_eval")} if self.tasks or self.continuation_items else {}
+        by = {"lm_eval": version("lm_eval")} if self._with_lm_eval else {}
         return by | {
             "num_fewshot": self.num_fewshot, "limit": self.limit, "include_path": shown,
             "precision": precision.chosen(self.precision, self.runtime.gpus),

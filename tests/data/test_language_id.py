@@ -28,6 +28,7 @@ BAD = {
     "text": (lambda data: b"no model", "it begins with other bytes"),
     "gzipped": (gzip.compress, "it begins with other bytes"),
     "an LFS pointer": (lambda data: b"version https://git-lfs.github.com/spec/v1\noid", "Git LFS pointer.*git lfs pull"),
+    "a web page": (lambda data: b"<!DOCTYPE html><html>", "this is a web page"),
     "another version": (lambda data: changed(data, 4, "i", 99), "its version is 99"),
     "word vectors": (lambda data: changed(data, KIND, "i", 2), "word vectors and no labels"),
     "no room for n-grams": (lambda data: changed(data, NGRAMS, "i", 2), "settings"),

@@ -1,4 +1,4 @@
-"""Ends the processes of a stage when the `langext run` that started them is gone, or wants them gone at once.
+"""Ends the processes of a stage when one of them has failed, or the `langext run` that started them is gone or wants it.
 
 The one rule: no process of a stage stays behind, on no machine. Each worker has a thread that looks for the stop file, which
 all machines see, and for `langext run`, if that works on the same machine.
@@ -47,6 +47,8 @@ def _watch(stop: Path, parent: psutil.Process | None) -> None:
         time.sleep(EVERY_SECONDS)
         if asked(stop) == signal.SIGKILL:
             end_all()
+        if code := failed(stop):
+            os._exit(code)  # the rest of the process may wait for the one that has failed
         if parent is not None and not lives(parent):
             if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
                 end_all()
@@ -69,7 +71,22 @@ def asking() -> list[signal.Signals]:
 
 
 def asked(stop: Path) -> int:
-    """The number of the signal in a stop file; 0 when there is no such file."""
+    """The number of the signal in a stop file; 0 when there is no such file, or a process has failed."""
+    return max(0, _read(stop))
+
+
+def failed(stop: Path) -> int:
+    """The exit code of the process of this stage that has failed first; 0 when none has."""
+    return max(0, -_read(stop))
+
+
+def fail_all(stop: Path, code: int) -> None:
+    """Make the other processes of the stage end with this exit code: on other machines they could wait for half an hour."""
+    with suppress(OSError):  # a full disk: the launchers end those of this machine
+        stop.write_text(str(-code), encoding="utf-8")
+
+
+def _read(stop: Path) -> int:
     try:
         return int(stop.read_text(encoding="utf-8") or signal.SIGTERM)  # empty while it is being written
     except (OSError, ValueError):  # most often it is not there

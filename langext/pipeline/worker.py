@@ -18,7 +18,7 @@ from typing import Any, cast
 
 from pydantic import TypeAdapter
 
-from langext.artifacts import JOB, MANIFEST, Artifact, Job, Manifest, list_files, read_as, write_json
+from langext.artifacts import JOB, MANIFEST, STOP, Artifact, Job, Manifest, list_files, read_as, write_json
 from langext.console import print_anything
 from langext.context import Context, without_launcher
 from langext.errors import EXIT_BUG, EXIT_CONFIG, EXIT_RUN_FAILED, ConfigError, RunFailed, bug, machine_problem
@@ -114,7 +114,12 @@ def main() -> None:
 
 
 def _fail(out: Path, what: object, code: int) -> None:
+    """End this process, and the others of the stage with it; one that fails because another has failed says nothing."""
+    if first := lifeline.failed(out / STOP):
+        sys.exit(first)
     print(f"error: {out.name}: {what}", file=sys.stderr, flush=True)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        lifeline.fail_all(out / STOP, code)
     sys.exit(code)
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from langext.artifacts import STOP
 from langext.context import Runtime, without_launcher
-from langext.errors import ConfigError, Stopped
+from langext.errors import EXIT_RUN_FAILED, ConfigError, Stopped
 from langext.pipeline import launcher, lifeline
 
 ROOT = Path(__file__).parents[2]
@@ -44,6 +44,14 @@ try:
     sys.exit(launcher.launch(out, Runtime(), 0))
 except KeyboardInterrupt:
     sys.exit(130)
+"""
+FAILING = """
+from langext.errors import RunFailed
+from langext.pipeline import worker
+def execute(out, only_prepare):
+    raise RunFailed("no more disk")
+worker.execute = execute
+worker.main()
 """
 
 
@@ -127,6 +135,24 @@ def test_a_second_signal_ends_what_runs_on_other_machines(tmp_path):
     assert not gone(processes, 0.8)
     (tmp_path / STOP).write_text(str(int(signal.SIGKILL)))
     assert worker.wait(timeout=10) == -signal.SIGKILL and gone(processes, 0.5)
+
+
+def test_a_process_that_fails_ends_those_on_other_machines_with_its_exit_code(tmp_path):
+    """They may wait for it where nothing tells them that it is gone."""
+    command = [sys.executable, "-c", WORKER, str(tmp_path), "another-machine:1", "training"]
+    waiting = subprocess.Popen(command, cwd=ROOT, start_new_session=True)
+    _, child = started(tmp_path)
+    command = [sys.executable, "-c", FAILING, "--run", lifeline.address(), str(tmp_path)]
+    for world_size, ends in (("1", False), ("2", True)):
+        env = os.environ | {"RANK": "0", "WORLD_SIZE": world_size}
+        failed = subprocess.run(command, env=env, capture_output=True, text=True, cwd=ROOT)
+        assert failed.returncode == EXIT_RUN_FAILED and failed.stderr.count("error: ") == 1, failed.stderr
+        assert (tmp_path / STOP).exists() == ends
+    assert waiting.wait(timeout=10) == EXIT_RUN_FAILED
+    child.kill()
+    # What fails next, because the first one is gone, does not speak over it.
+    late = subprocess.run(command, env=os.environ | {"WORLD_SIZE": "2"}, capture_output=True, text=True, cwd=ROOT)
+    assert late.returncode == EXIT_RUN_FAILED and "error: " not in late.stderr
 
 
 @pytest.mark.parametrize(("code", "raised"), [(143, Stopped), (4, None), (2, None)])

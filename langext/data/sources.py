@@ -167,7 +167,7 @@ class Source(SourceSpec):
         commit = self.commit() if self.hub and found is None else None
         files = found.files if found else {}
         tasks = len(files)
-        if self.hub and not self.max_documents:
+        if self.hub:  # with a limit too: it tells of a configuration or split that is not there
             from langext.data import hub
 
             tasks = hub.shards(self._dataset, self._options(commit))

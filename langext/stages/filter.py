@@ -184,6 +184,9 @@ class Filter(Stage):
             for source in sources:  # what was begun with before an interruption, all of it before anything goes on
                 if (path := log_of(ctx, source) / RECORD).exists():
                     self._unchanged(source.difference(read_as(path, SourceRecord).files))
+            for source in sources:
+                if source.hub and source.folder() is None:  # a wrong name is told before hours of reading, not after
+                    self._begin(ctx, source)
             parts = []
             for source in sources:
                 record = self._begin(ctx, source)

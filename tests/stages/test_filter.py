@@ -874,6 +874,19 @@ def test_the_commit_of_a_dataset_is_what_is_read_and_compared(tmp_path, lid, mon
     assert not stage.same_sources(manifest)
 
 
+def test_a_dataset_that_the_hub_does_not_have_is_told_before_anything_is_read(tmp_path, lid, monkeypatch):
+    def missing(dataset, options):
+        raise ConfigError(f"hub dataset {dataset} has no configuration {options['name']!r}")
+
+    monkeypatch.setattr(hub, "commit", lambda dataset, revision: "a" * 40)
+    monkeypatch.setattr(hub, "shards", missing)
+    sources = two(tmp_path, write_jsonl(tmp_path / "fr.jsonl", FR))
+    late = {"language": "fr", "hub": "someone/text", "config": "fra_latn", "max_documents": 9}
+    with pytest.raises(RunFailed, match="someone/text has no configuration 'fra_latn'"):
+        run(tmp_path, lid, [*sources, late])
+    assert not list((tmp_path / "out").rglob("*.gz"))
+
+
 def test_a_dataset_in_one_file_is_streamed_once(tmp_path):
     write_jsonl(tmp_path / "data" / "train.jsonl", FR)
     assert Source(language="fr", hub="./data").record().tasks == 1

@@ -3,8 +3,10 @@
 A live model is built from the base folder, new vocabulary rows, earlier extensions, the method's modules and the delta.
 """
 
+import math
 import os
 import sys
+from collections import Counter
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -46,6 +48,7 @@ hf_logging.set_tqdm_hook(_quiet)
 if not sys.stderr.isatty():  # a download shows the bars of the hub's library, which are for a terminal
     hf_logging.disable_progress_bar()
 
+DTYPES = dict(zip(base_files.PRECISIONS, (torch.bfloat16, torch.float16, torch.float32, torch.float64), strict=True))
 MODEL_FILE = "model.json"
 NEW_TOKENS = "new_tokens.json"
 NEW_ROWS = "new_rows.safetensors"
@@ -223,10 +226,14 @@ def _built(net: Any, model: Model, record: Record) -> LiveModel:
 
 
 def stored(folder: Path) -> torch.dtype:
-    """The precision of the weights in their files, which can differ from the one in config.json."""
+    """The precision of most of the weights in their files, which can differ from the one in config.json."""
+    numbers: Counter[str] = Counter()
     try:
-        with safe_open(base_files.weight_files(folder)[0], "pt") as file:
-            return file.get_tensor(next(iter(file.keys()))).dtype
+        for path in base_files.weight_files(folder):
+            with safe_open(path, "pt") as file:
+                for part in map(file.get_slice, file.keys()):
+                    numbers[part.get_dtype()] += math.prod(part.get_shape())
+        return DTYPES[numbers.most_common(1)[0][0]]
     except (ConfigError, SafetensorError, OSError):  # missing or damaged: load_base reports it with a better message
         return torch.bfloat16
 

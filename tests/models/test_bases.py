@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from toy import make_llama
 
 from langext.errors import ConfigError
@@ -71,6 +72,14 @@ def test_weights_that_are_missing_or_damaged(copy):
     (copy / "pytorch_model.bin").write_bytes(b"pickle")
     with pytest.raises(ConfigError, match="no model.safetensors and no model.safetensors.index.json here"):
         loading.load_base(copy, torch.float32)
+
+
+def test_the_precision_of_a_base_is_that_of_most_of_its_weights(tmp_path):
+    """Some models keep a few tensors in float32, and the first one says nothing about the others."""
+    save_file({"a": torch.zeros(2), "b": torch.zeros(2, 2, dtype=torch.bfloat16)}, tmp_path / "model.safetensors")
+    assert loading.stored(tmp_path) == torch.bfloat16
+    save_file({"a": torch.zeros(5), "b": torch.zeros(2, 2, dtype=torch.bfloat16)}, tmp_path / "model.safetensors")
+    assert loading.stored(tmp_path) == torch.float32
 
 
 def test_another_file_is_no_base(tmp_path):

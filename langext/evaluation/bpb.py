@@ -16,12 +16,13 @@ from typing import Any
 import numpy as np
 import regex
 import torch
+from torch import nn
 
 from langext.architectures import cross_entropy, families, vocabulary
 from langext.artifacts import Corpus
 from langext.console import SILENCE_SECONDS, Progress
 from langext.context import Context
-from langext.data import documents
+from langext.data import batches, documents
 from langext.data.tokens import IGNORE
 from langext.errors import ConfigError, RunFailed
 from langext.evaluation import ratio
@@ -101,7 +102,7 @@ def measure(
     tokenizer: Any,
     texts: Sequence[str],
     window: int = 512,
-    batch_tokens: int = 4096,
+    batch_tokens: int = batches.TOKENS,
     observe: Callable[[torch.Tensor], None] | None = None,
     label: str = "",
 ) -> PassageBits:
@@ -122,24 +123,17 @@ def measure(
             windows.append((i, ids[begin : begin + window], window // 2))
             at = begin + window
     bits = np.zeros(len(texts))
-    # Windows of similar length share a batch, to waste little on padding; the longest come first, so memory runs out at once.
-    order = sorted(range(len(windows)), key=lambda w: len(windows[w][1]))
     device = net.get_input_embeddings().weight.device
     weight = vocabulary.head_weight(net.get_output_embeddings())
     progress = Progress(label, max(1, len(windows)), SILENCE_SECONDS) if label else None
-    while order:
+    done = 0
+    for take in batches.by_length([ids for _, ids, _ in windows], batch_tokens):
         if progress:
-            progress.at(len(windows) - len(order))
-        longest = len(windows[order[-1]][1])
-        take = [order.pop() for _ in range(min(len(order), max(1, batch_tokens // longest)))]
-        ids_BT = torch.zeros(len(take), longest, dtype=torch.long)
-        labels_BT = torch.full((len(take), longest), IGNORE)
-        for row, w in enumerate(take):
-            _, ids, first = windows[w]
-            # Padding is on the right, and attention only looks to the left, so no attention mask is needed.
-            ids_BT[row, : len(ids)] = torch.tensor(ids)
-            labels_BT[row, first - 1 : len(ids) - 1] = torch.tensor(ids[first:])
-        ids_BT, labels_BT = ids_BT.to(device), labels_BT.to(device)
+            progress.at(done)
+        done += len(take)
+        ids_BT = batches.padded([windows[w][1] for w in take]).to(device)
+        scored = [[IGNORE] * (first - 1) + ids[first:] for _, ids, first in map(windows.__getitem__, take)]
+        labels_BT = nn.functional.pad(batches.padded(scored, IGNORE), (0, 1), value=IGNORE).to(device)
         hidden_BTD = net.base_model(input_ids=ids_BT, use_cache=False).last_hidden_state
         flat = hidden_BTD.reshape(-1, hidden_BTD.shape[-1])
         _, losses_N = cross_entropy.cross_entropy(flat, weight, labels_BT.reshape(-1), 1.0, families.softcap(net.config))

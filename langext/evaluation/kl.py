@@ -4,7 +4,7 @@ To save memory, the base's last hidden states (N tokens x D) are kept instead of
 logits are computed again from them, chunk by chunk.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,10 +12,8 @@ from torch import Tensor
 
 from langext.architectures import cross_entropy, families, vocabulary
 from langext.console import told
-from langext.data import documents
+from langext.data import batches, documents
 
-BATCH_TOKENS = 4096
-"""About how many tokens one forward pass has."""
 ROWS = 16_384
 """Rows of the output matrix that are widened to float32 at once."""
 
@@ -72,24 +70,13 @@ class BaseKL:
         net.eval()
         device = net.get_input_embeddings().weight.device
         hidden: list[Tensor] = [torch.empty(0)] * len(self.rows)
-        batches = list(_batches(self.rows))
-        for numbers in told(self.label, batches) if self.label else batches:
-            ids_BT = torch.zeros(len(numbers), len(self.rows[numbers[0]]), dtype=torch.long)
-            for k, number in enumerate(numbers):  # padded on the right, where attention does not look
-                ids_BT[k, : len(self.rows[number])] = torch.tensor(self.rows[number])
+        chosen = list(batches.by_length(self.rows, batches.TOKENS))
+        for numbers in told(self.label, chosen) if self.label else chosen:
+            ids_BT = batches.padded([self.rows[number] for number in numbers])
             hidden_BTD = net.base_model(input_ids=ids_BT.to(device), use_cache=False).last_hidden_state
             for k, number in enumerate(numbers):
                 hidden[number] = hidden_BTD[k, : len(self.rows[number])]
         return hidden
-
-
-def _batches(rows: Sequence[Sequence[int]]) -> Iterator[list[int]]:
-    """The numbers of all rows in batches of about `BATCH_TOKENS`, rows of like lengths together, the longest first."""
-    waiting = sorted(range(len(rows)), key=lambda number: -len(rows[number]))
-    while waiting:
-        take = max(1, BATCH_TOKENS // len(rows[waiting[0]]))
-        yield waiting[:take]
-        waiting = waiting[take:]
 
 
 def _shared(head: Any, end: int) -> list[slice]:

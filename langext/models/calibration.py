@@ -30,13 +30,13 @@ from torch import Tensor
 
 from langext.architectures import families
 from langext.console import Progress
+from langext.data import batches
 from langext.errors import RunFailed
 
 ORIGINAL_WEIGHT = 0.9
 """v above. Of 0.1, 0.5, 0.9 and 0.99, 0.9 opened most of the new language for the same share of closed original tokens."""
 RIDGE = 1e-4
 """r above, as a share of the mean variance. Values from 1e-6 to 1e-2 gave the same gates."""
-BATCH_TOKENS = 4096
 
 Rows = Sequence[Sequence[int]]
 """Token ids of pieces of text, each with the start token first."""
@@ -183,11 +183,9 @@ def _run(net: Any, layers: Sequence[int], rows: Rows, see: Callable[[int, Tensor
     device = net.get_input_embeddings().weight.device
     progress, done = Progress(label, sum(map(len, rows))), 0
     for batch in _batches(rows):
-        ids_BT = torch.zeros(len(batch), max(map(len, batch)), dtype=torch.long)
+        ids_BT = batches.padded(batch)
         counts_BT = torch.zeros_like(ids_BT, dtype=torch.bool)
         for i, row in enumerate(batch):
-            # Padding is on the right, and attention only looks to the left, so no attention mask is needed.
-            ids_BT[i, : len(row)] = torch.tensor(row)
             counts_BT[i, skip : len(row)] = True
         counts_BT = counts_BT.to(device)
         with _watched(net, layers, lambda at, x_BTD, counts_BT=counts_BT: see(at, x_BTD[counts_BT].float())):
@@ -197,10 +195,10 @@ def _run(net: Any, layers: Sequence[int], rows: Rows, see: Callable[[int, Tensor
 
 
 def _batches(rows: Rows) -> Iterator[Rows]:
-    """Neighbouring rows, together at most BATCH_TOKENS with their padding (or one row)."""
+    """Neighbouring rows, together at most batches.TOKENS with their padding (or one row)."""
     batch: list[Sequence[int]] = []
     for row in rows:
-        if batch and (len(batch) + 1) * max(map(len, [*batch, row])) > BATCH_TOKENS:
+        if batch and (len(batch) + 1) * max(map(len, [*batch, row])) > batches.TOKENS:
             yield batch
             batch = []
         batch.append(row)

@@ -6,9 +6,9 @@ import regex
 import torch
 
 from langext.context import Context
-from langext.data import documents
+from langext.data import batches, documents
 from langext.errors import ConfigError, RunFailed
-from langext.evaluation import bpb, generation, kl
+from langext.evaluation import bpb, generation
 from langext.evaluation.kl import BaseKL
 from langext.models import loading
 from langext.training import setup
@@ -104,7 +104,7 @@ def test_kl_of_a_text_is_the_same_in_any_batch_and_reads_it_whole(pico, monkeypa
     texts = ["The cat. ", "The cat sees the dog in the street. " * 3, "A pupil speaks with the boy. " * 80, "x"]
     alone = [BaseKL(net, tokenizer, [text]) for text in texts]
     assert len(alone[2].rows[0]) > 512
-    monkeypatch.setattr(kl, "BATCH_TOKENS", 150)
+    monkeypatch.setattr(batches, "TOKENS", 150)
     together = BaseKL(net, tokenizer, texts)
     assert together.each(other) == pytest.approx([one.each(other)[0] for one in alone], rel=1e-4)
 

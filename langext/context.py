@@ -14,6 +14,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from langext import devices
 from langext.errors import ConfigError, read_text, user_path
 from langext.spec import Benchmarks, Spec
 
@@ -179,11 +180,9 @@ class Runtime(Spec):
                 at=("runtime", "compile"),
             )
         if self.gpus and self.nodes == 1 and self.launcher != "srun":  # a Slurm job is sent to where the GPUs are
-            import torch
-
-            if self.gpus > torch.cuda.device_count():
-                here = torch.cuda.device_count()
-                raise ConfigError(f"runtime.gpus: {self.gpus} asked for, {here} on this machine", at=("runtime", "gpus"))
+            if self.gpus > (here := devices.gpus()):
+                why = f"; {found}" if (found := devices.unused_gpus()) else ""
+                raise ConfigError(f"runtime.gpus: {self.gpus} asked for, {here} on this machine{why}", at=("runtime", "gpus"))
             given = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
             if self.gpus > 1 and (odd := next((one for one in given if one and not one.strip().isdigit()), "")):
                 raise ConfigError(

@@ -85,7 +85,7 @@ def test_compiling_for_a_cpu_needs_a_compiler(programs, monkeypatch):
 
 
 def test_gpus_that_are_named_by_other_than_numbers_are_refused(monkeypatch):
-    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setattr("langext.devices.gpus", lambda: 2)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-8f1a,GPU-77b0")
     with pytest.raises(ConfigError, match="CUDA_VISIBLE_DEVICES has GPU-8f1a"):
         Runtime(gpus=2).check()

@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 FLOORS = {
-    "": 0, "errors": 0, "tokenizer_tools": 0, "spec": 1, "console": 1,
+    "": 0, "errors": 0, "tokenizer_tools": 0, "spec": 1, "console": 1, "devices": 1,
     "artifacts": 2, "export_summary": 2, "summaries": 2, "weight_summaries": 2,
     "text_summaries": 2, "languages": 2, "context": 2, "ready": 2,
     "architectures": 2,

@@ -11,9 +11,10 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from langext import devices
 from langext.artifacts import first_problem
 from langext.cli import first_language
-from langext.console import Progress
+from langext.console import Progress, warn
 from langext.data import assets, formats, remote, source_files
 from langext.data.sources import Source
 from langext.errors import ConfigError, one_line
@@ -270,6 +271,8 @@ def _this_machine() -> Machine:
     import psutil
     import torch
 
-    count = torch.cuda.device_count()
+    count = devices.gpus()
+    if why := devices.unused_gpus():
+        warn(f"the pipeline is written for the CPU: {why}")
     name = torch.cuda.get_device_name(0) if count else ""
     return Machine(count, name, launcher.gpu_memory(), launcher.cores(), psutil.virtual_memory().total)

@@ -11,6 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Literal
 
+from langext import devices
 from langext.console import say
 from langext.context import compiler
 from langext.data import assets, carriers
@@ -115,13 +116,14 @@ def sometimes() -> Iterator[Check]:
 def _devices() -> Iterator[Check]:
     import torch
 
-    if not torch.cuda.is_available():
+    if not devices.gpus():
         from langext.architectures import precision
         from langext.pipeline import launcher
 
         bf16 = "yes" if precision.chosen("auto", 0) == "bf16" else "no, so precision: auto takes fp32"
-        yield Check("ok", "GPU", f"none; {launcher.cores()} CPU cores, bf16 in hardware: {bf16}")
-    for i in range(torch.cuda.device_count()):
+        none, why = f"none; {launcher.cores()} CPU cores, bf16 in hardware: {bf16}", devices.unused_gpus()
+        yield Check("warning" if why else "ok", "GPU", none, why)
+    for i in range(devices.gpus()):
         found = torch.cuda.get_device_properties(i)
         bf16 = "bf16" if found.major >= 8 else "no bf16 in hardware (from compute capability 8.0 on)"
         yield Check("ok", f"GPU {i}", f"{found.name}, {found.total_memory / GiB:.0f} GiB, {bf16}")

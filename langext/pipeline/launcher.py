@@ -11,6 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from langext import devices
 from langext.artifacts import STOP
 from langext.console import warn
 from langext.context import Runtime, without_launcher
@@ -135,7 +136,7 @@ def gpu_memory() -> int:
     """Bytes of memory of the smallest GPU of this machine; 0 without one."""
     import torch
 
-    return min((torch.cuda.get_device_properties(i).total_memory for i in range(torch.cuda.device_count())), default=0)
+    return min((torch.cuda.get_device_properties(i).total_memory for i in range(devices.gpus())), default=0)
 
 
 def command(module: str, arguments: list[str], runtime: Runtime) -> list[str]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import Field, field_validator, model_validator
 
-from langext import languages
+from langext import devices, languages
 from langext.artifacts import (
     BASE,
     JOB,
@@ -306,13 +306,13 @@ def _check_text(pipeline: Pipeline, step: Step, steps: list[Step]) -> None:
 
 
 def _warn_idle(step: Step) -> None:
-    """Warn of a training on the CPU of a machine with GPUs."""
+    """Warn of a training on the CPU of a machine with GPUs, also where torch does not see them."""
     if step.stage.parallel and not step.stage.runtime.gpus and step.stage.runtime.nodes == 1:
-        import torch
-
-        if here := torch.cuda.device_count():
+        if here := devices.gpus():
             key = f"{step.name}.runtime"
             warn(f"stage {step.name!r} trains on the CPU, and this machine has {here} GPU(s); --set {key}.gpus=1 takes one")
+        elif why := devices.unused_gpus():
+            warn(f"stage {step.name!r} trains on the CPU: {why}")
 
 
 def _warn_unprotected(method: Method, steps: list[Step]) -> None:

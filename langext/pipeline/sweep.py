@@ -19,6 +19,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from langext import devices
 from langext.artifacts import BASE, MANIFEST, TOKENS, Scores
 from langext.console import duration, say
 from langext.errors import ConfigError, RunFailed, Stopped
@@ -200,10 +201,8 @@ def slots(found: Sequence[Point], jobs: int | None) -> list[dict[str, str]]:
 
 def _visible() -> list[str]:
     """Identifiers of the GPUs that this process may use."""
-    import torch
-
     given = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return given.split(",") if given else [str(k) for k in range(torch.cuda.device_count())]
+    return given.split(",") if given else [str(k) for k in range(devices.gpus())]
 
 
 def run(found: Sequence[Point], jobs: int | None) -> list[Point]:

@@ -70,7 +70,7 @@ def test_of_a_base_that_is_not_here_nothing_is_promised(tmp_path, capsys):
 
 
 def test_sizes_are_told_beside_a_problem_and_a_gpu_that_is_idle(tmp_path, pico, texts, capsys, monkeypatch):
-    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setattr("langext.devices.gpus", lambda: 2)
     file = tmp_path / "x.yaml"
     file.write_text("stages: []\n")
     train = TRAIN | {"sequence_length": 100_000}

@@ -21,6 +21,7 @@ from typing import Any
 
 from collect import UNSEEN, mean, method_of, of_unseen
 
+from langext import languages
 from langext.evaluation import significance
 
 Records = dict[str, Any]
@@ -123,12 +124,20 @@ def front_cells(name: str, row: dict[str, Any]) -> list[str]:
 
 def table(found: Records) -> Iterable[str]:
     """A table of all runs."""
-    return markdown(COLUMNS, (run_cells(name, row) for name, rows in by_method(found).items() for row in rows))
+    return markdown(headed(COLUMNS, found), (run_cells(name, row) for name, rows in by_method(found).items() for row in rows))
 
 
 def settings(found: Records) -> Iterable[str]:
     """A table of all runs by their names."""
-    return markdown(("setting", *COLUMNS[1:]), (run_cells(name, row) for name, row in comparable(found).items()))
+    heads = headed(("setting", *COLUMNS[1:]), found)
+    return markdown(heads, (run_cells(name, row) for name, row in comparable(found).items()))
+
+
+def headed(columns: Sequence[str], found: Records) -> list[str]:
+    """The columns, with the name of the language that these runs add in place of French."""
+    codes = {name.split("/")[0] for row in found.values() for name in row["bits_per_byte"]} - {"eng_Latn"}
+    added = languages.find(codes.pop()).name if len(codes) == 1 else "new language"
+    return [column.replace("French", added) for column in columns]
 
 
 def run_cells(name: str, row: dict[str, Any]) -> list[str]:

@@ -115,10 +115,11 @@ def main() -> None:
 
 def _fail(out: Path, what: object, code: int) -> None:
     """End this process, and the others of the stage with it; one that fails because another has failed says nothing."""
-    if first := lifeline.failed(out / STOP):
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    if several and (first := lifeline.failed(out / STOP)):
         sys.exit(first)
     print(f"error: {out.name}: {what}", file=sys.stderr, flush=True)
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if several:
         lifeline.fail_all(out / STOP, code)
     sys.exit(code)
 

@@ -2,15 +2,17 @@
 
 import os
 import shutil
+import subprocess
 import warnings
 from pathlib import Path
 
 from langext.errors import one_line
 
 DRIVER = Path("/proc/driver/nvidia/version")
-"""There where NVIDIA's driver is loaded, in containers too."""
-LONGEST = 200
-"""Letters of torch's own message that are shown."""
+"""There where the kernel has NVIDIA's module, in containers too."""
+VISIBLE = "CUDA_VISIBLE_DEVICES"
+HIDDEN = ("", "-1", "none", "NoDevFiles")
+"""Values of this variable by which a user, or Slurm, takes GPUs away."""
 
 
 def gpus() -> int:
@@ -22,23 +24,32 @@ def gpus() -> int:
 
 
 def unused_gpus() -> str:
-    """Why torch computes on none although NVIDIA's driver is here; empty where it does, and where they are hidden from it."""
+    """Why torch computes on none although the machine has some; empty where it does, and where they are hidden from it."""
     import torch
 
-    hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
-    if gpus() or hidden or not (DRIVER.exists() or shutil.which("nvidia-smi")):
+    visible = os.environ.get(VISIBLE)
+    if gpus() or visible in HIDDEN or not (DRIVER.exists() or _listed()):
         return ""
     if torch.version.cuda is None and torch.version.hip is None:
         return (
-            f"NVIDIA's driver is here, and torch {torch.__version__} is built without CUDA; install torch for CUDA, as "
-            "https://pytorch.org/get-started/locally says"
+            f"the machine has NVIDIA's driver, and torch {torch.__version__} is built without CUDA; install torch for CUDA, as "
+            f"https://pytorch.org/get-started/locally says, or set {VISIBLE}= if the CPU is meant"
         )
+    if visible is not None:
+        return f"{VISIBLE} is {visible}, and leaves torch none of the GPUs of the machine"
     try:
         with warnings.catch_warnings(action="ignore"):
             torch.cuda.init()
     except (RuntimeError, AssertionError) as error:
         return (
-            f"NVIDIA's driver is here, and torch {torch.__version__} cannot use it: {one_line(error):.{LONGEST}}; a container "
-            "needs --gpus all; with a driver that is too old install torch for the CUDA that nvidia-smi names"
+            f"the machine has NVIDIA's driver, and torch {torch.__version__} finds no GPU: {one_line(error)}; a container "
+            "needs --gpus all, a Slurm job --gpus, and a driver that is too old a torch for the CUDA that nvidia-smi names"
         )
     return ""
+
+
+def _listed() -> bool:
+    """Whether nvidia-smi lists a GPU: under WSL the kernel has no module."""
+    if shutil.which("nvidia-smi") is None:
+        return False
+    return subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True).stdout.startswith("GPU")

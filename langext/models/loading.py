@@ -226,14 +226,18 @@ def _built(net: Any, model: Model, record: Record) -> LiveModel:
 
 
 def stored(folder: Path) -> torch.dtype:
-    """The precision of most of the weights in their files, which can differ from the one in config.json."""
+    """The widest precision that at least a tenth of the weights have in their files; config.json can say another.
+
+    Some models keep a few tensors in float32, which are no reason to load all of them so.
+    """
     numbers: Counter[str] = Counter()
     try:
         for path in base_files.weight_files(folder):
             with safe_open(path, "pt") as file:
                 for part in map(file.get_slice, file.keys()):
                     numbers[part.get_dtype()] += math.prod(part.get_shape())
-        return DTYPES[numbers.most_common(1)[0][0]]
+        many = [name for name, count in numbers.items() if 10 * count >= numbers.total()]
+        return DTYPES[max(many, key=base_files.PRECISIONS.index)]
     except (ConfigError, SafetensorError, OSError):  # missing or damaged: load_base reports it with a better message
         return torch.bfloat16
 

@@ -15,7 +15,7 @@ from langext import devices
 from langext.artifacts import STOP
 from langext.console import warn
 from langext.context import Runtime, without_launcher
-from langext.errors import EXIT_BUG, EXIT_CONFIG, EXIT_RUN_FAILED, ConfigError, RunFailed, Stopped
+from langext.errors import ConfigError, RunFailed, Stopped
 from langext.pipeline import lifeline, nodes, slurm_step
 
 MALLOC = {
@@ -34,7 +34,7 @@ RANKS = {"SKYPILOT_NODE_RANK": "SkyPilot", "JOB_COMPLETION_INDEX": "an Indexed J
 """Environment variable that holds which of several tasks this is, of what does not tell how many there are -> who set it.
 https://docs.skypilot.co/en/latest/running-jobs/distributed-jobs.html,
 https://kubernetes.io/docs/tasks/job/indexed-parallel-processing-static/"""
-OF_ITSELF = (0, EXIT_CONFIG, EXIT_RUN_FAILED, EXIT_BUG)
+OF_ITSELF = (0, *lifeline.FAILURES)
 """Exit codes of a worker that has ended for another reason than a signal, and has said it."""
 ENDING_SECONDS = 1.0
 """How long the processes of a stage may still run when its worker has ended."""
@@ -70,8 +70,7 @@ def launch(out: Path, runtime: Runtime, lock: int, *, only_prepare: bool = False
     would not pass the signal on, and would kill the processes while they save. A second signal kills all at once, on other
     machines by the same file. When this returns, no process of the stage is left. Raises RunFailed when a machine was lost.
     """
-    # A stop file from an earlier attempt would stop this one as well.
-    (out / STOP).unlink(missing_ok=True)
+    lifeline.forget(out)
     with nodes.passing_on(environment(runtime), runtime, out) as env:
         worker = subprocess.Popen(
             command("langext.pipeline.worker", [*(["--prepare"] if only_prepare else []), str(out)], runtime),

@@ -1,7 +1,7 @@
 """Ends the processes of a stage when one of them has failed, or the `langext run` that started them is gone or wants it.
 
-The one rule: no process of a stage stays behind, on no machine. Each worker has a thread that looks for the stop file, which
-all machines see, and for `langext run`, if that works on the same machine.
+The one rule: no process of a stage stays behind, on no machine. Each worker has a thread that looks for the stop file and for
+the file of a failure, which all machines see, and for `langext run`, if that works on the same machine.
 """
 
 import os
@@ -15,9 +15,12 @@ from pathlib import Path
 import psutil
 
 from langext.artifacts import STOP
+from langext.errors import EXIT_BUG, EXIT_CONFIG, EXIT_RUN_FAILED
 
 EVERY_SECONDS = 0.5
 """How often a worker looks."""
+FAILURES = (EXIT_CONFIG, EXIT_RUN_FAILED, EXIT_BUG)
+"""Exit codes of a worker that has failed and has said why."""
 OPTION = "--run"
 """Argument of a worker that langext has started, followed by `address()` of its `langext run`."""
 
@@ -39,15 +42,19 @@ def hold(out: Path, run: str) -> None:
     parent = _process(int(number)) if machine == _machine() else None
     if machine == _machine() and parent is None:
         end_all()
-    threading.Thread(target=_watch, args=(out / STOP, parent), name="lifeline", daemon=True).start()
+    threading.Thread(target=_watch, args=(out, parent), name="lifeline", daemon=True).start()
 
 
-def _watch(stop: Path, parent: psutil.Process | None) -> None:
+def _watch(out: Path, parent: psutil.Process | None) -> None:
+    stop = out / STOP
     while True:
         time.sleep(EVERY_SECONDS)
         if asked(stop) == signal.SIGKILL:
             end_all()
-        if code := failed(stop):
+        if code := failed(out):
+            for child in psutil.Process().children(recursive=True):  # whose parent would be gone before anybody ends them
+                with suppress(psutil.NoSuchProcess):
+                    child.kill()
             os._exit(code)  # the rest of the process may wait for the one that has failed
         if parent is not None and not lives(parent):
             if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
@@ -70,23 +77,34 @@ def asking() -> list[signal.Signals]:
     return [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
 
 
+def fail_all(out: Path, code: int) -> None:
+    """Make the other processes of the stage end with the exit code of the first that fails.
+
+    On other machines they could wait for it for half an hour. The code is in the name of an empty file: of a disk that is full
+    that is what still can be written.
+    """
+    if not failed(out):
+        with suppress(OSError):
+            _mark(out, code).touch()
+
+
+def failed(out: Path) -> int:
+    """The exit code of a process of this stage that has failed; 0 when none has."""
+    return next((code for code in FAILURES if os.path.exists(_mark(out, code))), 0)
+
+
+def forget(out: Path) -> None:
+    """Remove what an earlier attempt has left: it would end this one as well."""
+    for path in (out / STOP, *(_mark(out, code) for code in FAILURES)):
+        path.unlink(missing_ok=True)
+
+
+def _mark(out: Path, code: int) -> Path:
+    return out / f"failed-{code}"
+
+
 def asked(stop: Path) -> int:
-    """The number of the signal in a stop file; 0 when there is no such file, or a process has failed."""
-    return max(0, _read(stop))
-
-
-def failed(stop: Path) -> int:
-    """The exit code of the process of this stage that has failed first; 0 when none has."""
-    return max(0, -_read(stop))
-
-
-def fail_all(stop: Path, code: int) -> None:
-    """Make the other processes of the stage end with this exit code: on other machines they could wait for half an hour."""
-    with suppress(OSError):  # a full disk: the launchers end those of this machine
-        stop.write_text(str(-code), encoding="utf-8")
-
-
-def _read(stop: Path) -> int:
+    """The number of the signal in a stop file; 0 when there is no such file."""
     try:
         return int(stop.read_text(encoding="utf-8") or signal.SIGTERM)  # empty while it is being written
     except (OSError, ValueError):  # most often it is not there

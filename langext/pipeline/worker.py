@@ -18,7 +18,8 @@ from typing import Any, cast
 
 from pydantic import TypeAdapter
 
-from langext.artifacts import JOB, MANIFEST, STOP, Artifact, Job, Manifest, list_files, read_as, write_json
+from langext import devices
+from langext.artifacts import JOB, MANIFEST, Artifact, Job, Manifest, list_files, read_as, write_json
 from langext.console import print_anything
 from langext.context import Context, without_launcher
 from langext.errors import EXIT_BUG, EXIT_CONFIG, EXIT_RUN_FAILED, ConfigError, RunFailed, bug, machine_problem
@@ -45,6 +46,9 @@ def execute(out: Path, *, only_prepare: bool = False) -> None:
     )
     inputs = {arg: takes.kind(Path(job.inputs[arg].path)) for arg, takes in reads(stage).items() if arg in job.inputs}
     started, clock = time.time(), time.monotonic()  # the first one may be set while the stage runs
+    if stage.runtime.gpus and not only_prepare and not devices.gpus():  # libraries would compute on the CPU instead
+        why = devices.unused_gpus() or "torch finds none"
+        raise RunFailed(f"runtime.gpus: {stage.runtime.gpus} asked for, and none on {platform.node()}: {why}")
     if only_prepare or world_size == 1:
         cast(Callable[..., None], stage.prepare)(ctx, **inputs)
     if only_prepare:
@@ -116,11 +120,11 @@ def main() -> None:
 def _fail(out: Path, what: object, code: int) -> None:
     """End this process, and the others of the stage with it; one that fails because another has failed says nothing."""
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    if several and (first := lifeline.failed(out / STOP)):
+    if several and (first := lifeline.failed(out)):
         sys.exit(first)
     print(f"error: {out.name}: {what}", file=sys.stderr, flush=True)
     if several:
-        lifeline.fail_all(out / STOP, code)
+        lifeline.fail_all(out, code)
     sys.exit(code)
 
 

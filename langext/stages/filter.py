@@ -180,13 +180,13 @@ class Filter(Stage):
             lid = self._lid()
             labels = self._labels(lid, ctx)
             model = self._begin_model(ctx, lid.path)
+            for source in self.sources:
+                if source.hub and source.folder() is None:  # a wrong name is told before hours of reading, not after
+                    self._begin(ctx, source)
             sources = [source.at_hand(ctx.out) for source in self.sources]
             for source in sources:  # what was begun with before an interruption, all of it before anything goes on
                 if (path := log_of(ctx, source) / RECORD).exists():
                     self._unchanged(source.difference(read_as(path, SourceRecord).files))
-            for source in sources:
-                if source.hub and source.folder() is None:  # a wrong name is told before hours of reading, not after
-                    self._begin(ctx, source)
             parts = []
             for source in sources:
                 record = self._begin(ctx, source)

@@ -294,6 +294,5 @@ class Stop:
         """The number of the signal that asks to stop; 0 while there is none."""
         if not self.signal and self.file.is_file():
             with suppress(FileNotFoundError):  # `langext run` removes it when it starts anew
-                # Below 0 when another process has failed: then this one ends, and does not save.
-                return max(0, int(self.file.read_text(encoding="utf-8") or signal.SIGTERM))
+                return int(self.file.read_text(encoding="utf-8") or signal.SIGTERM)
         return self.signal

@@ -74,12 +74,10 @@ def test_weights_that_are_missing_or_damaged(copy):
         loading.load_base(copy, torch.float32)
 
 
-def test_the_precision_of_a_base_is_that_of_most_of_its_weights(tmp_path):
-    """Some models keep a few tensors in float32, and the first one says nothing about the others."""
-    save_file({"a": torch.zeros(2), "b": torch.zeros(2, 2, dtype=torch.bfloat16)}, tmp_path / "model.safetensors")
-    assert loading.stored(tmp_path) == torch.bfloat16
-    save_file({"a": torch.zeros(5), "b": torch.zeros(2, 2, dtype=torch.bfloat16)}, tmp_path / "model.safetensors")
-    assert loading.stored(tmp_path) == torch.float32
+@pytest.mark.parametrize(("wide", "found"), [(1, torch.bfloat16), (2, torch.float32), (90, torch.float32)])
+def test_a_few_tensors_in_float32_do_not_decide_the_precision_of_a_base(tmp_path, wide, found):
+    save_file({"a": torch.zeros(wide), "b": torch.zeros(10, dtype=torch.bfloat16)}, tmp_path / "model.safetensors")
+    assert loading.stored(tmp_path) == found
 
 
 def test_another_file_is_no_base(tmp_path):

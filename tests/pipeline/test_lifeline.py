@@ -13,7 +13,7 @@ import pytest
 
 from langext.artifacts import STOP
 from langext.context import Runtime, without_launcher
-from langext.errors import EXIT_RUN_FAILED, ConfigError, Stopped
+from langext.errors import EXIT_CONFIG, EXIT_RUN_FAILED, ConfigError, Stopped
 from langext.pipeline import launcher, lifeline
 
 ROOT = Path(__file__).parents[2]
@@ -147,14 +147,17 @@ def test_a_process_that_fails_ends_those_on_other_machines_with_its_exit_code(tm
         env = os.environ | {"RANK": "0", "WORLD_SIZE": world_size}
         failed = subprocess.run(command, env=env, capture_output=True, text=True, cwd=ROOT)
         assert failed.returncode == EXIT_RUN_FAILED and failed.stderr.count("error: ") == 1, failed.stderr
-        assert (tmp_path / STOP).exists() == ends
-    assert waiting.wait(timeout=10) == EXIT_RUN_FAILED
-    child.kill()
+        assert bool(lifeline.failed(tmp_path)) == ends
+    assert waiting.wait(timeout=10) == EXIT_RUN_FAILED and gone([child], 0.5)
     # What fails next, because the first one is gone, does not speak over it.
     for world_size, speaks in (("2", False), ("1", True)):
         env = os.environ | {"WORLD_SIZE": world_size}
         late = subprocess.run(command, env=env, capture_output=True, text=True, cwd=ROOT)
         assert late.returncode == EXIT_RUN_FAILED and ("error: " in late.stderr) == speaks
+    lifeline.fail_all(tmp_path, EXIT_CONFIG)  # the first one counts
+    assert lifeline.failed(tmp_path) == EXIT_RUN_FAILED
+    lifeline.forget(tmp_path)
+    assert lifeline.failed(tmp_path) == 0
 
 
 @pytest.mark.parametrize(("code", "raised"), [(143, Stopped), (4, None), (2, None)])

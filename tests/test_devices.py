@@ -32,6 +32,7 @@ def test_a_torch_without_cuda_is_told_wherever_gpus_are_counted(driver, monkeypa
     (check,) = health._devices()
     assert check.state == "warning" and "is built without CUDA" in check.line
     assert first_look.machine().gpus == 0 and "the pipeline is written for the CPU: the machine has" in capsys.readouterr().err
+    assert first_look.machine(8, 80).gpus == 8 and capsys.readouterr().err == ""  # for another machine
     for hidden in devices.HIDDEN:  # whoever hides them knows
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
         assert devices.unused_gpus() == "" and next(health._devices()).state == "ok"
@@ -63,6 +64,8 @@ def test_a_machine_without_a_driver_has_no_gpus(driver, tmp_path, monkeypatch):
 
 def test_a_process_without_a_gpu_does_not_compute_on_the_cpu_instead(tmp_path, monkeypatch):
     """One of several machines may be unlike the others, which the plan does not see."""
+    monkeypatch.setattr(devices, "gpus", lambda: 0)
+    monkeypatch.setattr(devices, "unused_gpus", lambda: "")
     stage = {"uses": "train", "steps": 1, "lr": 0.1, "sequence_length": 16, "batch_sequences": 1, "runtime": {"gpus": 1}}
     job = Job(
         fingerprint="", identity={}, inputs={}, seed=1, stage=stage, language="fra_Latn", original_languages=["eng_Latn"],

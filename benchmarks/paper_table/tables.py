@@ -84,7 +84,7 @@ def percent(value: float, form: str = ".1%") -> str:
 
 def best(found: Records) -> Iterable[str]:
     """A table of each method at the rate at which it learned most, over its seeds, as shares of full fine-tuning."""
-    return markdown(BEST, best_rows(by_method(found)))
+    return markdown(headed(BEST, found), best_rows(by_method(found)))
 
 
 def best_rows(methods: dict[str, list[dict[str, Any]]]) -> Iterable[list[str]]:
@@ -112,7 +112,7 @@ def front(found: Records) -> Iterable[str]:
     if len({tuple(tokens for _, _, tokens in of_unseen(row["kl"])) for _, row in rows}) > 1:
         sys.exit("--show front: KL was not measured on the same text in all runs")
     best = significance.unbeaten([(row["learned_unseen"], row["kl_unseen"]) for _, row in rows])
-    return markdown(FRONT, (front_cells(*rows[number]) for number in best))
+    return markdown(headed(FRONT, found), (front_cells(*rows[number]) for number in best))
 
 
 def front_cells(name: str, row: dict[str, Any]) -> list[str]:

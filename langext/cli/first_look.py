@@ -257,6 +257,8 @@ def machine(gpus: int | None = None, gpu_gib: float | None = None, nodes: int = 
         raise ConfigError(f"--{'nodes' if gpu_gib is None else 'gpu-memory'}: give --gpus as well, how many each machine has")
     here = _this_machine()
     if gpus is None:
+        if why := devices.unused_gpus():
+            warn(f"the pipeline is written for the CPU: {why}")
         return here
     if gpus == 0:
         return replace(here, gpus=0, gpu="", gpu_bytes=0)
@@ -272,7 +274,5 @@ def _this_machine() -> Machine:
     import torch
 
     count = devices.gpus()
-    if why := devices.unused_gpus():
-        warn(f"the pipeline is written for the CPU: {why}")
     name = torch.cuda.get_device_name(0) if count else ""
     return Machine(count, name, launcher.gpu_memory(), launcher.cores(), psutil.virtual_memory().total)

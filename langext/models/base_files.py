@@ -22,7 +22,7 @@ from tokenizer_tools.folder import FILES as TOKENIZERS
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 PRECISIONS: tuple[str, ...] = ("BF16", "F16", "F32", "F64")
-"""How safetensors calls the precisions of plain weights."""
+"""How safetensors calls the precisions of plain weights, the narrowest first."""
 BUFFERS = re.compile(r"rotary_emb\.inv_freq$")
 """Tensors that older versions of transformers wrote and that every model computes by itself."""
 HEAD = "lm_head.weight"

@@ -36,6 +36,7 @@ RUN = """
 import signal, sys
 from pathlib import Path
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it for what it starts in the background
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup ignores it
 from langext.context import Runtime
 from langext.pipeline import launcher, lifeline
 out, kind, worker = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
